@@ -1,0 +1,315 @@
+"""The command line: parses, calls one function, prints."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustness.refusal import Refusal
+
+OUTPUTS = Path("outputs")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("stages-of-inference"), prog_name="stages")
+def stages() -> None:
+    """Rewire the order in which a language model's blocks run, and measure what changes.
+
+    \b
+    stages demo                              the built-in model, offline, within a minute
+    stages sweep openai-community/gpt2       drop and swap every block, one NetCDF file
+    stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
+    stages plot outputs/gpt2/sweep.nc        the figure
+    """
+
+
+def options_of_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which text is read and how it is cut."""
+    for option in reversed(
+        (
+            click.option(
+                "--data",
+                default="builtin",
+                show_default=True,
+                help="builtin, a .txt, .jsonl or .parquet file, or a data set, owner/name:config.",
+            ),
+            click.option("--field", default="text", show_default=True, help="Column of the text."),
+            click.option(
+                "--split", default="train", show_default=True, help="Split of a data set."
+            ),
+            click.option(
+                "--tokens",
+                type=click.IntRange(1),
+                help="Tokens to read, all of which must be there.  [default: up to 100000]",
+            ),
+            click.option(
+                "--context",
+                type=click.IntRange(3),
+                help="Tokens in a sequence.  [default: 256, or the model's limit if lower]",
+            ),
+            click.option("--pack", is_flag=True, help="Join documents instead of dropping tails."),
+            click.option("--seed", default=0, show_default=True, help="Of the documents' order."),
+            click.option(
+                "--paper-compat",
+                is_flag=True,
+                help="The first documents, one a sequence, with the authors' alignment of tokens.",
+            ),
+            click.option(
+                "--documents",
+                type=click.IntRange(1),
+                default=1388,
+                show_default=True,
+                help="How many documents --paper-compat takes.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def options_of_model(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how the model is loaded and run."""
+    for option in reversed(
+        (
+            click.option(
+                "--dtype",
+                type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
+                default="float32",
+                show_default=True,
+                help="Of the weights; auto is the checkpoint's.",
+            ),
+            click.option(
+                "--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"
+            ),
+            click.option("--revision", help="Branch, tag or commit on the hub."),
+            click.option(
+                "--attention",
+                type=click.Choice(("sdpa", "eager")),
+                default="sdpa",
+                show_default=True,
+                help="Implementation of attention.",
+            ),
+            click.option(
+                "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@stages.command()
+@click.argument("model")
+@click.option("--drop", is_flag=True, help="Leave out each block.")
+@click.option("--swap", is_flag=True, help="Exchange each block with the next.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="B",
+    help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
+)
+@click.option(
+    "--intervention",
+    "named",
+    multiple=True,
+    metavar="NAME",
+    help="By name: swap-D, skip-B, repeat-B, repeat-B-contiguous, reverse-B, shuffle-B.",
+)
+@click.option(
+    "--schedule",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help='A schedule of your own instead, as in "0..3-5-4-6..".',
+)
+@options_of_text
+@options_of_model
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
+@click.option(
+    "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/sweep.nc]")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def sweep(model: str, **options: Any) -> None:
+    """Change MODEL at every layer and measure how its predictions change.
+
+    MODEL is a hub id, a directory, or builtin. Without --drop, --swap, --repeat, --intervention or
+    --schedule, every block is dropped and every adjacent pair swapped. The command prints the file
+    it leaves; interrupted, the same command goes on.
+
+    \b
+    stages sweep builtin
+    stages sweep openai-community/gpt2 --repeat 5 --data my.jsonl --tokens 100000
+    stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.."
+    """
+    names = [name for name in ("drop", "swap") if options[name]]
+    names += [f"repeat-{length}" for length in options["repeat"]] + list(options["named"])
+    if names and options["texts"]:
+        raise click.UsageError("--schedule goes without --drop, --swap, --repeat, --intervention")
+    click.echo(_sweep(model, names or ["drop", "swap"], options))
+
+
+@stages.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def show(file: Path) -> None:
+    """Print FILE as a table: means with standard errors clustered by document.
+
+    \b
+    stages show outputs/builtin/sweep.nc
+    """
+    from recipes.tables import table
+    from robustness.results import load
+
+    click.echo(table(load(file)))
+
+
+@stages.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
+def plot(file: Path, out: Path | None) -> None:
+    """Draw FILE, and print where the figure is: beside FILE, unless --out says otherwise.
+
+    \b
+    stages plot outputs/builtin/sweep.nc --out sweep.svg
+    """
+    from recipes.panels import draw
+    from robustness.results import load, save_figure
+
+    click.echo(save_figure(draw(load(file)), out or file.with_suffix(".png")))
+
+
+@stages.command()
+@click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS, show_default=True)
+def demo(out: Path) -> None:
+    """Drop and swap every block of the built-in model: file, figure and table, offline.
+
+    \b
+    stages demo --out outputs
+    """
+    from recipes.panels import draw
+    from recipes.tables import table
+    from robustness.results import load, save_figure
+
+    options = {option.name: option.default for option in sweep.params}
+    path = _sweep("builtin", ["drop", "swap"], {**options, "out": out / "builtin" / "sweep.nc"})
+    dataset = load(path)
+    figure = save_figure(draw(dataset), path.with_suffix(".png"))
+    click.echo(table(dataset))
+    click.echo(f"\nnumbers: {path}\nfigure:  {figure}")
+
+
+@stages.command()
+def models() -> None:
+    """List the built-in models and the sixteen of the paper.
+
+    \b
+    stages models
+    """
+    from recipes.checkpoints import BUILTIN, PAPER
+
+    click.echo(f"{'model':32}  {'family':8}  layers  blocks")
+    for model in (*BUILTIN, *PAPER):
+        click.echo(f"{model.name:32}  {model.family:8}  {model.layers:6}  {model.blocks}")
+
+
+def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path:
+    """Open model and corpus, run the sweep, and return the path of its file."""
+    from robustness.execution import sweep as run
+    from robustness.results import command_line
+    from robustness.schedule import from_text
+
+    model = _open(name, options)
+    schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
+    corpus = _cut(model, options)
+    experiment = "schedules" if schedules else "sweep"
+    out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
+    with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
+        dataset = run(
+            model,
+            corpus,
+            interventions,
+            schedules=schedules,
+            batch_tokens=options["batch_tokens"],
+            cap=options["state_cap"],
+            out=out,
+            fresh=not options["resume"],
+            command=command_line(),
+            progress=progress,
+        )
+    bad = int(dataset["nonfinite"].sum())
+    if bad:
+        click.echo(f"warning: {bad} predictions had NaN or infinite logits", err=True)
+    return Path(out)
+
+
+def _open(name: str, options: dict[str, Any]) -> Any:
+    from transformers.utils import logging
+
+    from robustness.model import open_model
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
+    return open_model(name, **{key: options[key] for key in wanted})
+
+
+def _cut(model: Any, options: dict[str, Any]) -> Any:
+    from robustness.corpus import cut, first_documents
+
+    where = {key: options[key] for key in ("field", "split")}
+    limit = model.context
+    if options["paper_compat"]:
+        context = options["context"] or limit or 2048
+        return first_documents(
+            options["data"], model.tokenizer, context=context, count=options["documents"], **where
+        )
+    context = options["context"] or min(256, limit or 256)
+    if limit is not None and context > limit:
+        raise Refusal(f"a context of {context} is longer than {model.name} takes: {limit} tokens")
+    wanted = ("tokens", "seed", "pack")
+    return cut(
+        options["data"],
+        model.tokenizer,
+        context=context,
+        **{key: options[key] for key in wanted},
+        **where,
+    )
+
+
+@contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="seq", disable=quiet or None, file=sys.stderr) as bar:
+        yield lambda done, _: bar.update(done - bar.n)
+
+
+def main() -> None:
+    """Run the command line: exit 1 for a refusal, 2 for misuse, 130 when interrupted."""
+    try:
+        stages.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (Refusal, OSError) as error:
+        click.echo(f"stages: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(
+            "stages: interrupted; what was measured is kept, the same command goes on", err=True
+        )
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Executes schedules: opens the one trace that runs them, here or on a server."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nnsight
+import numpy as np
+import torch
+import xarray as xr
+from nnsight import TransformersModel
+from nnsight.intervention.iterator import Iterations
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from robustness import interpreter, measurement, results
+from robustness.corpus import SHORTEST, Corpus
+from robustness.model import Model
+from robustness.plan import Plan, compile_plan
+from robustness.refusal import Refusal
+from robustness.schedule import Schedule, check, clean, to_text
+from robustness.sweep import schedules as sweep_schedules
+
+BATCH_TOKENS = {"cpu": 1024}
+"""Tokens of text in a trace where none are asked for, by kind of device."""
+
+BATCH_TOKENS_ELSEWHERE = 8192
+
+STACKED_TOKENS = {"cpu": 2048}
+"""Tokens that go through a block together where no cap is asked for, by kind of device."""
+
+STACKED_TOKENS_ELSEWHERE = 65536
+
+Progress = Callable[[int, int], object]
+"""Told how many sequences are done, and how many there are."""
+
+# A rewired model asks for its blocks at every step of a generation, and so for one step too many.
+warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
+
+
+def rewire(model: Model, schedule: Schedule) -> TransformersModel:
+    """Return an nnsight model that executes a schedule; the original is left as it is.
+
+    In a trace of it, the natural pass hands the entering residual stream from block to block
+    unchanged, and its last block leaves what the schedule makes of it; norm and head follow.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    schedule : tuple of int
+        The blocks to execute, in order.
+
+    Returns
+    -------
+    TransformersModel
+        To be traced like any other, under the names of the original. It has no cache of keys and
+        values: generate with `use_cache=False`.
+
+    Raises
+    ------
+    Refusal
+        If the schedule is empty or names a block that is not there.
+    """
+    schedule = check(schedule, model.layers)
+    blocks = model.blocks
+    with model.traced.edit() as (_, edited):
+        # Not the tracer's own `iter`, which would send the finished tracer along to a server.
+        for _ in Iterations()[:]:
+            contexts = []
+            for block in blocks[:-1]:
+                hidden, context = interpreter.split_inputs(block.inputs)
+                contexts.append(context)
+                block.skip(hidden)
+            hidden, context = interpreter.split_inputs(blocks[-1].inputs)
+            contexts.append(context)
+            for step in schedule:
+                hidden = interpreter.call(blocks[step], hidden, contexts[step])
+            blocks[-1].skip(hidden)
+    return edited
+
+
+def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None) -> xr.DataArray:
+    """Return the residual stream before the first and after every step of a schedule.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    tokens : array_like of int, shape (sequence, token)
+        Token ids.
+    schedule : tuple of int, optional
+        The blocks to execute; the clean schedule without it.
+
+    Returns
+    -------
+    DataArray
+        Dimensions (step, sequence, token, feature). Step k is the state after k steps, 0 what
+        enters the first; the coordinate `block` names the block that was executed, -1 at step 0.
+
+    Raises
+    ------
+    Refusal
+        If the schedule is empty or names a block that is not there.
+    """
+    schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
+    ids = torch.as_tensor(np.asarray(tokens), device=model.device)
+    blocks = model.blocks
+    with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
+        entering, contexts = interpreter.enter(blocks)
+        states = [entering[0]]
+        for step in schedule:
+            states.append(interpreter.call(blocks[step], states[-1], contexts[step]))
+        stacked = nnsight.save(torch.stack(states).cpu())
+    return xr.DataArray(
+        stacked.to(torch.promote_types(stacked.dtype, torch.float32)).numpy(),
+        dims=("step", "sequence", "token", "feature"),
+        coords={
+            "step": np.arange(len(schedule) + 1),
+            "block": ("step", [-1, *schedule]),
+            "schedule": to_text(schedule),
+        },
+        attrs={"long_name": "residual stream", "units": "1", **model.identity},
+        name="residual",
+    )
+
+
+def sweep(
+    model: Model,
+    corpus: Corpus,
+    interventions: Sequence[str] = ("drop", "swap"),
+    *,
+    schedules: Sequence[Schedule] = (),
+    batch_tokens: int | None = None,
+    cap: int | None = None,
+    out: Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Run interventions at every layer over a corpus and compare each with the clean model.
+
+    All schedules of a batch of text run in one trace, from the clean pass that the same trace
+    takes, and no shared prefix is computed twice.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    corpus : Corpus
+        Token sequences.
+    interventions : sequence of str
+        Names as in `robustness.sweep.FORMS`.
+    schedules : sequence of tuple, optional
+        Free schedules, measured instead of interventions.
+    batch_tokens : int, optional
+        Tokens of text in a trace.
+    cap : int, optional
+        The most states that go through a block together.
+    out : path, optional
+        Where the dataset is saved. What is done is kept beside it after every batch, and the same
+        call goes on from there.
+    fresh : bool
+        Whether to throw away what is there.
+    command : str
+        The command line, for the record.
+    progress : callable, optional
+        Called at the start and after every batch.
+
+    Returns
+    -------
+    Dataset
+        `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (intervention, layer,
+        sequence), `modal_share` (intervention, layer), `clean_loss`, `clean_entropy` and
+        `clean_accuracy` (sequence); with free schedules (schedule, …) instead. NaN where an
+        intervention does not fit.
+
+    Raises
+    ------
+    Refusal
+        If an intervention or schedule is not possible, the corpus does not fit the model, or `out`
+        holds a run of other settings.
+    """
+    if schedules:
+        runs = [check(schedule, model.layers) for schedule in schedules]
+        labels = results.schedule_labels(runs)
+        asked = {"schedules": ", ".join(map(to_text, runs))}
+    else:
+        named = sweep_schedules(interventions, model.layers)
+        runs = list(named.values())
+        labels = results.sweep_labels(named, model.layers)
+        asked = {"interventions": ", ".join(interventions)}
+    _check_corpus(model, corpus)
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    batches = corpus.batches(batch_tokens)
+    stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
+    cap = cap or max(1, stacked // (batches[0].stop * corpus.context))
+    settings = {
+        **model.identity,
+        **corpus.settings(),
+        **asked,
+        "batch_tokens": batch_tokens,
+        "state_cap": cap,
+    }
+    np.dtype("float64" if model.identity["dtype"] == "float64" else "float32")
+    run = results.Run(
+        labels,
+        corpus.document,
+        np.dtype("float64" if model.identity["dtype"] == "float64" else "float32"),
+        results.provenance(settings, command),
+        path=out,
+        fresh=fresh,
+    )
+    plan = compile_plan(runs, clean(model.layers), cap=cap)
+    matrix = model.unembedding()
+    for rows in batches:
+        if progress is not None:
+            progress(run.done, len(corpus.document))
+        if rows.start >= run.done:
+            run.add(rows, measure(model, corpus, rows, plan, matrix))
+    if progress is not None:
+        progress(run.done, len(corpus.document))
+    return run.finish()
+
+
+def measure(
+    model: Model,
+    corpus: Corpus,
+    rows: slice,
+    plan: Plan,
+    matrix: tuple[Tensor | None, Tensor | None],
+) -> dict[str, NDArray[Any]]:
+    """Run a plan on a batch of sequences, in one trace; see `measurement.measure`."""
+    tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
+    text = {"vocabulary": model.vocabulary, **_queries(corpus, rows, tokens)}
+    blocks, norms, head = model.blocks, model.norms, model.head
+    order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
+        entering, contexts = interpreter.enter(blocks)
+        final = norms[0].input if norms else head.input
+        # The natural pass would unembed every token; its logits are not needed.
+        head.skip(head.input[..., :1])
+        entering.append(final)
+        states = {depth: entering[depth] for depth in clean_states}
+        del entering
+        measured = nnsight.save(
+            measurement.measure(
+                order, schedules, states, final, contexts, blocks, norms, head, text, matrix
+            )
+        )
+    return {name: value.numpy() for name, value in measured.items()}
+
+
+def _queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
+    """Return which query positions are read, and which of them count for what.
+
+    The query at position t predicts token t + 1. The first and the last query position are left
+    out. In the alignment of the paper's authors, loss takes all that have a next token, and the
+    other readouts all but the first.
+    """
+    width = tokens.shape[1]
+    lengths = torch.from_numpy(corpus.lengths[rows]).to(tokens.device)[:, None]
+    first, last = (0, width) if corpus.authors_alignment else (1, width - 1)
+    query = torch.arange(first, last, device=tokens.device)
+    following = torch.cat([tokens[:, 1:], tokens[:, -1:]], dim=1)
+    compared = (query >= 1) & (query < lengths - (0 if corpus.authors_alignment else 1))
+    predicted = (query >= first) & (query < lengths - 1)
+    return {
+        "targets": following[:, first:last],
+        "first": first,
+        "last": last,
+        "compared": compared,
+        "predicted": predicted,
+    }
+
+
+def _check_corpus(model: Model, corpus: Corpus) -> None:
+    if model.context is not None and corpus.context > model.context:
+        raise Refusal(
+            f"sequences of {corpus.context} tokens are longer than {model.name} takes: "
+            f"ask for --context {model.context} or less"
+        )
+    if corpus.lengths.min() < SHORTEST:
+        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
+    if corpus.tokens.max() >= model.vocabulary or corpus.tokens.min() < 0:
+        raise Refusal(
+            f"the corpus holds token {corpus.tokens.max()}, {model.name} has {model.vocabulary}"
+        )

@@ -1,0 +1,117 @@
+"""Runs a plan: calls blocks on states in the order that the plan says.
+
+It knows neither models nor tracing. A block is something to call, and its context is what the
+model called it with besides the residual stream: rotary embeddings, mask, positions. The context
+belongs to the block and follows it wherever a schedule takes it.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Context = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional arguments after the hidden state, and keyword arguments."""
+
+HIDDEN = "hidden_states"
+"""The keyword by which a block takes the residual stream where it is not the first argument."""
+
+
+def split_inputs(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Context]:
+    """Divide the arguments of a block into the residual stream and the context.
+
+    A cache of keys and values is left out: it is indexed by block, and a block that runs twice, or
+    in another place, would overwrite what it holds.
+    """
+    args, kwargs = inputs
+    hidden = args[0] if args else kwargs[HIDDEN]
+    rest = tuple(None if _is_cache(value) else value for value in args[1:])
+    named = {
+        key: None if _is_cache(value) else value for key, value in kwargs.items() if key != HIDDEN
+    }
+    positions = named.get("position_ids")
+    if positions is not None and hidden.shape[1] == 1 and int(positions.min()) > 0:
+        raise ValueError(
+            "a rewired model has no cache of keys and values: generate with use_cache=False"
+        )
+    return hidden, (rest, named)
+
+
+def _is_cache(value: Any) -> bool:
+    return hasattr(value, "get_seq_length")
+
+
+def enter(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Context]]:
+    """Wait for every block of the clean run, and return what enters each and its context."""
+    states, contexts = [], []
+    for block in blocks:
+        hidden, context = split_inputs(block.inputs)
+        states.append(hidden)
+        contexts.append(context)
+    return states, contexts
+
+
+def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
+    """Run a block on states stacked along the batch, and return its output, of the same shape."""
+    rest, named = context
+    out = block(hidden, *rest, **named)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def widen(context: Any, batch: int, copies: int) -> Any:
+    """Repeat what a context holds per sequence, for `copies` states of `batch` sequences each.
+
+    Tensors of two or more dimensions whose first is the batch are repeated along it; those of one
+    row serve any number.
+    """
+    if copies == 1 or batch == 1:
+        return context
+    if isinstance(context, Tensor):
+        if context.ndim < 2 or context.shape[0] != batch:
+            return context
+        return context.repeat(copies, *([1] * (context.ndim - 1)))
+    if isinstance(context, dict):
+        return {key: widen(value, batch, copies) for key, value in context.items()}
+    if isinstance(context, (tuple, list)):
+        return tuple(widen(value, batch, copies) for value in context)
+    return context
+
+
+def run(
+    rows: Sequence[Any],
+    states: dict[int, Tensor],
+    contexts: Sequence[Context],
+    blocks: Sequence[Callable[..., Any]],
+    read: Callable[[list[Tensor], Sequence[Any]], None],
+) -> None:
+    """Interpret the rows of a plan.
+
+    Parameters
+    ----------
+    rows : sequence of tuple
+        The plan's rows.
+    states : dict of int to tensor of shape (sequence, token, width)
+        The clean states that the plan starts from; emptied on the way.
+    contexts : sequence
+        The context of every block.
+    blocks : sequence of callable
+        Every block of the model.
+    read : callable
+        Given final states and, for each, the indices of the schedules that end in it.
+    """
+    for kind, step, sources, results, done in rows:
+        inputs = [states[state] for state in sources]
+        for state in done:
+            del states[state]
+        if kind == "read":
+            read(inputs, results)
+            continue
+        batch = len(inputs[0])
+        stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+        del inputs
+        out = call(blocks[step], stacked, widen(contexts[step], batch, len(sources)))
+        for state, part in zip(results, out.split(batch)):
+            states[state] = part

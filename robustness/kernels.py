@@ -1,0 +1,104 @@
+"""Log-sum-exp, entropy, top token and KL divergence of next-token distributions, piece by piece.
+
+A distribution is over a vocabulary too large to keep for every token, so its logits are absorbed
+in pieces of the vocabulary and only four numbers per token stay: the largest logit `m` and its
+index, `s = sum exp(z - m)` and `t = sum exp(z - m) (z - m)`. From these
+
+    log-sum-exp  lse = m + log s
+    entropy        H = log s - t / s
+
+(the online softmax of Milakov and Gimelshein, 2018, with one more sum). All is in nats.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Largest logit, its index, `s` and `t`, each of shape (…): one number per token."""
+
+
+def start(hidden: Tensor) -> Sums:
+    """Return the sums over no logits at all, for tokens whose states are `hidden` (…, width)."""
+    zeros = torch.zeros_like(hidden[..., 0])
+    # The lowest finite number and not -inf, whose difference from itself is not a number.
+    largest = torch.full_like(zeros, torch.finfo(hidden.dtype).min)
+    return largest, torch.zeros_like(zeros, dtype=torch.long), zeros, zeros
+
+
+def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, Tensor]:
+    """Add a piece of the vocabulary to the sums.
+
+    Parameters
+    ----------
+    sums : tuple of tensor
+        What `start` or an earlier call returned.
+    logits : tensor of shape (…, piece)
+        Overwritten.
+    offset : int
+        Index in the vocabulary of the piece's first column.
+
+    Returns
+    -------
+    sums : tuple of tensor
+        The new sums.
+    weights : tensor of shape (…, piece)
+        `exp(z - m)` of this piece.
+    factor : tensor of shape (…)
+        By which the weights of earlier pieces are to be multiplied to be relative to the same `m`.
+    """
+    largest, top, total, weighted = sums
+    highest, index = logits.max(-1)
+    new = torch.maximum(largest, highest)
+    shift = largest - new
+    factor = shift.exp()
+    logits -= new[..., None]
+    weights = logits.exp()
+    weighted = (weighted + total * shift) * factor + torch.linalg.vecdot(weights, logits)
+    total = total * factor + weights.sum(-1)
+    top = torch.where(highest > largest, index + offset, top)
+    return (new, top, total, weighted), weights, factor
+
+
+def log_sum_exp(sums: Sums) -> Tensor:
+    """Log-sum-exp of the absorbed logits, shape (…)."""
+    return sums[0] + sums[2].log()
+
+
+def entropy(sums: Sums) -> Tensor:
+    """Shannon entropy of the absorbed distribution in nats, shape (…)."""
+    return sums[2].log() - sums[3] / sums[2]
+
+
+def kl_from_states(expected: Tensor, difference: Tensor, lse: Tensor, clean_lse: Tensor) -> Tensor:
+    """KL(clean ‖ other) in nats, from final states instead of distributions.
+
+    With logits `z = W h + b` and `e = p_clean W`, the cross term is linear in the state, and what
+    is left of it is a difference, in which a bias and a common offset of the logits cancel:
+
+        KL = e · (h_clean - h) + lse - lse_clean
+
+    Parameters
+    ----------
+    expected : tensor of shape (…, width)
+        `e`, the row of `W` that is expected under the clean distribution.
+    difference : tensor of shape (…, width)
+        `h_clean - h`, final states as the head receives them.
+    lse, clean_lse : tensor of shape (…)
+        Log-sum-exp of the other and of the clean logits.
+    """
+    return torch.linalg.vecdot(expected, difference) + (lse - clean_lse)
+
+
+def kl_from_logits(clean: Tensor, other: Tensor, lse: Tensor, clean_lse: Tensor) -> Tensor:
+    """KL(clean ‖ other) in nats, shape (…), from logits of shape (…, vocabulary)."""
+    weights = (clean - clean_lse[..., None]).exp()
+    return torch.linalg.vecdot(weights, clean - other) + (lse - clean_lse)
+
+
+def precise(tensor: Any) -> Tensor:
+    """Return the tensor in float32, or in its own type if that is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

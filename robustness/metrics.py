@@ -1,0 +1,41 @@
+"""The record of every metric: its name in files, its unit, and what it is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a variable of a file is."""
+
+    name: str
+    unit: str
+    """`nat`, or `1` for a share or a count."""
+    long_name: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes of the variable in a file."""
+        return {"units": self.unit, "long_name": self.long_name}
+
+
+READOUTS = (
+    Metric("kl", "nat", "KL divergence of the intervened from the clean prediction"),
+    Metric("agreement", "1", "share of tokens whose top-1 prediction is the clean model's"),
+    Metric("loss", "nat", "cross-entropy of the next token"),
+    Metric("entropy", "nat", "entropy of the prediction"),
+    Metric("accuracy", "1", "share of tokens whose top-1 prediction is the next token"),
+)
+"""Means over the tokens of a sequence, for every schedule."""
+
+CLEAN_READOUTS = (
+    Metric("clean_loss", "nat", "cross-entropy of the next token, clean model"),
+    Metric("clean_entropy", "nat", "entropy of the prediction, clean model"),
+    Metric("clean_accuracy", "1", "share of tokens predicted top-1, clean model"),
+)
+"""The same for the clean model."""
+
+NONFINITE = Metric("nonfinite", "1", "number of tokens with NaN or infinite logits")
+MODAL_SHARE = Metric("modal_share", "1", "share of tokens with the most frequent top-1 prediction")
+
+METRICS = {metric.name: metric for metric in (*READOUTS, *CLEAN_READOUTS, NONFINITE, MODAL_SHARE)}
+"""Every metric by name."""

@@ -1,0 +1,170 @@
+"""Final states to readouts, a piece of logits at a time.
+
+A readout says how what a schedule predicts compares with the clean model and with the text. Two
+ways lead to it. Where the head's matrix is at hand, its product is taken a strip of the vocabulary
+at a time for all tokens, so that each row of the matrix is read once and the logits stay in the
+processor's cache. Where the head can only be called (on a server that keeps the weights; where
+logits are scaled or capped), it is called for a chunk of tokens at a time. In neither do logits
+exist for all tokens and the whole vocabulary at once.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustness import kernels
+
+PIECE = {"cpu": 2**20}
+"""Logits held at once by kind of device: on a CPU, as many as its cache holds in float32."""
+
+PIECE_ELSEWHERE = 2**26
+
+Readout = dict[str, Tensor]
+
+
+def reference(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> dict[str, Any]:
+    """Read the clean run's final states, and keep what other schedules are compared with.
+
+    Parameters
+    ----------
+    hidden : tensor of shape (token, width)
+        Final states as the head receives them.
+    targets : int64 tensor of shape (token,)
+        The tokens that are to be predicted.
+    head : callable
+        From states (token, width) to logits (token, vocabulary); called where `weight` is None.
+    vocabulary : int
+        How many logits a token has.
+    weight : tensor of shape (vocabulary, width), optional
+        The head's matrix, in float32 or float64.
+    bias : tensor of shape (vocabulary,), optional
+        The head's bias.
+
+    Returns
+    -------
+    dict
+        What `compare` needs, and `readout`: the clean `loss` and `entropy` in nats and `accuracy`
+        per token, with `top`, the most likely token.
+    """
+    clean: dict[str, Any] = {
+        "hidden": hidden,
+        "targets": targets,
+        "head": head,
+        "vocabulary": vocabulary,
+        "weight": weight,
+        "bias": bias,
+    }
+    if weight is None:
+        sums, target, _ = _by_calls(hidden[None], clean, False)
+    else:
+        clean["hidden"] = hidden.to(weight.dtype)
+        sums, target, clean["expected"] = _by_strips(clean["hidden"][None], clean, True)
+    clean["lse"] = kernels.log_sum_exp(sums)[0]
+    clean["top"] = sums[1][0]
+    values = _values(sums, target, targets)
+    clean["readout"] = {name: value[0] for name, value in values.items()}
+    return clean
+
+
+def compare(hidden: Tensor, clean: dict[str, Any]) -> Readout:
+    """Read the final states of schedules on the tokens of the clean run.
+
+    Parameters
+    ----------
+    hidden : tensor of shape (state, token, width)
+        Final states of one or more schedules, as the head receives them.
+    clean : dict
+        What `reference` returned.
+
+    Returns
+    -------
+    dict of str to tensor of shape (state, token)
+        `kl`, `loss` and `entropy` in nats; `agreement` and `accuracy`, 0 or 1; `top`, the most
+        likely token.
+    """
+    if clean["weight"] is None:
+        sums, target, kl = _by_calls(hidden, clean, True)
+    else:
+        hidden = hidden.to(clean["weight"].dtype)
+        sums, target, _ = _by_strips(hidden, clean, False)
+        kl = kernels.kl_from_states(
+            clean["expected"],
+            clean["hidden"] - hidden,
+            kernels.log_sum_exp(sums),
+            clean["lse"],
+        )
+    values = _values(sums, target, clean["targets"])
+    values["kl"] = kl
+    values["agreement"] = (sums[1] == clean["top"]).to(kl.dtype)
+    return values
+
+
+def _by_strips(
+    hidden: Tensor, clean: dict[str, Any], expect: bool
+) -> tuple[kernels.Sums, Tensor, Tensor]:
+    """Sums, target logits and, if asked for, the expected row of the matrix, strip by strip."""
+    weight, bias, targets = clean["weight"], clean["bias"], clean["targets"]
+    count = hidden.shape[0] * hidden.shape[1]
+    width = max(256, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // count)
+    sums = kernels.start(hidden)
+    expected = torch.zeros_like(hidden)
+    for offset in range(0, len(weight), width):
+        strip = weight[offset : offset + width]
+        logits = hidden @ strip.T
+        if bias is not None:
+            logits += bias[offset : offset + width]
+        sums, weights, factor = kernels.absorb(sums, logits, offset)
+        if expect:
+            expected = expected * factor[..., None] + weights @ strip
+    target = torch.linalg.vecdot(hidden, weight[targets])
+    if bias is not None:
+        target = target + bias[targets]
+    return sums, target, (expected / sums[2][..., None])[0]
+
+
+def _by_calls(
+    hidden: Tensor, clean: dict[str, Any], compared: bool
+) -> tuple[kernels.Sums, Tensor, Tensor]:
+    """Sums, target logits and, if `compared`, KL, chunk of tokens by chunk of tokens."""
+    size = max(1, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // clean["vocabulary"])
+    parts = []
+    for first in range(0, hidden.shape[1], size):
+        tokens = slice(first, first + size)
+        targets = clean["targets"][tokens, None]
+        before = kernels.precise(clean["head"](clean["hidden"][tokens])) if compared else None
+        for state in hidden:
+            logits = kernels.precise(clean["head"](state[tokens]))
+            target = logits.gather(-1, targets)[..., 0]
+            lse = torch.logsumexp(logits, -1)
+            kl = lse
+            if before is not None:
+                kl = kernels.kl_from_logits(before, logits, lse, clean["lse"][tokens])
+            sums, _, _ = kernels.absorb(kernels.start(logits), logits.clone())
+            parts.append((*sums, target, kl))
+    states = hidden.shape[0]
+    joined = [
+        torch.stack([torch.cat(column[state::states]) for state in range(states)])
+        for column in zip(*parts)
+    ]
+    return (joined[0], joined[1], joined[2], joined[3]), joined[4], joined[5]
+
+
+def _values(sums: kernels.Sums, target: Tensor, targets: Tensor) -> Readout:
+    loss = kernels.log_sum_exp(sums) - target
+    return {
+        "loss": loss,
+        "entropy": kernels.entropy(sums),
+        "accuracy": (sums[1] == targets).to(loss.dtype),
+        "top": sums[1],
+    }

@@ -1,0 +1,8 @@
+"""The one exception for an input that cannot be used."""
+
+
+class Refusal(ValueError):
+    """An input that cannot be used; the message says what was asked, what is there, what would do.
+
+    The command line prints it as one line and exits with status 1.
+    """

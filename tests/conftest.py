@@ -1,0 +1,61 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import CONFIGS, tiny
+from strict import StrictBackend
+
+from robustness.model import Model, open_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session", params=sorted(CONFIGS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def plain(family: str) -> torch.nn.Module:
+    """A tiny float64 model of transformers, untouched by nnsight."""
+    return tiny(family)
+
+
+@pytest.fixture(scope="session")
+def model(family: str) -> Model:
+    """The same model, opened."""
+    return open_model(tiny(family))
+
+
+@pytest.fixture
+def strict_model(model: Model) -> Model:
+    """The same model, behind a backend that runs traces as a server does."""
+    return replace(model, request={"backend": StrictBackend(model.traced)})
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Model:
+    return open_model(tiny("gpt2"))
+
+
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    """A corpus of twelve short documents."""
+    path = tmp_path / "stories.jsonl"
+    lines = (
+        f'{{"text": "Story {i}. {"The cat sat on the mat and looked at the moon. " * (i + 2)}"}}'
+        for i in range(12)
+    )
+    path.write_text("\n".join(lines) + "\n")
+    return path

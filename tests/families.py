@@ -1,0 +1,100 @@
+"""Tiny models of five families with random weights, and the same models rebuilt by surgery."""
+
+import copy
+
+import torch
+from torch.nn import Module, ModuleList
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
+
+LAYERS = 4
+VOCABULARY = 101
+CONTEXT = 32
+
+_ROTARY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.4,
+}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=CONTEXT,
+        n_embd=32,
+        n_layer=LAYERS,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.4,
+    ),
+    "gpt_neox": GPTNeoXConfig(**_ROTARY, use_parallel_residual=True),
+    "llama": LlamaConfig(**_ROTARY, num_key_value_heads=2),
+    "qwen2": Qwen2Config(
+        **_ROTARY,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=2,
+    ),
+    "phi": PhiConfig(**_ROTARY),
+}
+"""By model type. Qwen2's later blocks have a sliding window, so its masks differ by block."""
+
+BLOCKS = {
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "llama": "model.layers",
+    "qwen2": "model.layers",
+    "phi": "model.layers",
+}
+
+
+def tiny(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> Module:
+    """Return a small model with large random weights, so that every block matters."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(CONFIGS[family]), attn_implementation=attention, dtype=dtype
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def rebuilt(model: Module, schedule: tuple[int, ...]) -> Module:
+    """Return a plain transformers model whose module list is the schedule.
+
+    Some families cut the list to `num_hidden_layers`, and Qwen2 picks masks by the position in
+    `layer_types`; both are made to follow the blocks.
+    """
+    family = model.config.model_type
+    edited = copy.deepcopy(model)
+    parent, _, name = BLOCKS[family].rpartition(".")
+    blocks = model.get_submodule(BLOCKS[family])
+    chosen = ModuleList(copy.deepcopy(blocks[step]) for step in schedule)
+    setattr(edited.get_submodule(parent), name, chosen)
+    edited.config.num_hidden_layers = len(schedule)
+    if getattr(edited.config, "layer_types", None):
+        edited.config.layer_types = [model.config.layer_types[step] for step in schedule]
+    return edited
+
+
+def random_tokens(sequences: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Return token ids of shape (sequence, token)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCABULARY, (sequences, length), generator=generator)

@@ -1,0 +1,250 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
+
+from robustness.corpus import Corpus
+from robustness.execution import residuals, rewire, sweep
+from robustness.model import open_model
+from robustness.refusal import Refusal
+from robustness.schedule import clean, drop, repeat, reverse, swap
+from robustness.sweep import schedules as sweep_schedules
+
+EVERY = (
+    "drop",
+    "swap",
+    "swap-2",
+    "skip-2",
+    "repeat-2",
+    "repeat-2-contiguous",
+    "reverse-3",
+    "shuffle-3",
+)
+
+
+def corpus(sequences: int = 5, length: int = 12, lengths: list[int] | None = None) -> Corpus:
+    tokens = random_tokens(sequences, length).numpy()
+    return Corpus(
+        tokens=tokens,
+        lengths=np.array(lengths or [length] * sequences),
+        document=np.arange(sequences) // 2,
+        name="random",
+        rule="windows",
+        bos="none",
+        seed=0,
+        authors_alignment=lengths is not None,
+    )
+
+
+def reference(plain, schedule, text: Corpus) -> dict[str, np.ndarray]:
+    """Readouts of a schedule by full log-softmax on the rebuilt plain model, float64."""
+    kept = {name: [] for name in ("kl", "agreement", "loss", "entropy", "accuracy")}
+    for row, length in zip(text.tokens, text.lengths, strict=True):
+        tokens = torch.from_numpy(row[None, :length])
+        with torch.no_grad():
+            before, after = (
+                torch.log_softmax(net(input_ids=tokens, use_cache=False).logits[0], -1)
+                for net in (plain, rebuilt(plain, schedule))
+            )
+        last = length if text.authors_alignment else length - 1
+        compared = slice(1, last)
+        first = 0 if text.authors_alignment else 1
+        following = tokens[0, first + 1 :]
+        predicted = after[first : length - 1]
+        top = after.argmax(-1)
+        kept["kl"].append((before.exp() * (before - after)).sum(-1)[compared].mean())
+        kept["agreement"].append((before.argmax(-1) == top)[compared].double().mean())
+        kept["entropy"].append(-(after.exp() * after).sum(-1)[compared].mean())
+        kept["loss"].append(-predicted.gather(1, following[:, None]).mean())
+        kept["accuracy"].append((predicted.argmax(-1) == following).double().mean())
+    return {name: torch.stack(values).numpy() for name, values in kept.items()}
+
+
+def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
+    for (name, layer), schedule in named.items():
+        found = data.sel(intervention=name, layer=layer)
+        for metric, values in reference(plain, schedule, text).items():
+            np.testing.assert_allclose(
+                found[metric], values, atol=1e-10, rtol=0, err_msg=f"{name} {layer} {metric}"
+            )
+
+
+def test_every_intervention_equals_surgery_on_the_plain_model(model, plain):
+    text = corpus()
+    data = sweep(model, text, EVERY, batch_tokens=36, cap=3)
+    named = sweep_schedules(EVERY, LAYERS)
+    assert_equals_surgery(data, plain, named, text)
+    clean_values = reference(plain, clean(LAYERS), text)
+    for metric in ("loss", "entropy", "accuracy"):
+        np.testing.assert_allclose(data[f"clean_{metric}"], clean_values[metric], atol=1e-10)
+    assert data.kl.sel(intervention="drop").mean() > 0.1, "the interventions change nothing"
+
+
+def test_through_the_strict_backend_it_is_the_same(strict_model, plain):
+    text = corpus()
+    data = sweep(strict_model, text, ("drop", "swap", "repeat-2"), batch_tokens=36, cap=3)
+    assert_equals_surgery(data, plain, sweep_schedules(("drop", "swap", "repeat-2"), LAYERS), text)
+
+
+def test_eager_attention_equals_surgery_too(family):
+    opened = open_model(tiny(family, attention="eager"))
+    text = corpus()
+    data = sweep(opened, text, ("drop", "repeat-2"), batch_tokens=36)
+    named = sweep_schedules(("drop", "repeat-2"), LAYERS)
+    assert_equals_surgery(data, tiny(family, attention="eager"), named, text)
+
+
+def test_sequences_of_different_length_are_read_as_the_authors_did(model, plain):
+    text = corpus(lengths=[12, 7, 3, 12, 9])
+    data = sweep(model, text, ("drop", "swap"), batch_tokens=60)
+    assert_equals_surgery(data, plain, sweep_schedules(("drop", "swap"), LAYERS), text)
+
+
+def test_the_numbers_do_not_depend_on_batch_or_cap(model):
+    text = corpus()
+    whole = sweep(model, text, ("drop", "swap"), batch_tokens=1000, cap=100)
+    for batch_tokens, cap in ((1, 1), (24, 2), (36, 5)):
+        other = sweep(model, text, ("drop", "swap"), batch_tokens=batch_tokens, cap=cap)
+        for metric in ("kl", "agreement", "loss", "entropy", "accuracy", "modal_share"):
+            np.testing.assert_allclose(whole[metric], other[metric], atol=1e-11)
+
+
+def test_the_clean_schedule_and_swaps_undone_change_nothing(model):
+    text = corpus()
+    data = sweep(model, text, schedules=[clean(LAYERS), swap(swap(clean(LAYERS), 1), 1)])
+    assert data.sizes["schedule"] == 2
+    np.testing.assert_allclose(data.kl, 0, atol=1e-12)
+    assert (data.agreement == 1).all()
+    assert abs(data.loss - data.clean_loss).max() < 1e-12
+
+
+def test_the_modal_share_is_that_of_the_most_frequent_prediction(gpt2):
+    text = corpus()
+    data = sweep(gpt2, text, ("drop",), batch_tokens=24)
+    for layer, schedule in enumerate(drop(clean(LAYERS), at) for at in range(LAYERS)):
+        with torch.no_grad():
+            logits = rebuilt(tiny("gpt2"), schedule)(
+                torch.from_numpy(text.tokens), use_cache=False
+            ).logits
+        counts = Counter(logits[:, 1:-1].argmax(-1).flatten().tolist())
+        share = max(counts.values()) / counts.total()
+        assert data.modal_share.sel(intervention="drop", layer=layer) == share
+
+
+def test_a_real_run_applies_blocks_exactly_as_often_as_the_plan_says(family):
+    plain = tiny(family)
+    opened = open_model(plain)
+    applied = Counter()
+    for index, block in enumerate(plain.get_submodule(BLOCKS[family])):
+        block.register_forward_pre_hook(
+            lambda _, args, kwargs, index=index: applied.update(
+                {index: len(args[0] if args else kwargs["hidden_states"])}
+            ),
+            with_kwargs=True,
+        )
+    sweep(opened, corpus(sequences=4), ("drop", "swap"), batch_tokens=24)
+    assert applied.total() == 4 * (LAYERS + LAYERS * (LAYERS - 1))
+
+
+def test_no_logits_exist_for_all_tokens_and_the_whole_vocabulary(gpt2):
+    """The natural pass hands on a stand-in; the matrix is applied strip by strip."""
+    widths = []
+    head = gpt2.head._module
+    handle = head.register_forward_hook(lambda _m, _i, out: widths.append(out.shape[-1]))
+    try:
+        sweep(gpt2, corpus(), ("drop",))
+    finally:
+        handle.remove()
+    assert widths == [1]
+
+
+def test_infinite_logits_are_counted_and_not_averaged_away(family):
+    plain = tiny(family)
+    opened = open_model(plain)
+    with torch.no_grad():
+        opened.head._module.weight[7] = torch.inf
+    data = sweep(opened, corpus(), ("drop",))
+    assert (data.nonfinite == 10).all()
+    assert data.kl.isnull().all()
+
+
+def test_a_sequence_with_a_bad_number_leaves_the_others_alone(gpt2):
+    text = corpus()
+    text.tokens[3, 5] = 50
+    clean_data = sweep(gpt2, text, ("drop",))
+    plain = tiny("gpt2")
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
+    opened = open_model(plain)
+    with torch.no_grad():
+        plain.transformer.wte.weight[50] = torch.nan
+    holds = (text.tokens == 50).any(1)
+    data = sweep(opened, text, ("drop",))
+    assert holds.any() and not holds.all()
+    assert (data.nonfinite.sum(("intervention", "layer")) > 0).values.tolist() == holds.tolist()
+    np.testing.assert_array_equal(data.kl[..., ~holds], clean_data.kl[..., ~holds])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [drop(clean(LAYERS), 1), swap(clean(LAYERS), 0), repeat(clean(LAYERS), 1, 2), (3, 3, 3)],
+    ids=str,
+)
+def test_a_rewired_model_is_the_rebuilt_model(model, plain, schedule):
+    tokens = random_tokens(3, 11)
+    edited = rewire(model, schedule)
+    with torch.no_grad(), edited.trace(tokens):
+        logits = edited.output.logits.save()
+    with torch.no_grad():
+        expected = rebuilt(plain, schedule)(tokens, use_cache=False).logits
+        original = plain(tokens, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, atol=1e-10, rtol=0)
+    with torch.no_grad(), model.traced.trace(tokens):
+        untouched = model.traced.output.logits.save()
+    torch.testing.assert_close(untouched, original, atol=1e-10, rtol=0)
+
+
+def test_residuals_are_the_hidden_states_of_the_rebuilt_model(model, plain):
+    tokens = random_tokens(2, 9)
+    for schedule in (clean(LAYERS), (2, 0, 0, 3, 1), reverse(clean(LAYERS))):
+        found = residuals(model, tokens, schedule)
+        assert found.dims == ("step", "sequence", "token", "feature")
+        assert found.block.values.tolist() == [-1, *schedule]
+        seen = []
+        surgery = rebuilt(plain, schedule)
+        for block in surgery.get_submodule(BLOCKS[plain.config.model_type]):
+            block.register_forward_hook(lambda _m, _i, out: seen.append(out))
+        with torch.no_grad():
+            surgery(tokens, use_cache=False)
+        np.testing.assert_allclose(found[1:], torch.stack(seen), atol=1e-10, rtol=0)
+
+
+def test_rewire_and_residuals_travel(strict_model, plain):
+    tokens, schedule = random_tokens(2, 9), (0, 2, 2, 3)
+    expected = residuals(strict_model, tokens, schedule)
+    with torch.no_grad():
+        states = rebuilt(plain, schedule)(tokens, use_cache=False, output_hidden_states=True)
+    np.testing.assert_allclose(expected[0], states.hidden_states[0], atol=1e-10)
+    edited = rewire(strict_model, schedule)
+    backend = strict_model.request["backend"]
+    with torch.no_grad(), edited.trace(tokens, backend=backend):
+        logits = edited.output.logits.save()
+    torch.testing.assert_close(logits, states.logits, atol=1e-10, rtol=0)
+
+
+def test_what_a_server_returns_does_not_grow_with_the_vocabulary(strict_model):
+    sweep(strict_model, corpus(), ("drop", "swap"))
+    numbers = sum(strict_model.request["backend"].received)
+    assert numbers < 30_000
+
+
+def test_tokens_the_model_cannot_take_are_refused(gpt2):
+    with pytest.raises(Refusal, match="longer than GPT2LMHeadModel takes: ask for --context 32"):
+        sweep(gpt2, corpus(length=33))
+    text = corpus()
+    text.tokens[0, 0] = 101
+    with pytest.raises(Refusal, match="holds token 101"):
+        sweep(gpt2, text)
+    with pytest.raises(Refusal, match="no block 9"):
+        sweep(gpt2, corpus(), schedules=[(0, 9)])
