@@ -200,8 +200,9 @@ def demo(out: Path) -> None:
     from recipes.tables import table
     from robustness.results import load, save_figure
 
-    options = {option.name: option.default for option in sweep.params}
-    path = _sweep("builtin", ["drop", "swap"], {**options, "out": out / "builtin" / "sweep.nc"})
+    words = ["builtin", "--out", str(out / "builtin" / "sweep.nc")]
+    options = sweep.make_context("sweep", words).params
+    path = _sweep(options.pop("model"), ["drop", "swap"], options)
     dataset = load(path)
     figure = save_figure(draw(dataset), path.with_suffix(".png"))
     click.echo(table(dataset))
@@ -220,6 +221,70 @@ def models() -> None:
     click.echo(f"{'model':32}  {'family':8}  layers  blocks")
     for model in (*BUILTIN, *PAPER):
         click.echo(f"{model.name:32}  {model.family:8}  {model.layers:6}  {model.blocks}")
+
+
+@stages.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--data", "sources", multiple=True, required=True, help="A corpus; as for sweep.")
+@click.option("--weight", "weights", type=float, multiple=True, help="How often it is drawn.")
+@click.option("--architecture", type=click.Choice(("gpt2", "gpt_neox")), default="gpt2")
+@click.option("--layers", type=click.IntRange(1), default=12, show_default=True)
+@click.option("--width", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--heads", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--context", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--compile", is_flag=True, help="Compile the model first; needs a C++ compiler.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), help="A model whose tokenizer is used instead."
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def pretrain(
+    directory: Path,
+    sources: tuple[str, ...],
+    weights: tuple[float, ...],
+    tokenizer: Path | None,
+    quiet: bool,
+    **settings: Any,
+) -> None:
+    """Train a small decoder from scratch into DIRECTORY, as the built-in models were.
+
+    It leaves the model in float16, its tokenizer, a log and a card. Interrupted, the same command
+    goes on from the last checkpoint.
+
+    \b
+    stages pretrain my-model --data stories.jsonl --weight 2 --data speeches.jsonl --weight 1
+    """
+    from tqdm import tqdm
+    from transformers import AutoTokenizer
+
+    from recipes.card import card
+    from recipes.pretrain import Pretraining
+    from recipes.pretrain import pretrain as run
+    from robustness.results import write_whole
+
+    _hush()
+    wanted = Pretraining(**settings)
+    with tqdm(total=wanted.steps, unit="step", disable=quiet or None, file=sys.stderr) as bar:
+
+        def progress(step: int, _steps: int, loss: float, speed: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{speed:.0f}/s", refresh=False)
+            bar.update(step - bar.n)
+
+        log = run(
+            directory,
+            sources,
+            weights=weights,
+            settings=wanted,
+            tokenizer=tokenizer and AutoTokenizer.from_pretrained(tokenizer),
+            progress=progress,
+        )
+    text = card(directory, log)
+    write_whole(directory / "README.md", lambda path: path.write_text(text))
+    click.echo(directory)
 
 
 def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path:
@@ -253,14 +318,19 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
-    from transformers.utils import logging
-
     from robustness.model import open_model
+
+    _hush()
+    wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
+    return open_model(name, **{key: options[key] for key in wanted})
+
+
+def _hush() -> None:
+    """Keep transformers from writing bars and notes of its own."""
+    from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
-    return open_model(name, **{key: options[key] for key in wanted})
 
 
 def _cut(model: Any, options: dict[str, Any]) -> Any:

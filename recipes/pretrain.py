@@ -17,15 +17,15 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     GPTNeoXConfig,
     PreTrainedTokenizerFast,
 )
 
+from recipes.ngram import trigram_loss, unigram_loss
 from robustness.corpus import SEPARATOR, documents
 from robustness.refusal import Refusal
-from robustness.results import write_whole
+from robustness.results import provenance, save, write_whole
 
 ARCHITECTURES = ("gpt2", "gpt_neox")
 """Sequential blocks with learned positions; parallel blocks with rotary positions."""
@@ -204,7 +204,8 @@ def pretrain(
     Returns
     -------
     Dataset
-        `loss (step)`, `learning_rate (step)`, `held_out_loss (evaluation, source)`.
+        `loss (step)`, `learning_rate (step)`, `held_out_loss (evaluation, source)`, and what n-gram
+        models of the same training text lose there: `unigram_loss`, `trigram_loss` (source).
 
     Raises
     ------
@@ -246,7 +247,7 @@ def pretrain(
     dataset = _log_dataset(log, data, settings)
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    write_whole(directory / "pretraining.nc", lambda path: dataset.to_netcdf(path))
+    save(dataset, directory / "pretraining.nc")
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return dataset
 
@@ -354,6 +355,9 @@ def _join(texts: list[str], tokenizer: Any) -> Ids:
 def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) -> xr.Dataset:
     rates = [settings.rate(step) for step in range(len(log["loss"]))]
     nats = {"units": "nat"}
+    seen = np.concatenate(data.train)
+    held_out = [data.windows(i, settings.context).numpy() for i in range(len(data.names))]
+    size = settings.vocabulary
     return xr.Dataset(
         {
             "loss": ("step", log["loss"], {**nats, "long_name": "training loss per token"}),
@@ -363,6 +367,16 @@ def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) 
                 log["held_out_loss"],
                 {**nats, "long_name": "held-out loss per token"},
             ),
+            "unigram_loss": (
+                "source",
+                [unigram_loss(seen, windows, size) for windows in held_out],
+                {**nats, "long_name": "held-out loss per token, add-one unigram model"},
+            ),
+            "trigram_loss": (
+                "source",
+                [trigram_loss(seen, windows, size) for windows in held_out],
+                {**nats, "long_name": "held-out loss per token, interpolated trigram model"},
+            ),
         },
         coords={
             "evaluation": [int(step) for step in log["evaluated"]],
@@ -371,14 +385,10 @@ def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) 
             "train_tokens": ("source", [len(ids) for ids in data.train]),
             "held_out_tokens": ("source", [len(ids) for ids in data.held_out]),
         },
-        attrs={
-            key: int(value) if isinstance(value, bool) else value
-            for key, value in asdict(settings).items()
-        },
+        attrs=provenance(
+            {
+                key: int(value) if isinstance(value, bool) else value
+                for key, value in asdict(settings).items()
+            }
+        ),
     )
-
-
-def load(directory: Path) -> tuple[Any, Any]:
-    """Load a trained model, float32 and in evaluation mode, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(directory)

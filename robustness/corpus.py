@@ -1,5 +1,7 @@
 """Text to seeded token sequences with provenance."""
 
+import codecs
+import gzip
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -311,13 +313,15 @@ def _read(path: Path, *, seed: int | None, field: str) -> Iterator[dict[str, Any
         raise Refusal(f"{path.name} is not a corpus: it must end in {', '.join(LOADERS)}")
     if path.stat().st_size == 0:
         raise Refusal(f"{path.name} is empty")
+    if kind != "parquet":
+        _check_encoding(path)
     disable_progress_bars()
     options = {"sample_by": "document"} if kind == "text" else {}
     try:
         rows: Dataset = load_dataset(kind, data_files=str(path), split="train", **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
         cause = _first_line(error.__cause__ or error)
-        raise Refusal(f"{path.name} cannot be read as {kind}, UTF-8: {cause}") from error
+        raise Refusal(f"{path.name} cannot be read as {kind}: {cause}") from error
     if kind == "text":
         pieces = [piece for row in rows for piece in row["text"].split(SEPARATOR)]
         rows = Dataset.from_dict({field: [piece for piece in pieces if piece.strip()]})
@@ -328,6 +332,19 @@ def _read(path: Path, *, seed: int | None, field: str) -> Iterator[dict[str, Any
         np.random.default_rng(seed).shuffle(order)
     for index in order.tolist():
         yield {**rows[index], "document": index}
+
+
+def _check_encoding(path: Path) -> None:
+    """Refuse a file that is not UTF-8, which the JSON loader would mend without a word."""
+    reader = gzip.open if path.suffix == ".gz" else open
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with reader(path, "rb") as file:
+            while block := file.read(2**20):
+                decoder.decode(block)
+            decoder.decode(b"", final=True)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise Refusal(f"{path.name} cannot be read as UTF-8 text: {error}") from error
 
 
 def _stream(source: str, *, seed: int | None, split: str) -> Iterator[dict[str, Any]]:

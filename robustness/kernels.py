@@ -73,7 +73,7 @@ def entropy(sums: Sums) -> Tensor:
     return sums[2].log() - sums[3] / sums[2]
 
 
-def kl_from_states(expected: Tensor, difference: Tensor, lse: Tensor, clean_lse: Tensor) -> Tensor:
+def kl_from_states(expected: Tensor, difference: Tensor, sums: Sums, clean: Sums) -> Tensor:
     """KL(clean ‖ other) in nats, from final states instead of distributions.
 
     With logits `z = W h + b` and `e = p_clean W`, the cross term is linear in the state, and what
@@ -87,16 +87,22 @@ def kl_from_states(expected: Tensor, difference: Tensor, lse: Tensor, clean_lse:
         `e`, the row of `W` that is expected under the clean distribution.
     difference : tensor of shape (…, width)
         `h_clean - h`, final states as the head receives them.
-    lse, clean_lse : tensor of shape (…)
-        Log-sum-exp of the other and of the clean logits.
+    sums, clean : tuple of tensor of shape (…)
+        Sums over the other and over the clean logits.
     """
-    return torch.linalg.vecdot(expected, difference) + (lse - clean_lse)
+    # Largest logits and logarithms apart: added up, large logits would swallow the digits.
+    rise = (sums[0] - clean[0]) + (sums[2].log() - clean[2].log())
+    return torch.linalg.vecdot(expected, difference) + rise
 
 
-def kl_from_logits(clean: Tensor, other: Tensor, lse: Tensor, clean_lse: Tensor) -> Tensor:
+def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
     """KL(clean ‖ other) in nats, shape (…), from logits of shape (…, vocabulary)."""
-    weights = (clean - clean_lse[..., None]).exp()
-    return torch.linalg.vecdot(weights, clean - other) + (lse - clean_lse)
+    clean = clean - clean.amax(-1, keepdim=True)
+    other = other - other.amax(-1, keepdim=True)
+    weights = clean.exp()
+    total = weights.sum(-1)
+    cross = torch.linalg.vecdot(weights, clean - other) / total
+    return cross + other.exp().sum(-1).log() - total.log()
 
 
 def precise(tensor: Any) -> Tensor:

@@ -20,7 +20,10 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
 from transformers import AutoConfig, PreTrainedTokenizerFast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from robustness import interpreter, kernels
 from robustness.refusal import Refusal
@@ -158,6 +161,8 @@ def open_model(
         own logits.
     """
     if isinstance(source, Module):
+        if not getattr(source, "can_generate", bool)():
+            raise Refusal(f"{type(source).__name__} is not a causal language model of transformers")
         traced = TransformersModel(
             source.eval(), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
         )
@@ -223,7 +228,8 @@ def _read_config(name: str, path: str, revision: str | None, trust: bool) -> Any
         raise Refusal(f"{name} ({kind}) is an encoder-decoder; only decoders can be opened")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust:
         raise Refusal(f"{name} ({kind}) is not a decoder that transformers can load")
-    if getattr(config, "is_decoder", None) is False:
+    # Families that fill in masks, as BERT does, are decoders only where their configuration says so.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
     return config
 
@@ -315,17 +321,17 @@ def _check_itself(model: Model) -> None:
         own = nnsight.save(kernels.precise(traced.output.logits))
     scale = float((own - own.mean(-1, keepdim=True)).abs().max())
     tolerance = 32 * torch.finfo(model.traced._module.dtype).eps * max(1.0, scale)
-    difference = float((ours - torch.cat([own, own])).abs().max())
-    if not difference <= tolerance:
-        raise Refusal(
-            f"{model.name} ({model.identity['architecture']}) cannot be rewired: run block by "
-            f"block its logits are off by {difference:.2g}, more than {tolerance:.2g}"
-        )
     ahead = float((own[0, :-1] - own[1, :-1]).abs().max())
     if not ahead <= tolerance:
         raise Refusal(
             f"{model.name} ({model.identity['architecture']}) is not a decoder: a later token "
             f"changes earlier logits by {ahead:.2g}"
+        )
+    difference = float((ours - torch.cat([own, own])).abs().max())
+    if not difference <= tolerance:
+        raise Refusal(
+            f"{model.name} ({model.identity['architecture']}) cannot be rewired: run block by "
+            f"block its logits are off by {difference:.2g}, more than {tolerance:.2g}"
         )
 
 

@@ -70,8 +70,7 @@ def reference(
     else:
         clean["hidden"] = hidden.to(weight.dtype)
         sums, target, clean["expected"] = _by_strips(clean["hidden"][None], clean, True)
-    clean["lse"] = kernels.log_sum_exp(sums)[0]
-    clean["top"] = sums[1][0]
+    clean["sums"] = tuple(part[0] for part in sums)
     values = _values(sums, target, targets)
     clean["readout"] = {name: value[0] for name, value in values.items()}
     return clean
@@ -98,15 +97,11 @@ def compare(hidden: Tensor, clean: dict[str, Any]) -> Readout:
     else:
         hidden = hidden.to(clean["weight"].dtype)
         sums, target, _ = _by_strips(hidden, clean, False)
-        kl = kernels.kl_from_states(
-            clean["expected"],
-            clean["hidden"] - hidden,
-            kernels.log_sum_exp(sums),
-            clean["lse"],
-        )
+        difference = clean["hidden"] - hidden
+        kl = kernels.kl_from_states(clean["expected"], difference, sums, clean["sums"])
     values = _values(sums, target, clean["targets"])
     values["kl"] = kl
-    values["agreement"] = (sums[1] == clean["top"]).to(kl.dtype)
+    values["agreement"] = (sums[1] == clean["sums"][1]).to(kl.dtype)
     return values
 
 
@@ -146,11 +141,8 @@ def _by_calls(
         for state in hidden:
             logits = kernels.precise(clean["head"](state[tokens]))
             target = logits.gather(-1, targets)[..., 0]
-            lse = torch.logsumexp(logits, -1)
-            kl = lse
-            if before is not None:
-                kl = kernels.kl_from_logits(before, logits, lse, clean["lse"][tokens])
-            sums, _, _ = kernels.absorb(kernels.start(logits), logits.clone())
+            kl = target if before is None else kernels.kl_from_logits(before, logits)
+            sums, _, _ = kernels.absorb(kernels.start(logits), logits)
             parts.append((*sums, target, kl))
     states = hidden.shape[0]
     joined = [

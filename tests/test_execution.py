@@ -214,7 +214,7 @@ def test_residuals_are_the_hidden_states_of_the_rebuilt_model(model, plain):
         seen = []
         surgery = rebuilt(plain, schedule)
         for block in surgery.get_submodule(BLOCKS[plain.config.model_type]):
-            block.register_forward_hook(lambda _m, _i, out: seen.append(out))
+            block.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
         with torch.no_grad():
             surgery(tokens, use_cache=False)
         np.testing.assert_allclose(found[1:], torch.stack(seen), atol=1e-10, rtol=0)

@@ -1,0 +1,28 @@
+# make demo   the built-in model, dropped and swapped: file, figure, table
+# make test   ruff, mypy, pytest
+# Both set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/ready
+	$(BIN)/stages demo
+
+test: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# torch comes first and pinned: left to itself, pip would fetch the newest with its GPU libraries.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

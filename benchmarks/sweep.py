@@ -1,0 +1,224 @@
+"""Times a drop and swap sweep against its floor and against two plain ways of doing it.
+
+All four run in one process, in turn, on the same random weights, tokens and metrics:
+
+ours     robustness.execution.sweep
+floor    the matrix products of ours alone: no attention softmax, no norms, no metrics
+authors  the paper's way: for every intervention and document a clean pass and a changed one,
+         full log-softmax of both
+loop     a good loop over plain transformers: documents batched, one clean pass kept, the module
+         list rebuilt for every schedule, full log-softmax
+
+`--memory` instead runs each in a process of its own and prints how far it raised the peak.
+
+    python benchmarks/sweep.py --shape gpt2-small --rounds 3
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import ModuleList
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from robustness.corpus import Corpus
+from robustness.execution import sweep
+from robustness.model import open_model
+from robustness.readout import PIECE
+from robustness.sweep import schedules
+
+SHAPES = {
+    "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
+    "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 50257},
+    "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048},
+}
+CONTEXT = 256
+
+
+def build(shape: str) -> GPT2LMHeadModel:
+    """Return a model of a shape with random weights."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, **SHAPES[shape])).eval()
+
+
+def make_corpus(tokens: int, vocabulary: int) -> Corpus:
+    """Return random token ids, four documents for 1,024 tokens."""
+    sequences = tokens // CONTEXT
+    ids = np.random.default_rng(0).integers(0, vocabulary, (sequences, CONTEXT))
+    return Corpus(
+        tokens=ids,
+        lengths=np.full(sequences, CONTEXT),
+        document=np.arange(sequences),
+        name="random",
+        rule="windows",
+        bos="none",
+        seed=0,
+    )
+
+
+@contextmanager
+def surgery(model: GPT2LMHeadModel, schedule: tuple[int, ...]) -> Any:
+    """Let the model execute a schedule by rebuilding its module list."""
+    blocks = model.transformer.h
+    model.transformer.h = ModuleList(blocks[step] for step in schedule)
+    try:
+        yield
+    finally:
+        model.transformer.h = blocks
+
+
+def metrics(clean: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """KL, agreement, loss, entropy and accuracy per sequence, by full log-softmax."""
+    changed = torch.log_softmax(logits, -1)
+    top = changed.argmax(-1)
+    values = (
+        (clean.exp() * (clean - changed)).sum(-1),
+        (top == clean.argmax(-1)).float(),
+        -changed.gather(-1, targets[..., None])[..., 0],
+        -(changed.exp() * changed).sum(-1),
+        (top == targets).float(),
+    )
+    return torch.stack([value.mean(-1) for value in values])
+
+
+def authors(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
+    """Compute the clean pass anew for every intervention, one document at a time."""
+    runs = schedules(("drop", "swap"), model.config.n_layer).values()
+    tokens = torch.from_numpy(corpus.tokens)
+    found = []
+    for schedule in runs:
+        for row in tokens.split(1):
+            clean = torch.log_softmax(model(row, use_cache=False).logits[:, 1:-1], -1)
+            with surgery(model, schedule):
+                logits = model(row, use_cache=False).logits[:, 1:-1]
+            found.append(metrics(clean, logits, row[:, 2:]))
+    return torch.cat(found, -1).reshape(5, len(runs), len(tokens))
+
+
+def loop(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
+    """Compute one clean pass of all documents, then a pass for every schedule."""
+    runs = schedules(("drop", "swap"), model.config.n_layer).values()
+    tokens = torch.from_numpy(corpus.tokens)
+    clean = torch.log_softmax(model(tokens, use_cache=False).logits[:, 1:-1], -1)
+    found = []
+    for schedule in runs:
+        with surgery(model, schedule):
+            logits = model(tokens, use_cache=False).logits[:, 1:-1]
+        found.append(metrics(clean, logits, tokens[:, 2:]))
+    return torch.stack(found, 1)
+
+
+def floor(model: GPT2LMHeadModel, corpus: Corpus) -> None:
+    """Compute the matrix products that ours computes, in their fastest form, and nothing else."""
+    config, count = model.config, corpus.tokens.size
+    layers, width, heads = config.n_layer, config.n_embd, config.n_head
+    sequences = len(corpus.tokens)
+    state = torch.randn(count, width)
+    wide = torch.randn(count, 4 * width)
+    query = torch.randn(sequences * heads, CONTEXT, width // heads)
+    pattern = torch.randn(sequences * heads, CONTEXT, CONTEXT)
+    for application in range(layers + layers * (layers - 1)):
+        block = model.transformer.h[application % layers]
+        torch.mm(state, block.attn.c_attn.weight)
+        torch.bmm(query, query.transpose(1, 2))
+        torch.bmm(pattern, query)
+        torch.mm(state, block.attn.c_proj.weight)
+        torch.mm(state, block.mlp.c_fc.weight)
+        torch.mm(wide, block.mlp.c_proj.weight)
+    read = sequences * (CONTEXT - 2)
+    state, matrix = state[:read], model.lm_head.weight
+    strip = max(256, PIECE["cpu"] // read)
+    for _ in range(2 * layers):
+        for start in range(0, len(matrix), strip):
+            torch.mm(state, matrix[start : start + strip].T)
+    for start in range(0, len(matrix), strip):
+        part = matrix[start : start + strip]
+        torch.mm(state.new_ones(read, len(part)), part)
+
+
+def ways(shape: str, tokens: int) -> dict[str, Callable[[], Any]]:
+    """Return what is compared."""
+    model = build(shape)
+    opened = open_model(model)
+    corpus = make_corpus(tokens, model.config.vocab_size)
+    return {
+        "ours": lambda: sweep(opened, corpus, ("drop", "swap")),
+        "floor": lambda: floor(model, corpus),
+        "authors": lambda: authors(model, corpus),
+        "loop": lambda: loop(model, corpus),
+    }
+
+
+def check(ours: Any, other: Tensor) -> float:
+    """Return the largest difference between our readouts and another way's."""
+    names = ("kl", "agreement", "loss", "entropy", "accuracy")
+    worst = 0.0
+    for name, values in zip(names, other, strict=True):
+        stacked = ours[name].stack(run=("intervention", "layer")).dropna("run", how="all")
+        found = stacked.transpose("run", "sequence").values
+        worst = max(worst, float(np.abs(found - values.numpy()).max()))
+    return worst
+
+
+def raised(way: str, shape: str, tokens: int) -> None:
+    """Print by how many MiB a way raises the peak memory of a process that has warmed up."""
+    found = ways(shape, tokens)
+    ways("tiny", CONTEXT)[way]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        found[way]()
+    print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2-small")
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["ours", "floor", "authors", "loop"])
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--raised", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.raised:
+        return raised(options.raised, options.shape, options.tokens)
+    if options.memory:
+        for way in options.only:
+            command = [sys.executable, __file__, "--raised", way, "--shape", options.shape]
+            done = subprocess.run(
+                [*command, "--tokens", str(options.tokens)], capture_output=True, check=True
+            )
+            print(f"{way:8} raises the peak by {done.stdout.decode().strip():>6} MiB", flush=True)
+        return None
+    found = ways(options.shape, options.tokens)
+    seconds: dict[str, list[float]] = {way: [] for way in options.only}
+    results = {}
+    with torch.no_grad():
+        for _ in range(options.rounds):
+            for way in options.only:
+                start = time.perf_counter()
+                results[way] = found[way]()
+                seconds[way].append(time.perf_counter() - start)
+    print(f"{options.shape}, {options.tokens} tokens, {torch.get_num_threads()} threads")
+    for way in options.only:
+        ratios = [a / b for a, b in zip(seconds[way], seconds[options.only[0]], strict=True)]
+        print(
+            f"{way:8} {statistics.median(seconds[way]):8.2f} s   "
+            f"{statistics.median(ratios):5.2f} × {options.only[0]}"
+        )
+    if {"ours", "loop"} <= results.keys():
+        print(f"largest difference, ours and loop: {check(results['ours'], results['loop']):.1e}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from tokenizers_for_tests import byte_tokenizer
+from transformers import T5Config
+
+import cli
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Path:
+    """A model with a byte vocabulary of 257 on disk."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the command line in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stages", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
+    code, out, err = run(
+        "sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--repeat", 2
+    )
+    assert (code, out) == (0, "outputs/tiny-llama/sweep.nc\n"), err
+    data = xr.load_dataset("outputs/tiny-llama/sweep.nc")
+    assert data.intervention.values.tolist() == ["repeat-2"]
+    assert data.sizes == {"intervention": 1, "layer": 4, "sequence": 9}
+    assert str(stories.parent) not in str(data.attrs)
+    assert data.command.startswith("stages sweep tiny-llama --data stories.jsonl")
+    code, out, _ = run("show", "outputs/tiny-llama/sweep.nc")
+    assert code == 0 and "repeat-2" in out and "±" in out
+    code, out, _ = run("plot", "outputs/tiny-llama/sweep.nc")
+    assert code == 0 and Path(out.strip()).stat().st_size > 5000
+    code, out, _ = run("plot", "outputs/tiny-llama/sweep.nc", "--out", "x.svg")
+    assert (code, out) == (0, "x.svg\n")
+
+
+def test_without_flags_a_sweep_is_drop_and_swap(run, llama, stories):
+    assert run("sweep", llama, "--data", stories, "--context", 32)[0] == 0
+    data = xr.load_dataset("outputs/tiny-llama/sweep.nc")
+    assert data.intervention.values.tolist() == ["drop", "swap"]
+
+
+def test_free_schedules_have_a_file_of_their_own(run, llama, stories):
+    words = ("sweep", llama, "--data", stories, "--context", 32, "--schedule", "0-2-1..")
+    assert run(*words)[:2] == (0, "outputs/tiny-llama/schedules.nc\n")
+    data = xr.load_dataset("outputs/tiny-llama/schedules.nc")
+    assert data.schedule.values.tolist() == ["0-2-1..3"]
+    code, _, err = run(*words, "--drop")
+    assert code == 2 and "--schedule goes without" in err
+
+
+def test_the_papers_way_takes_whole_documents(run, llama, stories):
+    words = ("sweep", llama, "--data", stories, "--paper-compat", "--documents", 5)
+    assert run(*words)[0] == 0
+    data = xr.load_dataset("outputs/tiny-llama/sweep.nc")
+    assert data.document.values.tolist() == [0, 1, 2, 3, 4]
+    assert data.alignment == "as the paper's authors"
+
+
+def test_models_lists_the_papers_sixteen(run):
+    lines = run("models")[1].splitlines()
+    assert len(lines) == 1 + 2 + 16
+    assert any(line.split() == ["microsoft/phi-1_5", "Phi", "24", "parallel"] for line in lines)
+
+
+REFUSALS = {
+    "unknown model": (("sweep", "nobody/nothing"), "there is no model 'nobody/nothing'"),
+    "no directory": (("sweep", "./missing"), "there is no directory ./missing"),
+    "no config": (("sweep", "."), "has no config.json"),
+    "encoder-decoder": (("sweep", "T5"), "is an encoder-decoder"),
+    "unknown data": (("sweep", "MODEL", "--data", "none.jsonl"), "there is no file none.jsonl"),
+    "empty data": (("sweep", "MODEL", "--data", "empty.txt"), "empty.txt is empty"),
+    "latin-1 data": (("sweep", "MODEL", "--data", "latin.txt"), "cannot be read as UTF-8"),
+    "long context": (("sweep", "MODEL", "--context", 65), "65 is longer than tiny-llama takes: 64"),
+    "few tokens": (
+        ("sweep", "MODEL", "--data", "DATA", "--context", 64, "--tokens", 99999),
+        "99999 tokens were asked for",
+    ),
+    "no such block": (("sweep", "MODEL", "--schedule", "0..9"), "there is no block 9"),
+    "empty schedule": (("sweep", "MODEL", "--schedule", ""), "an empty schedule"),
+    "bad schedule": (("sweep", "MODEL", "--schedule", "0-x"), "character 3 ('x')"),
+    "no intervention": (("sweep", "MODEL", "--intervention", "melt"), "no intervention 'melt'"),
+    "bad device": (("sweep", "MODEL", "--device", "cuda:7"), "device 'cuda:7' cannot be used"),
+    "unwritable": (
+        ("sweep", "MODEL", "--data", "DATA", "--context", 32, "--out", "empty.txt/a.nc"),
+        "cannot be written",
+    ),
+    "no file": (("show", "none.nc"), "there is no file none.nc"),
+    "no NetCDF": (("show", "latin.txt"), "is not a NetCDF file"),
+    "not ours": (("plot", "other.nc"), "not one that stages wrote"),
+    "newer": (("show", "newer.nc"), "schema 99"),
+    "no figure": (("plot", "ours.nc", "--out", "a.txt"), "must end in .png"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_is_one_line_and_status_1(run, llama, stories, case):
+    words, expected = REFUSALS[case]
+    T5Config().save_pretrained("T5")
+    Path("empty.txt").write_text("")
+    Path("latin.txt").write_bytes(b"caf\xe9")
+    xr.Dataset({"x": 1}).to_netcdf("other.nc")
+    xr.Dataset(attrs={"stages_schema": 99}).to_netcdf("newer.nc")
+    if case == "no figure":
+        run("sweep", llama, "--data", stories, "--context", 32, "--out", "ours.nc")
+    before = sorted(Path().rglob("*"))
+    known = {"MODEL": llama, "DATA": stories}
+    code, out, err = run(*(known.get(str(word), word) for word in words))
+    assert (code, out) == (1, ""), err
+    assert err.startswith("stages: ") and err.count("\n") == 1, err
+    assert expected in err
+    assert sorted(Path().rglob("*")) == before, "something was written"
+
+
+def test_other_settings_are_refused_by_name_and_fresh_replaces_them(run, llama, stories):
+    words = ("sweep", llama, "--data", stories, "--context", 32)
+    run(*words)
+    code, _, err = run(*words, "--seed", 1)
+    assert code == 1 and "was made with" in err and "--fresh" in err
+    assert run(*words, "--seed", 1, "--fresh")[0] == 0
+
+
+def test_misuse_is_status_2(run):
+    assert run("sweep")[0] == 2
+    assert run("sweep", "x", "--tokens", "-4")[0] == 2
+    assert run("nothing")[0] == 2
+
+
+def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_path):
+    words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 1]
+    code = f"""
+import os, signal, sys
+import cli
+from robustness import execution
+measure = execution.measure
+def once(*args):
+    execution.measure = lambda *args: os.kill(os.getpid(), signal.SIGINT)
+    return measure(*args)
+execution.measure = once
+sys.argv = ["stages", *{[str(word) for word in words]}]
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr and "the same command goes on" in done.stderr
+    kept = xr.load_dataset(tmp_path / "outputs" / "tiny-llama" / "sweep.partial.nc")
+    assert (
+        kept.sequences_done == 1
+        and int(kept.kl.notnull().any(("layer", "intervention")).sum()) == 1
+    )
+
+
+def test_help_is_light(tmp_path):
+    code = "import sys, cli\ntry: cli.main()\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    for words in (["--help"], ["sweep", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert "stages sweep" in done.stdout
+        for heavy in ("torch", "nnsight", "transformers", "xarray", "numpy", "matplotlib"):
+            assert f"'{heavy}'" not in done.stdout
+
+
+def test_every_command_has_an_example_in_its_help(run):
+    for name, command in cli.stages.commands.items():
+        code, out, _ = run(name, "--help")
+        assert code == 0 and f"stages {name}" in out.partition("Options:")[0].split("\n", 1)[1]
+        assert command.help

@@ -1,0 +1,119 @@
+"""The shape of the project: who may import whom, and what a trace body may reach."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ORDER = [
+    "robustness.refusal",
+    # words: the standard library only
+    "robustness.schedule",
+    "robustness.sweep",
+    "robustness.plan",
+    # numbers: torch in and out, no model
+    "robustness.kernels",
+    "robustness.readout",
+    "robustness.interpreter",
+    "robustness.measurement",
+    "robustness.metrics",
+    # the outside world
+    "robustness.corpus",
+    "robustness.model",
+    # labels
+    "robustness.uncertainty",
+    "robustness.results",
+    # one trace each
+    "robustness.execution",
+    "recipes.checkpoints",
+    "recipes.tables",
+    "recipes.panels",
+    "recipes.ngram",
+    "recipes.pretrain",
+    "recipes.card",
+    "cli",
+]
+"""A module imports only from above it in this list."""
+
+WORDS = ORDER[: ORDER.index("robustness.kernels")]
+
+TRAVELLING = ORDER[ORDER.index("robustness.kernels") : ORDER.index("robustness.metrics")]
+"""What a trace body reaches: it goes to a server as source text."""
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+
+
+def imports(module: str) -> set[str]:
+    """Return the modules that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in ORDER else str(node.module) for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_from_above(module):
+    assert not imports(module) & set(ORDER[ORDER.index(module) :])
+
+
+def test_every_module_has_its_place():
+    files = [*ROOT.glob("robustness/*.py"), *ROOT.glob("probes/*.py"), *ROOT.glob("recipes/*.py")]
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
+    assert {name for name in names if not name.endswith("__init__")} | {"cli"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", WORDS)
+def test_words_need_the_standard_library_alone(module):
+    allowed = {"dataclasses", "collections", "random", "re", "typing", "robustness"}
+    assert {name.partition(".")[0] for name in imports(module)} <= allowed
+
+
+def test_only_the_owner_of_a_matter_deals_with_it():
+    for module in set(ORDER) - {"cli"}:
+        calls = {
+            node.func.id
+            for node in ast.walk(tree(module))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls, module
+        assert "open" not in calls, module
+    writing = {"to_netcdf", "savefig", "write_text", "write_bytes"}
+    for module in set(ORDER) - {"robustness.results"}:
+        outside = {
+            node.attr
+            for node in ast.walk(tree(module))
+            if isinstance(node, ast.Attribute) and node.attr in writing
+        }
+        # Passed to `write_whole`, which alone decides where a file goes.
+        assert not outside or "robustness.results" in imports(module), module
+    for module in set(ORDER) - {"robustness.model", "robustness.execution", "recipes.pretrain"}:
+        assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
+
+
+@pytest.mark.parametrize("module", TRAVELLING)
+def test_what_travels_keeps_to_what_survives_the_journey(module):
+    """Each of these fails, or is silently wrong, on a server that gets the source alone."""
+    top = tree(module)
+    allowed = {"torch", "typing", "collections.abc", "robustness", *TRAVELLING}
+    assert imports(module) <= allowed
+    top_level = [node for node in top.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    every = [node for node in ast.walk(top) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert top_level == every, "imports stand at the top"
+    for node in ast.walk(top):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            assert not node.decorator_list, f"{node.name} is decorated"
+        if isinstance(node, ast.ClassDef):
+            assert not node.bases, f"{node.name} has a base class"
+        assert not isinstance(node, (ast.Global, ast.Nonlocal)), "nothing outside is changed"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"super", "print", "open"}
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "_module", "only envoys are called"

@@ -1,0 +1,155 @@
+import json
+
+import pytest
+import torch
+from families import CONFIGS, LAYERS, tiny
+from tokenizers_for_tests import byte_tokenizer
+from transformers import AutoModelForMaskedLM, BertConfig, BertLMHeadModel, GPT2Config, T5Config
+
+from robustness.model import open_model
+from robustness.refusal import Refusal
+
+
+def test_every_family_opens_from_a_directory(tmp_path, family):
+    tiny(family, torch.float32).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert open_model(tmp_path).layers == LAYERS
+
+
+@pytest.fixture
+def saved(tmp_path):
+    tiny("llama", torch.float32).save_pretrained(tmp_path / "tiny-llama")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny-llama")
+    return tmp_path / "tiny-llama"
+
+
+def test_the_parts_of_every_family_are_found(model, family):
+    assert model.layers == LAYERS == len(model.attentions) == len(model.mlps)
+    assert model.vocabulary == 101 and model.context == 32
+    assert model.head._module is model.traced._module.get_output_embeddings()
+    assert "Norm" in type(model.norms[0]._module).__name__
+    for index, block in enumerate(model.blocks):
+        assert model.attentions[index]._module in set(block._module.children())
+        assert model.mlps[index]._module in set(block._module.children())
+    assert model.identity["architecture"].lower().startswith(family.replace("_", "")[:4])
+
+
+def test_a_directory_opens_and_is_named_hashed_and_placed(saved):
+    model = open_model(saved)
+    assert model.identity == {
+        "model": "tiny-llama",
+        "revision": "",
+        "weights_sha256": model.identity["weights_sha256"],
+        "architecture": "LlamaForCausalLM",
+        "dtype": "float32",
+        "device": "cpu",
+        "attention": "sdpa",
+    }
+    assert len(model.identity["weights_sha256"]) == 64
+    assert model.tokenizer.bos_token == "<s>"
+    with torch.no_grad():
+        torch.manual_seed(0)
+        other = tiny("llama", torch.float32)
+        other.model.norm.weight[0] += 1
+    other.save_pretrained(saved)
+    assert open_model(saved).identity["weights_sha256"] != model.identity["weights_sha256"]
+
+
+def test_dtype_and_attention_are_as_asked(saved):
+    model = open_model(str(saved), dtype="bfloat16", attention="eager")
+    assert (model.identity["dtype"], model.identity["attention"]) == ("bfloat16", "eager")
+    assert open_model(saved, dtype="auto").identity["dtype"] == "float32"
+    weight, bias = model.unembedding()
+    assert weight.dtype == torch.float32 and bias is None
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (T5Config(), "encoder-decoder"),
+        (BertConfig(), "encoder; only decoders"),
+        (None, "no config.json"),
+    ],
+    ids=["t5", "bert", "none"],
+)
+def test_what_is_no_decoder_is_refused_before_any_weights_are_read(tmp_path, config, problem):
+    if config is not None:
+        config.save_pretrained(tmp_path)
+    with pytest.raises(Refusal, match=problem):
+        open_model(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_looks_ahead_is_refused_with_the_difference():
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, is_decoder=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with pytest.raises(Refusal, match=r"later token changes earlier logits by 0\.\d"):
+        open_model(BertLMHeadModel(config))
+    with pytest.raises(Refusal, match="BertForMaskedLM is not a causal language model"):
+        open_model(AutoModelForMaskedLM.from_config(config))
+
+
+def test_blocks_that_do_not_give_the_models_logits_are_refused_with_the_difference(monkeypatch):
+    model = tiny("gpt2")
+    original = type(model.transformer).forward
+
+    def shifted(self, *args, **kwargs):
+        out = original(self, *args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state + 0.5
+        return out
+
+    monkeypatch.setattr(type(model.transformer), "forward", shifted)
+    with pytest.raises(Refusal, match=r"block by block its logits are off by \d"):
+        open_model(model)
+
+
+def test_a_model_without_blocks_is_refused():
+    config = GPT2Config(
+        n_layer=2, n_embd=8, n_head=2, vocab_size=20, bos_token_id=0, eos_token_id=0
+    )
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(config)
+    model.config.num_hidden_layers = 3
+    with pytest.raises(Refusal, match="a list of 3 blocks was not found"):
+        open_model(model)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("nobody/nothing", "there is no model 'nobody/nothing' to open"),
+        ("./missing", "there is no directory ./missing"),
+        ("not a name!", "there is no model"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(source, problem):
+    with pytest.raises(Refusal, match=problem) as refused:
+        open_model(source)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_directory_with_a_broken_config_or_no_weights_is_refused(tmp_path, saved):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(Refusal):
+        open_model(tmp_path)
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(Refusal, match="tiny-llama cannot be loaded"):
+        open_model(saved)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing-known"}))
+    with pytest.raises(Refusal):
+        open_model(tmp_path)
+
+
+def test_bad_options_are_refused(saved):
+    with pytest.raises(Refusal, match="no dtype 'int8'; there are: float32"):
+        open_model(saved, dtype="int8")
+    with pytest.raises(Refusal, match="device 'cuda:9' cannot be used"):
+        open_model(saved, device="cuda:9")
+
+
+def test_every_family_of_the_tests_is_opened():
+    assert set(CONFIGS) == {"gpt2", "gpt_neox", "llama", "qwen2", "phi"}

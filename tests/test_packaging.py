@@ -1,0 +1,69 @@
+"""What is installed: the wheel's contents, and that it works away from the repository."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cli
+import robustness
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from the files that git tracks or would track."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, source],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    return next(target.glob("*.whl"))
+
+
+def test_the_tests_run_against_this_repository():
+    assert Path(robustness.__file__).parents[1] == ROOT == Path(cli.__file__).parent
+
+
+def test_a_wheel_holds_these_four_names_and_the_builtin_files(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert top == {"cli.py", "probes", "recipes", "robustness"}
+    for name in ("texts/prose.jsonl", "sequential/model.safetensors", "sequential/tokenizer.json"):
+        assert f"robustness/builtin/{name}" in names
+
+
+def test_an_installed_wheel_opens_the_builtin_model_anywhere(wheel, tmp_path):
+    """Unpacked, a wheel is what pip would install; the environment's own copy is hidden."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    code = f"""
+import sys
+sys.path[:0] = [{str(site)!r}]
+import robustness
+assert robustness.__file__.startswith({str(site)!r}), robustness.__file__
+from robustness.model import open_model
+from robustness.corpus import cut
+from robustness.execution import sweep
+model = open_model("builtin")
+corpus = cut("builtin", model.tokenizer, context=64).take(4)
+print(float(sweep(model, corpus, ["drop"]).kl.mean()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0

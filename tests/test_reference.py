@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+from reference import differences
+
+import robustness
+from robustness.corpus import cut
+from robustness.execution import sweep
+from robustness.metrics import METRICS
+from robustness.model import open_model
+
+
+@pytest.mark.parametrize("directory", ["sequential", "parallel"])
+def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path, directory):
+    path = Path(robustness.__file__).parent / "builtin" / directory
+    model = open_model(path)
+    corpus = cut("builtin", model.tokenizer, context=64).take(20)
+    sweep(model, corpus, ("drop", "swap", "repeat-3"), out=tmp_path / "a.nc")
+    worst = differences(str(tmp_path / "a.nc"), str(path), "builtin")
+    assert worst.keys() == METRICS.keys()
+    assert max(worst.values()) < 1e-5, worst

@@ -1,0 +1,256 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import pytest
+import xarray as xr
+from test_execution import corpus
+
+from recipes.panels import draw
+from recipes.tables import table
+from robustness import results
+from robustness.execution import sweep
+from robustness.metrics import METRICS
+from robustness.refusal import Refusal
+from robustness.schedule import clean, swap
+from robustness.uncertainty import standard_error
+
+
+@pytest.fixture(scope="module")
+def data(gpt2):
+    return sweep(gpt2, corpus(), ("drop", "swap"), command="stages sweep x")
+
+
+def test_a_file_explains_itself(data, tmp_path):
+    results.save(data, tmp_path / "a.nc")
+    read = xr.load_dataset(tmp_path / "a.nc")
+    xr.testing.assert_identical(read, results.load(tmp_path / "a.nc"))
+    assert read.kl.dims == ("intervention", "layer", "sequence")
+    assert read.modal_share.dims == ("intervention", "layer")
+    assert set(read.data_vars) == METRICS.keys()
+    for name, variable in read.data_vars.items():
+        assert variable.attrs == METRICS[name].attrs
+    assert read.schedule.sel(intervention="swap", layer=1) == "0-2-1-3"
+    assert read.relative_depth.values.tolist() == [0, 1 / 3, 2 / 3, 1]
+    assert read.document.values.tolist() == [0, 0, 1, 1, 2]
+    expected = {
+        "model", "architecture", "dtype", "device", "attention", "corpus", "corpus_sha256",
+        "context", "sequences", "tokens", "bos", "seed", "batch_tokens", "state_cap", "conventions",
+        "interventions", "versions", "command", "created", "stages_schema", "weights_sha256",
+    }  # fmt: skip
+    assert expected <= read.attrs.keys()
+    assert "torch 2." in read.versions and "nnsight 0.8" in read.versions
+
+
+def test_the_layer_by_metric_tensor_is_one_line(data):
+    tensor = data[["kl", "loss"]].mean("sequence").to_dataarray("metric")
+    assert tensor.dims == ("metric", "intervention", "layer")
+    assert np.isnan(data.kl.sel(intervention="swap", layer=3)).all()
+
+
+def test_a_command_keeps_no_path_of_the_machine(tmp_path):
+    words = ["sweep", str(tmp_path), f"--out={tmp_path}/a.nc", "--data", "./b.jsonl", "org/model"]
+    line = results.command_line(words)
+    assert line == f"stages sweep {tmp_path.name} --out=a.nc --data b.jsonl org/model"
+
+
+def test_a_run_of_equal_settings_is_not_made_again(gpt2, tmp_path):
+    path = tmp_path / "a.nc"
+    first = sweep(gpt2, corpus(), ("drop",), out=path)
+    stamp = path.stat().st_mtime_ns
+    calls = []
+    again = sweep(gpt2, corpus(), ("drop",), out=path, progress=lambda *done: calls.append(done))
+    xr.testing.assert_identical(first, again)
+    assert path.stat().st_mtime_ns == stamp and set(calls) == {(5, 5)}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"interventions": ("drop", "swap")}, "interventions drop, not drop, swap"),
+        ({"batch_tokens": 24}, "batch_tokens 1024, not 24"),
+        ({"corpus": corpus(sequences=4)}, "corpus_sha256"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_of_other_settings_is_refused_with_the_difference(
+    gpt2, tmp_path, change, named, finished
+):
+    path = tmp_path / "a.nc"
+    sweep(gpt2, corpus(), ("drop",), out=path)
+    if not finished:
+        whole = results.load(path)
+        path.unlink()
+        results.save(whole.assign_attrs(sequences_done=0), tmp_path / "a.partial.nc")
+    options = {"corpus": corpus(), "interventions": ("drop",), "out": path} | change
+    with pytest.raises(Refusal, match=f"was made with {named}.*--fresh"):
+        sweep(gpt2, **options)
+    sweep(gpt2, **options, fresh=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
+
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+import torch, xarray
+from families import random_tokens, tiny
+from robustness import execution, results
+from robustness.model import open_model
+from test_execution import corpus
+
+def run(path):
+    text = corpus(sequences=7)
+    execution.sweep(open_model(tiny("llama")), text, ("drop", "swap"), batch_tokens=12, out=path)
+
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+
+def after(calls):
+    measure = execution.measure
+    def counting(*args):
+        nonlocal calls
+        if not calls: die()
+        calls -= 1
+        return measure(*args)
+    execution.measure = counting
+
+def during_a_write():
+    write = xarray.Dataset.to_netcdf
+    def half(self, path, **options):
+        if self.attrs["sequences_done"] == 3:
+            write(self, path, **options)
+            os.truncate(path, 1000)
+            die()
+        write(self, path, **options)
+    xarray.Dataset.to_netcdf = half
+
+def before_the_rename(number):
+    rename = os.replace
+    def counting(*names):
+        nonlocal number
+        if not number: die()
+        number -= 1
+        rename(*names)
+    os.replace = counting
+
+cases = {
+    "one batch": lambda: after(1),
+    "several": lambda: after(5),
+    "writing": during_a_write,
+    "renaming": lambda: before_the_rename(3),
+    "last rename": lambda: before_the_rename(7),
+    "none": lambda: None,
+}
+for name, arm in cases.items():
+    path = Path(sys.argv[1]) / name / "sweep.nc"
+    for attempt in (arm, lambda: None):
+        child = os.fork()
+        if not child:
+            attempt()
+            run(path)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        print(name, os.waitstatus_to_exitcode(status), path.exists(), flush=True)
+"""
+
+
+def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(tmp_path):
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DRIVER, tmp_path],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(here)}, check=True,
+    )  # fmt: skip
+    names = ("one batch", "several", "writing", "renaming", "last rename")
+    lines = [line for name in names for line in (f"{name} -9 False", f"{name} 0 True")]
+    assert done.stdout.splitlines() == [*lines, "none 0 True", "none 0 True"]
+    whole = results.load(tmp_path / "none" / "sweep.nc")
+    for name in names:
+        resumed = results.load(tmp_path / name / "sweep.nc")
+        xr.testing.assert_equal(whole, resumed)
+        for variable in whole.variables:
+            if whole[variable].dtype != object:
+                assert whole[variable].values.tobytes() == resumed[variable].values.tobytes()
+        assert [file.name for file in (tmp_path / name).iterdir()] == ["sweep.nc"]
+
+
+def test_a_file_that_is_not_ours_is_refused(tmp_path):
+    with pytest.raises(Refusal, match="there is no file"):
+        results.load(tmp_path / "none.nc")
+    (tmp_path / "text.nc").write_text("no NetCDF")
+    with pytest.raises(Refusal, match="is not a NetCDF file"):
+        results.load(tmp_path / "text.nc")
+    xr.Dataset({"kl": 1.0}).to_netcdf(tmp_path / "other.nc")
+    with pytest.raises(Refusal, match="not one that stages wrote"):
+        results.load(tmp_path / "other.nc")
+    xr.Dataset(attrs={"stages_schema": 99}).to_netcdf(tmp_path / "newer.nc")
+    with pytest.raises(Refusal, match="schema 99, newer than 1: update"):
+        results.load(tmp_path / "newer.nc")
+
+
+def test_a_directory_that_cannot_be_written_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"cannot be written .*choose another --out"):
+        results.save(data, tmp_path / "file" / "a.nc")
+
+
+def test_a_write_that_fails_leaves_the_old_file(data, tmp_path, monkeypatch):
+    path = tmp_path / "a.nc"
+    results.save(data, path)
+    before = path.read_bytes()
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    with pytest.raises(OSError, match="No space"):
+        results.save(data * 2, path)
+    assert path.read_bytes() == before
+
+
+def test_the_table_shows_means_and_clustered_errors(data):
+    text = table(data)
+    mean, error = data.kl.mean("sequence"), standard_error(data.kl)
+    for layer in range(4):
+        at = {"intervention": "drop", "layer": layer}
+        assert f"{mean.sel(at):.3f} ±{error.sel(at):.3f}" in text
+    assert text.splitlines()[-1].split() == ["3", "-", "-", "-", "-", "-", "-"]
+    unfinished = data.assign_attrs(sequences_done=3).drop_vars("modal_share")
+    assert "unfinished: 3 of 5 sequences" in table(unfinished)
+    with pytest.raises(Refusal, match="nothing in the file is shown; it holds: x"):
+        table(xr.Dataset({"x": 1}))
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_a_figure_has_a_line_for_every_intervention_and_says_its_units(data, tmp_path, kind):
+    figure = draw(data)
+    divergence, agreement = figure.axes
+    assert [text.get_text() for text in divergence.get_legend().get_texts()] == ["drop", "swap"]
+    assert divergence.get_yscale() == "log" and "[nat]" in divergence.get_ylabel()
+    line = divergence.get_lines()[0]
+    np.testing.assert_allclose(
+        line.get_ydata(), data.kl.mean("sequence").sel(intervention="drop"), rtol=1e-6
+    )
+    assert agreement.get_xlabel().startswith("layer")
+    assert results.save_figure(figure, tmp_path / f"a.{kind}").stat().st_size > 5000
+    with pytest.raises(Refusal, match=r"must end in \.png, \.svg, \.pdf"):
+        results.save_figure(figure, tmp_path / "a.gif")
+
+
+def test_free_schedules_have_a_table_and_a_figure(gpt2):
+    data = sweep(gpt2, corpus(), schedules=[clean(4), swap(clean(4), 0)])
+    assert data.schedule.values.tolist() == ["0..3", "1-0-2-3"]
+    assert "1-0-2-3" in table(data)
+    assert [label.get_text() for label in draw(data).axes[0].get_yticklabels()] == [
+        "0..3",
+        "1-0-2-3",
+    ]
+    with pytest.raises(Refusal, match="nothing in the file is drawn"):
+        draw(xr.Dataset({"x": 1}))
+
+
+def test_netcdf_is_readable_without_xarray(data, tmp_path):
+    results.save(data, tmp_path / "a.nc")
+    with netCDF4.Dataset(tmp_path / "a.nc") as file:
+        assert file["kl"].units == "nat"
