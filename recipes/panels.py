@@ -94,6 +94,6 @@ def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
     documents = np.unique(dataset["document"]).size
     return (
-        f"{attrs['model']} on {attrs['corpus']}: {attrs['tokens']:,} tokens "
+        f"model {attrs['model']}, text {attrs['corpus']}: {attrs['tokens']:,} tokens "
         f"of {documents} documents, 95 % bands"
     )
