@@ -234,7 +234,7 @@ def models() -> None:
 @click.option("--context", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--compile", is_flag=True, help="Compile the model first; needs a C++ compiler.")

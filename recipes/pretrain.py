@@ -51,11 +51,11 @@ class Pretraining:
     vocabulary: int = 2048
     tokens: int = 12_000_000
     """Tokens seen in all."""
-    batch: int = 16
+    batch: int = 8
     """Sequences in a step."""
     learning_rate: float = 2e-3
     """The highest, reached after the warm-up; a cosine brings it to a tenth."""
-    warmup: int = 150
+    warmup: int = 300
     """Steps of the warm-up."""
     weight_decay: float = 0.1
     """On matrices alone."""

@@ -203,7 +203,6 @@ def sweep(
         "batch_tokens": batch_tokens,
         "state_cap": cap,
     }
-    np.dtype("float64" if model.identity["dtype"] == "float64" else "float32")
     run = results.Run(
         labels,
         corpus.document,

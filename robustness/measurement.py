@@ -54,7 +54,6 @@ def measure(
         sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where none
         counts; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
     """
-    shape = text["targets"].shape
 
     def finish(hidden: Tensor) -> Tensor:
         hidden = hidden[:, text["first"] : text["last"]]
@@ -65,44 +64,41 @@ def measure(
     clean = readout.reference(
         finish(final), text["targets"].flatten(), head, text["vocabulary"], *matrix
     )
-    out = _reduce({name: part[None] for name, part in clean["readout"].items()}, text, shape)
-    measured = {
-        "clean_loss": out["loss"][0],
-        "clean_entropy": out["entropy"][0],
-        "clean_accuracy": out["accuracy"][0],
-    }
     collected: list[Any] = [None] * schedules
 
     def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
-        hidden = torch.stack([finish(state) for state in finals])
-        reduced = _reduce(readout.compare(hidden, clean), text, shape)
+        values = readout.compare(torch.stack([finish(state) for state in finals]), clean)
         for position, indices in enumerate(ends):
             for index in indices:
-                collected[index] = {name: value[position] for name, value in reduced.items()}
+                collected[index] = {name: value[position] for name, value in values.items()}
 
     interpreter.run(rows, states, contexts, blocks, read)
-    for name in collected[0]:
-        measured[name] = torch.stack([part[name] for part in collected])
-    return {name: value.cpu() for name, value in measured.items()}
+    measured = _reduce(collected, text)
+    unchanged = _reduce([clean["readout"]], text)
+    for name in ("loss", "entropy", "accuracy"):
+        measured[f"clean_{name}"] = unchanged[name][0]
+    return measured
 
 
-def _reduce(
-    values: dict[str, Tensor], text: dict[str, Any], shape: tuple[int, int]
-) -> dict[str, Tensor]:
-    """Means over the tokens that count, taken in float64, for values of shape (state, token)."""
+def _reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Means over the tokens that count, and what else is kept of a sequence, on the CPU.
+
+    Sums are taken in float64, which not every device has.
+    """
+    shape = text["targets"].shape
+    compared, predicted = text["compared"].cpu(), text["predicted"].cpu()
+    values = {
+        name: torch.stack([one[name] for one in readouts]).cpu().unflatten(-1, shape)
+        for name in readouts[0]
+    }
+    top = values.pop("top")
+    finite = torch.ones_like(top, dtype=torch.bool)
     reduced = {}
-    total = torch.zeros_like(values["loss"])
     for name, value in values.items():
-        if name == "top":
-            continue
-        mask = text["predicted"] if name in ("loss", "accuracy") else text["compared"]
-        grid = value.unflatten(-1, shape)
-        kept = torch.where(mask, grid, torch.zeros_like(grid)).double().sum(-1)
+        mask = predicted if name in ("loss", "accuracy") else compared
+        kept = torch.where(mask, value, torch.zeros_like(value)).double().sum(-1)
         reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
-        total = total + value
-    counted = text["compared"] | text["predicted"]
-    bad = ~torch.isfinite(total).unflatten(-1, shape) & counted
-    reduced["nonfinite"] = bad.sum(-1).to(torch.int32)
-    top = values["top"].unflatten(-1, shape)
-    reduced["top"] = torch.where(text["compared"], top, torch.full_like(top, -1)).to(torch.int32)
+        finite = finite & torch.isfinite(value)
+    reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
+    reduced["top"] = torch.where(compared, top, torch.full_like(top, -1)).to(torch.int32)
     return reduced

@@ -228,7 +228,7 @@ def _read_config(name: str, path: str, revision: str | None, trust: bool) -> Any
         raise Refusal(f"{name} ({kind}) is an encoder-decoder; only decoders can be opened")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust:
         raise Refusal(f"{name} ({kind}) is not a decoder that transformers can load")
-    # Families that fill in masks, as BERT does, are decoders only where their configuration says so.
+    # Families that fill in masks, as BERT does, decode only where their configuration says so.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
     return config

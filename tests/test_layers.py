@@ -33,6 +33,7 @@ ORDER = [
     "recipes.ngram",
     "recipes.pretrain",
     "recipes.card",
+    "recipes.sampling",
     "cli",
 ]
 """A module imports only from above it in this list."""
