@@ -61,9 +61,7 @@ def options_of_text(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--documents",
                 type=click.IntRange(1),
-                default=1388,
-                show_default=True,
-                help="How many documents --paper-compat takes.",
+                help="How many documents --paper-compat takes.  [default: 1388]",
             ),
         )
     ):
@@ -118,7 +116,7 @@ def options_of_model(function: Callable[..., Any]) -> Callable[..., Any]:
     "named",
     multiple=True,
     metavar="NAME",
-    help="By name: swap-D, skip-B, repeat-B, repeat-B-contiguous, reverse-B, shuffle-B.",
+    help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or shuffle-B.",
 )
 @click.option(
     "--schedule",
@@ -234,7 +232,7 @@ def models() -> None:
 @click.option("--context", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Sequences.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--compile", is_flag=True, help="Compile the model first; needs a C++ compiler.")
@@ -326,11 +324,15 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 
 
 def _hush() -> None:
-    """Keep transformers from writing bars and notes of its own."""
-    from transformers.utils import logging
+    """Keep libraries from writing bars and notes of their own."""
+    import datasets
+    import huggingface_hub
+    import transformers
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for library in (transformers, datasets, huggingface_hub):
+        library.utils.logging.set_verbosity_error()
 
 
 def _cut(model: Any, options: dict[str, Any]) -> Any:
@@ -339,10 +341,16 @@ def _cut(model: Any, options: dict[str, Any]) -> Any:
     where = {key: options[key] for key in ("field", "split")}
     limit = model.context
     if options["paper_compat"]:
-        context = options["context"] or limit or 2048
+        ignored = [key for key in ("tokens", "pack", "seed") if options[key]]
+        if ignored:
+            raise click.UsageError(f"--paper-compat goes without --{', --'.join(ignored)}")
+        context = options["context"] or min(2048, limit or 2048)
+        count = options["documents"] or 1388
         return first_documents(
-            options["data"], model.tokenizer, context=context, count=options["documents"], **where
+            options["data"], model.tokenizer, context=context, count=count, **where
         )
+    if options["documents"]:
+        raise click.UsageError("--documents goes with --paper-compat")
     context = options["context"] or min(256, limit or 256)
     if limit is not None and context > limit:
         raise Refusal(f"a context of {context} is longer than {model.name} takes: {limit} tokens")
@@ -361,7 +369,13 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, int], objec
     from tqdm import tqdm
 
     with tqdm(total=total, unit="seq", disable=quiet or None, file=sys.stderr) as bar:
-        yield lambda done, _: bar.update(done - bar.n)
+
+        def show(done: int, _total: int) -> None:
+            if not bar.n:
+                bar.initial = done  # what an earlier run did says nothing about this one's speed
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def main() -> None:
@@ -373,6 +387,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (Refusal, OSError) as error:
         click.echo(f"stages: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        # Not by class, which torch would have to be imported for.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        click.echo("stages: out of memory: lower --batch-tokens or --state-cap", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
         click.echo(

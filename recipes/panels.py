@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from robustness.refusal import Refusal
+from robustness.results import measured
 from robustness.uncertainty import standard_error
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,9 +32,9 @@ def draw(dataset: xr.Dataset) -> Figure:
         If it holds nothing that is drawn.
     """
     if "kl" in dataset and "intervention" in dataset.dims:
-        return sweep_figure(dataset)
+        return sweep_figure(measured(dataset))
     if "kl" in dataset and "schedule" in dataset.dims:
-        return schedule_figure(dataset)
+        return schedule_figure(measured(dataset))
     raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
 
 
@@ -61,7 +62,7 @@ def schedule_figure(dataset: xr.Dataset) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     labels = ("KL(clean ‖ intervened) [nat]", "share of tokens with the clean top-1")
     for axis, name, label, colour in zip(axes, ("kl", "agreement"), labels, COLOURS, strict=False):
-        mean, error = dataset[name].mean("sequence"), standard_error(dataset[name])
+        mean, error = dataset[name].mean("sequence", skipna=False), standard_error(dataset[name])
         rows = np.arange(count)
         axis.errorbar(mean, rows, xerr=BAND * error.fillna(0), fmt="o", color=colour)
         axis.set_yticks(rows, dataset["schedule"].values)
@@ -76,7 +77,7 @@ def schedule_figure(dataset: xr.Dataset) -> Figure:
 
 def over_layers(axis: Axes, values: xr.DataArray) -> None:
     """Draw the mean over sequences against the layer, with a band, for each intervention."""
-    mean, error = values.mean("sequence"), standard_error(values)
+    mean, error = values.mean("sequence", skipna=False), standard_error(values)
     for index, name in enumerate(values["intervention"].values):
         line, band = mean.sel(intervention=name), BAND * error.sel(intervention=name).fillna(0)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
@@ -93,7 +94,7 @@ def over_layers(axis: Axes, values: xr.DataArray) -> None:
 def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
     documents = np.unique(dataset["document"]).size
-    return (
-        f"model {attrs['model']}, text {attrs['corpus']}: {attrs['tokens']:,} tokens "
-        f"of {documents} documents, 95 % bands"
-    )
+    share = dataset.sizes["sequence"] / attrs["sequences"]
+    text = f"model {attrs['model']}, text {attrs['corpus']}: {round(attrs['tokens'] * share):,} "
+    text += f"tokens of {documents} documents, 95 % bands" if documents > 1 else "tokens"
+    return text + (f" (unfinished: {share:.0%})" if share < 1 else "")

@@ -1,5 +1,6 @@
 """Training a small decoder from scratch, as the built-in models were."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from transformers import (
 from recipes.ngram import trigram_loss, unigram_loss
 from robustness.corpus import SEPARATOR, documents
 from robustness.refusal import Refusal
-from robustness.results import provenance, save, write_whole
+from robustness.results import provenance, save, write_into, write_whole
 
 ARCHITECTURES = ("gpt2", "gpt_neox")
 """Sequential blocks with learned positions; parallel blocks with rotary positions."""
@@ -51,11 +52,11 @@ class Pretraining:
     vocabulary: int = 2048
     tokens: int = 12_000_000
     """Tokens seen in all."""
-    batch: int = 8
+    batch: int = 16
     """Sequences in a step."""
     learning_rate: float = 2e-3
     """The highest, reached after the warm-up; a cosine brings it to a tenth."""
-    warmup: int = 300
+    warmup: int = 150
     """Steps of the warm-up."""
     weight_decay: float = 0.1
     """On matrices alone."""
@@ -101,6 +102,7 @@ class Texts:
     held_out: tuple[Ids, ...]
     weights: NDArray[np.float64]
     bos: int
+    vocabulary: int
 
     def batch(self, settings: Pretraining, step: int) -> Tensor:
         """Return the sequences of a step, int64 of shape (sequence, token), BOS first.
@@ -167,6 +169,7 @@ def encode(
         held_out=tuple(held_out),
         weights=share / share.sum(),
         bos=int(tokenizer.bos_token_id),
+        vocabulary=len(tokenizer),
     )
 
 
@@ -224,7 +227,8 @@ def pretrain(
     model = build(settings, tokenizer)
     optimizer = _optimizer(model, settings)
     log: dict[str, list[Any]] = {"loss": [], "held_out_loss": [], "evaluated": []}
-    described = repr((settings, data.names, tuple(weights)))
+    vocabulary = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    described = repr((settings, data.names, weights, vocabulary[:12]))
     start = _restore(directory / CHECKPOINT, model, optimizer, log, described)
     compiled = torch.compile(model) if settings.compile else model
     for step in range(start, settings.steps):
@@ -245,8 +249,9 @@ def pretrain(
         if progress is not None:
             progress(step + 1, settings.steps, log["loss"][-1], speed)
     dataset = _log_dataset(log, data, settings)
-    model.half().save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    model.half()
+    write_into(directory, model.save_pretrained)
+    write_into(directory, tokenizer.save_pretrained)
     save(dataset, directory / "pretraining.nc")
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return dataset
@@ -357,7 +362,7 @@ def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) 
     nats = {"units": "nat"}
     seen = np.concatenate(data.train)
     held_out = [data.windows(i, settings.context).numpy() for i in range(len(data.names))]
-    size = settings.vocabulary
+    size = data.vocabulary
     return xr.Dataset(
         {
             "loss": ("step", log["loss"], {**nats, "long_name": "training loss per token"}),

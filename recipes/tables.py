@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from math import isnan
-from typing import SupportsFloat
 
 import numpy as np
 import xarray as xr
 
-from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, READOUTS
+from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.refusal import Refusal
+from robustness.results import measured
 from robustness.uncertainty import standard_error
 
 
@@ -22,11 +22,9 @@ def table(dataset: xr.Dataset) -> str:
     """
     if "kl" not in dataset:
         raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")
-    done = int(dataset.attrs.get("sequences_done", dataset.sizes["sequence"]))
-    lines = list(_header(dataset, done))
-    dataset = dataset.isel(sequence=slice(0, done))
-    if not done:
-        return "\n".join(lines)
+    planned = dataset.sizes["sequence"]
+    dataset = measured(dataset)
+    lines = list(_header(dataset, planned))
     if "intervention" in dataset.dims:
         for name in dataset["intervention"].values:
             lines += ["", str(name), *_rows(dataset.sel(intervention=name), "layer")]
@@ -35,23 +33,21 @@ def table(dataset: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _header(dataset: xr.Dataset, done: int) -> Iterator[str]:
+def _header(dataset: xr.Dataset, planned: int) -> Iterator[str]:
     attrs, sequences = dataset.attrs, dataset.sizes["sequence"]
     documents = np.unique(dataset["document"]).size
     yield f"{attrs['model']} ({attrs['architecture']}, {attrs['dtype']}) on {attrs['corpus']}"
     yield f"{sequences} sequences of {documents} documents, context {attrs['context']}"
-    if done < sequences:
-        yield f"unfinished: {done} of {sequences} sequences are measured"
-    if done:
-        clean = {
-            metric.name: dataset[metric.name].isel(sequence=slice(0, done))
-            for metric in CLEAN_READOUTS
-        }
-        parts = (
-            f"{name.removeprefix('clean_')} {_number(values.mean(), standard_error(values))}"
-            for name, values in clean.items()
-        )
-        yield f"clean: {', '.join(parts)}"
+    if sequences < planned:
+        yield f"unfinished: {sequences} of {planned} sequences are measured"
+    parts = (
+        f"{metric.name.removeprefix('clean_')} {_cell(dataset[metric.name])}"
+        for metric in CLEAN_READOUTS
+    )
+    yield f"clean: {', '.join(parts)}"
+    bad = int(dataset[NONFINITE.name].sum())
+    if bad:
+        yield f"{bad} predictions had NaN or infinite logits: what they enter is shown as -"
     yield "mean ± standard error clustered by document; KL, loss and entropy in nats"
 
 
@@ -61,20 +57,18 @@ def _rows(dataset: xr.Dataset, dim: str) -> Iterator[str]:
     labels = [str(label) for label in dataset[dim].values]
     columns = [[dim, *labels]]
     for name in names:
-        mean, error = dataset[name].mean("sequence"), standard_error(dataset[name])
-        pairs = zip(mean.values, error.values, strict=True)
-        columns.append([name, *(_number(m, e) for m, e in pairs)])
+        columns.append([name, *(_cell(dataset[name].isel({dim: i})) for i in range(len(labels)))])
     for name in shares:
-        columns.append([name, *(_number(value) for value in dataset[name].values)])
+        shown = ("-" if isnan(value) else f"{value:.3f}" for value in dataset[name].values)
+        columns.append([name, *shown])
     widths = [max(map(len, column)) for column in columns]
     for cells in zip(*columns, strict=True):
         padded = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         yield "  ".join(padded).rstrip()
 
 
-def _number(value: SupportsFloat, error: SupportsFloat = float("nan")) -> str:
-    if isnan(value):
+def _cell(values: xr.DataArray) -> str:
+    mean, error = float(values.mean("sequence", skipna=False)), float(standard_error(values))
+    if isnan(mean):
         return "-"
-    if isnan(error):
-        return f"{float(value):.3f}"
-    return f"{float(value):.3f} ±{float(error):.3f}"
+    return f"{mean:.3f}" if isnan(error) else f"{mean:.3f} ±{error:.3f}"

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -16,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 
-from robustness.refusal import Refusal
+from robustness.refusal import Refusal, first_line
 
 BUILTIN = {"builtin": "prose.jsonl", "builtin-sampled": "sampled.jsonl.gz"}
 """Texts shipped with the project: original prose, and text sampled from the built-in model."""
@@ -136,19 +137,24 @@ def documents(
     """
     path = _local_path(source)
     if path is None:
-        rows: Iterator[dict[str, Any]] = _stream(str(source), seed=seed, split=split)
+        rows: Iterator[tuple[int, dict[str, Any]]] = _stream(str(source), seed=seed, split=split)
     else:
         rows = _read(path, seed=seed, field=field)
     try:
-        for row in rows:
-            if not isinstance(row.get(field), str):
-                there = ", ".join(sorted(set(row) - {"document"})) or "none"
+        for index, row in rows:
+            if field not in row:
                 raise Refusal(
-                    f"{_name(source)} has no text in a field {field!r}; its fields are: {there}"
+                    f"{_name(source)} has no field {field!r}; its fields are: "
+                    f"{', '.join(sorted(row)) or 'none'}"
                 )
-            yield row["document"], row[field]
+            if not isinstance(row[field], str):
+                raise Refusal(
+                    f"document {index} of {_name(source)} has {str(row[field])[:20]} for text in "
+                    f"its field {field!r}; leave such rows out"
+                )
+            yield index, row[field]
     except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled) as error:
-        raise Refusal(f"reading {source} stopped: {_first_line(error)}") from error
+        raise Refusal(f"reading {source} stopped: {first_line(error)}") from error
 
 
 def cut(
@@ -258,7 +264,6 @@ def first_documents(
         If the source cannot be read, or holds fewer documents.
     """
     bos, rule = _bos(tokenizer)
-    found: list[tuple[int, list[int]]] = []
     encoded = (
         (index, (bos + _encode(tokenizer, text))[:context])
         for index, text in documents(source, field=field, split=split)
@@ -283,7 +288,7 @@ def first_documents(
 
 
 def _name(source: str | Path) -> str:
-    path = Path(source)
+    path = Path(source).expanduser()
     return path.name if isinstance(source, Path) or path.exists() else str(source)
 
 
@@ -291,7 +296,7 @@ def _local_path(source: str | Path) -> Path | None:
     """Return the file that a source names, or None for a data set of the hub."""
     if source in BUILTIN:
         return Path(str(files("robustness"))) / "builtin" / "texts" / BUILTIN[str(source)]
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
@@ -307,7 +312,7 @@ def _kind(path: Path) -> str | None:
     return LOADERS.get(ending.lower())
 
 
-def _read(path: Path, *, seed: int | None, field: str) -> Iterator[dict[str, Any]]:
+def _read(path: Path, *, seed: int | None, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
     kind = _kind(path)
     if kind is None:
         raise Refusal(f"{path.name} is not a corpus: it must end in {', '.join(LOADERS)}")
@@ -320,7 +325,7 @@ def _read(path: Path, *, seed: int | None, field: str) -> Iterator[dict[str, Any
     try:
         rows: Dataset = load_dataset(kind, data_files=str(path), split="train", **options)
     except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
-        cause = _first_line(error.__cause__ or error)
+        cause = first_line(error.__cause__ or error)
         raise Refusal(f"{path.name} cannot be read as {kind}: {cause}") from error
     if kind == "text":
         pieces = [piece for row in rows for piece in row["text"].split(SEPARATOR)]
@@ -331,7 +336,7 @@ def _read(path: Path, *, seed: int | None, field: str) -> Iterator[dict[str, Any
     if seed is not None:
         np.random.default_rng(seed).shuffle(order)
     for index in order.tolist():
-        yield {**rows[index], "document": index}
+        yield index, rows[index]
 
 
 def _check_encoding(path: Path) -> None:
@@ -343,29 +348,30 @@ def _check_encoding(path: Path) -> None:
             while block := file.read(2**20):
                 decoder.decode(block)
             decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise Refusal(f"{path.name} cannot be read as UTF-8 text: {error}") from error
 
 
-def _stream(source: str, *, seed: int | None, split: str) -> Iterator[dict[str, Any]]:
+def _stream(source: str, *, seed: int | None, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
     name, _, config = source.partition(":")
     try:
         rows: IterableDataset = load_dataset(name, config or None, split=split, streaming=True)
     except (DatasetNotFoundError, HFValidationError) as error:
         raise Refusal(
             f"there is no file and no data set {name!r}: give {', '.join(BUILTIN)}, "
-            f"a {', '.join(LOADERS)} file or a hub id ({_first_line(error)})"
+            f"a {', '.join(LOADERS)} file or a hub id ({first_line(error)})"
         ) from error
-    except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled, ValueError) as error:
-        raise Refusal(f"the data set {source!r} cannot be opened: {_first_line(error)}") from error
-    rows = rows.map(lambda _row, index: {"document": index}, with_indices=True)
+    except (HfHubHTTPError, OSError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
+        raise Refusal(f"the data set {source!r} cannot be opened: {first_line(error)}") from error
+    numbered = rows.map(
+        lambda row, index: {"index": index, "row": row},
+        with_indices=True,
+        remove_columns=rows.column_names,
+    )
     if seed is not None:
-        rows = rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    yield from rows
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        numbered = numbered.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    for item in numbered:
+        yield item["index"], item["row"]
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

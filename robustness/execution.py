@@ -106,9 +106,12 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
     """
     schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
     ids = torch.as_tensor(np.asarray(tokens), device=model.device)
-    blocks = model.blocks
+    _check_tokens(model, ids)
+    blocks, head = model.blocks, model.head
     with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
+        # The natural pass would unembed every token; its logits are not needed.
+        head.skip(head.input[..., :1])
         states = [entering[0]]
         for step in schedule:
             states.append(interpreter.call(blocks[step], states[-1], contexts[step]))
@@ -134,7 +137,7 @@ def sweep(
     schedules: Sequence[Schedule] = (),
     batch_tokens: int | None = None,
     cap: int | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     fresh: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -158,7 +161,7 @@ def sweep(
         Tokens of text in a trace.
     cap : int, optional
         The most states that go through a block together.
-    out : path, optional
+    out : str or path, optional
         Where the dataset is saved. What is done is kept beside it after every batch, and the same
         call goes on from there.
     fresh : bool
@@ -191,7 +194,9 @@ def sweep(
         runs = list(named.values())
         labels = results.sweep_labels(named, model.layers)
         asked = {"interventions": ", ".join(interventions)}
-    _check_corpus(model, corpus)
+    if corpus.lengths.min() < SHORTEST:
+        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
+    _check_tokens(model, torch.from_numpy(corpus.tokens))
     batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
     batches = corpus.batches(batch_tokens)
     stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
@@ -208,7 +213,8 @@ def sweep(
         corpus.document,
         np.dtype("float64" if model.identity["dtype"] == "float64" else "float32"),
         results.provenance(settings, command),
-        path=out,
+        vocabulary=model.vocabulary,
+        path=out if out is None else Path(out),
         fresh=fresh,
     )
     plan = compile_plan(runs, clean(model.layers), cap=cap)
@@ -233,19 +239,28 @@ def measure(
     """Run a plan on a batch of sequences, in one trace; see `measurement.measure`."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
     text = {"vocabulary": model.vocabulary, **_queries(corpus, rows, tokens)}
-    blocks, norms, head = model.blocks, model.norms, model.head
+    blocks, norms, head, grows = model.blocks, model.norms, model.head, model.grows
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
         final = norms[0].input if norms else head.input
-        # The natural pass would unembed every token; its logits are not needed.
         head.skip(head.input[..., :1])
         entering.append(final)
         states = {depth: entering[depth] for depth in clean_states}
         del entering
         measured = nnsight.save(
             measurement.measure(
-                order, schedules, states, final, contexts, blocks, norms, head, text, matrix
+                order,
+                schedules,
+                states,
+                final,
+                contexts,
+                grows,
+                blocks,
+                norms,
+                head,
+                text,
+                matrix,
             )
         )
     return {name: value.numpy() for name, value in measured.items()}
@@ -274,15 +289,16 @@ def _queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
     }
 
 
-def _check_corpus(model: Model, corpus: Corpus) -> None:
-    if model.context is not None and corpus.context > model.context:
+def _check_tokens(model: Model, tokens: Tensor) -> None:
+    if tokens.ndim != 2 or not tokens.numel():
+        raise Refusal(f"tokens are of shape (sequence, token), not {tuple(tokens.shape)}")
+    if model.context is not None and tokens.shape[1] > model.context:
         raise Refusal(
-            f"sequences of {corpus.context} tokens are longer than {model.name} takes: "
+            f"sequences of {tokens.shape[1]} tokens are longer than {model.name} takes: "
             f"ask for --context {model.context} or less"
         )
-    if corpus.lengths.min() < SHORTEST:
-        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
-    if corpus.tokens.max() >= model.vocabulary or corpus.tokens.min() < 0:
+    if tokens.max() >= model.vocabulary or tokens.min() < 0:
         raise Refusal(
-            f"the corpus holds token {corpus.tokens.max()}, {model.name} has {model.vocabulary}"
+            f"there is no token {int(tokens.max() if tokens.min() >= 0 else tokens.min())}: "
+            f"{model.name} has tokens 0 to {model.vocabulary - 1}"
         )

@@ -61,29 +61,54 @@ def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def widen(context: Any, batch: int, copies: int) -> Any:
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
+    """Return every tensor in a context with its place in it."""
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (tuple, list)):
+        items = enumerate(value)
+    return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
+
+
+def widen(
+    value: Any, batch: int, copies: int, grows: dict[Any, bool], path: tuple[Any, ...] = ()
+) -> Any:
     """Repeat what a context holds per sequence, for `copies` states of `batch` sequences each.
 
-    Tensors of two or more dimensions whose first is the batch are repeated along it; those of one
-    row serve any number.
+    Parameters
+    ----------
+    value
+        A context, or part of one.
+    batch, copies : int
+        Sequences in a state, and states stacked.
+    grows : dict of tuple to bool
+        Of the tensors in a context, by place, whether their first dimension grows with the batch.
+        One that is not listed (a mask that only long sequences have) does if it is as long.
+    path : tuple
+        The place of `value`.
     """
-    if copies == 1 or batch == 1:
-        return context
-    if isinstance(context, Tensor):
-        if context.ndim < 2 or context.shape[0] != batch:
-            return context
-        return context.repeat(copies, *([1] * (context.ndim - 1)))
-    if isinstance(context, dict):
-        return {key: widen(value, batch, copies) for key, value in context.items()}
-    if isinstance(context, (tuple, list)):
-        return tuple(widen(value, batch, copies) for value in context)
-    return context
+    if isinstance(value, Tensor):
+        unknown = value.ndim > 1 and value.shape[0] == batch
+        if copies == 1 or not grows.get(path, unknown):
+            return value
+        return value.repeat(copies, *([1] * (value.ndim - 1)))
+    if isinstance(value, dict):
+        return {key: widen(part, batch, copies, grows, (*path, key)) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(
+            widen(part, batch, copies, grows, (*path, key)) for key, part in enumerate(value)
+        )
+    return value
 
 
 def run(
     rows: Sequence[Any],
     states: dict[int, Tensor],
     contexts: Sequence[Context],
+    grows: dict[Any, bool],
     blocks: Sequence[Callable[..., Any]],
     read: Callable[[list[Tensor], Sequence[Any]], None],
 ) -> None:
@@ -97,6 +122,8 @@ def run(
         The clean states that the plan starts from; emptied on the way.
     contexts : sequence
         The context of every block.
+    grows : dict
+        As for `widen`.
     blocks : sequence of callable
         Every block of the model.
     read : callable
@@ -112,6 +139,6 @@ def run(
         batch = len(inputs[0])
         stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
         del inputs
-        out = call(blocks[step], stacked, widen(contexts[step], batch, len(sources)))
+        out = call(blocks[step], stacked, widen(contexts[step], batch, len(sources), grows))
         for state, part in zip(results, out.split(batch)):
             states[state] = part

@@ -18,6 +18,7 @@ def measure(
     states: dict[int, Tensor],
     final: Tensor,
     contexts: Sequence[interpreter.Context],
+    grows: dict[Any, bool],
     blocks: Sequence[Callable[..., Any]],
     norms: Sequence[Callable[..., Any]],
     head: Callable[..., Any],
@@ -36,7 +37,7 @@ def measure(
         The clean states that the plan starts from; emptied on the way.
     final : tensor of shape (sequence, token, width)
         What the clean run hands to the final norm.
-    contexts, blocks
+    contexts, grows, blocks
         As for `interpreter.run`.
     norms, head : callable
         What follows the last block.
@@ -52,7 +53,7 @@ def measure(
     dict of str to tensor
         Per schedule `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (schedule,
         sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where none
-        counts; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
+        counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
     """
 
     def finish(hidden: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def measure(
             for index in indices:
                 collected[index] = {name: value[position] for name, value in values.items()}
 
-    interpreter.run(rows, states, contexts, blocks, read)
+    interpreter.run(rows, states, contexts, grows, blocks, read)
     measured = _reduce(collected, text)
     unchanged = _reduce([clean["readout"]], text)
     for name in ("loss", "entropy", "accuracy"):
@@ -92,13 +93,15 @@ def _reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict
         for name in readouts[0]
     }
     top = values.pop("top")
-    finite = torch.ones_like(top, dtype=torch.bool)
+    finite = torch.stack([torch.isfinite(value) for value in values.values()]).all(0)
     reduced = {}
     for name, value in values.items():
         mask = predicted if name in ("loss", "accuracy") else compared
-        kept = torch.where(mask, value, torch.zeros_like(value)).double().sum(-1)
+        # A token with a bad logit has a top-1 prediction too, which must not pass for a number.
+        known = torch.where(finite, value, torch.full_like(value, torch.nan))
+        kept = torch.where(mask, known, torch.zeros_like(value)).double().sum(-1)
         reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
-        finite = finite & torch.isfinite(value)
     reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
-    reduced["top"] = torch.where(compared, top, torch.full_like(top, -1)).to(torch.int32)
+    counted = compared & finite
+    reduced["top"] = torch.where(counted, top, torch.full_like(top, -1)).to(torch.int32)
     return reduced

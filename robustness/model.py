@@ -7,7 +7,8 @@ measured: run block by block, the clean schedule must give the model's own logit
 """
 
 import hashlib
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,24 @@ from typing import Any
 import nnsight
 import torch
 from nnsight import TransformersModel
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from robustness import interpreter, kernels
-from robustness.refusal import Refusal
+from robustness.refusal import Refusal, first_line
 
 BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
 """Models shipped with the project, and their directories."""
@@ -60,6 +67,8 @@ class Model:
         The tokenizer, or None for a module that was given without one.
     identity : dict of str to str
         Name, revision, hash of the weights, architecture, dtype, device, attention.
+    grows : dict of tuple to bool
+        Which parts of a block's context grow with the batch; see `interpreter.widen`.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     """
@@ -72,6 +81,7 @@ class Model:
     head: Any
     tokenizer: Any
     identity: dict[str, str]
+    grows: dict[Any, bool] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,14 +119,20 @@ class Model:
     def unembedding(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
 
-        The first is None where it cannot be read, or where logits are more than its product; then
-        logits come from calling the head.
+        Both are centred over the vocabulary: a number added to all logits of a token changes no
+        readout, but GPT-2 adds about -100, which costs float32 its last digits. The first is None
+        where the weights cannot be read, or the head is no matrix; then logits come from calling
+        it.
         """
         head = self.head._module
         if self.request or not isinstance(head, Linear):
             return None, None
-        bias = None if head.bias is None else kernels.precise(head.bias.detach())
-        return kernels.precise(head.weight.detach()), bias
+        weight = kernels.precise(head.weight.detach())
+        weight = weight - weight.mean(0, dtype=_widest(weight.device)).to(weight.dtype)
+        if head.bias is None:
+            return weight, None
+        bias = kernels.precise(head.bias.detach())
+        return weight, bias - bias.mean()
 
 
 def open_model(
@@ -173,28 +189,40 @@ def open_model(
         if dtype not in DTYPES:
             raise Refusal(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        traced = _load(
+        _check_device(device)
+        module, tokenizer = _load(
             name,
             path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            device=_check_device(device),
             revision=revision,
-            attn_implementation=attention,
             trust_remote_code=trust_remote_code,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attention,
         )
-        tokenizer = traced.tokenizer
+        traced = TransformersModel(
+            module.to(device), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
+        )
         identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
         if Path(path).is_dir():
             identity["weights_sha256"] = _hash_directory(Path(path))
     module = traced._module
     identity |= {
+        "config_sha256": _hash_config(module.config),
         "architecture": type(module).__name__,
         "dtype": str(module.dtype).removeprefix("torch."),
         "device": module.device.type,
         "attention": str(module.config._attn_implementation),
+        "processing": "none",
     }
     model = Model(traced=traced, tokenizer=tokenizer, identity=identity, **_find_parts(traced))
-    _check_itself(model)
+    try:
+        model = replace(model, grows=_find_growing(model))
+        _check_itself(model)
+    except Refusal:
+        raise
+    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+        raise Refusal(
+            f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
+        ) from error
     return model
 
 
@@ -221,7 +249,7 @@ def _read_config(name: str, path: str, revision: str | None, trust: bool) -> Any
     except (OSError, ValueError) as error:
         raise Refusal(
             f"there is no model {name!r} to open: give {' or '.join(BUILTIN)}, a directory with a "
-            f"config.json, or a hub id that can be reached ({_first_line(error)})"
+            f"config.json, or a hub id that can be reached ({first_line(error)})"
         ) from error
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
@@ -234,21 +262,37 @@ def _read_config(name: str, path: str, revision: str | None, trust: bool) -> Any
     return config
 
 
-def _load(name: str, path: str, **options: Any) -> TransformersModel:
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
+"""What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
+
+
+def _load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
+    """Load weights and tokenizer, and refuse a checkpoint that does not hold all its weights."""
+    where = {key: options[key] for key in ("revision", "trust_remote_code")}
     try:
-        return TransformersModel(
-            path, task="text-generation", dispatch=True, use_safetensors=True, **options
+        module, found = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refusal(f"{name} cannot be loaded: {_first_line(error)}") from error
+    except (*LOADING_ERRORS, ImportError, SafetensorError) as error:
+        raise Refusal(f"{name} cannot be loaded: {first_line(error)}") from error
+    wrong = sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"]))
+    if wrong:
+        raise Refusal(
+            f"{name} cannot be loaded: {len(wrong)} of the weights that its config.json asks for "
+            f"are not in the checkpoint, {wrong[0]} first"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (*LOADING_ERRORS, ImportError) as error:
+        raise Refusal(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
+    return module.eval(), tokenizer
 
 
-def _check_device(device: str) -> str:
+def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise Refusal(f"device {device!r} cannot be used: {_first_line(error)}") from error
-    return device
+        raise Refusal(f"device {device!r} cannot be used: {first_line(error)}") from error
 
 
 def _find_parts(traced: TransformersModel) -> dict[str, Any]:
@@ -299,40 +343,81 @@ def _envoy(traced: TransformersModel, path: str) -> Any:
     return found
 
 
-def _check_itself(model: Model) -> None:
-    """Refuse a model whose blocks, called one by one, do not give its own logits.
+def _find_growing(model: Model) -> dict[Any, bool]:
+    """Return which parts of a block's context have a first dimension that grows with the batch."""
+    blocks, traced, sizes = model.blocks, model.traced, []
+    for batch in (2, 3):
+        tokens = torch.zeros(
+            (batch, min(7, model.context or 7)), dtype=torch.long, device=model.device
+        )
+        with torch.no_grad(), traced.trace(tokens, use_cache=False, **model.request):
+            _, contexts = interpreter.enter(blocks)
+            found = nnsight.save(
+                {
+                    place: tensor.shape[0]
+                    for context in contexts
+                    for place, tensor in interpreter.leaves(context)
+                    if tensor.ndim
+                }
+            )
+        sizes.append(found)
+    two, three = sizes
+    return {place: three[place] > two[place] for place in two.keys() & three.keys()}
 
-    Two sequences that differ in the last token alone are stacked twice, as in a sweep; where their
-    earlier logits differ, the model looks ahead and is no decoder.
+
+def _check_itself(model: Model) -> None:
+    """Refuse a model that looks ahead, or whose blocks, called one by one, give other logits.
+
+    Called on the very states of the natural pass, they must give its logits but for the rounding
+    of the last digits; on states stacked as in a sweep, within what a different order of sums
+    costs.
     """
     length = min(7, model.context or 7)
     first = [(5 * token + 1) % model.vocabulary for token in range(length)]
     second = [*first[:-1], (first[-1] + 1) % model.vocabulary]
     tokens = torch.tensor([first, second], device=model.device)
     blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
+    grows = model.grows
     with torch.no_grad(), traced.trace(tokens, use_cache=False, **model.request):
         states, contexts = interpreter.enter(blocks)
-        stacked = torch.cat([states[0], states[0]])
-        for block, context in zip(blocks, contexts):
-            stacked = interpreter.call(block, stacked, interpreter.widen(context, 2, 2))
-        for norm in norms:
-            stacked = norm(stacked)
-        ours = nnsight.save(kernels.precise(head(stacked)))
+        ours = nnsight.save([])
+        for copies in (1, 2):
+            hidden = torch.cat([states[0]] * copies)
+            for block, context in zip(blocks, contexts):
+                hidden = interpreter.call(
+                    block, hidden, interpreter.widen(context, 2, copies, grows)
+                )
+            for norm in norms:
+                hidden = norm(hidden)
+            ours.append(kernels.precise(head(hidden)))
         own = nnsight.save(kernels.precise(traced.output.logits))
-    scale = float((own - own.mean(-1, keepdim=True)).abs().max())
-    tolerance = 32 * torch.finfo(model.traced._module.dtype).eps * max(1.0, scale)
+    digit = torch.finfo(model.traced._module.dtype).eps * max(1.0, float(own.abs().max()))
+    name = f"{model.name} ({model.identity['architecture']})"
     ahead = float((own[0, :-1] - own[1, :-1]).abs().max())
-    if not ahead <= tolerance:
+    if not ahead <= 32 * digit:
         raise Refusal(
-            f"{model.name} ({model.identity['architecture']}) is not a decoder: a later token "
-            f"changes earlier logits by {ahead:.2g}"
+            f"{name} is not a decoder: a later token changes earlier logits by {ahead:.2g}"
         )
-    difference = float((ours - torch.cat([own, own])).abs().max())
-    if not difference <= tolerance:
-        raise Refusal(
-            f"{model.name} ({model.identity['architecture']}) cannot be rewired: run block by "
-            f"block its logits are off by {difference:.2g}, more than {tolerance:.2g}"
-        )
+    for logits, copies, tolerance in zip(ours, (1, 2), (4 * digit, 32 * digit), strict=True):
+        difference = float((logits - torch.cat([own] * copies)).abs().max())
+        if not difference <= tolerance:
+            raise Refusal(
+                f"{name} cannot be rewired: run block by block its logits are off by "
+                f"{difference:.2g}, more than {tolerance:.2g}"
+            )
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Return float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _hash_config(config: Any) -> str:
+    """Hash what a configuration says of the function that the model computes."""
+    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+    kept = {key: value for key, value in config.to_dict().items() if key not in volatile}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
@@ -353,9 +438,7 @@ def _hash_module(module: Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

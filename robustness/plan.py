@@ -39,7 +39,9 @@ class Plan:
     calls: int
     """Steps called, each on all the states stacked for it."""
     peak: int
-    """The largest number of states alive at once, the clean ones that are still needed included."""
+    """The largest number of states alive at once, the clean ones that are still needed included.
+
+    States of one call share their memory, which is free when the last of them is."""
 
 
 def compile_plan(

@@ -23,6 +23,9 @@ PIECE = {"cpu": 2**20}
 
 PIECE_ELSEWHERE = 2**26
 
+NARROWEST = 256
+"""Fewest columns of a strip: narrower products waste the processor."""
+
 Readout = dict[str, Tensor]
 
 
@@ -111,7 +114,7 @@ def _by_strips(
     """Sums, target logits and, if asked for, the expected row of the matrix, strip by strip."""
     weight, bias, targets = clean["weight"], clean["bias"], clean["targets"]
     count = hidden.shape[0] * hidden.shape[1]
-    width = max(256, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // count)
+    width = max(NARROWEST, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // count)
     sums = kernels.start(hidden)
     expected = torch.zeros_like(hidden)
     for offset in range(0, len(weight), width):

@@ -6,3 +6,8 @@ class Refusal(ValueError):
 
     The command line prints it as one line and exits with status 1.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,10 +8,12 @@ file beside its output, and goes on from there.
 import os
 import platform
 import sys
-from collections import Counter
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
-from robustness.refusal import Refusal
+from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, to_text
 
 SCHEMA = 1
@@ -41,7 +43,10 @@ LIBRARIES = (
 FIGURES = ("png", "svg", "pdf")
 """Formats of figures."""
 
-UNCOMPARED = ("created", "command", "versions", "sequences_done")
+PATH_OPTIONS = ("--out", "--tokenizer")
+"""Options whose value is always a path."""
+
+UNCOMPARED = ("created", "command", "sequences_done")
 """Attributes in which two calls of the same run may differ."""
 
 
@@ -67,9 +72,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except (OSError, RuntimeError) as error:
+        # The NetCDF library reports a full disk as a RuntimeError.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise Refusal(
-            f"{path} cannot be written ({error.strerror}); choose another --out"
+            f"{path} cannot be written ({first_line(error)}): make room, or choose another place"
         ) from error
 
 
@@ -141,11 +149,13 @@ class Run:
         The output.
     fresh : bool
         Whether to throw away what is there.
+    vocabulary : int
+        How many tokens can be predicted.
 
     Raises
     ------
     Refusal
-        If there is a run of other settings.
+        If there is a run of other settings, or the output cannot be written.
     """
 
     def __init__(
@@ -157,20 +167,21 @@ class Run:
         *,
         path: Path | None = None,
         fresh: bool = False,
+        vocabulary: int,
     ) -> None:
         self.labels = labels
         self.path = path
+        self.partial = path and path.with_name(f"{path.stem}.partial{path.suffix}")
+        """Where an unfinished run keeps what it has."""
         self.done = 0
         self.dataset = _empty(labels, document, dtype, attrs)
-        self.tally: list[Counter[int]] = [Counter() for _ in labels.places]
+        self.tally = np.zeros((len(labels.places), vocabulary), dtype=np.int32)
         """Of every schedule, how often each token was the top-1 prediction."""
-        if path is not None and not fresh:
-            self._resume(path)
-
-    @property
-    def partial(self) -> Path | None:
-        """Where an unfinished run keeps what it has."""
-        return self.path and self.path.with_name(f"{self.path.stem}.partial.nc")
+        there = next((file for file in (self.partial, path) if file and file.exists()), None)
+        if there is None or fresh:
+            self._keep()
+        else:
+            self._resume(there)
 
     def add(self, rows: slice, measured: Mapping[str, NDArray[Any]]) -> None:
         """Take what a batch of sequences yielded, and save all there is so far."""
@@ -180,26 +191,17 @@ class Run:
                 variable[place][rows] = values
         for metric in CLEAN_READOUTS:
             self.dataset[metric.name].values[rows] = measured[metric.name]
-        for counter, tokens in zip(self.tally, measured["top"], strict=True):
-            ids, counts = np.unique(tokens[tokens >= 0], return_counts=True)
-            counter.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+        for counts, tokens in zip(self.tally, measured["top"], strict=True):
+            counts += np.bincount(tokens[tokens >= 0], minlength=counts.size).astype(np.int32)
         self.done = rows.stop
-        if self.partial is not None:
-            entries = [
-                (schedule, token, count)
-                for schedule, counter in enumerate(self.tally)
-                for token, count in sorted(counter.items())
-            ]
-            table = np.array(entries, dtype=np.int64).reshape(-1, 3)
-            kept = self.dataset.assign(tally=(("entry", "column"), table))
-            save(kept.assign_attrs(sequences_done=self.done), self.partial)
+        self._keep()
 
     def finish(self) -> xr.Dataset:
         """Return the dataset of a run of which all is done, and save it in its place."""
         if MODAL_SHARE.name not in self.dataset:
             share = np.full(self.labels.shape, np.nan, self.dataset[READOUTS[0].name].dtype)
-            for place, counter in zip(self.labels.places, self.tally, strict=True):
-                share[place] = max(counter.values(), default=0) / counter.total()
+            for place, counts in zip(self.labels.places, self.tally, strict=True):
+                share[place] = counts.max() / counts.sum() if counts.any() else np.nan
             variable = (self.labels.dims, share, MODAL_SHARE.attrs)
             self.dataset = self.dataset.assign({MODAL_SHARE.name: variable})
             if self.path is not None:
@@ -208,24 +210,29 @@ class Run:
             self.partial.unlink(missing_ok=True)
         return self.dataset
 
-    def _resume(self, path: Path) -> None:
-        there = next((file for file in (path, self.partial) if file and file.exists()), None)
-        if there is None:
-            return
+    def _keep(self) -> None:
+        if self.partial is not None:
+            entries = np.flatnonzero(self.tally)
+            kept = self.dataset.assign(
+                tally_entry=("tally", entries), tally_count=("tally", self.tally.flat[entries])
+            )
+            save(kept.assign_attrs(sequences_done=self.done), self.partial)
+
+    def _resume(self, there: Path) -> None:
         dataset = load(there)
-        asked = self.dataset.attrs
-        for name in sorted((asked.keys() | dataset.attrs.keys()) - {*UNCOMPARED}):
-            found, wanted = dataset.attrs.get(name), asked.get(name)
-            if str(found) != str(wanted):
+        found, wanted = dataset.attrs, self.dataset.attrs
+        # A finished file may have been made with other versions; one run may not mix them.
+        passed = {*UNCOMPARED, *(() if there == self.partial else ("versions",))}
+        for name in sorted((found.keys() | wanted.keys()) - passed):
+            if str(found.get(name)) != str(wanted.get(name)):
                 raise Refusal(
-                    f"{there} was made with {name} {found}, not {wanted}; "
+                    f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
                     "choose another --out, or --fresh to replace it"
                 )
         self.done = int(dataset.attrs.pop("sequences_done", dataset.sizes["sequence"]))
-        if "tally" in dataset:
-            for schedule, token, count in dataset["tally"].values.tolist():
-                self.tally[schedule][token] = count
-            dataset = dataset.drop_vars("tally")
+        if "tally_entry" in dataset:
+            self.tally.flat[dataset["tally_entry"].values] = dataset["tally_count"].values
+            dataset = dataset.drop_vars(("tally_entry", "tally_count"))
         self.dataset = dataset
 
 
@@ -268,18 +275,43 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
 
 def command_line(arguments: Sequence[str] = ()) -> str:
     """Return a command as it was typed, paths reduced to their base names."""
-    words = []
+    words, option = [], ""
     for word in arguments or sys.argv[1:]:
-        option, equals, value = word.rpartition("=")
+        left, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         path = Path(value)
-        is_path = path.is_absolute() or value.startswith((".", "~")) or path.exists()
-        words.append(option + equals + (path.name if is_path else value))
+        if (
+            (left or option) in PATH_OPTIONS
+            or value.startswith((".", "~", "/"))
+            or value.count("/") > 1
+            or path.exists()
+        ):
+            value = path.name
+        words.append(f"{left}={value}" if left else value)
+        option = word if word.startswith("--") and not left else ""
     return " ".join(["stages", *words])
 
 
 def save(dataset: xr.Dataset, path: Path) -> None:
     """Write a dataset as NetCDF."""
     write_whole(path, lambda file: dataset.to_netcdf(file, engine="netcdf4"))
+
+
+def measured(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the sequences of a file that are measured: all, unless its run is not finished."""
+    if "sequences_done" not in dataset.attrs:
+        return dataset
+    done = int(dataset.attrs["sequences_done"])
+    if not done:
+        raise Refusal("nothing is measured yet: the run was stopped in its first batch")
+    return dataset.isel(sequence=slice(0, done))
+
+
+def write_into(directory: Path, write: Callable[[Path], Any]) -> None:
+    """Write several files by way of a temporary directory, so that none is half-written."""
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as temporary:
+        write(Path(temporary))
+        for file in sorted(Path(temporary).iterdir()):
+            write_whole(directory / file.name, partial(os.replace, file))
 
 
 def save_figure(figure: Any, path: Path) -> Path:
@@ -303,7 +335,7 @@ def load(path: Path) -> xr.Dataset:
         raise Refusal(f"there is no file {path}")
     try:
         dataset = xr.load_dataset(path, engine="netcdf4")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise Refusal(f"{path} is not a NetCDF file that can be read") from error
     if "stages_schema" not in dataset.attrs:
         raise Refusal(f"{path} is a NetCDF file, but not one that stages wrote")

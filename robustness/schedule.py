@@ -18,7 +18,7 @@ Step = int
 
 Schedule = tuple[Step, ...]
 
-_TOKEN = re.compile(r"(?P<first>\d*)(?P<range>\.\.)?(?P<last>\d*)")
+_TOKEN = re.compile(r"(?P<first>\d{0,9})(?P<range>\.\.)?(?P<last>\d{0,9})")
 
 
 def clean(layers: int) -> Schedule:

@@ -151,7 +151,9 @@ def test_a_tokenizer_without_bos_is_recorded(tmp_path):
         ("a.txt", b"caf\xe9", "a.txt cannot be read as UTF-8 text"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl cannot be read as UTF-8 text"),
         ("a.jsonl", b"no json", "a.jsonl cannot be read as json"),
-        ("a.jsonl", b'{"body": "x"}', "no text in a field 'text'; its fields are: body"),
+        ("a.jsonl", b'{"body": "x"}', "no field 'text'; its fields are: body"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": null}', "document 1 of a.jsonl has None for text"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-20], "cannot be read as UTF-8 text"),
         ("a.parquet", b"no parquet", "a.parquet cannot be read as parquet"),
         ("a.docx", b"x", "a.docx is not a corpus: it must end in .txt"),
     ],
@@ -178,7 +180,8 @@ def test_what_is_not_there_is_refused(tmp_path):
 
 
 def test_a_hub_data_set_is_streamed_shuffled_and_keeps_its_indices(monkeypatch):
-    rows = Dataset.from_list([{"text": f"text {i}"} for i in range(30)]).to_iterable_dataset()
+    listed = [{"text": f"text {i}", "index": "x", "document": "y"} for i in range(30)]
+    rows = Dataset.from_list(listed).to_iterable_dataset()
     asked = []
     monkeypatch.setattr(
         corpora, "load_dataset", lambda *args, **options: asked.append((args, options)) or rows

@@ -1,3 +1,4 @@
+import copy
 from collections import Counter
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
+from robustness import kernels, readout
 from robustness.corpus import Corpus
 from robustness.execution import residuals, rewire, sweep
 from robustness.model import open_model
@@ -160,6 +162,20 @@ def test_no_logits_exist_for_all_tokens_and_the_whole_vocabulary(gpt2):
     assert widths == [1]
 
 
+def test_no_piece_of_logits_is_larger_than_the_readout_allows(gpt2, monkeypatch):
+    sizes, absorb = [], kernels.absorb
+
+    def counting(sums, logits, offset=0):
+        sizes.append(logits.shape)
+        return absorb(sums, logits, offset)
+
+    monkeypatch.setattr(kernels, "absorb", counting)
+    monkeypatch.setitem(readout.PIECE, "cpu", 1)
+    monkeypatch.setattr(readout, "NARROWEST", 16)
+    sweep(gpt2, corpus(), ("drop",))
+    assert {shape[-1] for shape in sizes} == {16, 101 % 16}
+
+
 def test_infinite_logits_are_counted_and_not_averaged_away(family):
     plain = tiny(family)
     opened = open_model(plain)
@@ -167,7 +183,8 @@ def test_infinite_logits_are_counted_and_not_averaged_away(family):
         opened.head._module.weight[7] = torch.inf
     data = sweep(opened, corpus(), ("drop",))
     assert (data.nonfinite == 10).all()
-    assert data.kl.isnull().all()
+    for name in set(data.data_vars) - {"nonfinite"}:
+        assert data[name].isnull().all(), name
 
 
 def test_a_sequence_with_a_bad_number_leaves_the_others_alone(gpt2):
@@ -183,7 +200,43 @@ def test_a_sequence_with_a_bad_number_leaves_the_others_alone(gpt2):
     data = sweep(opened, text, ("drop",))
     assert holds.any() and not holds.all()
     assert (data.nonfinite.sum(("intervention", "layer")) > 0).values.tolist() == holds.tolist()
-    np.testing.assert_array_equal(data.kl[..., ~holds], clean_data.kl[..., ~holds])
+    for name in ("kl", "agreement", "loss", "entropy", "accuracy"):
+        np.testing.assert_allclose(
+            data[name][..., ~holds], clean_data[name][..., ~holds], atol=1e-12
+        )
+        assert data[name][..., holds].isnull().any()
+
+
+def test_a_large_moving_offset_of_the_logits_costs_no_digits():
+    """GPT-2 adds about -100 to all logits, by a direction that all rows of its matrix share."""
+    plain = tiny("gpt2")
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        plain.lm_head.weight += 16 * torch.randn(32, dtype=torch.float64)
+    text = corpus(sequences=8)
+    logits = plain(torch.from_numpy(text.tokens), use_cache=False).logits
+    assert logits.mean(-1).abs().mean() > 20 and logits.mean(-1).std() > 20
+    precise = sweep(open_model(copy.deepcopy(plain)), text, ("drop", "swap"))
+    data = sweep(open_model(plain.float()), text, ("drop", "swap"))
+    for name in ("kl", "loss", "entropy"):
+        assert float(abs(data[name] - precise[name]).max()) < 1e-5, name
+
+
+def test_a_rewired_model_generates_what_the_rebuilt_one_does(model, plain):
+    schedule, prompt = (0, 2, 1, 1, 3), random_tokens(1, 5)
+    edited = rewire(model, schedule)
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": False, "pad_token_id": 0}
+    with torch.no_grad(), edited.generate(prompt, **options) as tracer:
+        found = tracer.result.save()
+    mask = torch.ones_like(prompt)
+    expected = rebuilt(plain, schedule).generate(prompt, attention_mask=mask, **options)
+    assert found.tolist() == expected.tolist()
+    with (
+        pytest.raises(Exception, match="use_cache=False"),
+        torch.no_grad(),
+        edited.generate(prompt, **(options | {"use_cache": True})) as tracer,
+    ):
+        found = tracer.result.save()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +297,7 @@ def test_tokens_the_model_cannot_take_are_refused(gpt2):
         sweep(gpt2, corpus(length=33))
     text = corpus()
     text.tokens[0, 0] = 101
-    with pytest.raises(Refusal, match="holds token 101"):
+    with pytest.raises(Refusal, match=r"no token 101: .* 0 to 100"):
         sweep(gpt2, text)
     with pytest.raises(Refusal, match="no block 9"):
         sweep(gpt2, corpus(), schedules=[(0, 9)])

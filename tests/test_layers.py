@@ -86,7 +86,7 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         assert "print" not in calls, module
         assert "open" not in calls, module
-    writing = {"to_netcdf", "savefig", "write_text", "write_bytes"}
+    writing = {"to_netcdf", "savefig", "write_text", "write_bytes", "save_pretrained"}
     for module in set(ORDER) - {"robustness.results"}:
         outside = {
             node.attr
@@ -95,7 +95,7 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         # Passed to `write_whole`, which alone decides where a file goes.
         assert not outside or "robustness.results" in imports(module), module
-    for module in set(ORDER) - {"robustness.model", "robustness.execution", "recipes.pretrain"}:
+    for module in set(ORDER) - {"robustness.model", "robustness.execution"}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
 
 

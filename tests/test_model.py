@@ -1,11 +1,24 @@
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from families import CONFIGS, LAYERS, tiny
+from test_execution import corpus
 from tokenizers_for_tests import byte_tokenizer
-from transformers import AutoModelForMaskedLM, BertConfig, BertLMHeadModel, GPT2Config, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertLMHeadModel,
+    CohereConfig,
+    GPT2Config,
+    MptConfig,
+    T5Config,
+)
 
+from robustness.execution import sweep
 from robustness.model import open_model
 from robustness.refusal import Refusal
 
@@ -40,10 +53,12 @@ def test_a_directory_opens_and_is_named_hashed_and_placed(saved):
         "model": "tiny-llama",
         "revision": "",
         "weights_sha256": model.identity["weights_sha256"],
+        "config_sha256": model.identity["config_sha256"],
         "architecture": "LlamaForCausalLM",
         "dtype": "float32",
         "device": "cpu",
         "attention": "sdpa",
+        "processing": "none",
     }
     assert len(model.identity["weights_sha256"]) == 64
     assert model.tokenizer.bos_token == "<s>"
@@ -52,7 +67,71 @@ def test_a_directory_opens_and_is_named_hashed_and_placed(saved):
         other = tiny("llama", torch.float32)
         other.model.norm.weight[0] += 1
     other.save_pretrained(saved)
-    assert open_model(saved).identity["weights_sha256"] != model.identity["weights_sha256"]
+    changed = open_model(saved)
+    assert changed.identity["weights_sha256"] != model.identity["weights_sha256"]
+    assert changed.identity["config_sha256"] == model.identity["config_sha256"]
+    edit_config(saved, rms_norm_eps=0.1)
+    assert open_model(saved).identity["config_sha256"] != model.identity["config_sha256"]
+
+
+def edit_config(path, **changes):
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_and_not_filled_up(saved):
+    edit_config(saved, num_hidden_layers=5)
+    with pytest.raises(Refusal, match=r"9 of the weights .* not in the checkpoint, model.layers.4"):
+        open_model(saved)
+    edit_config(saved, num_hidden_layers=4, intermediate_size=32)
+    with pytest.raises(Refusal, match="tiny-llama cannot be loaded"):
+        open_model(saved)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "activation"])
+def test_a_damaged_checkpoint_is_refused_in_one_line(saved, damage):
+    weights = saved / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "garbage":
+        weights.write_bytes(b"garbage" * 100)
+    else:
+        edit_config(saved, hidden_act="nothing")
+    with pytest.raises(Refusal, match="tiny-llama cannot be loaded") as refused:
+        open_model(saved)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("sequences", [1, 2, 3, 4, 5])
+def test_a_context_with_a_tensor_as_long_as_the_batch_is_not_taken_for_batched(sequences):
+    """MPT's ALiBi has a row for each of its four heads."""
+    config = MptConfig(d_model=16, n_heads=4, n_layers=3, vocab_size=101, max_seq_len=32)
+    torch.manual_seed(0)
+    model = open_model(AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval())
+    text = corpus(sequences=sequences)
+    data = sweep(model, text, ("drop",), batch_tokens=1000, cap=8)
+    for layer in range(3):
+        blocks = model.traced._module.transformer.blocks
+        kept = [block for index, block in enumerate(blocks) if index != layer]
+        plain = copy.deepcopy(model.traced._module)
+        plain.transformer.blocks = torch.nn.ModuleList(kept)
+        with torch.no_grad():
+            logits = plain(torch.from_numpy(text.tokens), use_cache=False).logits[:, 1:-1]
+        entropy = torch.distributions.Categorical(logits=logits).entropy().mean(1)
+        np.testing.assert_allclose(data.entropy.sel(intervention="drop", layer=layer), entropy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_more_than_a_product_are_refused_in_any_precision(dtype):
+    """Cohere scales what its head gives, which the readout would not know."""
+    config = CohereConfig(
+        vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, logit_scale=0.1, initializer_range=0.4,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with pytest.raises(Refusal, match="logits are off by"):
+        open_model(AutoModelForCausalLM.from_config(config, dtype=dtype))
 
 
 def test_dtype_and_attention_are_as_asked(saved):

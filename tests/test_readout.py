@@ -88,7 +88,6 @@ def test_in_float32_means_are_within_1e_5_and_tokens_within_5e_5(kind, matrix):
 def test_the_width_of_a_strip_changes_nothing(monkeypatch):
     whole = found("bias", torch.float64, True)
     monkeypatch.setitem(readout.PIECE, "cpu", 2**40)
-    assert 256 < VOCABULARY
     other = found("bias", torch.float64, True)
     for name in whole:
         torch.testing.assert_close(whole[name], other[name], atol=1e-12, rtol=0)

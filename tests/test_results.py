@@ -55,6 +55,8 @@ def test_a_command_keeps_no_path_of_the_machine(tmp_path):
     words = ["sweep", str(tmp_path), f"--out={tmp_path}/a.nc", "--data", "./b.jsonl", "org/model"]
     line = results.command_line(words)
     assert line == f"stages sweep {tmp_path.name} --out=a.nc --data b.jsonl org/model"
+    line = results.command_line(["sweep", "org/model", "--out", "runs/secret/a.nc", "--drop"])
+    assert line == "stages sweep org/model --out a.nc --drop"
 
 
 def test_a_run_of_equal_settings_is_not_made_again(gpt2, tmp_path):
@@ -90,6 +92,42 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(
         sweep(gpt2, **options)
     sweep(gpt2, **options, fresh=True)
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_an_interrupted_fresh_run_goes_on_and_the_old_file_stays_until_it_is_done(
+    gpt2, tmp_path, monkeypatch
+):
+    path = tmp_path / "a.nc"
+    old = sweep(gpt2, corpus(), ("drop",), batch_tokens=12, out=path)
+    done = []
+
+    def stop(count: int, _total: int) -> None:
+        done.append(count)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+
+    options = {"corpus": corpus(), "batch_tokens": 12, "out": path, "progress": stop}
+    with pytest.raises(KeyboardInterrupt):
+        sweep(gpt2, interventions=("swap",), fresh=True, **options)
+    assert done == [0, 1, 2, 3]
+    xr.testing.assert_identical(results.load(path), old)
+    resumed = sweep(gpt2, interventions=("swap",), **options)
+    assert done[4] == 3
+    assert resumed.intervention.values.tolist() == ["swap"]
+    xr.testing.assert_equal(resumed, sweep(gpt2, corpus(), ("swap",), batch_tokens=12))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_an_unfinished_run_is_not_continued_with_other_versions(gpt2, tmp_path):
+    path = tmp_path / "a.nc"
+    finished = sweep(gpt2, corpus(), ("drop",), out=path)
+    results.save(finished.assign_attrs(versions="torch 1.0"), path)
+    sweep(gpt2, corpus(), ("drop",), out=path)
+    path.unlink()
+    partial = finished.assign_attrs(versions="torch 1.0", sequences_done=0)
+    results.save(partial, tmp_path / "a.partial.nc")
+    with pytest.raises(Refusal, match=r"made with versions torch 1\.0, not stages-of-inference"):
+        sweep(gpt2, corpus(), ("drop",), out=path)
 
 
 DRIVER = """
@@ -191,7 +229,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_refused(data, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"cannot be written .*choose another --out"):
+    with pytest.raises(Refusal, match=r"cannot be written .*or choose another place"):
         results.save(data, tmp_path / "file" / "a.nc")
 
 
@@ -204,9 +242,10 @@ def test_a_write_that_fails_leaves_the_old_file(data, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(Refusal, match=r"cannot be written \(.*No space.*\): make room"):
         results.save(data * 2, path)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
 def test_the_table_shows_means_and_clustered_errors(data):
@@ -218,8 +257,17 @@ def test_the_table_shows_means_and_clustered_errors(data):
     assert text.splitlines()[-1].split() == ["3", "-", "-", "-", "-", "-", "-"]
     unfinished = data.assign_attrs(sequences_done=3).drop_vars("modal_share")
     assert "unfinished: 3 of 5 sequences" in table(unfinished)
+    assert "36 tokens of 2 documents, 95 % bands (unfinished: 60%)" in title(unfinished)
+    bad = data.copy(deep=True)
+    bad.kl[0, 2, 1], bad.nonfinite[0, 2, 1] = np.nan, 4
+    assert "4 predictions had NaN or infinite logits" in table(bad)
+    assert table(bad).split("swap")[0].splitlines()[-3].split()[:2] == ["2", "-"]
     with pytest.raises(Refusal, match="nothing in the file is shown; it holds: x"):
         table(xr.Dataset({"x": 1}))
+
+
+def title(data):
+    return draw(data).get_suptitle()
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])

@@ -103,6 +103,7 @@ def test_edits_compose():
         ("0-12-1", 3, "there is no block 12"),
         ("0..12", 4, "there is no block 12"),
         ("..", 1, "block index was expected"),
+        ("0" * 5000, 10, "'-' or '..' was expected"),
     ],
 )
 def test_bad_text_is_refused_at_its_character(text, character, problem):
