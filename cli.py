@@ -388,17 +388,17 @@ def main() -> None:
     except (Refusal, OSError) as error:
         click.echo(f"stages: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(
+            "stages: interrupted; what was measured is kept, the same command goes on", err=True
+        )
+        sys.exit(130)
     except RuntimeError as error:
         # Not by class, which torch would have to be imported for.
         if type(error).__name__ != "OutOfMemoryError":
             raise
         click.echo("stages: out of memory: lower --batch-tokens or --state-cap", err=True)
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "stages: interrupted; what was measured is kept, the same command goes on", err=True
-        )
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ from tokenizers_for_tests import byte_tokenizer
 from transformers import T5Config
 
 import cli
+from robustness import execution
+from robustness.model import ATTENTION, DTYPES
+from robustness.sweep import FORMS
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +152,31 @@ def test_other_settings_are_refused_by_name_and_fresh_replaces_them(run, llama, 
     assert run(*words, "--seed", 1, "--fresh")[0] == 0
 
 
+def test_options_that_would_be_ignored_are_misuse(run, llama, stories):
+    words = ("sweep", llama, "--data", stories)
+    for extra in (("--paper-compat", "--seed", 3), ("--paper-compat", "--pack")):
+        code, _, err = run(*words, *extra)
+        assert code == 2 and "--paper-compat goes without" in err
+    code, _, err = run(*words, "--documents", 5)
+    assert code == 2 and "--documents goes with --paper-compat" in err
+
+
+def test_the_choices_of_the_options_are_those_of_the_model():
+    options = {option.name: option for option in cli.sweep.params}
+    assert tuple(options["dtype"].type.choices) == DTYPES
+    assert tuple(options["attention"].type.choices) == ATTENTION
+    assert all(form.partition("-")[0] in options or form in options["named"].help for form in FORMS)
+
+
+def test_running_out_of_memory_is_one_line(run, llama, stories, monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(execution, "measure", out_of_memory)
+    code, _, err = run("sweep", llama, "--data", stories, "--context", 32)
+    assert code == 1 and err == "stages: out of memory: lower --batch-tokens or --state-cap\n"
+
+
 def test_misuse_is_status_2(run):
     assert run("sweep")[0] == 2
     assert run("sweep", "x", "--tokens", "-4")[0] == 2
@@ -160,6 +188,9 @@ def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_pa
     code = f"""
 import os, signal, sys
 import cli
+from robustness import execution
+from robustness.model import ATTENTION, DTYPES
+from robustness.sweep import FORMS
 from robustness import execution
 measure = execution.measure
 def once(*args):

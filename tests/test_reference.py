@@ -12,10 +12,11 @@ from robustness.model import open_model
 
 @pytest.mark.parametrize("directory", ["sequential", "parallel"])
 def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path, directory):
-    path = Path(robustness.__file__).parent / "builtin" / directory
+    builtin = Path(robustness.__file__).parent / "builtin"
+    path = builtin / directory
     model = open_model(path)
     corpus = cut("builtin", model.tokenizer, context=64).take(20)
     sweep(model, corpus, ("drop", "swap", "repeat-3"), out=tmp_path / "a.nc")
-    worst = differences(str(tmp_path / "a.nc"), str(path), "builtin")
+    worst = differences(tmp_path / "a.nc", path, builtin / "texts" / "prose.jsonl")
     assert worst.keys() == METRICS.keys()
     assert max(worst.values()) < 1e-5, worst
