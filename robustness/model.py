@@ -35,8 +35,8 @@ from transformers.models.auto.modeling_auto import (
 from robustness import interpreter, kernels
 from robustness.refusal import Refusal, first_line
 
-BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
-"""Models shipped with the project, and their directories."""
+BUILTIN = {"builtin": "sequential"}
+"""The model shipped with the project, and its directory."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """What weights can be loaded as; `auto` is what the checkpoint holds."""
@@ -150,7 +150,7 @@ def open_model(
     Parameters
     ----------
     source : str, path or Module
-        A built-in model (`builtin`, `builtin-parallel`), a local directory in Hugging Face format,
+        The built-in model (`builtin`), a local directory in Hugging Face format,
         an id on the Hugging Face hub, or a causal language model of transformers, which is put
         into evaluation mode and used as it is.
     dtype : str
