@@ -46,7 +46,7 @@ def test_every_command_and_every_line_of_python_runs(tmp_path, monkeypatch, caps
 @pytest.mark.parametrize("words", shell("sh no-run"), ids=" ".join)
 def test_commands_that_need_a_network_are_at_least_understood(words):
     command = cli.stages.commands[words[1]]
-    command.make_context(words[1], words[2:])
+    assert command.make_context(words[1], words[2:]).params["model"] == words[2]
 
 
 def test_every_command_is_shown():
