@@ -181,7 +181,7 @@ def pretrain(
     settings: Pretraining | None = None,
     tokenizer: Any = None,
     progress: Progress | None = None,
-    checkpoint_every: int = 200,
+    checkpoint_every: int = 400,
 ) -> xr.Dataset:
     """Train a model and leave it, its tokenizer and its log in a directory.
 

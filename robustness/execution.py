@@ -16,6 +16,7 @@ from torch import Tensor
 
 from robustness import interpreter, measurement, results
 from robustness.corpus import SHORTEST, Corpus
+from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
 from robustness.plan import Plan, compile_plan
 from robustness.refusal import Refusal
@@ -208,25 +209,43 @@ def sweep(
         "batch_tokens": batch_tokens,
         "state_cap": cap,
     }
+    variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in READOUTS}
+    variables |= {metric.name: (metric, ("sequence",)) for metric in CLEAN_READOUTS}
+    variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
+
+    def complete(dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
+        share = labels.spread((tally.max(1) / tally.sum(1).clip(1)).astype(model.precision))
+        share[share == 0] = np.nan
+        return dataset.assign({MODAL_SHARE.name: (labels.dims, share, MODAL_SHARE.attrs)})
+
     run = results.Run(
-        labels,
-        corpus.document,
-        np.dtype("float64" if model.identity["dtype"] == "float64" else "float32"),
-        results.provenance(settings, command),
-        vocabulary=model.vocabulary,
+        results.blank(
+            variables,
+            {**labels.coords, **results.sequence_coords(corpus.document)},
+            results.provenance(settings, command),
+            model.precision,
+        ),
+        np.zeros((len(runs), model.vocabulary), np.int32),
         path=out if out is None else Path(out),
         fresh=fresh,
+        complete=complete,
     )
     plan = compile_plan(runs, clean(model.layers), cap=cap)
     matrix = model.unembedding()
-    for rows in batches:
+    with run:
+        for rows in batches:
+            if progress is not None:
+                progress(run.done, len(corpus.document))
+            if rows.start >= run.done:
+                measured = measure(model, corpus, rows, plan, matrix)
+                for counts, tokens in zip(run.tally, measured.pop("top"), strict=True):
+                    counts += np.bincount(tokens[tokens >= 0], minlength=counts.size)
+                unchanged = {m.name: measured.pop(m.name) for m in CLEAN_READOUTS}
+                changed = {name: labels.spread(values) for name, values in measured.items()}
+                run.add(rows, changed | unchanged)
         if progress is not None:
             progress(run.done, len(corpus.document))
-        if rows.start >= run.done:
-            run.add(rows, measure(model, corpus, rows, plan, matrix))
-    if progress is not None:
-        progress(run.done, len(corpus.document))
-    return run.finish()
+        return run.finish()
 
 
 def measure(

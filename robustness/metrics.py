@@ -11,6 +11,8 @@ class Metric:
     unit: str
     """`nat`, or `1` for a share or a count."""
     long_name: str
+    count: bool = False
+    """Whether it is a whole number."""
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -34,7 +36,7 @@ CLEAN_READOUTS = (
 )
 """The same for the clean model."""
 
-NONFINITE = Metric("nonfinite", "1", "number of tokens with NaN or infinite logits")
+NONFINITE = Metric("nonfinite", "1", "number of tokens with NaN or infinite logits", count=True)
 MODAL_SHARE = Metric("modal_share", "1", "share of tokens with the most frequent top-1 prediction")
 
 METRICS = {metric.name: metric for metric in (*READOUTS, *CLEAN_READOUTS, NONFINITE, MODAL_SHARE)}

@@ -111,6 +111,11 @@ class Model:
         return None if limit is None else int(limit)
 
     @property
+    def precision(self) -> str:
+        """The type of measured numbers: `float32`, or `float64` where the weights are."""
+        return "float64" if self.identity["dtype"] == "float64" else "float32"
+
+    @property
     def device(self) -> torch.device:
         """Where tokens are sent."""
         device: torch.device = self.traced._module.device

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
+from robustness.metrics import Metric
 from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, to_text
 
@@ -45,6 +46,9 @@ FIGURES = ("png", "svg", "pdf")
 
 PATH_OPTIONS = ("--out", "--tokenizer")
 """Options whose value is always a path."""
+
+KEEPING = 0.05
+"""Largest share of a run's time that saving what is done so far takes."""
 
 UNCOMPARED = ("created", "command", "sequences_done")
 """Attributes in which two calls of the same run may differ."""
@@ -99,10 +103,14 @@ class Labels:
     coords: dict[str, Any]
     places: tuple[tuple[int, ...], ...]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of `dims`."""
-        return tuple(len(self.coords[dim]) for dim in self.dims)
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Lay out values (schedule, …) as (*dims, …), NaN (or 0) where there is no schedule."""
+        shape = (*(len(self.coords[dim]) for dim in self.dims), *values.shape[1:])
+        missing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+        spread = np.full(shape, missing, values.dtype)
+        for place, value in zip(self.places, values, strict=True):
+            spread[place] = value
+        return spread
 
 
 def sweep_labels(schedules: Mapping[tuple[str, int], Schedule], layers: int) -> Labels:
@@ -112,15 +120,19 @@ def sweep_labels(schedules: Mapping[tuple[str, int], Schedule], layers: int) -> 
     texts = np.full((len(names), layers), "", dtype=object)
     for place, schedule in zip(places, schedules.values(), strict=True):
         texts[place] = to_text(schedule)
-    depth = np.arange(layers) / max(1, layers - 1)
-    described = {"units": "1", "long_name": "layer over the last layer"}
     coords = {
         "intervention": names,
-        "layer": np.arange(layers),
-        "relative_depth": ("layer", depth, described),
+        **layer_coords(layers),
         "schedule": (("intervention", "layer"), texts),
     }
     return Labels(("intervention", "layer"), coords, places)
+
+
+def layer_coords(layers: int) -> dict[str, Any]:
+    """Return the coordinates of layers: their index, and where between first and last they are."""
+    described = {"units": "1", "long_name": "layer over the last layer"}
+    depth = np.arange(layers) / max(1, layers - 1)
+    return {"layer": np.arange(layers), "relative_depth": ("layer", depth, described)}
 
 
 def schedule_labels(schedules: Sequence[Schedule]) -> Labels:
@@ -129,28 +141,27 @@ def schedule_labels(schedules: Sequence[Schedule]) -> Labels:
     return Labels(("schedule",), {"schedule": texts}, tuple((i,) for i in range(len(texts))))
 
 
+Complete = Callable[[xr.Dataset, NDArray[np.int32]], xr.Dataset]
+
+
 class Run:
     """A run over sequences, batch by batch: the numbers so far, in memory and on disk.
 
-    What is not measured yet is NaN. With a path, a run goes on from what an earlier call of equal
-    settings left there.
+    With a path, a run goes on from what an earlier call of equal settings left there. As a context
+    manager it keeps what it has when it is left by an exception.
 
     Parameters
     ----------
-    labels : Labels
-        The schedules' layout.
-    document : int64 array of shape (sequence,)
-        The document of every sequence.
-    dtype : dtype
-        Of the readouts.
-    attrs : mapping
-        Settings and provenance, as from `provenance`.
+    dataset : Dataset
+        What is to be filled, as from `blank`; its attributes are settings and provenance.
+    tally : int array, optional
+        Counts, mostly 0, that are kept along until the run is finished.
     path : path, optional
         The output.
     fresh : bool
         Whether to throw away what is there.
-    vocabulary : int
-        How many tokens can be predicted.
+    complete : callable, optional
+        Given dataset and tally when all is measured, returns the dataset with what follows from it.
 
     Raises
     ------
@@ -160,63 +171,80 @@ class Run:
 
     def __init__(
         self,
-        labels: Labels,
-        document: NDArray[np.int64],
-        dtype: np.dtype[Any],
-        attrs: Mapping[str, Any],
+        dataset: xr.Dataset,
+        tally: NDArray[np.int32] | None = None,
         *,
         path: Path | None = None,
         fresh: bool = False,
-        vocabulary: int,
+        complete: Complete = lambda dataset, _: dataset,
     ) -> None:
-        self.labels = labels
+        self.dataset = dataset
+        self.tally = np.zeros(0, np.int32) if tally is None else tally
         self.path = path
         self.partial = path and path.with_name(f"{path.stem}.partial{path.suffix}")
         """Where an unfinished run keeps what it has."""
         self.done = 0
-        self.dataset = _empty(labels, document, dtype, attrs)
-        self.tally = np.zeros((len(labels.places), vocabulary), dtype=np.int32)
-        """Of every schedule, how often each token was the top-1 prediction."""
+        self._complete = complete
+        self._finished = False
+        self._kept, self._keeping = 0.0, 0.0
         there = next((file for file in (self.partial, path) if file and file.exists()), None)
         if there is None or fresh:
             self._keep()
         else:
             self._resume(there)
 
-    def add(self, rows: slice, measured: Mapping[str, NDArray[Any]]) -> None:
-        """Take what a batch of sequences yielded, and save all there is so far."""
-        for metric in (*READOUTS, NONFINITE):
-            variable = self.dataset[metric.name].values
-            for place, values in zip(self.labels.places, measured[metric.name], strict=True):
-                variable[place][rows] = values
-        for metric in CLEAN_READOUTS:
-            self.dataset[metric.name].values[rows] = measured[metric.name]
-        for counts, tokens in zip(self.tally, measured["top"], strict=True):
-            counts += np.bincount(tokens[tokens >= 0], minlength=counts.size).astype(np.int32)
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self._finished:
+            self._keep()
+
+    def add(
+        self, rows: slice, values: Mapping[str, NDArray[Any]], place: slice | None = None
+    ) -> None:
+        """Take what a batch of sequences yielded, and save all there is so far.
+
+        Saving is left for later while it would take more than a small share of the time.
+
+        Parameters
+        ----------
+        rows : slice
+            The sequences; all before them are done.
+        values : mapping of str to array
+            Of every variable the part that is new, along its last dimension.
+        place : slice, optional
+            Where that part stands, if not at `rows`.
+        """
+        for name, value in values.items():
+            self.dataset[name].values[..., place or rows] = value
         self.done = rows.stop
-        self._keep()
+        if monotonic() - self._kept >= self._keeping / KEEPING:
+            self._keep()
 
     def finish(self) -> xr.Dataset:
         """Return the dataset of a run of which all is done, and save it in its place."""
-        if MODAL_SHARE.name not in self.dataset:
-            share = np.full(self.labels.shape, np.nan, self.dataset[READOUTS[0].name].dtype)
-            for place, counts in zip(self.labels.places, self.tally, strict=True):
-                share[place] = counts.max() / counts.sum() if counts.any() else np.nan
-            variable = (self.labels.dims, share, MODAL_SHARE.attrs)
-            self.dataset = self.dataset.assign({MODAL_SHARE.name: variable})
+        if not self._finished:
+            self.dataset = self._complete(self.dataset, self.tally)
             if self.path is not None:
                 save(self.dataset, self.path)
+            self._finished = True
         if self.partial is not None:
             self.partial.unlink(missing_ok=True)
         return self.dataset
 
     def _keep(self) -> None:
         if self.partial is not None:
+            started = monotonic()
             entries = np.flatnonzero(self.tally)
-            kept = self.dataset.assign(
-                tally_entry=("tally", entries), tally_count=("tally", self.tally.flat[entries])
-            )
+            kept = self.dataset
+            if self.tally.size:
+                kept = kept.assign(
+                    tally_entry=("tally", entries), tally_count=("tally", self.tally.flat[entries])
+                )
             save(kept.assign_attrs(sequences_done=self.done), self.partial)
+            self._kept = monotonic()
+            self._keeping = self._kept - started
 
     def _resume(self, there: Path) -> None:
         dataset = load(there)
@@ -229,32 +257,48 @@ class Run:
                     f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
                     "choose another --out, or --fresh to replace it"
                 )
-        self.done = int(dataset.attrs.pop("sequences_done", dataset.sizes["sequence"]))
+        self._finished = there == self.path
+        self.done = int(dataset.attrs.pop("sequences_done", found["sequences"]))
         if "tally_entry" in dataset:
             self.tally.flat[dataset["tally_entry"].values] = dataset["tally_count"].values
             dataset = dataset.drop_vars(("tally_entry", "tally_count"))
         self.dataset = dataset
 
 
-def _empty(
-    labels: Labels, document: NDArray[np.int64], dtype: np.dtype[Any], attrs: Mapping[str, Any]
+def blank(
+    variables: Mapping[str, tuple[Metric, tuple[str, ...]]],
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    dtype: Any = np.float32,
 ) -> xr.Dataset:
-    dims, sequences = (*labels.dims, "sequence"), len(document)
-    shape = (*labels.shape, sequences)
-    variables: dict[str, Any] = {
-        metric.name: (dims, np.full(shape, np.nan, dtype), metric.attrs) for metric in READOUTS
+    """Return a dataset in which nothing is measured yet: NaN, or 0 where whole numbers are kept.
+
+    Parameters
+    ----------
+    variables : mapping of str to tuple
+        Of every variable its metric and its dimensions.
+    coords : mapping
+        Coordinates, one along each dimension at least.
+    attrs : mapping
+        Settings and provenance, as from `provenance`.
+    dtype : dtype
+        Of the variables that are no counts.
+    """
+    empty = xr.Dataset(coords=dict(coords), attrs=dict(attrs))
+    for name, (metric, dims) in variables.items():
+        shape = tuple(empty.sizes[dim] for dim in dims)
+        values = np.zeros(shape, np.int32) if metric.count else np.full(shape, np.nan, dtype)
+        empty[name] = (dims, values, metric.attrs)
+    return empty
+
+
+def sequence_coords(document: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the coordinates of sequences, given the document that each was cut from."""
+    described = {"long_name": "index of the document in the corpus"}
+    return {
+        "sequence": np.arange(len(document)),
+        "document": ("sequence", document, described),
     }
-    variables |= {
-        metric.name: ("sequence", np.full(sequences, np.nan, dtype), metric.attrs)
-        for metric in CLEAN_READOUTS
-    }
-    variables[NONFINITE.name] = (dims, np.zeros(shape, np.int32), NONFINITE.attrs)
-    coords = {
-        **labels.coords,
-        "sequence": np.arange(sequences),
-        "document": ("sequence", document, {"long_name": "index of the document in the corpus"}),
-    }
-    return xr.Dataset(variables, coords=coords, attrs=dict(attrs))
 
 
 def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
