@@ -14,7 +14,7 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import interpreter, measurement, results
+from robustness import comparison, interpreter, results
 from robustness.corpus import SHORTEST, Corpus
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
@@ -195,9 +195,7 @@ def sweep(
         runs = list(named.values())
         labels = results.sweep_labels(named, model.layers)
         asked = {"interventions": ", ".join(interventions)}
-    if corpus.lengths.min() < SHORTEST:
-        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
-    _check_tokens(model, torch.from_numpy(corpus.tokens))
+    check_corpus(model, corpus)
     batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
     batches = corpus.batches(batch_tokens)
     stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
@@ -255,9 +253,9 @@ def measure(
     plan: Plan,
     matrix: tuple[Tensor | None, Tensor | None],
 ) -> dict[str, NDArray[Any]]:
-    """Run a plan on a batch of sequences, in one trace; see `measurement.measure`."""
+    """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
-    text = {"vocabulary": model.vocabulary, **_queries(corpus, rows, tokens)}
+    text = {"vocabulary": model.vocabulary, **queries(corpus, rows, tokens)}
     blocks, norms, head, grows = model.blocks, model.norms, model.head, model.grows
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
@@ -268,7 +266,7 @@ def measure(
         states = {depth: entering[depth] for depth in clean_states}
         del entering
         measured = nnsight.save(
-            measurement.measure(
+            comparison.measure(
                 order,
                 schedules,
                 states,
@@ -285,7 +283,7 @@ def measure(
     return {name: value.numpy() for name, value in measured.items()}
 
 
-def _queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
+def queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
     """Return which query positions are read, and which of them count for what.
 
     The query at position t predicts token t + 1. The first and the last query position are left
@@ -306,6 +304,13 @@ def _queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
         "compared": compared,
         "predicted": predicted,
     }
+
+
+def check_corpus(model: Model, corpus: Corpus) -> None:
+    """Refuse a corpus whose sequences are too short to be measured, or not for this model."""
+    if corpus.lengths.min() < SHORTEST:
+        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
+    _check_tokens(model, torch.from_numpy(corpus.tokens))
 
 
 def _check_tokens(model: Model, tokens: Tensor) -> None:

@@ -1,107 +1,227 @@
-"""What a batch of text yields: a plan run from the clean pass, every final state read and reduced.
+"""The record of a measurement on the clean run, and those that are known by name."""
 
-Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
-from robustness import interpreter, readout
+from robustness import attention, capture, cka, lens, norms, similarity
+from robustness.anatomy import Anatomy
+from robustness.metrics import Metric
+from robustness.model import Model
+
+OFFSETS = 32
+"""The farthest token back whose attention weight is kept apart."""
+
+WINDOWS = (1, 2, 4, 5, 8, 16)
+"""Of how many previous tokens the attention weight is added up."""
+
+Taken = dict[str, Tensor]
 
 
-def measure(
-    rows: Sequence[Any],
-    schedules: int,
-    states: dict[int, Tensor],
-    final: Tensor,
-    contexts: Sequence[interpreter.Context],
-    grows: dict[Any, bool],
-    blocks: Sequence[Callable[..., Any]],
-    norms: Sequence[Callable[..., Any]],
-    head: Callable[..., Any],
-    text: dict[str, Any],
-    matrix: tuple[Tensor | None, Tensor | None],
-) -> dict[str, Tensor]:
-    """Run a plan and reduce every readout to one number per sequence.
+@dataclass(frozen=True)
+class Measurement:
+    """What is captured of a clean run, and how it is reduced there.
 
-    Parameters
-    ----------
-    rows : sequence of tuple
-        The plan's rows.
-    schedules : int
-        How many schedules the plan reads.
-    states : dict of int to tensor of shape (sequence, token, width)
-        The clean states that the plan starts from; emptied on the way.
-    final : tensor of shape (sequence, token, width)
-        What the clean run hands to the final norm.
-    contexts, grows, blocks
-        As for `interpreter.run`.
-    norms, head : callable
-        What follows the last block.
-    text : dict
-        `targets`, the tokens to predict (sequence, query); `first` and `last`, the range of query
-        positions; `compared` and `predicted`, which of them count (sequence, query): for KL,
-        agreement and entropy, and for loss and accuracy; `vocabulary`, the number of logits.
-    matrix : tuple
-        The head's matrix and bias, or None for each.
-
-    Returns
-    -------
-    dict of str to tensor
-        Per schedule `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (schedule,
-        sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where none
-        counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
+    `measure` and `finish` run inside the trace, perhaps on a server, and so keep to plain functions
+    of tensors that call nothing but torch and `robustness.capture`.
     """
 
-    def finish(hidden: Tensor) -> Tensor:
-        hidden = hidden[:, text["first"] : text["last"]]
-        for norm in norms:
-            hidden = norm(hidden)
-        return hidden.flatten(0, 1)
+    name: str
+    """As on the command line, and of the file."""
+    variables: Mapping[Metric, tuple[str, ...]]
+    """Of every variable its metric and its dimensions, in the order of the tensors that come out,
+    `sequence` last. A dimension that no sequence, layer or depth is has its labels in `coords`."""
+    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]]
+    """From what is captured at a layer, and what is known of the text, to tensors by name, which
+    are stacked over the layers."""
+    finish: Callable[..., Taken] | None = None
+    """From the list of these, the model's parts and the text, to the tensors that are wanted."""
+    needs: tuple[str, ...] = ()
+    """What is captured besides the residual stream: see `capture.Captured`. `prediction` says that
+    `finish` reads residual streams with the final norm and the head."""
+    final: bool = False
+    """Whether the last residual stream is measured too: at depths instead of layers."""
+    coords: Callable[[Model, Anatomy], dict[str, Any]] = lambda model, anatomy: {}
+    """Labels of further dimensions."""
+    grouped: Callable[[Tensor, Anatomy], NDArray[Any]] | None = None
+    """For what is of many sequences together: from the one tensor that is taken, of many sequences,
+    to the values of the one variable there is, without its last dimension, `batch`."""
+    sequential: tuple[str, ...] = ()
+    """Variables that are not defined where attention and MLP read the same residual stream."""
+    complete: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset
+    """Adds what follows from a finished dataset."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded with the file, and known in the trace as entries of the text."""
+    shortest: int = 3
+    """Tokens that a sequence must have."""
 
-    clean = readout.reference(
-        finish(final), text["targets"].flatten(), head, text["vocabulary"], *matrix
+
+def _processing(anatomy: Anatomy) -> list[str]:
+    return ["raw", "centred"] if anatomy.centres else ["raw"]
+
+
+def _cumulate(dataset: xr.Dataset) -> xr.Dataset:
+    """Add up the attention to the previous 1, 2, 4, … tokens."""
+    profile = dataset["profile"]
+    sums = [profile.sel(offset=slice(1, window)).sum("offset", skipna=False) for window in WINDOWS]
+    previous = xr.concat(sums, "window").assign_coords(window=list(WINDOWS))
+    attrs = {"units": "1", "long_name": "attention weight on the previous tokens, added up"}
+    return dataset.assign(previous=previous.assign_attrs(attrs).astype(profile.dtype))
+
+
+def _align(dataset: xr.Dataset) -> xr.Dataset:
+    """Add CKA and its standard error over batches."""
+    value, error = cka.alignment(torch.from_numpy(dataset["hsic"].values))
+    dims = dataset["hsic"].dims[:-1]
+    named = {"units": "1", "long_name": "centred kernel alignment of the residual streams"}
+    erred = {"units": "1", "long_name": "standard error of cka, jackknife over batches"}
+    return dataset.assign(
+        cka=(dims, value.numpy(), named), cka_standard_error=(dims, error.numpy(), erred)
     )
-    collected: list[Any] = [None] * schedules
-
-    def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
-        values = readout.compare(torch.stack([finish(state) for state in finals]), clean)
-        for position, indices in enumerate(ends):
-            for index in indices:
-                collected[index] = {name: value[position] for name, value in values.items()}
-
-    interpreter.run(rows, states, contexts, grows, blocks, read)
-    measured = _reduce(collected, text)
-    unchanged = _reduce([clean["readout"]], text)
-    for name in ("loss", "entropy", "accuracy"):
-        measured[f"clean_{name}"] = unchanged[name][0]
-    return measured
 
 
-def _reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict[str, Tensor]:
-    """Means over the tokens that count, and what else is kept of a sequence, on the CPU.
+def _hsic(states: Tensor, anatomy: Anatomy) -> NDArray[Any]:
+    """HSIC terms of a batch, (processing, depth, depth), of states (depth, width, sequence)."""
+    raw = states.transpose(1, 2)
+    kinds = [raw, cka.centred(raw)] if anatomy.centres else [raw]
+    return torch.stack([cka.hsic(kind) for kind in kinds]).numpy()
 
-    Sums are taken in float64, which not every device has.
-    """
-    shape = text["targets"].shape
-    compared, predicted = text["compared"].cpu(), text["predicted"].cpu()
-    values = {
-        name: torch.stack([one[name] for one in readouts]).cpu().unflatten(-1, shape)
-        for name in readouts[0]
-    }
-    top = values.pop("top")
-    finite = torch.stack([torch.isfinite(value) for value in values.values()]).all(0)
-    reduced = {}
-    for name, value in values.items():
-        mask = predicted if name in ("loss", "accuracy") else compared
-        # A token with a bad logit has a top-1 prediction too, which must not pass for a number.
-        known = torch.where(finite, value, torch.full_like(value, torch.nan))
-        kept = torch.where(mask, known, torch.zeros_like(value)).double().sum(-1)
-        reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
-    reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
-    counted = compared & finite
-    reduced["top"] = torch.where(counted, top, torch.full_like(top, -1)).to(torch.int32)
-    return reduced
+
+_LENS = ("lens", "depth", "sequence")
+_NORM = ("processing", "statistic", "sequence")
+
+MEASUREMENTS = {
+    measurement.name: measurement
+    for measurement in (
+        Measurement(
+            "lens",
+            {
+                Metric("kl", "nat", "KL divergence of the lens from the final prediction"): _LENS,
+                Metric("kl_reverse", "nat", "KL of the final prediction from the lens"): _LENS,
+                Metric("agreement", "1", "share of tokens with the final top-1 prediction"): _LENS,
+                Metric("loss", "nat", "cross-entropy of the next token"): _LENS,
+                Metric("entropy", "nat", "entropy of the lens's prediction"): _LENS,
+                Metric("accuracy", "1", "share of tokens whose top-1 is the next token"): _LENS,
+            },
+            lens.states,
+            lens.read,
+            needs=("prediction",),
+            final=True,
+            coords=lambda model, anatomy: {"lens": ["recomputed", "frozen"]},
+        ),
+        Measurement(
+            "cka",
+            {
+                Metric("hsic", "1", "unbiased HSIC of the residual streams at two depths"): (
+                    "processing",
+                    "depth",
+                    "depth_to",
+                    "batch",
+                )
+            },
+            cka.last_token,
+            final=True,
+            coords=lambda model, anatomy: {
+                "processing": _processing(anatomy),
+                "depth_to": np.arange(model.layers + 1),
+            },
+            grouped=_hsic,
+            complete=_align,
+        ),
+        Measurement(
+            "attention",
+            {
+                Metric("profile", "1", "mean attention weight on the token so far back"): (
+                    "layer",
+                    "head",
+                    "offset",
+                    "sequence",
+                ),
+                Metric("first_token", "1", "mean attention weight on the first token"): (
+                    "layer",
+                    "head",
+                    "sequence",
+                ),
+                Metric("entropy", "nat", "mean entropy of the attention weights"): (
+                    "layer",
+                    "head",
+                    "sequence",
+                ),
+            },
+            attention.profile,
+            needs=("pattern",),
+            coords=lambda model, anatomy: {
+                "head": np.arange(model.config.num_attention_heads),
+                "offset": np.arange(OFFSETS + 1),
+            },
+            complete=_cumulate,
+            settings={"offsets": OFFSETS},
+            shortest=OFFSETS + 2,
+        ),
+        Measurement(
+            "norms",
+            {
+                Metric("residual_norm", "1", "norm of the residual stream"): ("depth", *_NORM),
+                Metric("attention_norm", "1", "norm of what attention writes"): ("layer", *_NORM),
+                Metric("mlp_norm", "1", "norm of what the MLP writes"): ("layer", *_NORM),
+                Metric(
+                    "attention_mlp_ratio", "1", "attention_norm over mlp_norm, token by token"
+                ): (
+                    "layer",
+                    *_NORM,
+                ),
+                Metric(
+                    "middle_norm", "1", "norm of the residual stream between attention and MLP"
+                ): ("layer", *_NORM),
+                Metric("mlp_middle_ratio", "1", "mlp_norm over middle_norm, token by token"): (
+                    "layer",
+                    *_NORM,
+                ),
+                Metric("block_influence", "1", "1 - cosine of a block's input and output"): (
+                    "layer",
+                    "sequence",
+                ),
+                Metric(
+                    "angular_distance", "1", "angle of the last token's states over blocks, / π"
+                ): ("layer", "span", "sequence"),
+            },
+            norms.measure,
+            norms.finish,
+            needs=("attention", "mlp", "output"),
+            final=True,
+            sequential=("middle_norm", "mlp_middle_ratio"),
+            coords=lambda model, anatomy: {
+                "processing": _processing(anatomy),
+                "statistic": ["mean", "median", "first"],
+                "span": np.arange(1, model.layers + 1),
+            },
+        ),
+        Measurement(
+            "similarity",
+            {
+                Metric("cosine", "1", "cosine of what sublayers write, clean and swapped"): (
+                    "comparison",
+                    "component",
+                    "processing",
+                    "layer",
+                    "sequence",
+                )
+            },
+            similarity.written,
+            similarity.compare,
+            needs=("attention", "mlp", "context"),
+            coords=lambda model, anatomy: {
+                "comparison": list(similarity.COMPARISONS),
+                "component": list(similarity.COMPONENTS),
+                "processing": _processing(anatomy),
+            },
+        ),
+    )
+}
+"""What `observe` knows by name."""

@@ -59,6 +59,8 @@ class Model:
         The nnsight model.
     blocks, attentions, mlps : tuple of Envoy
         Every block and its sublayers; the latter empty where a block has no such part.
+    block_norms : tuple of tuple of Envoy
+        The norms of every block, in order.
     norms : tuple of Envoy
         What is applied to the last residual stream before the head: one norm, or nothing.
     head : Envoy
@@ -77,6 +79,7 @@ class Model:
     blocks: tuple[Any, ...]
     attentions: tuple[Any, ...]
     mlps: tuple[Any, ...]
+    block_norms: tuple[tuple[Any, ...], ...]
     norms: tuple[Any, ...]
     head: Any
     tokenizer: Any
@@ -120,6 +123,13 @@ class Model:
         """Where tokens are sent."""
         device: torch.device = self.traced._module.device
         return device
+
+    @property
+    def epsilon(self) -> float:
+        """What the final norm adds to the variance."""
+        names = ("eps", "variance_epsilon", "epsilon")
+        found = (getattr(norm._module, name, None) for norm in self.norms for name in names)
+        return float(next((value for value in found if value is not None), 0.0))
 
     def unembedding(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
@@ -318,7 +328,7 @@ def _find_parts(traced: TransformersModel) -> dict[str, Any]:
     blocks = module.get_submodule(path)
     children = list(parent.named_children())
     after = children[[child for _, child in children].index(blocks) + 1 :]
-    norms = [child for child, part in after if "norm" in type(part).__name__.lower()]
+    norms = [child for child, part in after if _is_norm(part)]
     prefix = path.rpartition(".")[0]
 
     def sublayers(kind: str) -> tuple[Any, ...]:
@@ -332,13 +342,26 @@ def _find_parts(traced: TransformersModel) -> dict[str, Any]:
             if child is not None
         )
 
+    block_norms = tuple(
+        tuple(
+            _envoy(traced, f"{path}.{index}.{child}")
+            for child, part in block.named_children()
+            if _is_norm(part)
+        )
+        for index, block in enumerate(blocks)
+    )
     return {
         "blocks": tuple(_envoy(traced, f"{path}.{index}") for index in range(layers)),
+        "block_norms": block_norms,
         "attentions": sublayers("Attention"),
         "mlps": sublayers("MLP"),
         "norms": tuple(_envoy(traced, f"{prefix}.{norms[-1]}") for _ in norms[-1:]),
         "head": _envoy(traced, next(path for path, part in module.named_modules() if part is head)),
     }
+
+
+def _is_norm(part: Module) -> bool:
+    return "norm" in type(part).__name__.lower()
 
 
 def _envoy(traced: TransformersModel, path: str) -> Any:

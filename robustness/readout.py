@@ -69,17 +69,18 @@ def reference(
         "bias": bias,
     }
     if weight is None:
-        sums, target, _ = _by_calls(hidden[None], clean, False)
+        sums, target, *_ = _by_calls(hidden[None], clean, False)
     else:
         clean["hidden"] = hidden.to(weight.dtype)
-        sums, target, clean["expected"] = _by_strips(clean["hidden"][None], clean, True)
+        sums, target, expected = _by_strips(clean["hidden"][None], clean, True)
+        clean["expected"] = expected[0]
     clean["sums"] = tuple(part[0] for part in sums)
     values = _values(sums, target, targets)
     clean["readout"] = {name: value[0] for name, value in values.items()}
     return clean
 
 
-def compare(hidden: Tensor, clean: dict[str, Any]) -> Readout:
+def compare(hidden: Tensor, clean: dict[str, Any], reverse: bool = False) -> Readout:
     """Read the final states of schedules on the tokens of the clean run.
 
     Parameters
@@ -88,22 +89,27 @@ def compare(hidden: Tensor, clean: dict[str, Any]) -> Readout:
         Final states of one or more schedules, as the head receives them.
     clean : dict
         What `reference` returned.
+    reverse : bool
+        Whether KL is wanted in the other direction too.
 
     Returns
     -------
     dict of str to tensor of shape (state, token)
-        `kl`, `loss` and `entropy` in nats; `agreement` and `accuracy`, 0 or 1; `top`, the most
-        likely token.
+        `kl`, KL(clean ‖ other), `loss` and `entropy` in nats; `agreement` and `accuracy`, 0 or 1;
+        `top`, the most likely token; if asked for `kl_reverse`, KL(other ‖ clean).
     """
     if clean["weight"] is None:
-        sums, target, kl = _by_calls(hidden, clean, True)
+        sums, target, kl, kl_reverse = _by_calls(hidden, clean, True)
     else:
         hidden = hidden.to(clean["weight"].dtype)
-        sums, target, _ = _by_strips(hidden, clean, False)
+        sums, target, expected = _by_strips(hidden, clean, reverse)
         difference = clean["hidden"] - hidden
         kl = kernels.kl_from_states(clean["expected"], difference, sums, clean["sums"])
+        kl_reverse = kernels.kl_from_states(expected, -difference, clean["sums"], sums)
     values = _values(sums, target, clean["targets"])
     values["kl"] = kl
+    if reverse:
+        values["kl_reverse"] = kl_reverse
     values["agreement"] = (sums[1] == clean["sums"][1]).to(kl.dtype)
     return values
 
@@ -111,7 +117,7 @@ def compare(hidden: Tensor, clean: dict[str, Any]) -> Readout:
 def _by_strips(
     hidden: Tensor, clean: dict[str, Any], expect: bool
 ) -> tuple[kernels.Sums, Tensor, Tensor]:
-    """Sums, target logits and, if asked for, the expected row of the matrix, strip by strip."""
+    """Sums, target logits and, if asked for, the expected rows of the matrix, strip by strip."""
     weight, bias, targets = clean["weight"], clean["bias"], clean["targets"]
     count = hidden.shape[0] * hidden.shape[1]
     width = max(NARROWEST, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // count)
@@ -128,13 +134,13 @@ def _by_strips(
     target = torch.linalg.vecdot(hidden, weight[targets])
     if bias is not None:
         target = target + bias[targets]
-    return sums, target, (expected / sums[2][..., None])[0]
+    return sums, target, expected / sums[2][..., None]
 
 
 def _by_calls(
     hidden: Tensor, clean: dict[str, Any], compared: bool
-) -> tuple[kernels.Sums, Tensor, Tensor]:
-    """Sums, target logits and, if `compared`, KL, chunk of tokens by chunk of tokens."""
+) -> tuple[kernels.Sums, Tensor, Tensor, Tensor]:
+    """Sums, target logits and, if `compared`, KL both ways, chunk of tokens by chunk of tokens."""
     size = max(1, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // clean["vocabulary"])
     parts = []
     for first in range(0, hidden.shape[1], size):
@@ -144,15 +150,18 @@ def _by_calls(
         for state in hidden:
             logits = kernels.precise(clean["head"](state[tokens]))
             target = logits.gather(-1, targets)[..., 0]
-            kl = target if before is None else kernels.kl_from_logits(before, logits)
+            kl = back = target
+            if before is not None:
+                kl = kernels.kl_from_logits(before, logits)
+                back = kernels.kl_from_logits(logits, before)
             sums, _, _ = kernels.absorb(kernels.start(logits), logits)
-            parts.append((*sums, target, kl))
+            parts.append((*sums, target, kl, back))
     states = hidden.shape[0]
     joined = [
         torch.stack([torch.cat(column[state::states]) for state in range(states)])
         for column in zip(*parts)
     ]
-    return (joined[0], joined[1], joined[2], joined[3]), joined[4], joined[5]
+    return (joined[0], joined[1], joined[2], joined[3]), joined[4], joined[5], joined[6]
 
 
 def _values(sums: kernels.Sums, target: Tensor, targets: Tensor) -> Readout:

@@ -347,6 +347,8 @@ def measured(dataset: xr.Dataset) -> xr.Dataset:
     done = int(dataset.attrs["sequences_done"])
     if not done:
         raise Refusal("nothing is measured yet: the run was stopped in its first batch")
+    if "batch" in dataset.dims:
+        return dataset.isel(batch=slice(0, done // int(dataset.attrs["batch_sequences"])))
     return dataset.isel(sequence=slice(0, done))
 
 

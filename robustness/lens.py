@@ -1,0 +1,116 @@
+"""The logit lens: what every residual stream predicts when it is read as if it were the last.
+
+Two ways, because they answer differently. *Recomputed*: the final norm is applied to each residual
+stream, as the model would. *Frozen*: each is divided by the scale that the final norm found in the
+last residual stream of the same token, and neither the norm's nor the head's bias is added. That
+is what libraries of the time plotted under the name of the logit lens: it acts as a temperature,
+which makes early predictions look uniform.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustness import comparison, kernels, readout
+
+READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
+
+
+def states(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Keep the residual stream of the tokens whose predictions are read."""
+    return {"state": captured["residual"][:, text["first"] : text["last"]]}
+
+
+def read(
+    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Read the residual stream of every depth, (depth, sequence, query, width), in both ways.
+
+    Returns
+    -------
+    dict of str to tensor of shape (lens, depth, sequence)
+        `kl`, of the lens from the final prediction, KL(final ‖ lens), and `kl_reverse`, `loss`,
+        `entropy`, in nats; `agreement` and `accuracy`, shares of tokens. Lens 0 is recomputed, 1 is
+        frozen.
+    """
+    width = taken[0]["state"].shape[-1]
+
+    def normed(state: Tensor) -> Tensor:
+        for norm in parts["norms"]:
+            state = norm(state)
+        return kernels.precise(state)
+
+    head = with_bias_as_feature(parts["head"], width, taken[0]["state"])
+    matrix = parts["matrix"][0]
+    if matrix is not None:
+        bias = parts["matrix"][1]
+        column = torch.zeros_like(matrix[:, :1]) if bias is None else bias[:, None]
+        matrix = torch.cat([matrix, column], 1)
+    final = taken[-1]["state"]
+    targets, vocabulary = text["targets"].flatten(), text["vocabulary"]
+    clean = readout.reference(_feature(normed(final), 1), targets, head, vocabulary, matrix)
+    shift = normed(torch.zeros_like(final[:1, :1])) if parts["norms"] else 0
+    lens: list[list[dict[str, Tensor]]] = [[], []]
+    for kept in taken:
+        recomputed = normed(kept["state"])
+        frozen = recomputed
+        if parts["norms"]:
+            ratio = spread(kept["state"], parts) / spread(final, parts)
+            frozen = (recomputed - shift) * ratio
+        both = torch.stack([_feature(recomputed, 1), _feature(frozen, 0)])
+        values = readout.compare(both, clean, reverse=True)
+        for index, readings in enumerate(lens):
+            readings.append({name: value[index] for name, value in values.items()})
+    reduced = [comparison.reduce(readings, text) for readings in lens]
+    return {name: torch.stack([one[name] for one in reduced]) for name in READINGS}
+
+
+def spread(state: Tensor, parts: dict[str, Any]) -> Tensor:
+    """Return by what a norm divides a state, (…, 1) of (…, width).
+
+    The standard deviation, or the root of the mean square for a norm that does not centre.
+    """
+    state = kernels.precise(state)
+    if parts["centres"]:
+        state = state - state.mean(-1, keepdim=True)
+    return (state.square().mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
+
+
+def departure(state: Tensor, parts: dict[str, Any]) -> float:
+    """Return by how much the final norm departs from a linear map divided by `spread`.
+
+    Relative to what it gives; for states (sequence, token, width). Without a norm, 0.
+    """
+    if not parts["norms"]:
+        return 0.0
+    norm = parts["norms"][0]
+    shift = kernels.precise(norm(torch.zeros_like(state)))
+    one, other = state + state.abs().mean(), state.flip(1)
+    mapped = [
+        (kernels.precise(norm(each)) - shift) * spread(each, parts)
+        for each in (one, other, one + other)
+    ]
+    return float((mapped[0] + mapped[1] - mapped[2]).abs().max() / mapped[2].abs().max())
+
+
+def with_bias_as_feature(
+    head: Callable[[Tensor], Tensor], width: int, like: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return the head as a function of states with one more feature, by which its bias counts."""
+
+    def call(states: Tensor) -> Tensor:
+        bias = kernels.precise(head(torch.zeros_like(like[:1, 0])))
+        logits = kernels.precise(head(states[:, :width].to(like.dtype)))
+        return logits + (states[:, width:] - 1) * bias
+
+    return call
+
+
+def _feature(states: Tensor, value: int) -> Tensor:
+    """Flatten states (sequence, query, width) to tokens, and append a feature to each."""
+    states = states.flatten(0, 1)
+    return torch.cat([states, torch.full_like(states[:, :1], value)], 1)

@@ -1,0 +1,237 @@
+"""What the clean run shows at every depth: opens the one trace that all measurements share."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nnsight
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from robustness import capture, results
+from robustness.anatomy import Anatomy, examine, parts
+from robustness.corpus import Corpus
+from robustness.execution import (
+    BATCH_TOKENS,
+    BATCH_TOKENS_ELSEWHERE,
+    Progress,
+    check_corpus,
+    queries,
+)
+from robustness.measurement import MEASUREMENTS, Measurement
+from robustness.model import Model
+from robustness.refusal import Refusal
+
+GROUP = 128
+"""The most sequences in a batch where a measurement is of many sequences together."""
+
+GROUPS = 8
+"""Such batches to be had, by making them smaller if need be."""
+
+SMALLEST_GROUP = 16
+"""Sequences below which such a batch is not made smaller."""
+
+
+def observe(
+    model: Model,
+    corpus: Corpus,
+    measurements: Sequence[str | Measurement] = tuple(MEASUREMENTS),
+    *,
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> dict[str, xr.Dataset]:
+    """Measure what the clean run shows at every depth; all measurements share one pass per batch.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    corpus : Corpus
+        Token sequences.
+    measurements : sequence of str or Measurement
+        Names in `MEASUREMENTS`, or measurements of one's own.
+    batch_tokens : int, optional
+        Tokens of text in a trace, at most; sequences in a trace are a power of two.
+    out : str or path, optional
+        The directory in which a file per measurement is saved, `lens.nc` and so on. What is done is
+        kept there on the way, and the same call goes on from it.
+    fresh : bool
+        Whether to throw away what is there.
+    command : str
+        The command line, for the record.
+    progress : callable, optional
+        Called at the start and after every batch.
+
+    Returns
+    -------
+    dict of str to Dataset
+        By the measurement's name.
+
+    Raises
+    ------
+    Refusal
+        If there is no such measurement, the model or the corpus does not fit it, or `out` holds a
+        run of other settings.
+    """
+    wanted = [_find(each) for each in measurements]
+    check_corpus(model, corpus)
+    anatomy = examine(model)
+    group = _group(len(corpus.tokens))
+    for each in wanted:
+        _check(each, corpus, anatomy)
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    size = min(group, 2 ** max(0, (batch_tokens // corpus.context).bit_length() - 1))
+    described = {**model.identity, **corpus.settings(), "batch_tokens": batch_tokens}
+    known = parts(model)
+    if any("prediction" in each.needs for each in wanted):
+        known["matrix"] = model.unembedding()
+    known |= {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(
+                results.Run(
+                    _blank(each, model, anatomy, corpus, group, described, command),
+                    path=None if out is None else Path(out) / f"{each.name}.nc",
+                    fresh=fresh,
+                    complete=partial(_complete, each),
+                )
+            )
+            for each in wanted
+        ]
+        pending: dict[str, list[Tensor]] = {each.name: [] for each in wanted}
+        total = len(corpus.tokens)
+        for start in range(0, total, size):
+            rows = slice(start, min(start + size, total))
+            due = [
+                (each, run)
+                for each, run in zip(wanted, runs, strict=True)
+                if start >= run.done and not (each.grouped and rows.stop > total // group * group)
+            ]
+            if progress is not None:
+                progress(start, total)
+            if not due:
+                continue
+            found = _trace(model, corpus, rows, [each for each, _ in due], known)
+            for (each, run), taken in zip(due, found, strict=True):
+                if each.grouped is None:
+                    values = {name: tensor.numpy() for name, tensor in taken.items()}
+                    run.add(rows, values)
+                    continue
+                waiting = pending[each.name]
+                waiting.extend(taken.values())
+                if rows.stop % group == 0:
+                    value = each.grouped(torch.cat(waiting, -1), anatomy)
+                    waiting.clear()
+                    place = slice(rows.stop // group - 1, rows.stop // group)
+                    done = slice(rows.stop - group, rows.stop)
+                    run.add(done, {m.name: value[..., None] for m in each.variables}, place)
+        if progress is not None:
+            progress(total, total)
+        return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
+
+
+def _complete(measurement: Measurement, dataset: xr.Dataset, _: Any) -> xr.Dataset:
+    return measurement.complete(dataset)
+
+
+def _find(measurement: str | Measurement) -> Measurement:
+    if isinstance(measurement, Measurement):
+        return measurement
+    if measurement not in MEASUREMENTS:
+        raise Refusal(f"no measurement {measurement!r}; there are: {', '.join(MEASUREMENTS)}")
+    return MEASUREMENTS[measurement]
+
+
+def _check(measurement: Measurement, corpus: Corpus, anatomy: Anatomy) -> None:
+    """Refuse a measurement that the model or the corpus does not allow."""
+    name, least = measurement.name, int(corpus.lengths.min())
+    if least < measurement.shortest:
+        raise Refusal(
+            f"{name} takes sequences of at least {measurement.shortest} tokens, and there is one "
+            f"of {least}: ask for a --context of {measurement.shortest} or more"
+        )
+    if measurement.grouped and len(corpus.tokens) < SMALLEST_GROUP:
+        raise Refusal(
+            f"{name} takes at least {SMALLEST_GROUP} sequences, and there are "
+            f"{len(corpus.tokens)}: ask for more --tokens, or a smaller --context"
+        )
+    for need in measurement.needs:
+        if need in anatomy.missing:
+            raise Refusal(f"{name} cannot be measured: {anatomy.missing[need]}")
+
+
+def _group(sequences: int) -> int:
+    """How many sequences are measured together, a power of two."""
+    most = max(SMALLEST_GROUP, min(GROUP, sequences // GROUPS))
+    return int(2 ** (most.bit_length() - 1))
+
+
+def _blank(
+    measurement: Measurement,
+    model: Model,
+    anatomy: Anatomy,
+    corpus: Corpus,
+    group: int,
+    described: Mapping[str, Any],
+    command: str,
+) -> xr.Dataset:
+    """Lay out the dataset of a measurement; what the model does not define is left out."""
+    variables = {
+        metric.name: (metric, dims)
+        for metric, dims in measurement.variables.items()
+        if not (anatomy.parallel and metric.name in measurement.sequential)
+    }
+    settings = {**described, "measurement": measurement.name, **measurement.settings}
+    coords = {
+        **results.layer_coords(model.layers),
+        "depth": np.arange(model.layers + 1),
+        **measurement.coords(model, anatomy),
+    }
+    if measurement.grouped:
+        groups = len(corpus.tokens) // group
+        settings |= {"batch_sequences": group, "sequences_used": groups * group}
+        coords["batch"] = np.arange(groups)
+    else:
+        coords |= results.sequence_coords(corpus.document)
+    dims = {dim for _, dims in variables.values() for dim in dims}
+    along = {"relative_depth": "layer", "document": "sequence"}
+    return results.blank(
+        variables,
+        {name: labels for name, labels in coords.items() if along.get(name, name) in dims},
+        results.provenance(settings, command),
+        "float64" if measurement.grouped else model.precision,
+    )
+
+
+def _trace(
+    model: Model,
+    corpus: Corpus,
+    rows: slice,
+    measurements: Sequence[Measurement],
+    known: dict[str, Any],
+) -> list[dict[str, Tensor]]:
+    """Take measurements on a batch of sequences, in one trace."""
+    tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
+    text = {
+        "vocabulary": model.vocabulary,
+        "lengths": torch.from_numpy(corpus.lengths[rows]).to(model.device),
+        "centres": known["centres"],
+        "parallel": known["parallel"],
+        **queries(corpus, rows, tokens),
+    }
+    text["counted"] = torch.zeros(tokens.shape, dtype=torch.bool, device=model.device)
+    text["counted"][:, text["first"] : text["last"]] = text["compared"]
+    for measurement in measurements:
+        text |= measurement.settings
+    needs = sorted({need for measurement in measurements for need in measurement.needs})
+    calls = [(each.measure, each.finish, each.final) for each in measurements]
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
+        taken = nnsight.save(capture.walk(calls, needs, known, text))
+    return taken
