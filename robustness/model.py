@@ -6,37 +6,22 @@ head is what transformers calls the output embeddings. Whether that was right is
 measured: run block by block, the clean schedule must give the model's own logits.
 """
 
-import hashlib
-import json
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import nnsight
 import torch
 from nnsight import TransformersModel
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from torch.nn import Linear, Module, ModuleList
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers import PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
-from robustness import interpreter, kernels
+from robustness import checkpoint, interpreter, kernels
 from robustness.refusal import Refusal, first_line
-
-BUILTIN = {"builtin": "sequential"}
-"""The model shipped with the project, and its directory."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """What weights can be loaded as; `auto` is what the checkpoint holds."""
@@ -47,6 +32,21 @@ ATTENTION = ("sdpa", "eager")
 # What a trace body reaches is sent to a server by value, but only if its package is registered.
 for _package in ("robustness", "probes", "recipes"):
     nnsight.register(_package)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where in a decoder its parts are, as names of submodules."""
+
+    blocks: tuple[str, ...]
+    attentions: tuple[str, ...]
+    """Of every block that has one, as for `mlps`."""
+    mlps: tuple[str, ...]
+    block_norms: tuple[tuple[str, ...], ...]
+    """Of every block."""
+    norms: tuple[str, ...]
+    """The final norm, or none."""
+    head: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,15 +197,18 @@ def open_model(
         traced = TransformersModel(
             source.eval(), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
         )
-        identity = {"model": type(source).__name__, "weights_sha256": _hash_module(source)}
+        identity = {
+            "model": type(source).__name__,
+            "weights_sha256": checkpoint.hash_module(source),
+        }
     else:
-        name, path = _resolve(source)
-        config = _read_config(name, path, revision, trust_remote_code)
+        name, path = checkpoint.resolve(source)
+        config = checkpoint.read_config(name, path, revision, trust_remote_code)
         if dtype not in DTYPES:
             raise Refusal(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
-        module, tokenizer = _load(
+        module, tokenizer = checkpoint.load(
             name,
             path,
             revision=revision,
@@ -218,10 +221,10 @@ def open_model(
         )
         identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
         if Path(path).is_dir():
-            identity["weights_sha256"] = _hash_directory(Path(path))
+            identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
     module = traced._module
     identity |= {
-        "config_sha256": _hash_config(module.config),
+        "config_sha256": checkpoint.hash_config(module.config),
         "architecture": type(module).__name__,
         "dtype": str(module.dtype).removeprefix("torch."),
         "device": module.device.type,
@@ -241,68 +244,6 @@ def open_model(
     return model
 
 
-def _resolve(source: str | Path) -> tuple[str, str]:
-    """Return the name of a model, and the directory or hub id it is loaded from."""
-    if source in BUILTIN:
-        directory = Path(str(files("robustness"))) / "builtin" / BUILTIN[str(source)]
-        return str(source), str(directory)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise Refusal(f"the directory {source} has no config.json: it is not a model")
-        return path.resolve().name, str(path)
-    if path.exists():
-        raise Refusal(f"{source} is a file; a model is a directory with a config.json")
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise Refusal(f"there is no directory {source}")
-    return str(source), str(source)
-
-
-def _read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        raise Refusal(
-            f"there is no model {name!r} to open: give {' or '.join(BUILTIN)}, a directory with a "
-            f"config.json, or a hub id that can be reached ({first_line(error)})"
-        ) from error
-    kind = getattr(config, "model_type", "") or type(config).__name__
-    if getattr(config, "is_encoder_decoder", False):
-        raise Refusal(f"{name} ({kind}) is an encoder-decoder; only decoders can be opened")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust:
-        raise Refusal(f"{name} ({kind}) is not a decoder that transformers can load")
-    # Families that fill in masks, as BERT does, decode only where their configuration says so.
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
-    return config
-
-
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
-"""What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
-
-
-def _load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
-    """Load weights and tokenizer, and refuse a checkpoint that does not hold all its weights."""
-    where = {key: options[key] for key in ("revision", "trust_remote_code")}
-    try:
-        module, found = AutoModelForCausalLM.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (*LOADING_ERRORS, ImportError, SafetensorError) as error:
-        raise Refusal(f"{name} cannot be loaded: {first_line(error)}") from error
-    wrong = sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"]))
-    if wrong:
-        raise Refusal(
-            f"{name} cannot be loaded: {len(wrong)} of the weights that its config.json asks for "
-            f"are not in the checkpoint, {wrong[0]} first"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
-    except (*LOADING_ERRORS, ImportError) as error:
-        raise Refusal(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
-    return module.eval(), tokenizer
-
-
 def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
@@ -310,54 +251,76 @@ def _check_device(device: str) -> None:
         raise Refusal(f"device {device!r} cannot be used: {first_line(error)}") from error
 
 
-def _find_parts(traced: TransformersModel) -> dict[str, Any]:
-    """Find blocks, sublayers, final norm and head, and return their envoys."""
-    module = traced._module
+def find_paths(module: Any) -> Paths:
+    """Find blocks, their parts, the final norm and the head of a decoder by its structure.
+
+    Raises
+    ------
+    Refusal
+        If there is no list of as many blocks as the configuration says, or no head.
+    """
     name, layers = type(module).__name__, module.config.get_text_config().num_hidden_layers
+    named = dict(module.named_modules())
     lists = [
-        path
-        for path, part in module.named_modules()
-        if isinstance(part, ModuleList) and len(part) == layers
+        path for path, part in named.items() if isinstance(part, ModuleList) and len(part) == layers
     ]
     head = module.get_output_embeddings()
     if not lists or head is None:
         missing = "an output head" if lists else f"a list of {layers} blocks"
         raise Refusal(f"{name} cannot be opened: {missing} was not found in it")
-    path = lists[0]
-    parent = module.get_submodule(path.rpartition(".")[0])
-    blocks = module.get_submodule(path)
-    children = list(parent.named_children())
-    after = children[[child for _, child in children].index(blocks) + 1 :]
+    path, prefix = lists[0], lists[0].rpartition(".")[0]
+    children = list(named[prefix].named_children())
+    after = children[[part for _, part in children].index(named[path]) + 1 :]
     norms = [child for child, part in after if _is_norm(part)]
-    prefix = path.rpartition(".")[0]
-
-    def sublayers(kind: str) -> tuple[Any, ...]:
-        names = [
-            next((n for n, part in block.named_children() if kind in type(part).__name__), None)
-            for block in blocks
-        ]
-        return tuple(
-            _envoy(traced, f"{path}.{index}.{child}")
-            for index, child in enumerate(names)
-            if child is not None
-        )
-
-    block_norms = tuple(
-        tuple(
-            _envoy(traced, f"{path}.{index}.{child}")
-            for child, part in block.named_children()
-            if _is_norm(part)
-        )
-        for index, block in enumerate(blocks)
+    attentions: list[str] = []
+    mlps: list[str] = []
+    block_norms = []
+    for index, block in enumerate(named[path]):
+        parts = [(f"{path}.{index}.{child}", part) for child, part in block.named_children()]
+        for kind, found in (("Attention", attentions), ("MLP", mlps)):
+            found += [where for where, part in parts if kind in type(part).__name__][:1]
+        block_norms.append(tuple(where for where, part in parts if _is_norm(part)))
+    return Paths(
+        blocks=tuple(f"{path}.{index}" for index in range(layers)),
+        attentions=tuple(attentions),
+        mlps=tuple(mlps),
+        block_norms=tuple(block_norms),
+        norms=tuple(f"{prefix}.{norm}" for norm in norms[-1:]),
+        head=next(path for path, part in named.items() if part is head),
     )
-    return {
-        "blocks": tuple(_envoy(traced, f"{path}.{index}") for index in range(layers)),
-        "block_norms": block_norms,
-        "attentions": sublayers("Attention"),
-        "mlps": sublayers("MLP"),
-        "norms": tuple(_envoy(traced, f"{prefix}.{norms[-1]}") for _ in norms[-1:]),
-        "head": _envoy(traced, next(path for path, part in module.named_modules() if part is head)),
-    }
+
+
+def matrices(part: Module) -> list[str]:
+    """Return the names of a sublayer's matrices: all that read its input, last what writes.
+
+    Raises
+    ------
+    Refusal
+        If it has fewer than two.
+    """
+    found = [name for name, child in part.named_children() if isinstance(child, (Linear, Conv1D))]
+    if len(found) < 2:
+        raise Refusal(
+            f"{type(part).__name__} is not made of matrices that read and one that writes"
+        )
+    return found
+
+
+def oriented(part: Module, weight: Tensor) -> Tensor:
+    """Return the weight of a matrix as (out, in); GPT-2 keeps it the other way round."""
+    return weight.T if isinstance(part, Conv1D) else weight
+
+
+def _find_parts(traced: TransformersModel) -> dict[str, Any]:
+    """Find blocks, sublayers, norms and head, and return their envoys."""
+
+    def envoys(paths: Any) -> Any:
+        if isinstance(paths, tuple):
+            return tuple(envoys(path) for path in paths)
+        return _envoy(traced, paths)
+
+    paths = find_paths(traced._module)
+    return {each.name: envoys(getattr(paths, each.name)) for each in fields(paths)}
 
 
 def _is_norm(part: Module) -> bool:
@@ -440,33 +403,6 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _hash_config(config: Any) -> str:
-    """Hash what a configuration says of the function that the model computes."""
-    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
-    kept = {key: value for key, value in config.to_dict().items() if key not in volatile}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _no_tokenizer() -> PreTrainedTokenizerFast:
     """Stand in for the tokenizer that nnsight wants even where only token ids are used."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
-
-
-def _hash_directory(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _hash_module(module: Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()

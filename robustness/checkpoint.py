@@ -1,0 +1,170 @@
+"""Checkpoints on disk and on the hub: what a name stands for, its configuration, its weights."""
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import Module
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from robustness.refusal import Refusal, first_line
+
+BUILTIN = {"builtin": "sequential"}
+"""The model shipped with the project, and its directory."""
+
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
+"""What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
+
+
+def resolve(source: str | Path) -> tuple[str, str]:
+    """Return the name of a model, and the directory or hub id it is loaded from."""
+    if source in BUILTIN:
+        directory = Path(str(files("robustness"))) / "builtin" / BUILTIN[str(source)]
+        return str(source), str(directory)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise Refusal(f"the directory {source} has no config.json: it is not a model")
+        return path.resolve().name, str(path)
+    if path.exists():
+        raise Refusal(f"{source} is a file; a model is a directory with a config.json")
+    if isinstance(source, Path) or str(source).startswith((".", "/", "~")):
+        raise Refusal(f"there is no directory {source}")
+    return str(source), str(source)
+
+
+def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
+    """Read the configuration of a model, and refuse what is no decoder."""
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"there is no model {name!r} to open: give {' or '.join(BUILTIN)}, a directory with a "
+            f"config.json, or a hub id that can be reached ({first_line(error)})"
+        ) from error
+    kind = getattr(config, "model_type", "") or type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise Refusal(f"{name} ({kind}) is an encoder-decoder; only decoders can be opened")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust:
+        raise Refusal(f"{name} ({kind}) is not a decoder that transformers can load")
+    # Families that fill in masks, as BERT does, decode only where their configuration says so.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
+    return config
+
+
+def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
+    """Load weights and tokenizer, and refuse a checkpoint that does not hold all its weights."""
+    where = {key: options[key] for key in ("revision", "trust_remote_code")}
+    try:
+        module, found = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (*LOADING_ERRORS, ImportError, SafetensorError) as error:
+        raise Refusal(f"{name} cannot be loaded: {first_line(error)}") from error
+    wrong = sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"]))
+    if wrong:
+        raise Refusal(
+            f"{name} cannot be loaded: {len(wrong)} of the weights that its config.json asks for "
+            f"are not in the checkpoint, {wrong[0]} first"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+    except (*LOADING_ERRORS, ImportError) as error:
+        raise Refusal(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
+    return module.eval(), tokenizer
+
+
+def hash_config(config: Any) -> str:
+    """Hash what a configuration says of the function that the model computes."""
+    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+    kept = {key: value for key, value in config.to_dict().items() if key not in volatile}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_directory(directory: Path) -> str:
+    """Hash the weights in a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def hash_module(module: Module) -> str:
+    """Hash the weights of a module."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+class Tensors:
+    """The tensors of a checkpoint by name, each read when it is asked for, and nothing else.
+
+    A checkpoint may leave out the outermost part of a name.
+
+    Parameters
+    ----------
+    path : str
+        A directory, or a hub id.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+
+    Raises
+    ------
+    Refusal
+        If the checkpoint has no safetensors that can be read.
+    """
+
+    def __init__(self, path: str, revision: str | None = None) -> None:
+        self._path, self._revision = path, revision
+        index = _file(path, "model.safetensors.index.json", revision, needed=False)
+        if index is not None:
+            self._shards: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
+            return
+        whole = "model.safetensors"
+        try:
+            with safe_open(_file(path, whole, revision), framework="pt") as file:
+                self._shards = dict.fromkeys(file.keys(), whole)
+        except SafetensorError as error:
+            raise Refusal(f"{Path(path).name} cannot be read: {first_line(error)}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return self._key(name) is not None
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = self._key(name)
+        if key is None:
+            raise Refusal(f"the checkpoint {Path(self._path).name} has no tensor {name}")
+        with safe_open(_file(self._path, self._shards[key], self._revision), "pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+    def _key(self, name: str) -> str | None:
+        names = (name, name.partition(".")[2])
+        return next((key for key in names if key in self._shards), None)
+
+
+def _file(path: str, name: str, revision: str | None, *, needed: bool = True) -> Any:
+    try:
+        return cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=needed
+        )
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{Path(path).name} has no {name}: {first_line(error)}") from error

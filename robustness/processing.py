@@ -1,0 +1,148 @@
+"""Folding norms and centring, as functions of weights that leave a model's predictions as they are.
+
+Matrices are (out, in), as `torch.nn.Linear` keeps them. What is valid depends on the norm: taking
+the mean over features out of what is read or written changes nothing behind a layer norm, which
+does so itself, but changes the model where a root-mean-square norm follows. (Elhage et al. 2021;
+the defaults of TransformerLens; appendix A.11 of the paper.)
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from robustness.anatomy import examine
+from robustness.model import Model, find_paths, matrices, oriented
+from robustness.refusal import Refusal
+
+
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, gain: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Move a norm's gain and shift, both (in,), into the matrix that reads it.
+
+    Returns
+    -------
+    weight : tensor of shape (out, in)
+    bias : tensor of shape (out,), or None where neither bias nor shift is there
+    """
+    if shift is not None:
+        added = weight @ shift
+        bias = added if bias is None else bias + added
+    return weight * gain, bias
+
+
+def centre_reading(weight: Tensor) -> Tensor:
+    """Take the mean over inputs out of a matrix (out, in) that reads a layer norm."""
+    return weight - weight.mean(1, keepdim=True)
+
+
+def centre_writing(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Take the mean over outputs out of what is written to a stream that layer norms read."""
+    return weight - weight.mean(0), None if bias is None else bias - bias.mean()
+
+
+def centre_unembedding(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Take the mean over the vocabulary out of the head: the same number from all logits."""
+    return weight - weight.mean(0), None if bias is None else bias - bias.mean()
+
+
+def process(
+    model: Model,
+    *,
+    fold: bool = True,
+    centre_writes: bool | None = None,
+    centre_head: bool = True,
+) -> Module:
+    """Return a processed copy of a model; it predicts the same under every schedule.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model, with its weights on this machine.
+    fold : bool
+        Whether gains and shifts of norms are moved into the matrices that read them, and these are
+        centred where the norm is a layer norm.
+    centre_writes : bool, optional
+        Whether everything that writes to the residual stream is centred; where the norms are layer
+        norms if not given.
+    centre_head : bool
+        Whether the unembedding is centred.
+
+    Raises
+    ------
+    Refusal
+        If writes are to be centred in a model whose norms do not centre, or its parts do not follow
+        the pattern of norm, matrices that read, one that writes.
+    """
+    anatomy = examine(model)
+    for need in ("attention", "prediction"):
+        if need in anatomy.missing:
+            raise Refusal(f"weights cannot be processed: {anatomy.missing[need]}")
+    if centre_writes and not anatomy.centres:
+        raise Refusal(
+            f"{model.name} has root-mean-square norms: centring what is written to the residual "
+            "stream would change what it predicts"
+        )
+    module = copy.deepcopy(model.traced._module)
+    with torch.no_grad():
+        _untie(module)
+        if fold:
+            _fold(module, centre=anatomy.centres)
+        if anatomy.centres if centre_writes is None else centre_writes:
+            _centre_writes(module)
+        if centre_head:
+            head = module.get_output_embeddings()
+            _set(head, *centre_unembedding(head.weight, head.bias))
+    return module
+
+
+def _untie(module: Any) -> None:
+    module.config.tie_word_embeddings = False
+    head = module.get_output_embeddings()
+    head.weight = Parameter(head.weight.clone())
+
+
+def _fold(module: Any, *, centre: bool) -> None:
+    paths = find_paths(module)
+    readers: dict[str, list[Any]] = {}
+    for norms, *sublayers in zip(paths.block_norms, paths.attentions, paths.mlps, strict=True):
+        for path, sublayer in zip((norms[0], norms[-1]), sublayers, strict=True):
+            part = module.get_submodule(sublayer)
+            reading = [part.get_submodule(name) for name in matrices(part)[:-1]]
+            readers.setdefault(path, []).extend(reading)
+    for path in paths.norms:
+        readers[path] = [module.get_output_embeddings()]
+    for path, reading in readers.items():
+        norm = module.get_submodule(path)
+        gain, shift = norm.weight.clone(), getattr(norm, "bias", None)
+        for part in reading:
+            weight, bias = fold_norm(oriented(part, part.weight), part.bias, gain, shift)
+            _set(part, centre_reading(weight) if centre else weight, bias)
+        norm.weight.fill_(1)
+        if shift is not None:
+            shift.zero_()
+
+
+def _centre_writes(module: Any) -> None:
+    paths = find_paths(module)
+    for path in (*paths.attentions, *paths.mlps):
+        part = module.get_submodule(path)
+        writing = part.get_submodule(matrices(part)[-1])
+        _set(writing, *centre_writing(oriented(writing, writing.weight), writing.bias))
+    owner = module.get_submodule(paths.blocks[0].rpartition(".")[0].rpartition(".")[0])
+    for child in owner.children():
+        if isinstance(child, torch.nn.Embedding):
+            child.weight.sub_(child.weight.mean(1, keepdim=True))
+
+
+def _set(part: Any, weight: Tensor, bias: Tensor | None) -> None:
+    part.weight.copy_(oriented(part, weight))
+    if bias is None:
+        return
+    if part.bias is None:
+        part.bias = Parameter(bias.clone())
+    else:
+        part.bias.copy_(bias)

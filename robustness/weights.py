@@ -1,0 +1,113 @@
+"""Weights of a decoder that write to the vocabulary, read without building the model."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from robustness import checkpoint
+from robustness.model import find_paths, matrices, oriented
+from robustness.refusal import Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """What is read, and what is known of it."""
+
+    unembedding: Tensor
+    """(token, width), float32."""
+    gain: Tensor | None
+    """What the final norm multiplies by, (width,); None without a norm."""
+    centres: bool
+    """Whether the final norm takes the mean over features out."""
+    down: Callable[[int], Tensor]
+    """Of a layer, what its MLP's neurons write: (neuron, width), float32."""
+    layers: int
+    gated: bool
+    """Whether neurons are products of two readings, whose sign is not fixed."""
+    tokens: int | None
+    """How many rows of the unembedding belong to tokens; None where there is no tokenizer."""
+    identity: dict[str, str]
+
+
+def open_weights(source: str | Path | Module, revision: str | None = None) -> Weights:
+    """Open what of a decoder writes to the vocabulary; source and errors as for `open_model`."""
+    if isinstance(source, Module):
+        module: Any = source
+        tokens = None
+        tensors: Any = source.state_dict()
+        identity = {
+            "model": type(source).__name__,
+            "weights_sha256": checkpoint.hash_module(source),
+        }
+    else:
+        name, path = checkpoint.resolve(source)
+        config = checkpoint.read_config(name, path, revision, False)
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config)
+        tensors = checkpoint.Tensors(path, revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokens = len(tokenizer)
+        identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
+        if Path(path).is_dir():
+            identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
+    identity |= {
+        "config_sha256": checkpoint.hash_config(module.config),
+        "architecture": type(module).__name__,
+    }
+    paths = find_paths(module)
+    mlps = [module.get_submodule(path) for path in paths.mlps]
+    if len(mlps) != len(paths.blocks):
+        raise Refusal(f"{identity['model']}: an MLP was found in {len(mlps)} blocks")
+    *readers, writer = matrices(mlps[0])
+    written = mlps[0].get_submodule(writer)
+    inner = oriented(written, written.weight).shape[1]
+    reading = mlps[0].get_submodule(readers[0])
+    outer = oriented(reading, reading.weight).shape[0]
+
+    def down(layer: int) -> Tensor:
+        return oriented(written, tensors[f"{paths.mlps[layer]}.{writer}.weight"]).T.float()
+
+    embedding = next(
+        p for p, part in module.named_modules() if part is module.get_input_embeddings()
+    )
+    head = f"{paths.head}.weight"
+    unembedding = tensors[head if head in tensors else f"{embedding}.weight"]
+    gain, centres = None, False
+    for path in paths.norms:
+        gain, centres = _norm_gain(module.get_submodule(path), path, tensors)
+    return Weights(
+        unembedding=unembedding.float(),
+        gain=gain,
+        centres=centres,
+        down=down,
+        layers=len(paths.blocks),
+        gated=len(readers) > 1 or outer == 2 * inner,
+        tokens=tokens,
+        identity=identity,
+    )
+
+
+def _norm_gain(norm: Module, path: str, tensors: Any) -> tuple[Tensor, bool]:
+    """Return what a norm multiplies by, and whether it centres, by trying it out.
+
+    On a vector of ones and minus ones, of mean 0 and mean square 1, every norm gives its gain but
+    for what it adds to the variance; on ones, one that centres gives its shift alone.
+    """
+    own = copy.deepcopy(norm).to_empty(device="cpu").float()
+    own.load_state_dict({name: tensors[f"{path}.{name}"] for name in own.state_dict()})
+    width = next(iter(own.state_dict().values())).shape[0]
+    ones = torch.ones(1, width)
+    signs = ones.clone()
+    signs[:, ::2] = -1
+    with torch.no_grad():
+        shift = own(torch.zeros_like(ones))
+        gain = ((own(signs * 1e3) - shift) * signs)[0]
+        centres = bool((own(ones) - shift).abs().max() < 1e-3 * gain.abs().max())
+    return gain, centres
