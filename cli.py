@@ -22,6 +22,7 @@ def stages() -> None:
     \b
     stages demo                              the built-in model, offline, within a minute
     stages sweep openai-community/gpt2       drop and swap every block, one NetCDF file
+    stages observe openai-community/gpt2     lens, CKA, attention, norms, similarity, neurons
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
@@ -155,6 +156,53 @@ def sweep(model: str, **options: Any) -> None:
     if names and options["texts"]:
         raise click.UsageError("--schedule goes without --drop, --swap, --repeat, --intervention")
     click.echo(_sweep(model, names or ["drop", "swap"], options))
+
+
+MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
+"""What `observe` measures."""
+
+
+@stages.command()
+@click.argument("model")
+@click.argument(
+    "measurements", nargs=-1, type=click.Choice(MEASUREMENTS), metavar="[MEASUREMENT]..."
+)
+@options_of_text
+@options_of_model
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
+@click.option(
+    "--real-vocabulary", is_flag=True, help="For neurons: leave out rows that no token has."
+)
+@click.option("--kurtosis", default=10.0, show_default=True, help="For neurons: threshold.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A directory.  [default: outputs/MODEL]"
+)
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
+    """Measure what MODEL's clean run shows at every depth; all share one pass per batch of text.
+
+    \b
+    lens        what each residual stream predicts: entropy, KL, agreement, loss
+    cka         how alike the residual streams of all depths are
+    attention   weight by distance, on the first token, entropy, of every head
+    norms       what attention and MLP write, block influence, angular distance
+    similarity  what sublayers write when adjacent blocks are swapped
+    neurons     how MLP neurons write to the vocabulary, from weights alone
+
+    Without names, all of them. A file each is left in the directory; interrupted, the same command
+    goes on.
+
+    \b
+    stages observe builtin
+    stages observe openai-community/gpt2 lens cka --data my.jsonl --tokens 100000
+    """
+    for path in _observe(model, list(dict.fromkeys(measurements)) or list(MEASUREMENTS), options):
+        click.echo(path)
 
 
 @stages.command()
@@ -315,6 +363,49 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
     return Path(out)
 
 
+def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Iterator[Path]:
+    """Open model and corpus, measure, and yield the path of every file."""
+    from robustness.results import command_line
+
+    common: dict[str, Any] = {"fresh": not options["resume"], "command": command_line()}
+    directory = options["out"]
+    traced = [measurement for measurement in measurements if measurement != "neurons"]
+    if traced:
+        from robustness.observation import observe as run
+
+        model = _open(name, options)
+        corpus = _cut(model, options)
+        directory = directory or OUTPUTS / model.name.rpartition("/")[2]
+        with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
+            run(
+                model,
+                corpus,
+                traced,
+                batch_tokens=options["batch_tokens"],
+                out=directory,
+                progress=progress,
+                **common,
+            )
+        yield from (directory / f"{measurement}.nc" for measurement in traced)
+    if "neurons" in measurements:
+        from robustness.checkpoint import resolve
+        from robustness.neurons import neurons
+
+        _hush()
+        directory = directory or OUTPUTS / resolve(name)[0].rpartition("/")[2]
+        with _progress(None, quiet=options["quiet"], unit="layer") as progress:
+            neurons(
+                name,
+                revision=options["revision"],
+                real_vocabulary=options["real_vocabulary"],
+                kurtosis=options["kurtosis"],
+                out=directory / "neurons.nc",
+                progress=progress,
+                **common,
+            )
+        yield directory / "neurons.nc"
+
+
 def _open(name: str, options: dict[str, Any]) -> Any:
     from robustness.model import open_model
 
@@ -365,12 +456,15 @@ def _cut(model: Any, options: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[int, int], object]]:
+def _progress(
+    total: int | None, *, quiet: bool, unit: str = "seq"
+) -> Iterator[Callable[[int, int], object]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="seq", disable=quiet or None, file=sys.stderr) as bar:
+    with tqdm(total=total, unit=unit, disable=quiet or None, file=sys.stderr) as bar:
 
-        def show(done: int, _total: int) -> None:
+        def show(done: int, whole: int) -> None:
+            bar.total = whole
             if not bar.n:
                 bar.initial = done  # what an earlier run did says nothing about this one's speed
             bar.update(done - bar.n)

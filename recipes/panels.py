@@ -1,5 +1,8 @@
 """Datasets to figures: nothing is measured and no file is touched."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -22,6 +25,8 @@ MARKERS = "osD^vPX"
 BAND = 1.96
 """Standard errors either side of a mean: 95 % where it is normal."""
 
+FIRST = "layer (the first that is changed)"
+
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Draw the figure of a dataset.
@@ -31,27 +36,27 @@ def draw(dataset: xr.Dataset) -> Figure:
     Refusal
         If it holds nothing that is drawn.
     """
-    if "kl" in dataset and "intervention" in dataset.dims:
-        return sweep_figure(measured(dataset))
-    if "kl" in dataset and "schedule" in dataset.dims:
-        return schedule_figure(measured(dataset))
-    raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
+    kind = dataset.attrs.get("measurement", "")
+    if "kl" in dataset and not kind:
+        kind = "sweep" if "intervention" in dataset.dims else "schedules"
+    figure = FIGURES.get(kind, any_figure)(measured(dataset))
+    figure.suptitle(_title(dataset))
+    return figure
 
 
 def sweep_figure(dataset: xr.Dataset) -> Figure:
     """KL and agreement over layers, a line an intervention, with 95 % bands."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     divergence, agreement = figure.subplots(1, 2)
-    over_layers(divergence, dataset["kl"])
+    lines(divergence, dataset["kl"], "intervention", FIRST)
     divergence.set_yscale("log")
     divergence.set_ylabel("KL(clean ‖ intervened) [nat]")
     divergence.set_title("Change of the prediction")
-    over_layers(agreement, dataset["agreement"])
+    lines(agreement, dataset["agreement"], "intervention", FIRST)
     agreement.set_ylim(0, 1)
     agreement.set_ylabel("share of tokens with the clean top-1")
     agreement.set_title("Agreement with the clean model")
     divergence.legend(frameon=False)
-    figure.suptitle(_title(dataset))
     return figure
 
 
@@ -71,30 +76,235 @@ def schedule_figure(dataset: xr.Dataset) -> Figure:
     axes[0].invert_yaxis()
     axes[0].set_ylabel("schedule")
     axes[1].set_xlim(0, 1)
-    figure.suptitle(_title(dataset))
     return figure
 
 
-def over_layers(axis: Axes, values: xr.DataArray) -> None:
-    """Draw the mean over sequences against the layer, with a band, for each intervention."""
+def lens_figure(dataset: xr.Dataset) -> Figure:
+    """Entropy, KL to the final prediction and agreement over depth, for both ways of reading."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    entropy, divergence, agreement = figure.subplots(1, 3)
+    lines(entropy, dataset["entropy"], "lens", "depth (blocks that have run)")
+    entropy.set_ylabel("entropy [nat]")
+    entropy.set_title("How sure the lens is")
+    entropy.legend(title="final norm", frameon=False)
+    lines(divergence, dataset["kl"], "lens", "depth (blocks that have run)")
+    divergence.set_ylabel("KL(final ‖ lens) [nat]")
+    divergence.set_title("How far it is from the final prediction")
+    lines(agreement, dataset["agreement"], "lens", "depth (blocks that have run)")
+    agreement.set_ylim(0, 1)
+    agreement.set_ylabel("share of tokens with the final top-1")
+    agreement.set_title("Agreement with the final prediction")
+    return figure
+
+
+def cka_figure(dataset: xr.Dataset) -> Figure:
+    """Alignment of every pair of depths, a heat map for each processing."""
+    if "cka" not in dataset:
+        raise Refusal("the run is not finished: CKA is known when all its batches are")
+    kinds = dataset["processing"].values
+    figure = Figure(figsize=(5.2 * len(kinds) + 0.8, 4.8), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(kinds)))
+    low = float(dataset["cka"].min())
+    for axis, kind in zip(axes, kinds, strict=True):
+        image = heat_map(axis, dataset["cka"].sel(processing=kind), "depth", "depth_to", low, 1)
+        axis.set_xlabel("depth")
+        axis.set_title(f"{kind} residual streams")
+        figure.colorbar(image, ax=axis, label="CKA")
+    error = float(dataset["cka_standard_error"].median())
+    batches, size = dataset.sizes["batch"], dataset.attrs["batch_sequences"]
+    spread = "too few for an error" if np.isnan(error) else f"median standard error {error:.3f}"
+    figure.supxlabel(f"{batches} batches of {size} sequences, {spread}", fontsize="small")
+    return figure
+
+
+def attention_figure(dataset: xr.Dataset) -> Figure:
+    """Attention to the five previous tokens: each head, and over layers beside the first token."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    grid, local, spread = figure.subplots(1, 3)
+    previous = dataset["profile"].sel(offset=slice(1, 5)).sum("offset", skipna=False)
+    image = heat_map(grid, previous.mean("sequence"), "layer", "head", low=0)
+    figure.colorbar(image, ax=grid, label="weight")
+    grid.set_title("On the previous 5 tokens, each head")
+    kinds = {"previous 5 tokens": previous, "first token": dataset["first_token"]}
+    both = xr.concat(list(kinds.values()), "on").assign_coords(on=list(kinds)).mean("head")
+    lines(local, both, "on", "layer")
+    local.set_ylim(0)
+    local.set_ylabel("attention weight, mean over heads")
+    local.legend(frameon=False)
+    local.set_title("Over layers")
+    heads = dataset["entropy"].mean("head").expand_dims(of=["heads"])
+    lines(spread, heads, "of", "layer")
+    spread.set_ylabel("entropy of the weights [nat]")
+    spread.set_title("How spread out it is")
+    return figure
+
+
+def norms_figure(dataset: xr.Dataset) -> Figure:
+    """Norms of what sublayers write, their ratio, and how much blocks turn the stream."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    sizes, ratio, turn = figure.subplots(1, 3)
+    chosen = dataset.sel(statistic="mean")
+    kinds = {"attention": chosen["attention_norm"], "MLP": chosen["mlp_norm"]}
+    both = xr.concat(list(kinds.values()), "of").assign_coords(of=list(kinds))
+    lines(sizes, both.sel(processing="raw"), "of", "layer")
+    sizes.set_ylabel("norm of the output, mean over tokens")
+    sizes.set_title("What sublayers write")
+    sizes.set_ylim(0)
+    sizes.legend(frameon=False)
+    lines(ratio, chosen["attention_mlp_ratio"], "processing", "layer")
+    ratio.axhline(1, color="grey", linewidth=0.8)
+    ratio.set_ylabel("attention over MLP, mean over tokens")
+    ratio.set_title("Which of them writes more")
+    ratio.legend(frameon=False)
+    lines(turn, dataset["block_influence"].expand_dims(of=["blocks"]), "of", "layer")
+    turn.set_ylabel("1 - cosine of input and output")
+    turn.set_title("Block influence")
+    turn.set_ylim(0)
+    return figure
+
+
+def similarity_figure(dataset: xr.Dataset) -> Figure:
+    """Cosines of what sublayers write under swap, a panel for attention and one for the MLP."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    processing = dataset["processing"].values[-1]
+    for axis, component in zip(figure.subplots(1, 2, sharey=True), dataset["component"].values):
+        chosen = dataset["cosine"].sel(component=component, processing=processing)
+        lines(axis, chosen, "comparison", "layer (the first of the two)")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_title(f"{component} outputs, {processing}")
+    figure.axes[0].set_ylabel("cosine")
+    figure.axes[1].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def neurons_figure(dataset: xr.Dataset) -> Figure:
+    """Shares of prediction and suppression neurons over layers, and all neurons' moments."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    shares, moments = figure.subplots(1, 2)
+    found = dataset["share"].sel(neuron_class=["prediction", "suppression"])
+    for index, name in enumerate(found["neuron_class"].values):
+        line = found.sel(neuron_class=name)
+        style = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4}
+        shares.plot(line["layer"], line, label=str(name), **style)
+    shares.set_ylabel("share of neurons")
+    shares.set_ylim(0)
+    _whole_numbers(shares, "layer")
+    shares.legend(frameon=False)
+    attrs = dataset.attrs
+    shares.set_title(f"Kurtosis above {attrs['kurtosis_threshold']:g}")
+    points = moments.scatter(
+        dataset["cosine_skewness"],
+        dataset["cosine_kurtosis"],
+        c=dataset["layer"].broadcast_like(dataset["cosine_kurtosis"]),
+        s=4,
+        cmap="viridis",
+        rasterized=True,
+    )
+    figure.colorbar(points, ax=moments, label="layer")
+    moments.axhline(attrs["kurtosis_threshold"], color="grey", linewidth=0.8)
+    moments.set_yscale("log")
+    moments.set_xlabel("skewness of the cosines")
+    moments.set_ylabel("kurtosis")
+    moments.set_title("Every neuron" + (" (gated: no sign)" if attrs["gated"] else ""))
+    moments.grid(alpha=0.3)
+    return figure
+
+
+def any_figure(dataset: xr.Dataset) -> Figure:
+    """Whatever has a layer or a depth and sequences, a panel each.
+
+    Raises
+    ------
+    Refusal
+        If there is none.
+    """
+    shown = [
+        (str(name), dim, values)
+        for name, values in dataset.data_vars.items()
+        for dim in ("layer", "depth")
+        if set(values.dims) == {dim, "sequence"}
+    ]
+    if not shown:
+        raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
+    figure = Figure(figsize=(4.6 * len(shown) + 0.5, 4.2), layout="constrained")
+    for axis, (name, dim, values) in zip(
+        np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True
+    ):
+        lines(axis, values.expand_dims(of=[name]), "of", dim)
+        axis.set_title(values.attrs.get("long_name", name))
+        axis.set_ylabel(f"{name} [{values.attrs['units']}]" if "units" in values.attrs else name)
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
+    "sweep": sweep_figure,
+    "schedules": schedule_figure,
+    "lens": lens_figure,
+    "cka": cka_figure,
+    "attention": attention_figure,
+    "norms": norms_figure,
+    "similarity": similarity_figure,
+    "neurons": neurons_figure,
+}
+"""The figure of every kind of file."""
+
+
+def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
+    """Draw means over sequences against layer or depth, with a band, a line for each name."""
+    along = "depth" if "depth" in values.dims else "layer"
     mean, error = values.mean("sequence", skipna=False), standard_error(values)
-    for index, name in enumerate(values["intervention"].values):
-        line, band = mean.sel(intervention=name), BAND * error.sel(intervention=name).fillna(0)
+    for index, name in enumerate(values[names].values):
+        line, band = mean.sel({names: name}), BAND * error.sel({names: name}).fillna(0)
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axis.plot(line["layer"], line, color=colour, marker=marker, markersize=4, label=str(name))
+        axis.plot(line[along], line, color=colour, marker=marker, markersize=4, label=str(name))
         lower, upper = line - band, line + band
         if values.name == "kl":
             lower = lower.clip(min=line / 10)
-        axis.fill_between(line["layer"], lower, upper, color=colour, alpha=0.25, linewidth=0)
-    axis.set_xlabel("layer (the first that is changed)")
+        axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
+    _whole_numbers(axis, label)
+
+
+def heat_map(
+    axis: Axes,
+    values: xr.DataArray,
+    rows: str,
+    columns: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Draw values (rows, columns) as a heat map, and return its image."""
+    image = axis.imshow(
+        values.transpose(rows, columns),
+        origin="lower",
+        aspect="auto",
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
+    axis.set_ylabel(rows)
+    _whole_numbers(axis, columns)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(False)
+    return image
+
+
+def _whole_numbers(axis: Axes, label: str) -> None:
+    axis.set_xlabel(label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
 
 
 def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
-    documents = np.unique(dataset["document"]).size
-    share = dataset.sizes["sequence"] / attrs["sequences"]
+    if "corpus" not in attrs:
+        return f"model {attrs.get('model', 'unknown')}"
+    done = int(attrs.get("sequences_done", attrs["sequences"]))
+    share = done / attrs["sequences"]
     text = f"model {attrs['model']}, text {attrs['corpus']}: {round(attrs['tokens'] * share):,} "
-    text += f"tokens of {documents} documents, 95 % bands" if documents > 1 else "tokens"
+    if "document" in dataset.coords:
+        documents = np.unique(measured(dataset)["document"]).size
+        text += f"tokens of {documents} documents, 95 % bands" if documents > 1 else "tokens"
+    else:
+        text += "tokens"
     return text + (f" (unfinished: {share:.0%})" if share < 1 else "")

@@ -1,6 +1,6 @@
 """Datasets to text tables."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isnan
 
 import numpy as np
@@ -11,6 +11,11 @@ from robustness.refusal import Refusal
 from robustness.results import measured
 from robustness.uncertainty import standard_error
 
+Section = tuple[str, str, Mapping[str, xr.DataArray]]
+"""A heading, the dimension of the rows, and the columns by name.
+
+A column has that dimension and perhaps `sequence`, over which its mean and error are taken."""
+
 
 def table(dataset: xr.Dataset) -> str:
     """Write a dataset as a text table: means over sequences with standard errors.
@@ -20,54 +25,181 @@ def table(dataset: xr.Dataset) -> str:
     Refusal
         If it holds nothing that is tabulated.
     """
-    if "kl" not in dataset:
+    kind = dataset.attrs.get("measurement", "sweep" if "kl" in dataset else "")
+    sections = list(SECTIONS.get(kind, _any)(dataset))
+    if not sections:
         raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")
-    planned = dataset.sizes["sequence"]
+    planned = dataset.sizes.get("sequence", 0)
     dataset = measured(dataset)
     lines = list(_header(dataset, planned))
-    if "intervention" in dataset.dims:
-        for name in dataset["intervention"].values:
-            lines += ["", str(name), *_rows(dataset.sel(intervention=name), "layer")]
-    else:
-        lines += ["", *_rows(dataset, "schedule")]
+    for heading, dim, columns in SECTIONS.get(kind, _any)(dataset):
+        lines += ["", *([heading] if heading else []), *_rows(dim, columns)]
     return "\n".join(lines)
 
 
+def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
+    shares = [MODAL_SHARE.name] if MODAL_SHARE.name in dataset else []
+    names = [*(metric.name for metric in READOUTS), *shares]
+    if "intervention" not in dataset.dims:
+        yield "", "schedule", {name: dataset[name] for name in names}
+        return
+    for name in dataset["intervention"].values:
+        chosen = dataset.sel(intervention=name)
+        yield str(name), "layer", {name: chosen[name] for name in names}
+
+
+def _lens(dataset: xr.Dataset) -> Iterator[Section]:
+    for lens in dataset["lens"].values:
+        yield str(lens), "depth", _named(dataset.sel(lens=lens))
+
+
+def _cka(dataset: xr.Dataset) -> Iterator[Section]:
+    if "cka" not in dataset:
+        return
+    depths = dataset.sizes["depth"]
+    for processing in dataset["processing"].values:
+        chosen = dataset.sel(processing=processing)
+        columns = {}
+        for name, to in (
+            ("with next", np.minimum(np.arange(depths) + 1, depths - 1)),
+            ("with first", np.zeros(depths, int)),
+            ("with last", np.full(depths, depths - 1)),
+        ):
+            there = {"depth_to": xr.DataArray(to, dims="depth")}
+            columns[name] = chosen["cka"].isel(there)
+            columns[f"{name} se"] = chosen["cka_standard_error"].isel(there)
+        yield f"{processing} residual streams", "depth", columns
+
+
+def _attention(dataset: xr.Dataset) -> Iterator[Section]:
+    heads = dataset.mean("head", skipna=False)
+    profile = heads["profile"]
+    yield (
+        "mean over heads",
+        "layer",
+        {
+            "own token": profile.sel(offset=0),
+            "previous": profile.sel(offset=1),
+            "previous 5": profile.sel(offset=slice(1, 5)).sum("offset", skipna=False),
+            "first token": heads["first_token"],
+            "entropy": heads["entropy"],
+        },
+    )
+
+
+def _norms(dataset: xr.Dataset) -> Iterator[Section]:
+    for processing in dataset["processing"].values:
+        chosen = dataset.sel(processing=processing)
+        for statistic in dataset["statistic"].values:
+            here = chosen.sel(statistic=statistic).data_vars.values()
+            columns = {
+                str(values.name): values
+                for values in here
+                if "statistic" in dataset[values.name].dims and "layer" in values.dims
+            }
+            residual = chosen["residual_norm"].sel(statistic=statistic)
+            entering = residual.isel(depth=slice(0, -1)).rename(depth="layer")
+            columns["residual_norm"] = entering.assign_coords(layer=dataset["layer"])
+            yield f"{processing}, {statistic} token", "layer", columns
+    turns = dataset["angular_distance"]
+    columns = {"block_influence": dataset["block_influence"]}
+    columns |= {
+        f"angle over {span}": turns.sel(span=span) for span in (1, 2, 4) if span in turns["span"]
+    }
+    yield "turning of the residual stream", "layer", columns
+
+
+def _similarity(dataset: xr.Dataset) -> Iterator[Section]:
+    for processing in dataset["processing"].values:
+        for component in dataset["component"].values:
+            chosen = dataset["cosine"].sel(processing=processing, component=component)
+            names = dataset["comparison"].values
+            columns = {str(name): chosen.sel(comparison=name) for name in names}
+            yield f"{component}, {processing}", "layer", columns
+
+
+def _neurons(dataset: xr.Dataset) -> Iterator[Section]:
+    if "share" in dataset:
+        names = dataset["neuron_class"].values
+        columns = {str(name): dataset["share"].sel(neuron_class=name) for name in names}
+        yield "share of neurons", "layer", columns
+
+
+def _named(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
+    return {str(name): values for name, values in dataset.data_vars.items()}
+
+
+def _any(dataset: xr.Dataset) -> Iterator[Section]:
+    for dim in ("layer", "depth"):
+        columns = {
+            name: values
+            for name, values in _named(dataset).items()
+            if set(values.dims) == {dim, "sequence"}
+        }
+        if columns:
+            yield "", dim, columns
+
+
+SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
+    "sweep": _sweep,
+    "lens": _lens,
+    "cka": _cka,
+    "attention": _attention,
+    "norms": _norms,
+    "similarity": _similarity,
+    "neurons": _neurons,
+}
+"""The tables of every kind of file; for others, whatever has layers or depths and sequences."""
+
+
 def _header(dataset: xr.Dataset, planned: int) -> Iterator[str]:
-    attrs, sequences = dataset.attrs, dataset.sizes["sequence"]
-    documents = np.unique(dataset["document"]).size
-    yield f"{attrs['model']} ({attrs['architecture']}, {attrs['dtype']}) on {attrs['corpus']}"
+    attrs = dataset.attrs
+    dtype = f", {attrs['dtype']}" if "dtype" in attrs else ""
+    text = f" on {attrs['corpus']}" if "corpus" in attrs else ""
+    yield f"{attrs['model']} ({attrs['architecture']}{dtype}){text}"
+    if "batch_sequences" in attrs:
+        groups = dataset.sizes["batch"]
+        yield (
+            f"{groups} batches of {attrs['batch_sequences']} sequences, context {attrs['context']}"
+        )
+        if groups < 3:
+            yield "too few batches for a standard error: read more --tokens"
+    if attrs.get("gated"):
+        yield "gated MLPs: the sign of the skew does not tell prediction from suppression"
+    if "sequence" not in dataset.dims:
+        return
+    sequences, documents = dataset.sizes["sequence"], np.unique(dataset["document"]).size
     yield f"{sequences} sequences of {documents} documents, context {attrs['context']}"
     if sequences < planned:
         yield f"unfinished: {sequences} of {planned} sequences are measured"
-    parts = (
+    parts = [
         f"{metric.name.removeprefix('clean_')} {_cell(dataset[metric.name])}"
         for metric in CLEAN_READOUTS
-    )
-    yield f"clean: {', '.join(parts)}"
-    bad = int(dataset[NONFINITE.name].sum())
+        if metric.name in dataset
+    ]
+    if parts:
+        yield f"clean: {', '.join(parts)}"
+    bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
     if bad:
         yield f"{bad} predictions had NaN or infinite logits: what they enter is shown as -"
     yield "mean ± standard error clustered by document; KL, loss and entropy in nats"
 
 
-def _rows(dataset: xr.Dataset, dim: str) -> Iterator[str]:
-    shares = [MODAL_SHARE.name] if MODAL_SHARE.name in dataset else []
-    names = [metric.name for metric in READOUTS]
-    labels = [str(label) for label in dataset[dim].values]
-    columns = [[dim, *labels]]
-    for name in names:
-        columns.append([name, *(_cell(dataset[name].isel({dim: i})) for i in range(len(labels)))])
-    for name in shares:
-        shown = ("-" if isnan(value) else f"{value:.3f}" for value in dataset[name].values)
-        columns.append([name, *shown])
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
-        padded = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
+    labels = [str(label) for label in next(iter(columns.values()))[dim].values]
+    shown = [[dim, *labels]]
+    for name, values in columns.items():
+        cells = [_cell(values.isel({dim: index})) for index in range(len(labels))]
+        shown.append([name, *cells])
+    widths = [max(map(len, column)) for column in shown]
+    for row in zip(*shown, strict=True):
+        padded = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(padded).rstrip()
 
 
 def _cell(values: xr.DataArray) -> str:
+    if "sequence" not in values.dims:
+        return "-" if isnan(values) else f"{float(values):.3f}"
     mean, error = float(values.mean("sequence", skipna=False)), float(standard_error(values))
     if isnan(mean):
         return "-"

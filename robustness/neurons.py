@@ -108,9 +108,10 @@ def neurons(
     coords = {**results.layer_coords(weights.layers), "neuron": np.arange(len(first))}
 
     def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
-        found = classify(dataset, kurtosis=kurtosis, variance=variance)
+        members = classify(dataset, kurtosis=kurtosis, variance=variance)
         attrs = {"units": "1", "long_name": "share of neurons"}
-        return dataset.assign(share=found.mean("neuron").assign_attrs(attrs))
+        found = dataset.assign(share=members.mean("neuron").assign_attrs(attrs))
+        return found.transpose(..., "layer", "neuron")
 
     run = results.Run(
         results.blank(
@@ -137,7 +138,7 @@ def neurons(
             run.add(slice(layer, layer + 1), values)
         if progress is not None:
             progress(weights.layers, weights.layers)
-        return run.finish().transpose(..., "layer", "neuron")
+        return run.finish()
 
 
 def processed_unembedding(weights: Weights) -> Tensor:
