@@ -69,8 +69,9 @@ def _processing(anatomy: Anatomy) -> list[str]:
 def _cumulate(dataset: xr.Dataset) -> xr.Dataset:
     """Add up the attention to the previous 1, 2, 4, … tokens."""
     profile = dataset["profile"]
-    sums = [profile.sel(offset=slice(1, window)).sum("offset", skipna=False) for window in WINDOWS]
-    previous = xr.concat(sums, "window").assign_coords(window=list(WINDOWS))
+    windows = [window for window in WINDOWS if window in profile["offset"]]
+    sums = [profile.sel(offset=slice(1, window)).sum("offset", skipna=False) for window in windows]
+    previous = xr.concat(sums, "window").assign_coords(window=windows)
     attrs = {"units": "1", "long_name": "attention weight on the previous tokens, added up"}
     return dataset.assign(previous=previous.assign_attrs(attrs).astype(profile.dtype))
 
@@ -94,7 +95,35 @@ def _hsic(states: Tensor, anatomy: Anatomy) -> NDArray[Any]:
 
 
 _LENS = ("lens", "depth", "sequence")
+_HEADS = ("layer", "head", "sequence")
 _NORM = ("processing", "statistic", "sequence")
+
+
+def local_attention(offsets: int = OFFSETS) -> Measurement:
+    """Return the measurement `attention`, of tokens up to so many back."""
+    return Measurement(
+        "attention",
+        {
+            Metric("profile", "1", "mean attention weight on the token so far back"): (
+                "layer",
+                "head",
+                "offset",
+                "sequence",
+            ),
+            Metric("first_token", "1", "mean attention weight on the first token"): _HEADS,
+            Metric("entropy", "nat", "mean entropy of the attention weights"): _HEADS,
+        },
+        attention.profile,
+        needs=("pattern",),
+        coords=lambda model, anatomy: {
+            "head": np.arange(model.config.num_attention_heads),
+            "offset": np.arange(offsets + 1),
+        },
+        complete=_cumulate,
+        settings={"offsets": offsets},
+        shortest=offsets + 2,
+    )
+
 
 MEASUREMENTS = {
     measurement.name: measurement
@@ -134,36 +163,7 @@ MEASUREMENTS = {
             grouped=_hsic,
             complete=_align,
         ),
-        Measurement(
-            "attention",
-            {
-                Metric("profile", "1", "mean attention weight on the token so far back"): (
-                    "layer",
-                    "head",
-                    "offset",
-                    "sequence",
-                ),
-                Metric("first_token", "1", "mean attention weight on the first token"): (
-                    "layer",
-                    "head",
-                    "sequence",
-                ),
-                Metric("entropy", "nat", "mean entropy of the attention weights"): (
-                    "layer",
-                    "head",
-                    "sequence",
-                ),
-            },
-            attention.profile,
-            needs=("pattern",),
-            coords=lambda model, anatomy: {
-                "head": np.arange(model.config.num_attention_heads),
-                "offset": np.arange(OFFSETS + 1),
-            },
-            complete=_cumulate,
-            settings={"offsets": OFFSETS},
-            shortest=OFFSETS + 2,
-        ),
+        local_attention(),
         Measurement(
             "norms",
             {

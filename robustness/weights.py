@@ -51,7 +51,7 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
         config = checkpoint.read_config(name, path, revision, False)
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config)
-        tensors = checkpoint.Tensors(path, revision)
+        tensors = checkpoint.Tensors(path, module, revision)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         tokens = len(tokenizer)
         identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
@@ -77,8 +77,8 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
     embedding = next(
         p for p, part in module.named_modules() if part is module.get_input_embeddings()
     )
-    head = f"{paths.head}.weight"
-    unembedding = tensors[head if head in tensors else f"{embedding}.weight"]
+    tied = module.config.get_text_config().tie_word_embeddings
+    unembedding = tensors[f"{embedding if tied else paths.head}.weight"]
     gain, centres = None, False
     for path in paths.norms:
         gain, centres = _norm_gain(module.get_submodule(path), path, tensors)

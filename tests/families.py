@@ -64,7 +64,7 @@ BLOCKS = {
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> Module:
-    """Return a small model with large random weights, so that every block matters."""
+    """Return a small model with large random weights, so that every block and norm matters."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(
         copy.deepcopy(CONFIGS[family]), attn_implementation=attention, dtype=dtype
@@ -73,6 +73,8 @@ def tiny(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif parameter.ndim == 1:
+                parameter.normal_(mean=1, std=0.3)
     return model.eval()
 
 

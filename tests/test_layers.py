@@ -17,16 +17,29 @@ ORDER = [
     "robustness.kernels",
     "robustness.readout",
     "robustness.interpreter",
-    "robustness.measurement",
+    "robustness.comparison",
+    "robustness.attention",
+    "robustness.capture",
+    "robustness.lens",
+    "robustness.norms",
+    "robustness.similarity",
+    "robustness.cka",
     "robustness.metrics",
     # the outside world
     "robustness.corpus",
+    "robustness.checkpoint",
     "robustness.model",
+    "robustness.anatomy",
+    "robustness.weights",
+    "robustness.processing",
+    "robustness.measurement",
     # labels
     "robustness.uncertainty",
     "robustness.results",
     # one trace each
     "robustness.execution",
+    "robustness.observation",
+    "robustness.neurons",
     "recipes.checkpoints",
     "recipes.tables",
     "recipes.panels",
@@ -95,7 +108,8 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         # Passed to `write_whole`, which alone decides where a file goes.
         assert not outside or "robustness.results" in imports(module), module
-    for module in set(ORDER) - {"robustness.model", "robustness.execution"}:
+    tracing = {"model", "anatomy", "execution", "observation"}
+    for module in set(ORDER) - {f"robustness.{name}" for name in tracing}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
 
 

@@ -13,3 +13,11 @@ def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = {"bos_token": "<s>", "eos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def word_level(size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of so many words."""
+    vocabulary = {"<s>": 0} | {f"w{index}": index for index in range(1, size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")

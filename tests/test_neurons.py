@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+import xarray as xr
+from families import LAYERS, tiny
+from tokenizers_for_tests import word_level
+
+from robustness import results
+from robustness.model import open_model
+from robustness.neurons import MOMENTS, classify, moments, neurons
+from robustness.processing import process
+from robustness.refusal import Refusal
+from robustness.weights import open_weights
+
+DOWN = {"gpt2": "c_proj", "gpt_neox": "dense_4h_to_h", "phi": "fc2"}
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def expected(family):
+    """Moments by scipy of the weights of the processed model."""
+    net = process(open_model(tiny(family)))
+    unembedding = unit(net.get_output_embeddings().weight.detach().numpy())
+    found = []
+    for path, part in net.named_modules():
+        if path.endswith(f"mlp.{DOWN.get(family, 'down_proj')}"):
+            written = part.weight.detach().numpy()
+            cosines = unit(written if family == "gpt2" else written.T) @ unembedding.T
+            found.append(
+                [
+                    cosines.mean(1),
+                    cosines.var(1),
+                    scipy.stats.skew(cosines, axis=1),
+                    scipy.stats.kurtosis(cosines, axis=1, fisher=False),
+                ]
+            )
+    return np.array(found)
+
+
+def test_moments_are_scipys_of_the_processed_weights(family):
+    data = neurons(tiny(family))
+    values = expected(family)
+    assert values.shape[0] == LAYERS
+    for index, metric in enumerate(MOMENTS):
+        assert data[metric.name].dims == ("layer", "neuron")
+        np.testing.assert_allclose(data[metric.name], values[:, index], rtol=2e-4, atol=2e-5)
+    assert data.attrs["gated"] == (family in {"llama", "qwen2"})
+
+
+def test_weights_from_a_directory_are_those_of_the_module(family, tmp_path):
+    net = tiny(family, torch.float32)
+    net.save_pretrained(tmp_path / "net")
+    word_level(101).save_pretrained(tmp_path / "net")
+    saved, here = neurons(tmp_path / "net"), neurons(net)
+    for metric in MOMENTS:
+        np.testing.assert_array_equal(saved[metric.name], here[metric.name])
+    assert saved.attrs["model"] == "net" and saved.attrs["weights_sha256"]
+
+
+def test_only_the_weights_that_are_needed_are_read(family, tmp_path, monkeypatch):
+    from robustness.checkpoint import Tensors
+
+    net = tiny(family, torch.float32)
+    net.save_pretrained(tmp_path / "net", max_shard_size="20KB")
+    word_level(101).save_pretrained(tmp_path / "net")
+    assert len(list((tmp_path / "net").glob("*.safetensors"))) > 1
+    read, get = [], Tensors.__getitem__
+    monkeypatch.setattr(Tensors, "__getitem__", lambda self, n: read.append(n) or get(self, n))
+    neurons(tmp_path / "net")
+    assert not [name for name in read if "attn" in name or "attention" in name]
+    assert len(set(read)) <= LAYERS + 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "kurtosis", "skew"),
+    [("normal", 3, 0), ("spike", 97, 1), ("dip", 97, -1), ("two", 1, 0)],
+)
+def test_the_shape_of_a_distribution_is_told(kind, kurtosis, skew):
+    torch.manual_seed(0)
+    width, tokens = 4, 100
+    if kind == "normal":
+        unembedding = torch.randn(20_000, 400)
+        unembedding /= unembedding.norm(dim=1, keepdim=True)
+        written = torch.randn(1, 400)
+        written /= written.norm()
+    else:
+        unembedding = torch.zeros(tokens, width)
+        written = torch.tensor([[1.0, 0, 0, 0]])
+        unembedding[:, 1] = 1
+        if kind == "two":
+            unembedding[:] = 0
+            unembedding[::2, 0], unembedding[1::2, 0] = 1, -1
+        else:
+            unembedding[0] = torch.tensor([1.0 if kind == "spike" else -1.0, 0, 0, 0])
+    _, _, third, fourth = moments(written, unembedding)[:, 0]
+    assert fourth == pytest.approx(kurtosis, rel=0.05)
+    assert np.sign(round(float(third), 1)) == skew
+
+
+def test_classes_are_strict_and_follow_the_sign_of_the_skew():
+    shape = ("layer", "neuron")
+    data = xr.Dataset(
+        {
+            "cosine_kurtosis": (shape, [[10.0, 10.1, 11.0, np.nan]]),
+            "cosine_skewness": (shape, [[1.0, 1.0, -1.0, np.nan]]),
+            "cosine_variance": (shape, [[0.005, 0.006, 0.0, np.nan]]),
+        }
+    )
+    found = classify(data)
+    assert found.sel(neuron_class="prediction").values.tolist() == [[False, True, False, False]]
+    assert found.sel(neuron_class="suppression").values.tolist() == [[False, False, True, False]]
+    assert found.sel(neuron_class="partition").values.tolist() == [[False, True, False, False]]
+    assert classify(data, kurtosis=20).sel(neuron_class="prediction").sum() == 0
+
+
+def test_a_neuron_that_writes_nothing_has_no_moments():
+    net = tiny("gpt2")
+    torch.nn.init.zeros_(net.transformer.h[1].mlp.c_proj.weight[3])
+    data = neurons(net)
+    assert np.isnan(data.cosine_kurtosis.sel(layer=1, neuron=3))
+    assert data.cosine_kurtosis.isnull().sum() == 1 and data.share.notnull().all()
+
+
+def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
+    net = tiny("llama", torch.float32)
+    net.save_pretrained(tmp_path / "net")
+    word_level(60).save_pretrained(tmp_path / "net")
+    tokens = open_weights(tmp_path / "net").tokens
+    assert tokens < 101
+    real, every = neurons(tmp_path / "net", real_vocabulary=True), neurons(tmp_path / "net")
+    assert abs(real.cosine_kurtosis - every.cosine_kurtosis).max() > 0.01
+    assert real.vocabulary == "real tokens"
+    with pytest.raises(Refusal, match="has no tokenizer to tell which tokens are real"):
+        neurons(net, real_vocabulary=True)
+
+
+def test_it_saves_resumes_and_refuses_other_settings(tmp_path):
+    path = tmp_path / "neurons.nc"
+    net = tiny("gpt2")
+
+    def stop(done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        neurons(net, out=path, progress=stop)
+    assert results.load(tmp_path / "neurons.partial.nc").sequences_done == 2
+    data = neurons(net, out=path)
+    xr.testing.assert_equal(data, neurons(net))
+    xr.testing.assert_equal(data, results.load(path))
+    with pytest.raises(Refusal, match=r"made with kurtosis_threshold 10\.0, not 3"):
+        neurons(net, out=path, kurtosis=3)

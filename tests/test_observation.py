@@ -1,0 +1,308 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import plain as reference
+import pytest
+import torch
+import xarray as xr
+from families import LAYERS, random_tokens, rebuilt, tiny
+from test_execution import corpus
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from robustness import capture, results
+from robustness.cka import FEWEST
+from robustness.measurement import MEASUREMENTS, Measurement, local_attention
+from robustness.metrics import Metric
+from robustness.model import open_model
+from robustness.observation import observe
+from robustness.refusal import Refusal
+
+LOCAL = local_attention(6)
+ALL = ("lens", LOCAL, "norms", "similarity")
+
+
+def compare(found, text, net, eager):
+    """Hold every file against plain transformers with hooks.
+
+    Eager attention takes its softmax in float32, and root-mean-square norms divide in float32,
+    whatever the type of the weights.
+    """
+    tokens = torch.from_numpy(text.tokens)
+    expected = {
+        "lens": reference.lens(net, tokens),
+        "attention": reference.attention(eager, tokens, 6),
+        "norms": reference.norms(net, tokens),
+        "similarity": {"cosine": reference.similarity(net, tokens)},
+    }
+    for name, variables in expected.items():
+        assert set(found[name].data_vars) - {"previous"} == set(variables)
+        for variable, values in variables.items():
+            limit = {"attention": 1e-6, "lens": 1e-7}.get(name, 1e-9)
+            np.testing.assert_allclose(
+                found[name][variable], values, atol=limit, rtol=limit, err_msg=f"{name} {variable}"
+            )
+
+
+@pytest.fixture(scope="module")
+def eager(family):
+    return tiny(family, attention="eager")
+
+
+def test_every_measurement_equals_plain_transformers(model, plain, eager):
+    text = corpus()
+    found = observe(model, text, ALL, batch_tokens=24)
+    compare(found, text, plain, eager)
+    assert found["similarity"].cosine.std() > 0.1, "nothing differs"
+
+
+def test_through_the_strict_backend_it_is_the_same(strict_model, plain, eager):
+    text = corpus(sequences=16)
+    found = observe(strict_model, text, (*ALL, "cka"), batch_tokens=200)
+    compare(found, text, plain, eager)
+    xr.testing.assert_allclose(
+        found["cka"].cka,
+        observe(replace(strict_model, request={}), text, ("cka",))["cka"].cka,
+        atol=1e-10,
+    )
+
+
+def test_eager_probabilities_and_those_from_queries_and_keys_are_equal(family, eager):
+    text = corpus(sequences=2, length=20)
+    found = observe(open_model(tiny(family, attention="eager")), text, (LOCAL,))
+    other = observe(open_model(tiny(family)), text, (LOCAL,))
+    for name, values in found["attention"].data_vars.items():
+        np.testing.assert_allclose(values, other["attention"][name], atol=1e-6)
+
+
+def test_sequences_of_different_length_are_each_measured_to_their_end(model, plain, eager):
+    text = corpus(sequences=3, lengths=[12, 9, 12])
+    text = replace(text, authors_alignment=False)
+    found = observe(model, text, ALL, batch_tokens=100)
+    for row, length in enumerate(text.lengths):
+        alone = corpus(sequences=3).take(3)
+        alone = replace(
+            alone,
+            tokens=text.tokens[row : row + 1, :length],
+            lengths=text.lengths[row : row + 1],
+            document=text.document[row : row + 1],
+        )
+        compare(
+            {name: data.isel(sequence=[row]) for name, data in found.items()}, alone, plain, eager
+        )
+
+
+def test_numbers_do_not_depend_on_the_batch(model):
+    text = corpus(sequences=32)
+    whole = observe(model, text, (*ALL, "cka"), batch_tokens=10_000)
+    other = observe(model, text, (*ALL, "cka"), batch_tokens=1)
+    for name, data in whole.items():
+        for variable in data.data_vars:
+            np.testing.assert_allclose(data[variable], other[name][variable], atol=1e-10)
+    assert whole["cka"].sizes["batch"] == 2 and whole["cka"].batch_sequences == 16
+
+
+def test_the_last_depth_of_the_recomputed_lens_is_the_models_own_output(model, plain):
+    text = corpus()
+    data = observe(model, text, ("lens",))["lens"].sel(lens="recomputed", depth=LAYERS)
+    with torch.no_grad():
+        logits = plain(torch.from_numpy(text.tokens), use_cache=False).logits
+    own = torch.distributions.Categorical(logits=logits[:, 1:-1])
+    np.testing.assert_allclose(data.entropy, own.entropy().mean(1), atol=1e-10)
+    np.testing.assert_allclose(data.kl, 0, atol=1e-12)
+    np.testing.assert_allclose(data.kl_reverse, 0, atol=1e-12)
+    assert (data.agreement == 1).all()
+
+
+def test_without_biases_the_frozen_lens_ends_at_the_models_output_too(family):
+    net = tiny(family)
+    norm = net.get_submodule(reference.NORMS[family])
+    for part in (norm, net.get_output_embeddings()):
+        if getattr(part, "bias", None) is not None:
+            torch.nn.init.zeros_(part.bias)
+    data = observe(open_model(net), corpus(), ("lens",))["lens"]
+    np.testing.assert_allclose(data.kl.sel(lens="frozen", depth=LAYERS), 0, atol=1e-12)
+    assert (data.kl.sel(lens="frozen", depth=0) > 0.01).all()
+
+
+def test_what_a_parallel_block_does_not_have_is_absent(model, family):
+    data = observe(model, corpus(), ("norms",))["norms"]
+    absent = {"middle_norm", "mlp_middle_ratio"}
+    assert (family in reference.PARALLEL) == (not absent & set(data.data_vars))
+    assert (family in reference.CENTRED) == ("centred" in data.processing)
+
+
+def test_norms_satisfy_pythagoras_and_angles_add_up(model):
+    data = observe(model, corpus(), ("norms",))["norms"]
+    if "centred" in data.processing:
+        first = data.residual_norm.sel(statistic="first")
+        assert (first.sel(processing="centred") <= first.sel(processing="raw") + 1e-12).all()
+    turns = data.angular_distance
+    for layer in range(LAYERS - 1):
+        one, next_one = turns.sel(layer=layer, span=1), turns.sel(layer=layer + 1, span=1)
+        assert (turns.sel(layer=layer, span=2) <= one + next_one + 1e-12).all()
+
+
+def test_a_block_that_writes_nothing_has_no_influence_and_swaps_without_a_trace(gpt2):
+    net = tiny("llama")
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(net.get_submodule(f"model.layers.2.{name}").weight)
+    found = observe(open_model(net), corpus(), ("norms", "similarity"))
+    np.testing.assert_allclose(found["norms"].block_influence.sel(layer=2), 0, atol=1e-12)
+    same = found["similarity"].cosine.sel(comparison="self_second", layer=2, component="mlp")
+    np.testing.assert_allclose(same, 1, atol=1e-12)
+
+
+def test_attention_that_is_even_has_the_entropy_of_its_keys(gpt2):
+    net = tiny("llama")
+    for block in net.model.layers:
+        torch.nn.init.zeros_(block.self_attn.q_proj.weight)
+    data = observe(open_model(net), corpus(), (LOCAL,))["attention"]
+    queries = np.arange(7, 12)
+    np.testing.assert_allclose(data.entropy, np.log(queries + 1).mean(), atol=1e-12)
+    np.testing.assert_allclose(data.profile, (1 / (queries + 1)).mean(), atol=1e-12)
+    np.testing.assert_allclose(data.previous.sel(window=4), 4 * data.first_token, atol=1e-12)
+    assert data.previous.window.values.tolist() == [1, 2, 4, 5]
+
+
+def test_all_together_run_the_clean_pass_and_two_blocks_a_swap(family):
+    net = tiny(family)
+    model = open_model(net)
+    calls: Counter = Counter()
+    for block in net.get_submodule(rebuilt.__globals__["BLOCKS"][family]):
+        block.register_forward_hook(lambda *_: calls.update(["block"]))
+        for name, part in block.named_children():
+            if "Attention" in type(part).__name__ or "MLP" in type(part).__name__:
+                part.register_forward_hook(lambda *_, name=name: calls.update([name]))
+
+    def counted(sequences):
+        calls.clear()
+        observe(model, corpus(sequences), (*ALL, "cka"), batch_tokens=16 * 12)
+        return Counter(calls)
+
+    once, twice = counted(16), counted(32)
+    per_batch = {name: twice[name] - once[name] for name in once}
+    assert per_batch.pop("block") == LAYERS
+    assert set(per_batch.values()) == {LAYERS + 2 * (LAYERS - 1)}
+    assert LAYERS + 2 * (LAYERS - 1) <= LAYERS + LAYERS * (LAYERS - 1)
+
+
+def test_what_a_server_returns_does_not_grow_with_the_vocabulary(strict_model):
+    backend = strict_model.request["backend"]
+    observe(strict_model, corpus(sequences=2, length=24), ("lens", "norms", "similarity"))
+    assert backend.received[-1] < 2 * 24 * 101 * 8
+
+
+def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
+    text = corpus(sequences=40)
+    whole = observe(gpt2, text, (*ALL, "cka"), batch_tokens=48)
+    seen = []
+
+    def stop(done, _total):
+        seen.append(done)
+        if done == 28:
+            raise KeyboardInterrupt
+
+    options = {"batch_tokens": 48, "out": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        observe(gpt2, text, (*ALL, "cka"), progress=stop, **options)
+    names = {"lens", "attention", "norms", "similarity", "cka"}
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.partial.nc" for name in names}
+    partial = results.load(tmp_path / "cka.partial.nc")
+    assert partial.sequences_done == 16, "only whole batches of CKA count"
+    assert results.measured(partial).sizes["batch"] == 1
+    assert results.measured(results.load(tmp_path / "lens.partial.nc")).sizes["sequence"] == 28
+    resumed = observe(gpt2, text, (*ALL, "cka"), **options)
+    for name, data in whole.items():
+        xr.testing.assert_equal(data, resumed[name])
+        xr.testing.assert_equal(data, results.load(tmp_path / f"{name}.nc"))
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.nc" for name in names}
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    observe(gpt2, text, (*ALL, "cka"), **options)
+    assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+
+def test_a_file_explains_itself(gpt2, tmp_path):
+    observe(gpt2, corpus(sequences=16), (*ALL, "cka"), out=tmp_path)
+    for name in ("lens", "attention", "norms", "similarity", "cka"):
+        data = results.load(tmp_path / f"{name}.nc")
+        assert data.attrs["measurement"] == name and data.attrs["corpus_sha256"]
+        for variable in data.data_vars.values():
+            assert variable.attrs["units"] and variable.attrs["long_name"]
+        for dim in data.dims:
+            assert dim in data.coords, dim
+    assert results.load(tmp_path / "lens.nc").kl.dims == ("lens", "depth", "sequence")
+
+
+def test_a_measurement_of_ones_own_is_a_function_and_a_record(model, plain, tmp_path):
+    def largest(captured, text):
+        return {"largest": capture.token_mean(captured["residual"].abs().amax(-1), text)}
+
+    metric = Metric("largest", "1", "largest feature of the residual stream")
+    own = Measurement("largest", {metric: ("depth", "sequence")}, largest, final=True)
+    text = corpus()
+    data = observe(model, text, (own, "norms"), out=tmp_path)["largest"]
+    seen = reference.run(plain, torch.from_numpy(text.tokens))
+    states = torch.stack([*seen["in"], *seen["final"]])
+    expected = states.abs().amax(-1)[:, :, 1:-1].mean(-1)
+    np.testing.assert_allclose(data.largest, expected, atol=1e-12)
+    assert results.load(tmp_path / "largest.nc").largest.attrs["units"] == "1"
+
+
+REFUSED = {
+    "unknown": (("lense",), {}, "no measurement 'lense'; there are: lens, cka, attention"),
+    "short": (("attention",), {}, "attention takes sequences of at least 34 tokens.*--context"),
+    "few": (("cka",), {}, "cka takes at least 16 sequences, and there are 5.*--tokens"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_measured_is_refused(gpt2, case):
+    wanted, options, message = REFUSED[case]
+    with pytest.raises(Refusal, match=message):
+        observe(gpt2, corpus(), wanted, **options)
+    assert FEWEST < 16
+
+
+def test_a_model_whose_sublayers_do_not_add_up_is_read_without_them():
+    class OddLayer(LlamaDecoderLayer):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) * 1.5
+
+    net = tiny("llama")
+    for block in net.model.layers:
+        block.__class__ = OddLayer
+    model = open_model(net)
+    assert observe(model, corpus(), ("lens",))["lens"].kl.notnull().all()
+    with pytest.raises(Refusal, match=r"norms cannot be measured: .*attention and MLP, added to"):
+        observe(model, corpus(), ("norms",))
+
+
+def test_a_norm_that_is_none_is_refused_for_the_lens():
+    class OddNorm(torch.nn.Module):
+        def forward(self, hidden_states):
+            return hidden_states.tanh()
+
+    net = tiny("llama")
+    net.model.norm = OddNorm()
+    with pytest.raises(Refusal, match=r"lens cannot be measured: .*neither a layer nor a root"):
+        observe(open_model(net), corpus(), ("lens",))
+
+
+def test_half_precision_is_measured_in_float32():
+    text = corpus(sequences=16)
+    found = observe(open_model(tiny("gpt2").to(torch.bfloat16)), text, (*ALL, "cka"))
+    exact = observe(open_model(tiny("gpt2")), text, (*ALL, "cka"))
+    for name in ("attention", "norms", "similarity"):
+        for variable, values in found[name].data_vars.items():
+            assert values.dtype == np.float32
+            difference = abs(values - exact[name][variable]).mean()
+            assert difference < 0.05 * abs(exact[name][variable]).mean() + 0.02
+
+
+def test_what_is_known_by_name_is_listed_with_its_units():
+    for name, measurement in MEASUREMENTS.items():
+        assert measurement.name == name
+        for metric, dims in measurement.variables.items():
+            assert metric.unit in {"1", "nat"} and dims[-1] in {"sequence", "batch"}
+    assert random_tokens(1, 3).shape == (1, 3)
