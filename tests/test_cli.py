@@ -10,6 +10,7 @@ from transformers import T5Config
 
 import cli
 from robustness import execution
+from robustness.measurement import MEASUREMENTS
 from robustness.model import ATTENTION, DTYPES
 from robustness.sweep import FORMS
 
@@ -72,6 +73,35 @@ def test_without_flags_a_sweep_is_drop_and_swap(run, llama, stories):
     assert data.intervention.values.tolist() == ["drop", "swap"]
 
 
+def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
+    words = ("observe", llama, "--data", stories, "--context", 40)
+    code, out, err = run(*words)
+    assert code == 0, err
+    files = [Path(line) for line in out.splitlines()]
+    assert [file.stem for file in files] == list(cli.MEASUREMENTS)
+    for file in files:
+        code, out, err = run("show", file)
+        assert code == 0 and out.startswith("tiny-llama (LlamaForCausalLM"), err
+        code, out, err = run("plot", file)
+        assert (code, out) == (0, f"{file.with_suffix('.png')}\n"), err
+        assert str(stories.parent) not in str(xr.load_dataset(file).attrs)
+    assert run(*words)[0] == 0
+    code, _, err = run(*words, "--seed", 1)
+    assert code == 1 and "was made with corpus_sha256" in err
+    assert run(*words, "lens", "--fresh", "--seed", 1)[0] == 0
+
+
+def test_neurons_alone_open_no_model(run, llama, monkeypatch):
+    monkeypatch.setattr("robustness.model.open_model", None)
+    code, out, err = run("observe", llama, "neurons", "--real-vocabulary", "--kurtosis", 5)
+    assert (code, out) == (0, "outputs/tiny-llama/neurons.nc\n"), err
+    assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5
+
+
+def test_what_observe_offers_is_what_there_is():
+    assert cli.MEASUREMENTS == (*MEASUREMENTS, "neurons")
+
+
 def test_free_schedules_have_a_file_of_their_own(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32, "--schedule", "0-2-1..")
     assert run(*words)[:2] == (0, "outputs/tiny-llama/schedules.nc\n")
@@ -116,6 +146,15 @@ REFUSALS = {
     "unwritable": (
         ("sweep", "MODEL", "--data", "DATA", "--context", 32, "--out", "empty.txt/a.nc"),
         "cannot be written",
+    ),
+    "unknown model's neurons": (("observe", "./missing", "neurons"), "there is no directory"),
+    "short sequences": (
+        ("observe", "MODEL", "attention", "--data", "DATA", "--context", 20),
+        "attention takes sequences of at least 34 tokens",
+    ),
+    "few sequences": (
+        ("observe", "MODEL", "cka", "--data", "DATA", "--context", 32, "--tokens", 300),
+        "cka takes at least 16 sequences",
     ),
     "no file": (("show", "none.nc"), "there is no file none.nc"),
     "no NetCDF": (("show", "latin.txt"), "is not a NetCDF file"),

@@ -234,14 +234,14 @@ def test_a_file_explains_itself(gpt2, tmp_path):
     assert results.load(tmp_path / "lens.nc").kl.dims == ("lens", "depth", "sequence")
 
 
-def test_a_measurement_of_ones_own_is_a_function_and_a_record(model, plain, tmp_path):
+def test_a_measurement_of_ones_own_is_a_function_and_a_record(strict_model, plain, tmp_path):
     def largest(captured, text):
         return {"largest": capture.token_mean(captured["residual"].abs().amax(-1), text)}
 
     metric = Metric("largest", "1", "largest feature of the residual stream")
     own = Measurement("largest", {metric: ("depth", "sequence")}, largest, final=True)
     text = corpus()
-    data = observe(model, text, (own, "norms"), out=tmp_path)["largest"]
+    data = observe(strict_model, text, (own, "norms"), out=tmp_path)["largest"]
     seen = reference.run(plain, torch.from_numpy(text.tokens))
     states = torch.stack([*seen["in"], *seen["final"]])
     expected = states.abs().amax(-1)[:, :, 1:-1].mean(-1)
