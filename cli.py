@@ -206,6 +206,47 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
 
 
 @stages.command()
+@click.argument("model")
+@click.argument("task", type=click.Choice(("wic", "ing", "subjoiner")))
+@click.option("--data", help="[default: builtin for wic, else builtin-sampled]")
+@click.option("--field", default="text", show_default=True, help="Column of the text.")
+@click.option("--split", default="train", show_default=True, help="Split of a data set.")
+@click.option("--suffix", default="ing", show_default=True, help="For ing: what tokens end in.")
+@click.option(
+    "--pieces",
+    type=click.IntRange(2),
+    default=4,
+    show_default=True,
+    help="For subjoiner: a word's.",
+)
+@click.option("--items", type=click.IntRange(1), help="The most windows or words that are taken.")
+@click.option("--seed", default=0, show_default=True, help="Of all that is drawn at random.")
+@options_of_model
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/TASK.nc]")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def probe(model: str, task: str, **options: Any) -> None:
+    """Fit probes on MODEL's activations, and say with intervals what can be read out of them.
+
+    \b
+    wic        whether a word means the same in two sentences, at every depth; data is a directory as
+               WiC is published, or with .jsonl files, or a data set in SuperGLUE's manner
+    ing        whether the next token ends in a suffix, from single neurons and from groups
+    subjoiner  which heads gather the pieces of a word
+
+    \b
+    stages probe builtin wic
+    stages probe openai-community/gpt2-xl ing --data my.jsonl --suffix ed
+    """
+    click.echo(_probe(model, task, options))
+
+
+@stages.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
     """Print FILE as a table: means with standard errors clustered by document.
@@ -404,6 +445,45 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
                 **common,
             )
         yield directory / "neurons.nc"
+
+
+def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
+    """Open the model, fit the probes of a task, and return the path of their file."""
+    from probes.subjoiner import probe_subjoiner
+    from probes.suffix import probe_suffix
+    from probes.wic import probe_wic
+    from robustness.results import command_line
+
+    model = _open(name, options)
+    stem = options["suffix"] if task == "ing" and options["suffix"].isalnum() else task
+    out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{stem}.nc"
+    items = {} if options["items"] is None else {"items": options["items"]}
+    text = {"field": options["field"], "split": options["split"], **items}
+    source = options["data"] or ("builtin" if task == "wic" else "builtin-sampled")
+    with _progress(None, quiet=options["quiet"], unit="text") as progress:
+        common: dict[str, Any] = {
+            "seed": options["seed"],
+            "batch_tokens": options["batch_tokens"],
+            "out": out,
+            "fresh": not options["resume"],
+            "command": command_line(),
+            "progress": progress,
+        }
+        if task == "wic":
+            probe_wic(model, source, **common)
+        elif task == "ing":
+            probe_suffix(
+                model,
+                source,
+                name,
+                options["suffix"],
+                revision=options["revision"],
+                **text,
+                **common,
+            )
+        else:
+            probe_subjoiner(model, source, pieces=options["pieces"], **text, **common)
+    return Path(out)
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:

@@ -210,6 +210,89 @@ def neurons_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def wic_figure(dataset: xr.Dataset) -> Figure:
+    """Accuracy over depth, a line for each probe, with 95 % bands, and chance."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for index, probe in enumerate(dataset["probe"].values):
+        chosen = dataset.sel(probe=probe)
+        bounded(axis, chosen["depth"], chosen, "accuracy", index, str(probe))
+    axis.axhline(0.5, color="grey", linewidth=0.8)
+    axis.set_ylabel("share of test pairs told right")
+    axis.set_title("Does the word mean the same in both sentences?")
+    axis.legend(frameon=False, fontsize="small")
+    _whole_numbers(axis, "depth (blocks that have run)")
+    return figure
+
+
+def suffix_figure(dataset: xr.Dataset) -> Figure:
+    """Groups of neurons by size beside the model itself; what the first of them do to logits."""
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    groups, singles, effects = figure.subplots(1, 3)
+    for index, kind in enumerate(dataset["kind"].values):
+        chosen = dataset.sel(kind=kind)
+        bounded(groups, chosen["size"], chosen, "accuracy", index, str(kind))
+    for reading, style in zip(dataset["reading"].values, ("-", "--", ":"), strict=True):
+        level = float(dataset["model_accuracy"].sel(reading=reading))
+        groups.axhline(
+            level, color="black", linewidth=1, linestyle=style, label=f"model, {reading}"
+        )
+    groups.set_ylabel("share of test windows told right")
+    groups.set_title("Groups of the best neurons")
+    groups.legend(frameon=False, fontsize="x-small", ncols=2)
+    _whole_numbers(groups, "neurons in the group")
+    shift = dataset["shift"].values
+    for index, (name, rows) in enumerate((("raises", shift > 0), ("lowers", shift < 0))):
+        bounded(
+            singles,
+            np.flatnonzero(rows),
+            dataset.isel(neuron=rows),
+            "single_accuracy",
+            index,
+            f"{name} the suffix",
+            line=False,
+        )
+    singles.axhline(0.5, color="grey", linewidth=0.8)
+    singles.set_title("Single neurons, by effect on the logits")
+    singles.legend(frameon=False, fontsize="small")
+    _whole_numbers(singles, "neuron")
+    first = dataset.isel(neuron=0)
+    for index, tokens in enumerate(dataset["tokens"].values):
+        line = first["effect"].sel(tokens=tokens)
+        effects.step(line["bin"], line, where="mid", color=COLOURS[index], label=str(tokens))
+    effects.set_title(f"Neuron {int(first['layer'])}.{int(first['index'])}")
+    effects.set_xlabel("W_U · w_out")
+    effects.set_ylabel("share of tokens")
+    effects.legend(title=f"suffix -{dataset.attrs['suffix']}", frameon=False, fontsize="small")
+    effects.grid(alpha=0.3)
+    return figure
+
+
+def subjoiner_figure(dataset: xr.Dataset) -> Figure:
+    """Every head's score, and where the best heads look from the end of either kind of word."""
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    grid, *panels = figure.subplots(1, 4, width_ratios=(1.4, 1, 1, 1))
+    image = heat_map(grid, dataset["score"], "layer", "head")
+    figure.colorbar(image, ax=grid, label="weight, pieces less whole words")
+    grid.set_title("Held-out words")
+    order = np.argsort(-dataset["finding_score"].values, axis=None, kind="stable")
+    for axis, place in zip(panels, order, strict=False):
+        layer, head = divmod(int(place), dataset.sizes["head"])
+        chosen = dataset.isel(layer=layer, head=head)
+        for index, kind in enumerate(dataset["input_class"].values):
+            line = chosen["attention"].sel(input_class=kind)
+            axis.plot(
+                line["key"], line, color=COLOURS[index], marker=MARKERS[index], markersize=4,
+                label=str(kind),
+            )  # fmt: skip
+        low, high = float(chosen["score_low"]), float(chosen["score_high"])
+        axis.set_title(f"head {layer}.{head}: {float(chosen['score']):.2f} [{low:.2f}, {high:.2f}]")
+        _whole_numbers(axis, "token before the last")
+    panels[0].set_ylabel("attention from the last token")
+    panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
 def any_figure(dataset: xr.Dataset) -> Figure:
     """Whatever has a layer or a depth and sequences, a panel each.
 
@@ -245,6 +328,9 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "norms": norms_figure,
     "similarity": similarity_figure,
     "neurons": neurons_figure,
+    "wic": wic_figure,
+    "suffix": suffix_figure,
+    "subjoiner": subjoiner_figure,
 }
 """The figure of every kind of file."""
 
@@ -262,6 +348,29 @@ def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
             lower = lower.clip(min=line / 10)
         axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
     _whole_numbers(axis, label)
+
+
+def bounded(
+    axis: Axes,
+    x: Any,
+    dataset: xr.Dataset,
+    name: str,
+    index: int,
+    label: str,
+    *,
+    line: bool = True,
+) -> None:
+    """Draw a variable with its `_low` and `_high`: as a line with a band, or as points with bars."""
+    middle, low, high = (dataset[f"{name}{end}"] for end in ("", "_low", "_high"))
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    if line:
+        axis.plot(x, middle, color=colour, marker=marker, markersize=4, label=label)
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    else:
+        bars = np.stack([middle - low, high - middle]).clip(min=0)
+        axis.errorbar(
+            x, middle, bars, color=colour, marker=marker, linestyle="", markersize=4, label=label
+        )
 
 
 def heat_map(
@@ -299,6 +408,8 @@ def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
     if "corpus" not in attrs:
         return f"model {attrs.get('model', 'unknown')}"
+    if "tokens" not in attrs:
+        return f"model {attrs['model']}, text {attrs['corpus']}, 95 % intervals"
     done = int(attrs.get("sequences_done", attrs["sequences"]))
     share = done / attrs["sequences"]
     text = f"model {attrs['model']}, text {attrs['corpus']}: {round(attrs['tokens'] * share):,} "

@@ -129,6 +129,52 @@ def _named(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
     return {str(name): values for name, values in dataset.data_vars.items()}
 
 
+def _wic(dataset: xr.Dataset) -> Iterator[Section]:
+    columns = {}
+    for probe in dataset["probe"].values:
+        chosen = dataset.sel(probe=probe)
+        columns |= _bounded(str(probe), chosen, "accuracy")
+    yield "accuracy on test, with 95 % intervals", "depth", columns
+
+
+def _suffix(dataset: xr.Dataset) -> Iterator[Section]:
+    yield "the model itself", "reading", _bounded("accuracy", dataset, "model_accuracy")
+    yield (
+        "single neurons",
+        "neuron",
+        {
+            "layer": dataset["layer"],
+            "index": dataset["index"],
+            "shift": dataset["shift"],
+            **_bounded("accuracy", dataset, "single_accuracy"),
+        },
+    )
+    groups = {}
+    for kind in dataset["kind"].values:
+        groups |= _bounded(str(kind), dataset.sel(kind=kind), "accuracy")
+    yield "groups of the best neurons, ranked on dev", "size", groups
+
+
+def _subjoiner(dataset: xr.Dataset) -> Iterator[Section]:
+    flat = dataset.stack(place=("layer", "head")).reset_index("place")
+    best = flat.isel(place=np.argsort(-flat["finding_score"].values, kind="stable")[:10])
+    names = [f"{layer}.{head}" for layer, head in zip(best["layer"].values, best["head"].values)]
+    best = best.drop_vars(("layer", "head", "relative_depth")).assign_coords(place=names)
+    columns = {
+        "found": best["found"],
+        "found by": best["finding_score"],
+        **_bounded("held out", best, "score"),
+        "monotone": best["monotone"],
+    }
+    shown = {name: values.rename(place="layer.head") for name, values in columns.items()}
+    yield "the best heads", "layer.head", shown
+
+
+def _bounded(name: str, dataset: xr.Dataset, variable: str) -> dict[str, xr.DataArray]:
+    ends = {name: "", f"{name} from": "_low", f"{name} to": "_high"}
+    return {heading: dataset[f"{variable}{end}"] for heading, end in ends.items()}
+
+
 def _any(dataset: xr.Dataset) -> Iterator[Section]:
     for dim in ("layer", "depth"):
         columns = {
@@ -148,6 +194,9 @@ SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "norms": _norms,
     "similarity": _similarity,
     "neurons": _neurons,
+    "wic": _wic,
+    "suffix": _suffix,
+    "subjoiner": _subjoiner,
 }
 """The tables of every kind of file; for others, whatever has layers or depths and sequences."""
 

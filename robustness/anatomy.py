@@ -25,7 +25,8 @@ class Anatomy:
     centres: bool
     """Whether the final norm takes the mean over features out, as LayerNorm does."""
     missing: dict[str, str]
-    """Of what cannot be captured, why: `attention`, `mlp`, `context`, `pattern`, `prediction`."""
+    """Of what cannot be captured, why: `attention`, `mlp`, `context`, `pattern`, `neurons`,
+    `prediction`."""
 
 
 def examine(model: Model) -> Anatomy:
@@ -36,7 +37,7 @@ def examine(model: Model) -> Anatomy:
     blocks, attentions, head, norms = model.blocks, model.attentions, model.head, model.norms
     known = parts(model)
     missing = _unfound(model)
-    whole = not missing
+    whole = "mlp" not in missing
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
         entering, leaving, contexts = [], [], []
         for layer, block in enumerate(blocks):
@@ -83,7 +84,9 @@ def _unfound(model: Model) -> dict[str, str]:
     ):
         if len(found) != model.layers:
             text = f"{_called(model)}: {name} was found in {len(found)} of {model.layers} blocks"
-            return dict.fromkeys((*SUBLAYERS, "pattern"), text)
+            return dict.fromkeys((*SUBLAYERS, "pattern", "neurons"), text)
+    if len(model.writers) != model.layers:
+        return {"neurons": f"{_called(model)}: MLPs are not made of matrices"}
     return {}
 
 
@@ -97,6 +100,7 @@ def parts(model: Model) -> dict[str, Any]:
         "blocks": model.blocks,
         "attentions": model.attentions,
         "mlps": model.mlps,
+        "writers": model.writers,
         "block_norms": model.block_norms,
         "norms": model.norms,
         "head": model.head,

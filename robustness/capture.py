@@ -18,9 +18,10 @@ from robustness import attention, interpreter, kernels
 Captured = dict[str, Any]
 """What is captured at a depth, by name.
 
-`residual`, the stream that enters the block (sequence, token, width), always; and if it is needed
-`attention` and `mlp`, what these add to it, and `output`, the stream that leaves the block, of the
-same shape; `pattern`, the attention weights (sequence, head, query, key); `context`, what the
+`residual`, the stream that enters the block (sequence, token, width), and `layer`, its index; and
+if it is needed `attention` and `mlp`, what these add to the stream, and `output`, the stream that
+leaves the block, of the same shape; `pattern`, the attention weights (sequence, head, query, key);
+`neurons`, what the last matrix of the MLP reads (sequence, token, neuron); `context`, what the
 attention is called with besides its input."""
 
 
@@ -76,7 +77,7 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
     """Read what a block reads and writes, in the order in which it does."""
     block = parts["blocks"][layer]
     residual, _ = interpreter.split_inputs(block.inputs)
-    captured: Captured = {"residual": residual}
+    captured: Captured = {"residual": residual, "layer": layer}
     if "context" in needs:
         _, captured["context"] = interpreter.split_inputs(parts["attentions"][layer].inputs)
     if "pattern" in needs and not parts["eager"]:
@@ -88,6 +89,8 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
         captured["attention"] = out[0] if isinstance(out, tuple) else out
         if "pattern" in needs and parts["eager"]:
             captured["pattern"] = kernels.precise(out[1])
+    if "neurons" in needs:
+        captured["neurons"] = parts["writers"][layer].input
     if "mlp" in needs:
         out = parts["mlps"][layer].output
         captured["mlp"] = out[0] if isinstance(out, tuple) else out

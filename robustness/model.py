@@ -42,6 +42,8 @@ class Paths:
     attentions: tuple[str, ...]
     """Of every block that has one, as for `mlps`."""
     mlps: tuple[str, ...]
+    writers: tuple[str, ...]
+    """The matrix of every MLP that reads its neurons and writes to the residual stream."""
     block_norms: tuple[tuple[str, ...], ...]
     """Of every block."""
     norms: tuple[str, ...]
@@ -59,6 +61,8 @@ class Model:
         The nnsight model.
     blocks, attentions, mlps : tuple of Envoy
         Every block and its sublayers; the latter empty where a block has no such part.
+    writers : tuple of Envoy
+        The matrix of every MLP that reads its neurons; empty where MLPs are not made of matrices.
     block_norms : tuple of tuple of Envoy
         The norms of every block, in order.
     norms : tuple of Envoy
@@ -79,6 +83,7 @@ class Model:
     blocks: tuple[Any, ...]
     attentions: tuple[Any, ...]
     mlps: tuple[Any, ...]
+    writers: tuple[Any, ...]
     block_norms: tuple[tuple[Any, ...], ...]
     norms: tuple[Any, ...]
     head: Any
@@ -101,6 +106,11 @@ class Model:
     def layers(self) -> int:
         """How many blocks the model has."""
         return len(self.blocks)
+
+    @property
+    def width(self) -> int:
+        """Features of the residual stream."""
+        return int(self.config.hidden_size)
 
     @property
     def vocabulary(self) -> int:
@@ -284,6 +294,9 @@ def find_paths(module: Any) -> Paths:
         blocks=tuple(f"{path}.{index}" for index in range(layers)),
         attentions=tuple(attentions),
         mlps=tuple(mlps),
+        writers=tuple(
+            f"{mlp}.{_matrices(named[mlp])[-1]}" for mlp in mlps if _matrices(named[mlp])
+        ),
         block_norms=tuple(block_norms),
         norms=tuple(f"{prefix}.{norm}" for norm in norms[-1:]),
         head=next(path for path, part in named.items() if part is head),
@@ -298,12 +311,16 @@ def matrices(part: Module) -> list[str]:
     Refusal
         If it has fewer than two.
     """
-    found = [name for name, child in part.named_children() if isinstance(child, (Linear, Conv1D))]
+    found = _matrices(part)
     if len(found) < 2:
         raise Refusal(
             f"{type(part).__name__} is not made of matrices that read and one that writes"
         )
     return found
+
+
+def _matrices(part: Module) -> list[str]:
+    return [name for name, child in part.named_children() if isinstance(child, (Linear, Conv1D))]
 
 
 def oriented(part: Module, weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What the clean run shows at every depth: opens the one trace that all measurements share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,9 @@ import nnsight
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from robustness import capture, results
 from robustness.anatomy import Anatomy, examine, parts
@@ -162,7 +164,11 @@ def _check(measurement: Measurement, corpus: Corpus, anatomy: Anatomy) -> None:
             f"{name} takes at least {SMALLEST_GROUP} sequences, and there are "
             f"{len(corpus.tokens)}: ask for more --tokens, or a smaller --context"
         )
-    for need in measurement.needs:
+    _check_needs(name, measurement.needs, anatomy)
+
+
+def _check_needs(name: str, needs: Sequence[str], anatomy: Anatomy) -> None:
+    for need in needs:
         if need in anatomy.missing:
             raise Refusal(f"{name} cannot be measured: {anatomy.missing[need]}")
 
@@ -232,6 +238,96 @@ def _trace(
         text |= measurement.settings
     needs = sorted({need for measurement in measurements for need in measurement.needs})
     calls = [(each.measure, each.finish, each.final) for each in measurements]
+    return _walk(model, tokens, calls, needs, known, text)
+
+
+def scan(
+    model: Model,
+    items: Sequence[Sequence[int]],
+    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]],
+    *,
+    finish: Callable[..., dict[str, Tensor]] | None = None,
+    needs: Sequence[str] = (),
+    final: bool = False,
+    details: Mapping[str, Sequence[NDArray[Any]]] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    begin: int = 0,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Capture something of single short texts, a batch of them in each trace.
+
+    Shorter ones are filled up on the right, where no earlier token sees it.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    items : sequence of sequence of int
+        Token ids of every text; best in order of length.
+    measure, finish, needs, final
+        As in `Measurement`; tensors have the item as their last dimension.
+    details : mapping of str to sequence of array, optional
+        What is known of every text besides its tokens, of any length: it is filled up with 0 and is
+        in the text (item, …) by name.
+    settings : mapping, optional
+        Entries of the text.
+    begin : int
+        The first item that is wanted.
+    batch_tokens : int, optional
+        Tokens in a trace.
+
+    Yields
+    ------
+    rows : slice
+        Of the items.
+    found : dict of str to tensor
+        With the item as their last dimension.
+
+    Raises
+    ------
+    Refusal
+        If the model does not allow what is needed, or a text does not fit it.
+    """
+    anatomy = examine(model)
+    _check_needs("this", needs, anatomy)
+    known = parts(model) | {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    widest = max(map(len, items))
+    if model.context is not None and widest > model.context:
+        raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
+    limit = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    start = begin
+    while start < len(items):
+        stop = start + 1
+        while stop < len(items) and (stop + 1 - start) * len(items[stop]) <= limit:
+            stop += 1
+        rows = slice(start, stop)
+        lengths = torch.tensor([len(ids) for ids in items[rows]], device=model.device)
+        text = {
+            "lengths": lengths,
+            **{name: _pad(values[rows], model) for name, values in (details or {}).items()},
+            **(settings or {}),
+        }
+        tokens = _pad([np.asarray(ids) for ids in items[rows]], model)
+        (found,) = _walk(model, tokens, [(measure, finish, final)], sorted(needs), known, text)
+        yield rows, found
+        start = stop
+
+
+def _walk(
+    model: Model,
+    tokens: Tensor,
+    calls: Sequence[Any],
+    needs: Sequence[str],
+    known: dict[str, Any],
+    text: dict[str, Any],
+) -> list[dict[str, Tensor]]:
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
         taken = nnsight.save(capture.walk(calls, needs, known, text))
     return taken
+
+
+def _pad(rows: Sequence[NDArray[Any]], model: Model) -> Tensor:
+    """Stack arrays of different length, filled up with 0 on the right."""
+    return pad_sequence([torch.from_numpy(np.asarray(row)) for row in rows], batch_first=True).to(
+        model.device
+    )

@@ -5,6 +5,7 @@ power cut leaves the old file or the new one. A run that is not finished keeps w
 file beside its output, and goes on from there.
 """
 
+import hashlib
 import os
 import platform
 import sys
@@ -315,6 +316,11 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
         "command": command or "python",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of what is measured on, where that is no corpus: of its text form."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def command_line(arguments: Sequence[str] = ()) -> str:

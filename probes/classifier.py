@@ -1,0 +1,202 @@
+"""Logistic probes: fitted on train, chosen on dev, reported on test with intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse strengths of the L2 penalty that are tried."""
+
+REPETITIONS = 1000
+"""Bootstrap samples of an interval."""
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Features (item, feature) and labels (item,) of the three parts."""
+
+    train: tuple[Floats, Labels]
+    dev: tuple[Floats, Labels]
+    test: tuple[Floats, Labels]
+
+    def shuffled(self, seed: int) -> "Split":
+        """Return the split with labels of train and dev in random order: a control."""
+        random = np.random.default_rng(seed)
+        train, dev = (
+            (features, random.permutation(labels)) for features, labels in (self.train, self.dev)
+        )
+        return Split(train, dev, self.test)
+
+    def only(self, columns: Sequence[int]) -> "Split":
+        """Return the split with some of the features."""
+        parts = (
+            (features[:, columns], labels) for features, labels in (self.train, self.dev, self.test)
+        )
+        return Split(*parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a fitted probe does on the held-out parts."""
+
+    correct: Labels
+    """Of every test item, whether it is told right."""
+    dev_accuracy: float
+    chosen: float
+    """The strength that was best on dev, or for a threshold the threshold."""
+
+
+def fit(split: Split) -> Probe:
+    """Fit logistic regressions on standardised features, and keep the one that is best on dev.
+
+    Where there are more features than items, they are first turned onto the axes of the items
+    (singular vectors of the training features), which changes no solution of a penalty that does
+    not prefer directions, and makes the fit as small as there are items.
+    """
+    scaler = StandardScaler().fit(split.train[0])
+    train, dev, test = (scaler.transform(part[0]) for part in (split.train, split.dev, split.test))
+    if train.shape[1] > train.shape[0]:
+        axes = np.linalg.svd(train, full_matrices=False)[2].T
+        train, dev, test = train @ axes, dev @ axes, test @ axes
+    best = Probe(np.zeros(0, np.bool_), -1.0, 0.0)
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=5000).fit(train, split.train[1])
+        accuracy = float((model.predict(dev) == split.dev[1]).mean())
+        if accuracy > best.dev_accuracy:
+            best = Probe(model.predict(test) == split.test[1], accuracy, strength)
+    return best
+
+
+def fit_all(splits: Sequence[Callable[[], Split]]) -> list[Probe]:
+    """Fit a probe on each of several splits, in parallel; each is made when its turn comes."""
+    jobs = (delayed(lambda make: fit(make()))(make) for make in splits)
+    return list(Parallel(n_jobs=-1, prefer="threads")(jobs))
+
+
+def threshold(split: Split, grid: Sequence[float]) -> Probe:
+    """Tell items apart by whether their one feature is above the threshold that is best on dev."""
+    (dev, labels), (test, expected) = split.dev, split.test
+    accuracies = [float(((dev[:, 0] > value) == labels).mean()) for value in grid]
+    best = int(np.argmax(accuracies))
+    return Probe((test[:, 0] > grid[best]) == expected, accuracies[best], float(grid[best]))
+
+
+def interval(
+    values: NDArray[Any], cluster: NDArray[np.int64], seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a mean over items, by bootstrap over clusters of items.
+
+    Parameters
+    ----------
+    values : array of shape (item,)
+        What is averaged.
+    cluster : array of shape (item,)
+        Items of one cluster (a document, say) are drawn together.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    low, high : float
+        Percentiles; NaN for a single cluster.
+    """
+    sums, counts = _clusters(values, cluster)
+    return _bootstrap([(sums, counts)], lambda means: means[0], seed)
+
+
+def interval_of_difference(
+    values: NDArray[Any], first: Labels, cluster: NDArray[Any], seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of the first items less the mean of the others.
+
+    Clusters of the two are drawn apart; otherwise as `interval`.
+    """
+    groups = [_clusters(values[rows], cluster[rows]) for rows in (first, ~first)]
+    return _bootstrap(groups, lambda means: means[0] - means[1], seed)
+
+
+def _clusters(values: NDArray[Any], cluster: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Sum and number of the items of every cluster."""
+    _, index = np.unique(cluster, return_inverse=True)
+    sums = np.bincount(index, weights=values.astype(np.float64))
+    return sums, np.bincount(index).astype(np.float64)
+
+
+def _bootstrap(
+    groups: Sequence[tuple[Floats, Floats]],
+    combine: Callable[[list[Floats]], Floats],
+    seed: int,
+) -> tuple[float, float]:
+    if min(len(counts) for _, counts in groups) < 2:
+        return float("nan"), float("nan")
+
+    def statistic(*drawn: NDArray[np.int64], axis: int) -> Floats:
+        return combine(
+            [
+                sums[rows].sum(axis) / counts[rows].sum(axis)
+                for (sums, counts), rows in zip(groups, drawn, strict=True)
+            ]
+        )
+
+    found = scipy.stats.bootstrap(
+        [np.arange(len(counts)) for _, counts in groups],
+        statistic,
+        vectorized=True,
+        n_resamples=REPETITIONS,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def labelled(
+    probes: Sequence[Probe], dim: str, cluster: NDArray[np.int64], seed: int = 0
+) -> xr.Dataset:
+    """Return what probes do on the same test items.
+
+    Parameters
+    ----------
+    probes : sequence of Probe
+        Along the dimension.
+    dim : str
+        Its name.
+    cluster : array of int of shape (item,)
+        As for `interval`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Dataset
+        `correct` (dim, item), 0 or 1; `accuracy`, with the bounds of its 95 % interval
+        `accuracy_low` and `accuracy_high`, `dev_accuracy` and `chosen` (dim).
+    """
+    correct = np.array([probe.correct for probe in probes], dtype=np.int8)
+    bounds = np.array([interval(items, cluster, seed) for items in correct])
+    of_dev = np.array([probe.dev_accuracy for probe in probes])
+    chosen = np.array([probe.chosen for probe in probes])
+
+    def share(name: str) -> dict[str, str]:
+        return {"units": "1", "long_name": name}
+
+    return xr.Dataset(
+        {
+            "correct": ((dim, "item"), correct, share("whether a test item is told right")),
+            "accuracy": (dim, correct.mean(1), share("share of test items told right")),
+            "accuracy_low": (dim, bounds[:, 0], share("lower bound of accuracy, 95 % bootstrap")),
+            "accuracy_high": (dim, bounds[:, 1], share("upper bound of accuracy, 95 % bootstrap")),
+            "dev_accuracy": (dim, of_dev, share("share of dev items told right")),
+            "chosen": (dim, chosen, share("inverse penalty, or threshold, that is best on dev")),
+        }
+    )

@@ -1,0 +1,308 @@
+"""Heads that gather the pieces of a word: attention from its last token to the earlier ones.
+
+Two classes of inputs of 16 tokens after BOS: in one, the last tokens are the pieces of one word; in
+the other, the last token is a word of its own. A head's score is the weight that goes from the last
+token to where the earlier pieces are (or would be), in the first class less in the second. Ferrando
+and Voita (2024) call them subword-merging heads.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probes.classifier import interval_of_difference
+from robustness import results
+from robustness.corpus import documents
+from robustness.metrics import Metric
+from robustness.model import Model
+from robustness.observation import scan
+from robustness.refusal import Refusal
+
+LENGTH = 16
+"""Tokens of an input, besides BOS."""
+
+PIECES = 4
+"""Tokens of a word in pieces."""
+
+ITEMS = 1000
+"""The most inputs of each class."""
+
+FEWEST = 40
+"""Inputs of each class that there must be."""
+
+PERMUTATIONS = 1000
+
+WORD = re.compile(r"[a-z]+")
+"""A word that is used: lower case, letters alone."""
+
+CLASSES = ("pieces", "whole")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Inputs of both classes."""
+
+    tokens: NDArray[np.int64]
+    """(item, token), BOS first where there is one."""
+    pieces: NDArray[np.bool_]
+    """Whether the last tokens are pieces of one word."""
+    word: NDArray[np.str_]
+    """What the input ends in."""
+    held_out: NDArray[np.bool_]
+    """Whether heads are measured on it; they are found on the others. The same for all inputs that
+    end in one word."""
+
+
+def make_inputs(
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    pieces: int = PIECES,
+    length: int = LENGTH,
+    items: int = ITEMS,
+    seed: int = 0,
+    field: str = "text",
+    split: str = "train",
+) -> Inputs:
+    """Cut inputs from a corpus: running text that ends in a word of so many pieces, or of one.
+
+    Parameters
+    ----------
+    source, field, split
+        As for `robustness.corpus.documents`.
+    tokenizer
+        A transformers tokenizer.
+    pieces : int
+        Tokens of a word in pieces.
+    length : int
+        Tokens of an input, besides BOS.
+    items : int
+        The most inputs of each class.
+    seed : int
+        Of the order of documents, and of which words are held out.
+
+    Raises
+    ------
+    Refusal
+        If there are too few inputs of either class.
+    """
+    if not tokenizer.is_fast:
+        raise Refusal("the tokenizer has no offsets, to find a word's tokens by")
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    found: dict[bool, list[tuple[str, list[int]]]] = {True: [], False: []}
+    for _, text in documents(source, seed=seed, field=field, split=split):
+        whole = 0
+        for word, ids, count in _words(text, tokenizer, length):
+            # Whole words are many: of each document a few will do, so that more documents count.
+            if count not in (1, pieces) or len(ids) < length or (count == 1 and whole > 2):
+                continue
+            whole += count == 1
+            kind = count == pieces
+            if len(found[kind]) < items:
+                found[kind].append((word, ids[-length:]))
+        if min(len(rows) for rows in found.values()) >= items:
+            break
+    for kind, rows in found.items():
+        if len(rows) < FEWEST:
+            what = f"{pieces} tokens" if kind else "one token"
+            raise Refusal(
+                f"{source} has {len(rows)} words of {what} after enough text; {FEWEST} are needed: "
+                "read more text, or ask for words of other --pieces"
+            )
+    inputs = [(kind, word, ids) for kind in (True, False) for word, ids in found[kind]]
+    words = np.array([word for _, word, _ in inputs])
+    distinct = np.unique(words)
+    chosen = np.random.default_rng(seed).random(len(distinct)) < 0.5
+    return Inputs(
+        tokens=np.array([bos + ids for *_, ids in inputs], dtype=np.int64),
+        pieces=np.array([kind for kind, *_ in inputs]),
+        word=words,
+        held_out=chosen[np.searchsorted(distinct, words)],
+    )
+
+
+def _words(text: str, tokenizer: Any, length: int) -> Iterator[tuple[str, list[int], int]]:
+    """Yield the words that are used, the last tokens up to each one's end, and their count."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    token = 0
+    for match in re.finditer(r"\S+", text):
+        first, last = match.span()
+        while token < len(ids) and offsets[token][1] <= first:
+            token += 1
+        begin = token
+        while token < len(ids) and offsets[token][0] < last:
+            token += 1
+        if WORD.fullmatch(match.group()):
+            yield match.group(), ids[max(0, token - length) : token], token - begin
+
+
+def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Attention of the last token to the last `length` tokens, (head, key, item)."""
+    pattern = captured["pattern"]
+    return {"attention": pattern[:, :, -1, -text["length"] :].permute(1, 2, 0)}
+
+
+def probe_subjoiner(
+    model: Model,
+    source: str | Path,
+    *,
+    pieces: int = PIECES,
+    items: int = ITEMS,
+    seed: int = 0,
+    field: str = "text",
+    split: str = "train",
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> xr.Dataset:
+    """Find the heads that gather the pieces of a word.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    source, pieces, items, seed, field, split
+        As for `make_inputs`.
+    batch_tokens, out, fresh, command, progress
+        As for `robustness.observation.observe`, with one file.
+
+    Returns
+    -------
+    Dataset
+        `attention` (input_class, layer, head, key), the mean weight from the last token, key 0
+        being that token and -1 the one before, on held-out words; `score` (layer, head), the weight
+        on the earlier pieces in the first class less in the second, with `score_low` and
+        `score_high`, a 95 % bootstrap interval over words; `finding_score` (layer, head), the same
+        on the words that heads are found by; `found` (layer, head), whether that is above
+        `threshold`, what the best of all heads reaches in one of twenty random divisions into
+        classes; `monotone` (layer, head), the share of words whose pieces get less weight the later
+        they come.
+
+    Raises
+    ------
+    Refusal
+        If the corpus has too few such words, or the model's attention is not found.
+    """
+    if pieces < 2:
+        raise Refusal(f"a word in pieces has 2 or more, not {pieces}")
+    inputs = make_inputs(
+        source, model.tokenizer, pieces=pieces, items=items, seed=seed, field=field, split=split
+    )
+    heads = int(model.config.num_attention_heads)
+    settings = {
+        **model.identity,
+        "measurement": "subjoiner",
+        "pieces": pieces,
+        "corpus": Path(source).name,
+        "corpus_sha256": results.digest((inputs.tokens.tolist(), inputs.held_out.tolist())),
+        "words_in_pieces": int(inputs.pieces.sum()),
+        "whole_words": int((~inputs.pieces).sum()),
+        "seed": seed,
+        "sequences": len(inputs.tokens),
+    }
+    weight = Metric("attention", "1", "attention weight from the last token")
+    run = results.Run(
+        results.blank(
+            {"attention": (weight, ("layer", "head", "key", "input"))},
+            {
+                **results.layer_coords(model.layers),
+                "head": np.arange(heads),
+                "key": np.arange(-LENGTH + 1, 1),
+                "input": np.arange(len(inputs.tokens)),
+            },
+            results.provenance(settings, command),
+        ),
+        path=None if out is None else Path(out),
+        fresh=fresh,
+        complete=lambda dataset, _: _score(dataset, inputs, pieces, seed),
+    )
+    with run:
+        if progress is not None:
+            progress(run.done, len(inputs.tokens))
+        for rows, found in scan(
+            model,
+            inputs.tokens.tolist(),
+            last_row,
+            needs=("pattern",),
+            settings={"length": LENGTH},
+            begin=run.done,
+            batch_tokens=batch_tokens,
+        ):
+            run.add(rows, {"attention": found["attention"].numpy()})
+            if progress is not None:
+                progress(run.done, len(inputs.tokens))
+        return run.finish()
+
+
+def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Dataset:
+    """Score every head on both halves of the words."""
+    attention = dataset["attention"]
+    weight = attention.sel(key=slice(1 - pieces, -1))
+    gathered = weight.sum("key").values.astype(np.float64)
+    finding, held_out = ~inputs.held_out, inputs.held_out
+    random = np.random.default_rng(seed)
+
+    def difference(label: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Any:
+        both = gathered[..., rows]
+        return both[..., label].mean(-1) - both[..., ~label].mean(-1)
+
+    labels = inputs.pieces[finding]
+    best = [
+        float(difference(random.permutation(labels), finding).max()) for _ in range(PERMUTATIONS)
+    ]
+    threshold = float(np.quantile(best, 0.95))
+    found_by = difference(labels, finding)
+    score = difference(inputs.pieces[held_out], held_out)
+    bounds = np.full((*score.shape, 2), np.nan)
+    for layer, head in np.ndindex(*score.shape):
+        values, kinds = gathered[layer, head][held_out], inputs.pieces[held_out]
+        bounds[layer, head] = interval_of_difference(values, kinds, inputs.word[held_out], seed)
+    in_pieces = weight.values[..., held_out & inputs.pieces]
+    monotone = (np.diff(in_pieces, axis=2) < 0).all(2).mean(-1)
+    means = [
+        attention.values[..., held_out & kind].mean(-1) for kind in (inputs.pieces, ~inputs.pieces)
+    ]
+    dims = ("layer", "head")
+
+    def described(name: str) -> dict[str, str]:
+        return {"units": "1", "long_name": name}
+
+    return xr.Dataset(
+        {
+            "attention": (
+                ("input_class", *dims, "key"),
+                np.stack(means),
+                described("mean attention weight from the last token, held-out words"),
+            ),
+            "score": (dims, score, described("weight on earlier pieces, in pieces less whole")),
+            "score_low": (dims, bounds[..., 0], described("lower bound of score, 95 % bootstrap")),
+            "score_high": (dims, bounds[..., 1], described("upper bound of score, 95 % bootstrap")),
+            "finding_score": (dims, found_by, described("score on the words heads are found by")),
+            "found": (
+                dims,
+                (found_by > threshold).astype(np.int8),
+                described("whether finding_score is above threshold"),
+            ),
+            "threshold": (
+                (),
+                threshold,
+                described("what the best head reaches in 1 of 20 random divisions"),
+            ),
+            "monotone": (dims, monotone, described("share of words with falling weights")),
+        },
+        coords={
+            **{name: dataset[name] for name in ("layer", "relative_depth", "head", "key")},
+            "input_class": list(CLASSES),
+        },
+        attrs=dataset.attrs,
+    )

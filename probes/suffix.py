@@ -1,0 +1,460 @@
+"""Whether the next token ends in a suffix, told from groups of prediction and suppression neurons.
+
+A window of 24 tokens either ends in a token with the suffix or does not, equally often; a probe
+sees activations of MLP neurons at the token before it. If groups of neurons tell more than any one,
+and neurons that lower the logits of the suffix as much as those that raise them, predictions are
+made by an ensemble.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
+from robustness import kernels, results
+from robustness.corpus import documents
+from robustness.metrics import Metric
+from robustness.model import Model
+from robustness.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
+from robustness.observation import scan
+from robustness.processing import centre_writing
+from robustness.refusal import Refusal
+from robustness.weights import Weights, open_weights
+
+LENGTH = 24
+"""Tokens of a window, besides BOS."""
+
+ITEMS = 10_000
+"""The most windows, half of them with the suffix."""
+
+FEWEST = 200
+"""Windows with the suffix that there must be."""
+
+NEURONS = 32
+"""Neurons that are probed."""
+
+SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
+"""Of the documents."""
+
+KINDS = ("mixed", "prediction", "suppression", "random", "shuffled")
+"""Groups: the chosen neurons together; those that raise the suffix's logits; those that lower them;
+random neurons of the same layers; the chosen ones with shuffled labels."""
+
+READINGS = ("hard", "half", "tuned")
+"""The model's own answer: its top-1 token has the suffix; the suffix has more than half of the
+probability; more than a share that is best on dev."""
+
+BINS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Windows that end in a token with the suffix, and as many that do not."""
+
+    tokens: NDArray[np.int64]
+    """(item, token), BOS first where there is one; the last token is the one to be predicted."""
+    label: NDArray[np.bool_]
+    document: NDArray[np.int64]
+    part: NDArray[np.str_]
+    """`train`, `dev` or `test`; the same for all windows of a document."""
+    positives: int
+    """How many windows with the suffix the corpus has."""
+
+
+def tokens_ending_in(tokenizer: Any, suffix: str) -> NDArray[np.int64]:
+    """Return the tokens that, stripped and in lower case, end in a suffix.
+
+    Raises
+    ------
+    Refusal
+        If there is none.
+    """
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    found = [at for at, text in enumerate(texts) if text.strip().lower().endswith(suffix.lower())]
+    if not suffix or not found:
+        raise Refusal(f"no token of {len(texts)} ends in {suffix!r}")
+    return np.array(found)
+
+
+def make_task(
+    source: str | Path,
+    tokenizer: Any,
+    wanted: NDArray[np.int64],
+    *,
+    items: int = ITEMS,
+    length: int = LENGTH,
+    seed: int = 0,
+    field: str = "text",
+    split: str = "train",
+) -> Task:
+    """Cut balanced windows from a corpus, divided into parts by document.
+
+    Parameters
+    ----------
+    source, field, split
+        As for `robustness.corpus.documents`.
+    tokenizer
+        A transformers tokenizer.
+    wanted : array of int
+        Tokens that a positive window ends in.
+    items : int
+        The most windows.
+    length : int
+        Tokens of a window, besides BOS.
+    seed : int
+        Of the order of documents and of the choice of windows.
+
+    Raises
+    ------
+    Refusal
+        If there are too few positive windows, or none in one of the parts.
+    """
+    random = np.random.default_rng(seed)
+    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    windows: dict[bool, list[tuple[int, list[int]]]] = {True: [], False: []}
+    for index, text in documents(source, seed=seed, field=field, split=split):
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        hits = np.isin(ids, wanted)
+        places = np.arange(length - 1, len(ids))
+        ends = places[hits[places]]
+        others = random.permutation(places[~hits[places]])[: len(ends)]
+        # Where a document has too few others, positives are left out: each has its counterpart.
+        for positive, chosen in ((True, ends[: len(others)]), (False, others)):
+            windows[positive] += [(index, ids[end - length + 1 : end + 1]) for end in chosen]
+        if len(windows[True]) * 2 >= items:
+            break
+    count = min(items // 2, len(windows[True]))
+    if count < FEWEST:
+        raise Refusal(
+            f"{source} has {count} windows of {length} tokens that end so; {FEWEST} are needed: "
+            "read more text"
+        )
+    rows = [(label, *row) for label in (True, False) for row in windows[label][:count]]
+    document = np.array([row[1] for row in rows])
+    part = _parts(document, random)
+    for name in SHARES:
+        if not (part == name).any():
+            raise Refusal(f"{source} has too few documents to divide them into {', '.join(SHARES)}")
+    return Task(
+        tokens=np.array([bos + row[2] for row in rows], dtype=np.int64),
+        label=np.array([row[0] for row in rows]),
+        document=document,
+        part=part,
+        positives=len(windows[True]),
+    )
+
+
+def _parts(document: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.str_]:
+    """Give every document to a part, so that the parts have about their share of the items."""
+    order = random.permutation(np.unique(document))
+    counts = np.array([(document == each).sum() for each in order])
+    middle = (np.cumsum(counts) - counts / 2) / counts.sum()
+    bounds = np.cumsum(list(SHARES.values()))[:-1]
+    names = np.array(list(SHARES))[np.searchsorted(bounds, middle)]
+    place = dict(zip(order.tolist(), names.tolist(), strict=True))
+    return np.array([place[each] for each in document.tolist()])
+
+
+def choose_neurons(
+    weights: Weights, moments: xr.Dataset, wanted: NDArray[np.int64], count: int = NEURONS
+) -> xr.Dataset:
+    """Choose the neurons that move the logits of some tokens most against those of all others.
+
+    Among neurons of high kurtosis or variance (or all, if there are none), by the absolute
+    difference of the mean of W_U · w_out over the tokens and over the rest.
+
+    Parameters
+    ----------
+    weights : Weights
+        The weights that write to the vocabulary.
+    moments : Dataset
+        As `robustness.neurons.neurons` returns.
+    wanted : array of int
+        The tokens.
+    count : int
+        How many neurons.
+
+    Returns
+    -------
+    Dataset
+        `shift` (neuron), positive for neurons that raise the tokens' logits, in order of its size;
+        `effect` (neuron, tokens, bin), the shares of W_U · w_out in `bin`, for the tokens `with`
+        the suffix and those `without`; `layer` and `index` of each neuron.
+    """
+    unembedding = processed_unembedding(weights)
+    with_suffix = torch.zeros(len(unembedding), dtype=torch.bool)
+    with_suffix[torch.from_numpy(wanted)] = True
+    direction = unembedding[with_suffix].mean(0) - unembedding[~with_suffix].mean(0)
+    heavy = (moments["cosine_kurtosis"] > KURTOSIS) | (moments["cosine_variance"] > VARIANCE)
+    candidates = heavy.values if heavy.any() else np.ones(heavy.shape, bool)
+    shifts = np.full(candidates.shape, 0.0)
+    for layer in range(weights.layers):
+        shifts[layer] = (_written(weights, layer) @ direction).numpy()
+    shifts[~candidates] = 0
+    order: NDArray[np.int64] = np.argsort(-np.abs(shifts).ravel(), kind="stable")
+    layers, indices = np.divmod(order[: min(count, int(candidates.sum()))], shifts.shape[1])
+    effects = torch.stack(
+        [
+            _written(weights, at)[which]
+            for at, which in zip(layers.tolist(), indices.tolist(), strict=True)
+        ]
+    )
+    logits = (effects @ unembedding.T).numpy()
+    edges = np.linspace(logits.min(), logits.max(), BINS + 1)
+    mask = with_suffix.numpy()
+    histogram = np.array(
+        [
+            [np.histogram(row[chosen], edges)[0] / chosen.sum() for chosen in (mask, ~mask)]
+            for row in logits
+        ]
+    )
+    return xr.Dataset(
+        {
+            "shift": ("neuron", shifts[layers, indices], _share("mean logit shift of the tokens")),
+            "effect": (
+                ("neuron", "tokens", "bin"),
+                histogram,
+                _share("share of tokens by W_U · w_out"),
+            ),
+        },
+        coords={
+            "neuron": np.arange(len(layers)),
+            "layer": ("neuron", layers),
+            "index": ("neuron", indices),
+            "tokens": ["with", "without"],
+            "bin": (edges[:-1] + edges[1:]) / 2,
+        },
+    )
+
+
+def _written(weights: Weights, layer: int) -> Tensor:
+    """What a layer's neurons write (neuron, width), as the processed weights say."""
+    written = weights.down(layer)
+    return centre_writing(written.T)[0].T if weights.centres else written
+
+
+def _share(name: str) -> dict[str, str]:
+    return {"units": "1", "long_name": name}
+
+
+def read_neurons(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Activations at the last token but one, (neuron, item), of chosen and of random neurons."""
+    place = torch.arange(len(text["lengths"])), text["lengths"] - 2
+    if "layer" not in captured:
+        return {"final": captured["residual"][place]}
+    activations = kernels.precise(captured["neurons"][place]).T
+    layer = captured["layer"]
+    return {name: activations[text[name][layer]] for name in ("activation", "control")}
+
+
+def read_answer(
+    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Join the layers, and add what the model itself predicts (item).
+
+    `top`, whether its top-1 token is one of those that are wanted, and `share`, the probability of
+    all of these together.
+    """
+    hidden = taken[-1]["final"][:, None]
+    for norm in parts["norms"]:
+        hidden = norm(hidden)
+    logits = kernels.precise(parts["head"](hidden)[:, 0])
+    chosen = logits[:, text["wanted"]]
+    names = ("activation", "control")
+    found = {name: torch.cat([kept[name] for kept in taken[:-1]]) for name in names}
+    found["top"] = (chosen.amax(-1) == logits.amax(-1)).to(logits.dtype)
+    found["share"] = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    return found
+
+
+def probe_suffix(
+    model: Model,
+    source: str | Path,
+    weights_of: Any,
+    suffix: str = "ing",
+    *,
+    items: int = ITEMS,
+    seed: int = 0,
+    field: str = "text",
+    split: str = "train",
+    revision: str | None = None,
+    batch_tokens: int | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Callable[[int, int], object] | None = None,
+) -> xr.Dataset:
+    """Probe groups of neurons for whether the next token ends in a suffix.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    source, field, split
+        The corpus, as `robustness.corpus.documents` takes it.
+    weights_of : str, path or Module
+        What the model was opened from.
+    suffix : str
+        What the tokens end in.
+    items : int
+        The most windows.
+    seed : int
+        Of the windows, the random neurons, the shuffled labels and the bootstrap.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    batch_tokens, out, fresh, command, progress
+        As for `robustness.observation.observe`, with one file.
+
+    Returns
+    -------
+    Dataset
+        `single_accuracy` (neuron) and `accuracy` (kind, size), of probes on one neuron and on the
+        best `size` of a group, ranked on dev and measured on test, and `model_accuracy` (reading),
+        each with `_low` and `_high`, a 95 % bootstrap interval over documents, and the items behind
+        it; `shift` and `effect` of the neurons.
+
+    Raises
+    ------
+    Refusal
+        If no token ends in the suffix, or the corpus has too few that do.
+    """
+    wanted = tokens_ending_in(model.tokenizer, suffix)
+    task = make_task(
+        source, model.tokenizer, wanted, items=items, seed=seed, field=field, split=split
+    )
+    weights = open_weights(weights_of, revision)
+    moments = neurons(weights_of, revision=revision)
+    chosen = choose_neurons(weights, moments, wanted)
+    layer, index = chosen["layer"].values, chosen["index"].values
+    controls = np.random.default_rng(seed).integers(0, moments.sizes["neuron"], len(layer))
+    # Captured layer by layer; `rank` says which of the neurons comes when.
+    rank = np.argsort(layer, kind="stable")
+    lists = {
+        name: [torch.from_numpy(which[rank][layer[rank] == at]) for at in range(model.layers)]
+        for name, which in (("activation", index), ("control", controls))
+    }
+    settings = {
+        **model.identity,
+        "measurement": "suffix",
+        "suffix": suffix,
+        "corpus": Path(source).name,
+        "corpus_sha256": results.digest((task.tokens.tolist(), task.part.tolist())),
+        "positives": task.positives,
+        "documents": len(np.unique(task.document)),
+        "seed": seed,
+        "sequences": len(task.tokens),
+        **{f"{name}_items": int((task.part == name).sum()) for name in SHARES},
+    }
+    items_of = ("window",)
+    run = results.Run(
+        results.blank(
+            {
+                "activation": (Metric("activation", "1", "neuron"), ("neuron", *items_of)),
+                "control": (Metric("control", "1", "random neuron"), ("neuron", *items_of)),
+                "top": (Metric("top", "1", "whether the top-1 token has the suffix"), items_of),
+                "share": (Metric("share", "1", "probability of the suffix"), items_of),
+            },
+            {"neuron": np.arange(len(layer)), "window": np.arange(len(task.tokens))},
+            results.provenance(settings, command),
+        ),
+        path=None if out is None else Path(out),
+        fresh=fresh,
+        complete=lambda dataset, _: _probe_all(dataset, task, chosen, seed),
+    )
+    with run:
+        if progress is not None:
+            progress(run.done, len(task.tokens))
+        for place, found in scan(
+            model,
+            task.tokens.tolist(),
+            read_neurons,
+            finish=read_answer,
+            needs=("neurons", "prediction"),
+            final=True,
+            settings={**lists, "wanted": torch.from_numpy(wanted)},
+            begin=run.done,
+            batch_tokens=batch_tokens,
+        ):
+            values = {name: tensor.numpy() for name, tensor in found.items()}
+            for name in lists:
+                values[name] = values[name][np.argsort(rank)]
+            run.add(place, values)
+            if progress is not None:
+                progress(run.done, len(task.tokens))
+        return run.finish()
+
+
+def _probe_all(dataset: xr.Dataset, task: Task, chosen: xr.Dataset, seed: int) -> xr.Dataset:
+    """Fit probes on single neurons and on groups of every kind, ranked on dev."""
+    own = _split(dataset["activation"].values.T, task)
+    splits = dict.fromkeys(KINDS, own)
+    splits["random"] = _split(dataset["control"].values.T, task)
+    splits["shuffled"] = own.shuffled(seed)
+    count, shift = chosen.sizes["neuron"], chosen["shift"].values
+    members = {kind: list(range(count)) for kind in KINDS}
+    members["prediction"] = np.flatnonzero(shift > 0).tolist()
+    members["suppression"] = np.flatnonzero(shift < 0).tolist()
+    test = task.part == "test"
+    cluster = task.document[test]
+    groups, single = [], xr.Dataset()
+    for kind in KINDS:
+        split, inside = splits[kind], members[kind]
+        if not inside:
+            continue
+        alone = fit_all([partial(split.only, [at]) for at in inside])
+        ranked = [
+            inside[at] for at in np.argsort([-probe.dev_accuracy for probe in alone], kind="stable")
+        ]
+        sizes = range(1, len(ranked) + 1)
+        probes = fit_all([partial(split.only, ranked[:size]) for size in sizes])
+        found = labelled(probes, "size", cluster, seed).assign_coords(size=list(sizes))
+        groups.append(found.expand_dims(kind=[kind]))
+        if kind == "mixed":
+            single = labelled(alone, "neuron", cluster, seed)
+    answers = labelled(_answers(dataset, task), "reading", cluster, seed)
+    fill = {name: np.int8(-1) if name == "correct" else np.nan for name in groups[0].data_vars}
+    together = xr.concat(groups, "kind", join="outer", fill_value=fill)
+    return (
+        xr.merge(
+            [
+                together,
+                single.rename({name: f"single_{name}" for name in single.data_vars}),
+                answers.rename({name: f"model_{name}" for name in answers.data_vars}),
+                chosen,
+            ]
+        )
+        .assign_coords(
+            reading=list(READINGS),
+            item=np.arange(test.sum()),
+            label=("item", task.label[test].astype(np.int8)),
+            document=("item", cluster),
+        )
+        .assign_attrs(dataset.attrs)
+    )
+
+
+def _answers(dataset: xr.Dataset, task: Task) -> list[Probe]:
+    """Return the model's own answers, read in every way of `READINGS`."""
+    top = _split(dataset["top"].values[:, None], task)
+    share = _split(dataset["share"].values[:, None], task)
+    grid = np.unique(np.quantile(share.dev[0], np.linspace(0, 1, 101))).tolist()
+    return [
+        threshold(top, (0.5,)),
+        threshold(share, (0.5,)),
+        threshold(share, grid),
+    ]
+
+
+def _split(features: Floats, task: Task) -> Split:
+    train, dev, test = (
+        (features[task.part == name], task.label[task.part == name]) for name in SHARES
+    )
+    return Split(train, dev, test)
