@@ -234,8 +234,8 @@ def probe(model: str, task: str, **options: Any) -> None:
     """Fit probes on MODEL's activations, and say with intervals what can be read out of them.
 
     \b
-    wic        whether a word means the same in two sentences, at every depth; data is a directory as
-               WiC is published, or with .jsonl files, or a data set in SuperGLUE's manner
+    wic        whether a word means the same in two sentences, at every depth; data is a directory
+               as WiC is published, or with .jsonl files, or a data set in SuperGLUE's manner
     ing        whether the next token ends in a suffix, from single neurons and from groups
     subjoiner  which heads gather the pieces of a word
 
@@ -408,6 +408,8 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
     """Open model and corpus, measure, and yield the path of every file."""
     from robustness.results import command_line
 
+    if "neurons" not in measurements and (options["real_vocabulary"] or options["kurtosis"] != 10):
+        raise click.UsageError("--real-vocabulary and --kurtosis go with neurons")
     common: dict[str, Any] = {"fresh": not options["resume"], "command": command_line()}
     directory = options["out"]
     traced = [measurement for measurement in measurements if measurement != "neurons"]
@@ -438,6 +440,7 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
             neurons(
                 name,
                 revision=options["revision"],
+                trust_remote_code=options["trust_remote_code"],
                 real_vocabulary=options["real_vocabulary"],
                 kurtosis=options["kurtosis"],
                 out=directory / "neurons.nc",

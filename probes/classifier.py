@@ -31,12 +31,17 @@ class Split:
     test: tuple[Floats, Labels]
 
     def shuffled(self, seed: int) -> "Split":
-        """Return the split with labels of train and dev in random order: a control."""
+        """Return the split with the labels of each part in random order: a control.
+
+        Those of the test part too: a probe that learnt from noise may by chance have learnt a
+        direction that tells the true labels apart, in either sense.
+        """
         random = np.random.default_rng(seed)
-        train, dev = (
-            (features, random.permutation(labels)) for features, labels in (self.train, self.dev)
+        parts = (
+            (features, random.permutation(labels))
+            for features, labels in (self.train, self.dev, self.test)
         )
-        return Split(train, dev, self.test)
+        return Split(*parts)
 
     def only(self, columns: Sequence[int]) -> "Split":
         """Return the split with some of the features."""
@@ -129,8 +134,9 @@ def interval_of_difference(
 def _clusters(values: NDArray[Any], cluster: NDArray[Any]) -> tuple[Floats, Floats]:
     """Sum and number of the items of every cluster."""
     _, index = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(index, weights=values.astype(np.float64))
-    return sums, np.bincount(index).astype(np.float64)
+    sums: Floats = np.bincount(index, weights=values.astype(np.float64)).astype(np.float64)
+    counts: Floats = np.bincount(index).astype(np.float64)
+    return sums, counts
 
 
 def _bootstrap(

@@ -31,8 +31,8 @@ PROBES = ("pair", "concatenation", "threshold", "shuffled")
 
 `pair`: a probe on |g - h| and g ⊙ h. `concatenation`: one on both after each other, which cannot
 say whether two things are the same, as it only adds. `threshold`: their cosine, standardised, above
-a threshold chosen on dev (Liu et al. 2024). `shuffled`: `pair` with the labels of train and dev
-shuffled."""
+a threshold chosen on dev (Liu et al. 2024). `shuffled`: `pair` with labels in random order, a
+control."""
 
 GRID = tuple(np.arange(0, 1, 0.05).round(2).tolist())
 """Thresholds of the cosine that are tried."""

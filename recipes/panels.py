@@ -360,7 +360,7 @@ def bounded(
     *,
     line: bool = True,
 ) -> None:
-    """Draw a variable with its `_low` and `_high`: as a line with a band, or as points with bars."""
+    """Draw a variable with its `_low` and `_high`, as a line with a band or points with bars."""
     middle, low, high = (dataset[f"{name}{end}"] for end in ("", "_low", "_high"))
     colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     if line:

@@ -26,13 +26,13 @@ def table(dataset: xr.Dataset) -> str:
         If it holds nothing that is tabulated.
     """
     kind = dataset.attrs.get("measurement", "sweep" if "kl" in dataset else "")
+    planned = dataset.sizes.get("sequence", 0)
+    dataset = measured(dataset)
     sections = list(SECTIONS.get(kind, _any)(dataset))
     if not sections:
         raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")
-    planned = dataset.sizes.get("sequence", 0)
-    dataset = measured(dataset)
     lines = list(_header(dataset, planned))
-    for heading, dim, columns in SECTIONS.get(kind, _any)(dataset):
+    for heading, dim, columns in sections:
         lines += ["", *([heading] if heading else []), *_rows(dim, columns)]
     return "\n".join(lines)
 
@@ -130,7 +130,7 @@ def _named(dataset: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _wic(dataset: xr.Dataset) -> Iterator[Section]:
-    columns = {}
+    columns: dict[str, xr.DataArray] = {}
     for probe in dataset["probe"].values:
         chosen = dataset.sel(probe=probe)
         columns |= _bounded(str(probe), chosen, "accuracy")
@@ -149,7 +149,7 @@ def _suffix(dataset: xr.Dataset) -> Iterator[Section]:
             **_bounded("accuracy", dataset, "single_accuracy"),
         },
     )
-    groups = {}
+    groups: dict[str, xr.DataArray] = {}
     for kind in dataset["kind"].values:
         groups |= _bounded(str(kind), dataset.sel(kind=kind), "accuracy")
     yield "groups of the best neurons, ranked on dev", "size", groups

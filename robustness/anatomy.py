@@ -12,8 +12,13 @@ from robustness.model import Model
 SUBLAYERS = ("attention", "mlp", "context")
 """What is captured of the parts of a block."""
 
-DIGITS = 256
-"""Units in the last place by which parts, put together, may miss the whole."""
+TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
+"""By how much parts, put together, may miss the whole, relative to it, by type of the weights."""
+
+TOLERANCE_ELSEWHERE = 1e-4
+
+CLEARLY = 4.0
+"""How many times as wrong the other answer must be for one to be believed."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +43,30 @@ def examine(model: Model) -> Anatomy:
     known = parts(model)
     missing = _unfound(model)
     whole = "mlp" not in missing
+    eager = known["eager"] and "pattern" not in missing
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
-        entering, leaving, contexts = [], [], []
+        entering, leaving, contexts, weights = [], [], [], False
         for layer, block in enumerate(blocks):
             hidden, _ = interpreter.split_inputs(block.inputs)
             if whole:
                 _, context = interpreter.split_inputs(attentions[layer].inputs)
                 contexts.append(context)
+            if eager and not layer:
+                out = attentions[0].output
+                weights = isinstance(out, tuple) and out[1] is not None
             out = block.output
             entering.append(hidden)
             leaving.append(out[0] if isinstance(out, tuple) else out)
         final = norms[0].input if norms else head.input
         head.skip(head.input[..., :1])
         errors = nnsight.save({})
+        errors["weights"] = not eager or weights
         for answer in (False, True):
             known["parallel"] = known["centres"] = answer
             errors["centres", answer] = lens.departure(final, known)
             if whole:
                 errors["parallel", answer] = similarity.mismatch(entering, leaving, contexts, known)
-    # Norms of several families compute in float32 whatever the type of the weights.
-    digit = max(torch.finfo(kind).eps for kind in (model.traced._module.dtype, torch.float32))
+    tolerance = TOLERANCE.get(model.traced._module.dtype, TOLERANCE_ELSEWHERE)
     found = {}
     for question, needs, reason in (
         ("parallel", SUBLAYERS, "attention and MLP, added to what enters a block, miss its output"),
@@ -69,25 +78,34 @@ def examine(model: Model) -> Anatomy:
     ):
         answers = [errors.get((question, answer), 0.0) for answer in (False, True)]
         found[question] = answers[1] < answers[0]
-        if not min(answers) <= DIGITS * digit:
+        unclear = CLEARLY * min(answers) > max(answers) > 0
+        if not min(answers) <= tolerance or unclear:
             text = f"{reason} (off by {min(answers):.2g})"
             missing |= {need: f"{_called(model)}: {text}" for need in needs}
+    if not errors["weights"]:
+        missing["pattern"] = f"{_called(model)}: its eager attention does not hand over its weights"
     return Anatomy(**found, missing=missing)
 
 
 def _unfound(model: Model) -> dict[str, str]:
     """Return why sublayers cannot be captured where they are not found in every block."""
-    for name, found in (
-        ("an attention", model.attentions),
-        ("an MLP", model.mlps),
-        ("a norm", [norms for norms in model.block_norms if norms]),
+    missing: dict[str, str] = {}
+    for name, found, needs in (
+        ("a norm", [norms for norms in model.block_norms if norms], SUBLAYERS),
+        ("an MLP", model.mlps, (*SUBLAYERS, "neurons")),
+        ("an MLP made of matrices", model.writers, ("neurons",)),
+        ("an attention", model.attentions, (*SUBLAYERS, "pattern")),
     ):
         if len(found) != model.layers:
             text = f"{_called(model)}: {name} was found in {len(found)} of {model.layers} blocks"
-            return dict.fromkeys((*SUBLAYERS, "pattern", "neurons"), text)
-    if len(model.writers) != model.layers:
-        return {"neurons": f"{_called(model)}: MLPs are not made of matrices"}
-    return {}
+            missing |= dict.fromkeys(needs, text)
+    if "pattern" not in missing and model.identity["attention"] != "eager":
+        if "attention_interface_1" not in model.attentions[0].source.names:
+            missing["pattern"] = (
+                f"{_called(model)}: its attention is not computed through transformers' attention "
+                "interface; --attention eager may hand over the weights"
+            )
+    return missing
 
 
 def _called(model: Model) -> str:

@@ -55,6 +55,7 @@ def walk(
         captured = _capture(layer, needs, parts)
         for (measure, _, _), kept in zip(measurements, taken):
             kept.append(measure(captured, text))
+        del captured
     last = parts["norms"][0].input if parts["norms"] else parts["head"].input
     # The natural pass would unembed every token; its logits are not needed.
     parts["head"].skip(parts["head"].input[..., :1])
@@ -86,14 +87,15 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
         captured["pattern"] = attention.weights(called[1], called[2], called[4], named["scaling"])
     if "attention" in needs or ("pattern" in needs and parts["eager"]):
         out = parts["attentions"][layer].output
-        captured["attention"] = out[0] if isinstance(out, tuple) else out
+        # Copied, because some models add to it in place afterwards.
+        captured["attention"] = (out[0] if isinstance(out, tuple) else out).clone()
         if "pattern" in needs and parts["eager"]:
             captured["pattern"] = kernels.precise(out[1])
     if "neurons" in needs:
         captured["neurons"] = parts["writers"][layer].input
     if "mlp" in needs:
         out = parts["mlps"][layer].output
-        captured["mlp"] = out[0] if isinstance(out, tuple) else out
+        captured["mlp"] = (out[0] if isinstance(out, tuple) else out).clone()
     if "output" in needs:
         out = block.output
         captured["output"] = out[0] if isinstance(out, tuple) else out
@@ -107,7 +109,7 @@ def token_mean(values: Tensor, text: dict[str, Any]) -> Tensor:
     """
     counted = text["counted"].cpu()
     kept = torch.where(counted, values.cpu().double(), torch.zeros(()).double())
-    return (kept.sum(-1) / counted.sum(-1)).to(values.dtype)
+    return (kept.sum(-1) / counted.sum(-1)).to(torch.promote_types(values.dtype, torch.float32))
 
 
 def token_median(values: Tensor, text: dict[str, Any]) -> Tensor:

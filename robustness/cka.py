@@ -81,5 +81,6 @@ def alignment(terms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ratio(mean: Tensor) -> Tensor:
-    own = mean.diagonal(dim1=-2, dim2=-1)
-    return mean / (own[..., :, None] * own[..., None, :]).sqrt()
+    # Of a negative estimate there is no root: NaN, and not what two of them would make together.
+    own = mean.diagonal(dim1=-2, dim2=-1).sqrt()
+    return mean / (own[..., :, None] * own[..., None, :])

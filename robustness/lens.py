@@ -45,14 +45,14 @@ def read(
         return kernels.precise(state)
 
     head = with_bias_as_feature(parts["head"], width, taken[0]["state"])
-    matrix = parts["matrix"][0]
-    if matrix is not None:
-        bias = parts["matrix"][1]
-        column = torch.zeros_like(matrix[:, :1]) if bias is None else bias[:, None]
-        matrix = torch.cat([matrix, column], 1)
+    matrix, bias = parts["matrix"]
+    if bias is not None:
+        matrix = torch.cat([matrix, bias[:, None]], 1)
+    # A matrix without a bias needs no feature for it.
+    plain = matrix is not None and bias is None
     final = taken[-1]["state"]
     targets, vocabulary = text["targets"].flatten(), text["vocabulary"]
-    clean = readout.reference(_feature(normed(final), 1), targets, head, vocabulary, matrix)
+    clean = readout.reference(_feature(normed(final), 1, plain), targets, head, vocabulary, matrix)
     shift = normed(torch.zeros_like(final[:1, :1])) if parts["norms"] else 0
     lens: list[list[dict[str, Tensor]]] = [[], []]
     for kept in taken:
@@ -61,7 +61,7 @@ def read(
         if parts["norms"]:
             ratio = spread(kept["state"], parts) / spread(final, parts)
             frozen = (recomputed - shift) * ratio
-        both = torch.stack([_feature(recomputed, 1), _feature(frozen, 0)])
+        both = torch.stack([_feature(recomputed, 1, plain), _feature(frozen, 0, plain)])
         values = readout.compare(both, clean, reverse=True)
         for index, readings in enumerate(lens):
             readings.append({name: value[index] for name, value in values.items()})
@@ -80,20 +80,22 @@ def spread(state: Tensor, parts: dict[str, Any]) -> Tensor:
     return (state.square().mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
 
 
-def departure(state: Tensor, parts: dict[str, Any]) -> float:
+def departure(like: Tensor, parts: dict[str, Any]) -> float:
     """Return by how much the final norm departs from a linear map divided by `spread`.
 
-    Relative to what it gives; for states (sequence, token, width). Without a norm, 0.
+    On states of ordinary size, made up, of the width and type of `like` (sequence, token, width);
+    relative to what it gives. Without a norm, 0.
     """
     if not parts["norms"]:
         return 0.0
     norm = parts["norms"][0]
-    shift = kernels.precise(norm(torch.zeros_like(state)))
-    one, other = state + state.abs().mean(), state.flip(1)
-    mapped = [
-        (kernels.precise(norm(each)) - shift) * spread(each, parts)
-        for each in (one, other, one + other)
-    ]
+    shift = kernels.precise(norm(torch.zeros_like(like)))
+    waves = torch.arange(like[0].numel(), device=like.device).view_as(like[0])
+    one, other = torch.sin(1.7 * waves) + 1, torch.cos(0.9 * waves**1.1)
+    mapped = []
+    for state in (one, other, one + other):
+        rounded = state.to(like.dtype).expand_as(like)
+        mapped.append((kernels.precise(norm(rounded)) - shift) * spread(rounded, parts))
     return float((mapped[0] + mapped[1] - mapped[2]).abs().max() / mapped[2].abs().max())
 
 
@@ -110,7 +112,7 @@ def with_bias_as_feature(
     return call
 
 
-def _feature(states: Tensor, value: int) -> Tensor:
-    """Flatten states (sequence, query, width) to tokens, and append a feature to each."""
+def _feature(states: Tensor, value: int, plain: bool) -> Tensor:
+    """Flatten states (sequence, query, width) to tokens, and append a feature unless `plain`."""
     states = states.flatten(0, 1)
-    return torch.cat([states, torch.full_like(states[:, :1], value)], 1)
+    return states if plain else torch.cat([states, torch.full_like(states[:, :1], value)], 1)

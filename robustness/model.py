@@ -319,6 +319,25 @@ def matrices(part: Module) -> list[str]:
     return found
 
 
+def affine(norm: Module, width: int) -> tuple[Tensor, Tensor, bool]:
+    """Return a norm's gain and shift, both (width,), and whether it centres, by trying it out.
+
+    On a vector of ones and minus ones, of mean 0 and mean square 1, every norm gives its gain,
+    times the vector, and its shift; on ones, one that centres gives its shift alone.
+    """
+    kind = next((tensor for tensor in norm.state_dict().values()), torch.zeros(0))
+    ones = torch.ones(1, width, dtype=kind.dtype, device=kind.device)
+    signs = ones.clone()
+    signs[:, ::2] = -1
+    with torch.no_grad():
+        shift = norm(torch.zeros_like(ones))
+        # Large, so that what is added to the variance does not count.
+        large = 1e6 if kind.dtype in {torch.float32, torch.float64} else 1e2
+        gain = (norm(signs * large) - shift) * signs
+        centres = bool((norm(ones) - shift).abs().max() < 1e-3 * gain.abs().max())
+    return gain[0], shift[0], centres
+
+
 def _matrices(part: Module) -> list[str]:
     return [name for name, child in part.named_children() if isinstance(child, (Linear, Conv1D))]
 

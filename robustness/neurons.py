@@ -44,6 +44,7 @@ def neurons(
     source: str | Path | Module,
     *,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     real_vocabulary: bool = False,
     kurtosis: float = KURTOSIS,
     variance: float = VARIANCE,
@@ -64,6 +65,8 @@ def neurons(
         As `open_model` takes it.
     revision : str, optional
         Branch, tag or commit on the hub.
+    trust_remote_code : bool
+        Whether code that comes with a checkpoint may be run.
     real_vocabulary : bool
         Whether rows of the unembedding that no token has, which pad it, are left out.
     kurtosis, variance : float
@@ -90,7 +93,7 @@ def neurons(
     Refusal
         If there is no such model, its parts are not found, or `out` holds another measurement.
     """
-    weights = open_weights(source, revision)
+    weights = open_weights(source, revision, trust_remote_code)
     rows = weights.tokens if real_vocabulary else None
     if real_vocabulary and rows is None:
         raise Refusal(f"{weights.identity['model']} has no tokenizer to tell which tokens are real")
@@ -125,7 +128,7 @@ def neurons(
         complete=complete,
     )
     with run:
-        unembedding = _unit(processed_unembedding(weights)[:rows])
+        unembedding = _unit(processed_unembedding(weights, rows))
         for layer in range(run.done, weights.layers):
             if progress is not None:
                 progress(layer, weights.layers)
@@ -141,9 +144,9 @@ def neurons(
         return run.finish()
 
 
-def processed_unembedding(weights: Weights) -> Tensor:
-    """Return the unembedding (token, width) with the final norm folded in, centred."""
-    matrix = weights.unembedding
+def processed_unembedding(weights: Weights, rows: int | None = None) -> Tensor:
+    """Return the first rows of the unembedding with the final norm folded in, centred over them."""
+    matrix = weights.unembedding[:rows]
     if weights.gain is not None:
         matrix, _ = fold_norm(matrix, None, weights.gain, None)
     if weights.centres:

@@ -1,5 +1,6 @@
 """What the clean run shows at every depth: opens the one trace that all measurements share."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -83,6 +84,10 @@ def observe(
         run of other settings.
     """
     wanted = [_find(each) for each in measurements]
+    names = [each.name for each in wanted]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"two measurements are called {name!r}, and would share a file")
     check_corpus(model, corpus)
     anatomy = examine(model)
     group = _group(len(corpus.tokens))
@@ -123,8 +128,8 @@ def observe(
             found = _trace(model, corpus, rows, [each for each, _ in due], known)
             for (each, run), taken in zip(due, found, strict=True):
                 if each.grouped is None:
-                    values = {name: tensor.numpy() for name, tensor in taken.items()}
-                    run.add(rows, values)
+                    _check_names(each.name, taken, run.dataset)
+                    run.add(rows, {name: tensor.numpy() for name, tensor in taken.items()})
                     continue
                 waiting = pending[each.name]
                 waiting.extend(taken.values())
@@ -137,6 +142,15 @@ def observe(
         if progress is not None:
             progress(total, total)
         return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
+
+
+def _check_names(name: str, taken: Mapping[str, Tensor], dataset: xr.Dataset) -> None:
+    missing, strange = dataset.keys() - taken.keys(), taken.keys() - dataset.keys()
+    if missing or strange:
+        raise Refusal(
+            f"{name} gives {', '.join(sorted(taken)) or 'nothing'}; its variables are "
+            f"{', '.join(sorted(map(str, dataset)))}"
+        )
 
 
 def _complete(measurement: Measurement, dataset: xr.Dataset, _: Any) -> xr.Dataset:
@@ -154,6 +168,15 @@ def _find(measurement: str | Measurement) -> Measurement:
 def _check(measurement: Measurement, corpus: Corpus, anatomy: Anatomy) -> None:
     """Refuse a measurement that the model or the corpus does not allow."""
     name, least = measurement.name, int(corpus.lengths.min())
+    if least < measurement.shortest and corpus.authors_alignment:
+        raise Refusal(
+            f"{name} takes sequences of at least {measurement.shortest} tokens, and one of the "
+            f"documents has {least}: take windows instead of --paper-compat"
+        )
+    if measurement.grouped and least < corpus.lengths.max():
+        raise Refusal(
+            f"{name} takes sequences of one length: take windows instead of --paper-compat"
+        )
     if least < measurement.shortest:
         raise Refusal(
             f"{name} takes sequences of at least {measurement.shortest} tokens, and there is one "
@@ -171,6 +194,15 @@ def _check_needs(name: str, needs: Sequence[str], anatomy: Anatomy) -> None:
     for need in needs:
         if need in anatomy.missing:
             raise Refusal(f"{name} cannot be measured: {anatomy.missing[need]}")
+
+
+def _source(measurement: Measurement) -> str:
+    """Hash what a measurement of one's own does, so that a changed one is not gone on with."""
+    functions = (measurement.measure, measurement.finish)
+    try:
+        return results.digest([inspect.getsource(each) for each in functions if each is not None])
+    except OSError:
+        return results.digest([each.__code__.co_code for each in functions if each is not None])
 
 
 def _group(sequences: int) -> int:
@@ -195,6 +227,8 @@ def _blank(
         if not (anatomy.parallel and metric.name in measurement.sequential)
     }
     settings = {**described, "measurement": measurement.name, **measurement.settings}
+    if measurement not in MEASUREMENTS.values():
+        settings["measurement_sha256"] = _source(measurement)
     coords = {
         **results.layer_coords(model.layers),
         "depth": np.arange(model.layers + 1),
@@ -226,6 +260,7 @@ def _trace(
     """Take measurements on a batch of sequences, in one trace."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
     text = {
+        **{name: value for each in measurements for name, value in each.settings.items()},
         "vocabulary": model.vocabulary,
         "lengths": torch.from_numpy(corpus.lengths[rows]).to(model.device),
         "centres": known["centres"],
@@ -234,8 +269,6 @@ def _trace(
     }
     text["counted"] = torch.zeros(tokens.shape, dtype=torch.bool, device=model.device)
     text["counted"][:, text["first"] : text["last"]] = text["compared"]
-    for measurement in measurements:
-        text |= measurement.settings
     needs = sorted({need for measurement in measurements for need in measurement.needs})
     calls = [(each.measure, each.finish, each.final) for each in measurements]
     return _walk(model, tokens, calls, needs, known, text)

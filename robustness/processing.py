@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from robustness.anatomy import examine
-from robustness.model import Model, find_paths, matrices, oriented
+from robustness.model import Model, affine, find_paths, matrices, oriented
 from robustness.refusal import Refusal
 
 
@@ -96,7 +96,25 @@ def process(
         if centre_head:
             head = module.get_output_embeddings()
             _set(head, *centre_unembedding(head.weight, head.bias))
+        _check(model, module)
     return module
+
+
+def _check(model: Model, module: Any) -> None:
+    """Refuse what, processed, does not predict the same."""
+    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
+    before, after = (
+        net(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        for net in (model.traced._module, module)
+    )
+    # What was folded is rounded once more, in the type of the weights.
+    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    difference, scale = float((before - after).abs().max()), float(before.abs().max())
+    if not difference <= 256 * digit * max(1.0, scale):
+        raise Refusal(
+            f"the weights of {model.name} ({model.identity['architecture']}) cannot be processed: "
+            f"log-probabilities would change by {difference:.2g}"
+        )
 
 
 def _untie(module: Any) -> None:
@@ -115,15 +133,29 @@ def _fold(module: Any, *, centre: bool) -> None:
             readers.setdefault(path, []).extend(reading)
     for path in paths.norms:
         readers[path] = [module.get_output_embeddings()]
+    width = module.config.get_text_config().hidden_size
     for path, reading in readers.items():
         norm = module.get_submodule(path)
-        gain, shift = norm.weight.clone(), getattr(norm, "bias", None)
+        gain, shift, _ = affine(norm, width)
         for part in reading:
-            weight, bias = fold_norm(oriented(part, part.weight), part.bias, gain, shift)
+            weight, bias = fold_norm(
+                oriented(part, part.weight), part.bias, gain, shift if shift.any() else None
+            )
             _set(part, centre_reading(weight) if centre else weight, bias)
-        norm.weight.fill_(1)
-        if shift is not None:
-            shift.zero_()
+        _make_identity(norm, width)
+
+
+def _make_identity(norm: Any, width: int) -> None:
+    """Give a norm gain 1 and shift 0; families keep the gain itself, or what it exceeds 1 by."""
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.zero_()
+    for value in (1.0, 0.0):
+        if getattr(norm, "weight", None) is not None:
+            norm.weight.fill_(value)
+        gain, shift, _ = affine(norm, width)
+        if torch.allclose(gain, torch.ones_like(gain), atol=1e-3) and not shift.any():
+            return
+    raise Refusal(f"{type(norm).__name__} cannot be folded into the matrices that read it")
 
 
 def _centre_writes(module: Any) -> None:

@@ -188,8 +188,8 @@ class Run:
         self._complete = complete
         self._finished = False
         self._kept, self._keeping = 0.0, 0.0
-        there = next((file for file in (self.partial, path) if file and file.exists()), None)
-        if there is None or fresh:
+        there = None if fresh or path is None else self._find()
+        if there is None:
             self._keep()
         else:
             self._resume(there)
@@ -247,6 +247,14 @@ class Run:
             self._kept = monotonic()
             self._keeping = self._kept - started
 
+    def _find(self) -> Path | None:
+        """Return the file to go on from; one in which nothing is done yet is none."""
+        files = [file for file in (self.partial, self.path) if file and file.exists()]
+        for file in files:
+            if file == self.path or load(file).attrs.get("sequences_done"):
+                return file
+        return None
+
     def _resume(self, there: Path) -> None:
         dataset = load(there)
         found, wanted = dataset.attrs, self.dataset.attrs
@@ -258,6 +266,13 @@ class Run:
                     f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
                     "choose another --out, or --fresh to replace it"
                 )
+        for name, variable in self.dataset.data_vars.items():
+            if there == self.partial or name in dataset:
+                if name not in dataset or set(dataset[name].dims) != set(variable.dims):
+                    raise Refusal(
+                        f"{there} holds no {name} {variable.dims}, as is wanted; choose another "
+                        "--out, or --fresh to replace it"
+                    )
         self._finished = there == self.path
         self.done = int(dataset.attrs.pop("sequences_done", found["sequences"]))
         if "tally_entry" in dataset:
@@ -355,6 +370,8 @@ def measured(dataset: xr.Dataset) -> xr.Dataset:
         raise Refusal("nothing is measured yet: the run was stopped in its first batch")
     if "batch" in dataset.dims:
         return dataset.isel(batch=slice(0, done // int(dataset.attrs["batch_sequences"])))
+    if "sequence" not in dataset.dims:
+        raise Refusal("the run is not finished, and what it measures is known when all of it is")
     return dataset.isel(sequence=slice(0, done))
 
 

@@ -78,12 +78,19 @@ def mismatch(
     contexts: Sequence[interpreter.Context],
     parts: dict[str, Any],
 ) -> float:
-    """Return by how much blocks run sublayer by sublayer miss what leaves them, relatively."""
+    """Return by how much blocks run sublayer by sublayer miss what leaves them.
+
+    Relative to it, for the worst token of the worst block; infinite if the sublayers cannot be
+    called this way.
+    """
     worst = 0.0
     for layer, hidden in enumerate(entering):
-        out, _, _ = apply(layer, hidden, contexts[layer], parts)
-        error = (out - leaving[layer]).abs().max() / leaving[layer].abs().max()
-        worst = max(worst, float(error))
+        try:
+            out, _, _ = apply(layer, hidden, contexts[layer], parts)
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+            return torch.inf
+        error = (out - leaving[layer]).float().norm(dim=-1) / leaving[layer].float().norm(dim=-1)
+        worst = max(worst, float(error.max()))
     return worst
 
 

@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from robustness import checkpoint
-from robustness.model import find_paths, matrices, oriented
+from robustness.model import affine, find_paths, matrices, oriented
 from robustness.refusal import Refusal
 
 
@@ -36,7 +36,9 @@ class Weights:
     identity: dict[str, str]
 
 
-def open_weights(source: str | Path | Module, revision: str | None = None) -> Weights:
+def open_weights(
+    source: str | Path | Module, revision: str | None = None, trust_remote_code: bool = False
+) -> Weights:
     """Open what of a decoder writes to the vocabulary; source and errors as for `open_model`."""
     if isinstance(source, Module):
         module: Any = source
@@ -48,11 +50,13 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
         }
     else:
         name, path = checkpoint.resolve(source)
-        config = checkpoint.read_config(name, path, revision, False)
+        config = checkpoint.read_config(name, path, revision, trust_remote_code)
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config)
+            module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         tensors = checkpoint.Tensors(path, module, revision)
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
         tokens = len(tokenizer)
         identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
         if Path(path).is_dir():
@@ -65,6 +69,11 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
     mlps = [module.get_submodule(path) for path in paths.mlps]
     if len(mlps) != len(paths.blocks):
         raise Refusal(f"{identity['model']}: an MLP was found in {len(mlps)} blocks")
+    if any("post_feedforward" in norm or "post_mlp" in norm for norm in paths.block_norms[0]):
+        raise Refusal(
+            f"{identity['model']} ({identity['architecture']}) puts a norm between MLP and "
+            "residual stream: what its neurons write is not in their weights alone"
+        )
     *readers, writer = matrices(mlps[0])
     written = mlps[0].get_submodule(writer)
     inner = oriented(written, written.weight).shape[1]
@@ -72,18 +81,20 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
     outer = oriented(reading, reading.weight).shape[0]
 
     def down(layer: int) -> Tensor:
-        return oriented(written, tensors[f"{paths.mlps[layer]}.{writer}.weight"]).T.float()
+        return oriented(written, tensors[f"{paths.mlps[layer]}.{writer}.weight"]).T.float().cpu()
 
     embedding = next(
         p for p, part in module.named_modules() if part is module.get_input_embeddings()
     )
     tied = module.config.get_text_config().tie_word_embeddings
-    unembedding = tensors[f"{embedding if tied else paths.head}.weight"]
+    unembedding = tensors[f"{embedding if tied else paths.head}.weight"].float().cpu()
     gain, centres = None, False
     for path in paths.norms:
-        gain, centres = _norm_gain(module.get_submodule(path), path, tensors)
+        norm = copy.deepcopy(module.get_submodule(path)).to_empty(device="cpu").float()
+        norm.load_state_dict({name: tensors[f"{path}.{name}"] for name in norm.state_dict()})
+        gain, _, centres = affine(norm, unembedding.shape[1])
     return Weights(
-        unembedding=unembedding.float(),
+        unembedding=unembedding,
         gain=gain,
         centres=centres,
         down=down,
@@ -92,22 +103,3 @@ def open_weights(source: str | Path | Module, revision: str | None = None) -> We
         tokens=tokens,
         identity=identity,
     )
-
-
-def _norm_gain(norm: Module, path: str, tensors: Any) -> tuple[Tensor, bool]:
-    """Return what a norm multiplies by, and whether it centres, by trying it out.
-
-    On a vector of ones and minus ones, of mean 0 and mean square 1, every norm gives its gain but
-    for what it adds to the variance; on ones, one that centres gives its shift alone.
-    """
-    own = copy.deepcopy(norm).to_empty(device="cpu").float()
-    own.load_state_dict({name: tensors[f"{path}.{name}"] for name in own.state_dict()})
-    width = next(iter(own.state_dict().values())).shape[0]
-    ones = torch.ones(1, width)
-    signs = ones.clone()
-    signs[:, ::2] = -1
-    with torch.no_grad():
-        shift = own(torch.zeros_like(ones))
-        gain = ((own(signs * 1e3) - shift) * signs)[0]
-        centres = bool((own(ones) - shift).abs().max() < 1e-3 * gain.abs().max())
-    return gain, centres

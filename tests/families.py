@@ -6,9 +6,14 @@ import torch
 from torch.nn import Module, ModuleList
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    Olmo2Config,
+    OlmoConfig,
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -76,6 +81,30 @@ def tiny(family: str, dtype: torch.dtype = torch.float64, attention: str = "sdpa
             elif parameter.ndim == 1:
                 parameter.normal_(mean=1, std=0.3)
     return model.eval()
+
+
+OTHERS: dict[str, PreTrainedConfig] = {
+    "gemma": GemmaConfig(**_ROTARY, num_key_value_heads=2, head_dim=8),
+    "olmo": OlmoConfig(**_ROTARY, pad_token_id=0),
+    "olmo2": Olmo2Config(**_ROTARY, pad_token_id=0),
+    "falcon": FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
+        bos_token_id=0, eos_token_id=0, initializer_range=0.4,
+    ),
+    "bloom": BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=LAYERS, n_head=4, bos_token_id=0,
+        eos_token_id=0, initializer_range=0.4,
+    ),
+}  # fmt: skip
+"""Families that do something in another way: gains that exceed 1, norms without weights, norms
+after sublayers, sums in place, sublayers that add the residual stream themselves."""
+
+
+def other(family: str) -> Module:
+    """Return a small model of one of the other families."""
+    torch.manual_seed(1)
+    config = copy.deepcopy(OTHERS[family])
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
 
 
 def rebuilt(model: Module, schedule: tuple[int, ...]) -> Module:

@@ -63,17 +63,31 @@ def test_independent_representations_have_none_on_average():
 
 
 def test_the_error_is_the_jackknifes_and_covers_the_truth():
+    batches = [states(seed=seed) for seed in range(6)]
+    left_out = [
+        alignment(terms([batch for at, batch in enumerate(batches) if at != out]))[0]
+        for out in range(6)
+    ]
+    spread = torch.stack(left_out)
+    expected = (5 / 6 * (spread - spread.mean(0)).square().sum(0)).sqrt()
+    torch.testing.assert_close(alignment(terms(batches))[1], expected)
+
     torch.manual_seed(0)
     hits = []
     for _ in range(200):
-        batches = []
+        drawn = []
         for _ in range(8):
             common = torch.randn(32, 4, dtype=torch.float64)
-            batches.append(torch.stack([common, common + torch.randn(32, 4)]))
-        value, error = alignment(terms(batches))
-        hits.append(abs(value[0, 1] - 0.5**1) < 2.4 * error[0, 1])  # t with 7 degrees of freedom
+            drawn.append(torch.stack([common, common + torch.randn(32, 4)]))
+        value, error = alignment(terms(drawn))
+        hits.append(abs(value[0, 1] - 0.5) < 2.4 * error[0, 1])  # t with 7 degrees of freedom
     # In expectation: Σ² of the common part over the norms of both covariances, 1 / (1 · 2).
-    assert 0.88 < np.mean(hits) <= 1
+    assert 0.88 < np.mean(hits) < 0.995
+
+
+def test_a_negative_estimate_has_no_root():
+    value, _ = alignment(torch.tensor([[[-1.0], [0.5]], [[0.5], [-1.0]]]))
+    assert value.isnan().all()
 
 
 def test_two_batches_have_no_error():

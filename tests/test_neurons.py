@@ -3,9 +3,11 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
-from families import LAYERS, tiny
+from families import LAYERS, other, tiny
 from tokenizers_for_tests import word_level
 
+from recipes.panels import draw
+from recipes.tables import table
 from robustness import results
 from robustness.model import open_model
 from robustness.neurons import MOMENTS, classify, moments, neurons
@@ -132,9 +134,35 @@ def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
     assert tokens < 101
     real, every = neurons(tmp_path / "net", real_vocabulary=True), neurons(tmp_path / "net")
     assert abs(real.cosine_kurtosis - every.cosine_kurtosis).max() > 0.01
+    head, gain = (
+        net.lm_head.weight[:tokens].detach().numpy(),
+        net.model.norm.weight.detach().numpy(),
+    )
+    unembedding = unit(head * gain - (head * gain).mean(0))
+    cosines = unit(net.model.layers[1].mlp.down_proj.weight.detach().numpy().T) @ unembedding.T
+    kurtosis = scipy.stats.kurtosis(cosines, axis=1, fisher=False)
+    np.testing.assert_allclose(real.cosine_kurtosis.sel(layer=1), kurtosis, rtol=1e-3)
     assert real.vocabulary == "real tokens"
     with pytest.raises(Refusal, match="has no tokenizer to tell which tokens are real"):
         neurons(net, real_vocabulary=True)
+
+
+def test_a_norm_after_the_mlp_is_refused():
+    with pytest.raises(Refusal, match="puts a norm between MLP and residual stream"):
+        neurons(other("olmo2"))
+
+
+def test_an_unfinished_file_is_not_shown(tmp_path):
+    def stop(done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        neurons(tiny("gpt2"), out=tmp_path / "neurons.nc", progress=stop)
+    partial = results.load(tmp_path / "neurons.partial.nc")
+    for shown in (table, draw):
+        with pytest.raises(Refusal, match="the run is not finished"):
+            shown(partial)
 
 
 def test_it_saves_resumes_and_refuses_other_settings(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import LAYERS, random_tokens, rebuilt, tiny
+from families import LAYERS, other, random_tokens, rebuilt, tiny
 
 from robustness.model import open_model
 from robustness.processing import centre_writing, fold_norm, process
@@ -82,3 +82,21 @@ def test_folding_is_the_norms_affine_map():
     folded, moved = fold_norm(weight, bias, gain, shift)
     torch.testing.assert_close(folded @ normed + moved, weight @ (normed * gain + shift) + bias)
     assert fold_norm(weight, None, gain, None)[1] is None
+
+
+@pytest.mark.parametrize("family", ["gemma", "olmo"])
+def test_gains_that_exceed_one_and_norms_without_weights_are_folded_right(family):
+    net = other(family)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "norm" in name:
+                parameter.normal_(std=0.3)
+        found = process(open_model(net))(random_tokens(2, 12), use_cache=False).logits
+        expected = net(random_tokens(2, 12), use_cache=False).logits
+    difference = found.log_softmax(-1) - expected.log_softmax(-1)
+    torch.testing.assert_close(difference, torch.zeros_like(difference), atol=5e-5, rtol=0)
+
+
+def test_what_cannot_be_processed_is_refused():
+    with pytest.raises(Refusal, match=r"weights cannot be processed: .*miss its output"):
+        process(open_model(other("olmo2")))

@@ -86,7 +86,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(
     if not finished:
         whole = results.load(path)
         path.unlink()
-        results.save(whole.assign_attrs(sequences_done=0), tmp_path / "a.partial.nc")
+        results.save(whole.assign_attrs(sequences_done=1), tmp_path / "a.partial.nc")
     options = {"corpus": corpus(), "interventions": ("drop",), "out": path} | change
     with pytest.raises(Refusal, match=f"was made with {named}.*--fresh"):
         sweep(gpt2, **options)
@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_not_continued_with_other_versions(gpt2, tmp_path):
     results.save(finished.assign_attrs(versions="torch 1.0"), path)
     sweep(gpt2, corpus(), ("drop",), out=path)
     path.unlink()
-    partial = finished.assign_attrs(versions="torch 1.0", sequences_done=0)
+    partial = finished.assign_attrs(versions="torch 1.0", sequences_done=1)
     results.save(partial, tmp_path / "a.partial.nc")
     with pytest.raises(Refusal, match=r"made with versions torch 1\.0, not stages-of-inference"):
         sweep(gpt2, corpus(), ("drop",), out=path)

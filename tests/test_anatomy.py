@@ -1,0 +1,53 @@
+import pytest
+import torch
+from families import other, random_tokens, tiny
+from test_execution import corpus
+
+from robustness.anatomy import examine
+from robustness.model import open_model
+from robustness.observation import observe
+from robustness.refusal import Refusal
+
+FACTS = {
+    "gpt2": (False, True),
+    "gpt_neox": (True, True),
+    "llama": (False, False),
+    "qwen2": (False, False),
+    "phi": (True, True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_how_blocks_are_put_together_is_measured(family, dtype):
+    found = examine(open_model(tiny(family).to(dtype)))
+    assert (found.parallel, found.centres) == FACTS[family] and not found.missing
+
+
+def test_it_is_the_same_on_a_server(strict_model, family):
+    found = examine(strict_model)
+    assert (found.parallel, found.centres) == FACTS[family] and not found.missing
+
+
+def test_outputs_that_are_summed_in_place_are_captured_before(recwarn):
+    net = other("falcon")
+    written = []
+    for block in net.transformer.h:
+        block.mlp.register_forward_hook(lambda _m, _a, out: written.append(out.clone()))
+    model = open_model(net)
+    written.clear()
+    with torch.no_grad():
+        net(random_tokens(5, 12), use_cache=False)
+    expected = torch.stack([out.norm(dim=-1)[:, 1:-1].mean(1) for out in written])
+    data = observe(model, corpus(), ("norms",))["norms"]
+    found = torch.from_numpy(data.mlp_norm.sel(processing="raw", statistic="mean").values)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_a_family_does_otherwise_is_refused_for_that_alone():
+    bloom = open_model(other("bloom"))
+    assert observe(bloom, corpus(), ("lens",))["lens"].kl.notnull().all()
+    with pytest.raises(Refusal, match=r"norms cannot be measured: .*miss its output"):
+        observe(bloom, corpus(), ("norms",))
+    falcon = open_model(other("falcon"))
+    with pytest.raises(Refusal, match=r"attention cannot be measured: .*--attention eager"):
+        observe(falcon, corpus(length=40), ("attention",))
