@@ -298,7 +298,7 @@ def demo(out: Path) -> None:
 
 @stages.command()
 def models() -> None:
-    """List the built-in model and the sixteen of the paper.
+    """List the built-in models and the sixteen of the paper.
 
     \b
     stages models

@@ -1,4 +1,4 @@
-"""The models of the paper, and the one that comes with the project."""
+"""The models of the paper, and those that come with the project."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,10 @@ class Checkpoint:
     """`sequential`, or `parallel`: attention and MLP of a block read the same residual stream."""
 
 
-BUILTIN = (Checkpoint("builtin", "GPT-2", 12, "sequential"),)
+BUILTIN = (
+    Checkpoint("builtin", "GPT-2", 12, "sequential"),
+    Checkpoint("builtin-parallel", "GPT-NeoX", 12, "parallel"),
+)
 """Shipped with the project; needs no network."""
 
 PAPER = (

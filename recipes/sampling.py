@@ -1,12 +1,16 @@
 """Text sampled from a model: as many windows as one wants, of a text that the model knows."""
 
-from collections.abc import Callable
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from robustness.model import Model
 from robustness.refusal import Refusal
+from robustness.results import write_whole
 
 BATCH = 64
 """Documents sampled together."""
@@ -71,3 +75,13 @@ def sample(
         if progress is not None:
             progress(len(texts) * document, count * document)
     return texts
+
+
+def write(texts: Sequence[str], path: Path, source: str) -> None:
+    """Write documents as lines of JSON, compressed, each marked with what it is.
+
+    `builtin-sampled` was made by `write(sample(open_model("builtin"), 200_000), …)`.
+    """
+    lines = (json.dumps({"text": text, "source": source}, ensure_ascii=False) for text in texts)
+    packed = gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+    write_whole(path, lambda file: file.write_bytes(packed))

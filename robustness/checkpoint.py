@@ -21,8 +21,8 @@ from transformers.utils import cached_file
 
 from robustness.refusal import Refusal, first_line
 
-BUILTIN = {"builtin": "sequential"}
-"""The model shipped with the project, and its directory."""
+BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
+"""The models shipped with the project, and their directories."""
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
 """What transformers raises over a checkpoint that is damaged or does not fit its configuration."""

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from robustness.refusal import Refusal, first_line
 
-BUILTIN = {"builtin": "prose.jsonl"}
-"""The text shipped with the project: original stories, expositions and speeches."""
+BUILTIN = {"builtin": "prose.jsonl", "builtin-sampled": "sampled.jsonl.gz"}
+"""The texts shipped with the project: original prose, and text sampled from `builtin`."""
 
 LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """File endings that are read as a local corpus, and the `datasets` loader of each."""
@@ -120,7 +120,7 @@ def documents(
     Parameters
     ----------
     source : str or path
-        The built-in text (`builtin`), a local `.txt`, `.jsonl` or `.parquet` file
+        A built-in text (`builtin`, `builtin-sampled`), a local `.txt`, `.jsonl` or `.parquet` file
         (also `.gz`), or a data set of the Hugging Face hub, `owner/name` or `owner/name:config`.
     seed : int, optional
         Seed of the order; without one, documents come in the order of the source. A data set of the

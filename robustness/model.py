@@ -175,7 +175,7 @@ def open_model(
     Parameters
     ----------
     source : str, path or Module
-        The built-in model (`builtin`), a local directory in Hugging Face format,
+        A built-in model (`builtin`, `builtin-parallel`), a local directory in Hugging Face format,
         an id on the Hugging Face hub, or a causal language model of transformers, which is put
         into evaluation mode and used as it is.
     dtype : str

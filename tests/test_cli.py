@@ -121,7 +121,7 @@ def test_the_papers_way_takes_whole_documents(run, llama, stories):
 
 def test_models_lists_the_papers_sixteen(run):
     lines = run("models")[1].splitlines()
-    assert len(lines) == 1 + 1 + 16
+    assert len(lines) == 1 + 2 + 16
     assert any(line.split() == ["microsoft/phi-1_5", "Phi", "24", "parallel"] for line in lines)
 
 

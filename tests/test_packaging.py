@@ -57,13 +57,14 @@ assert robustness.__file__.startswith({str(site)!r}), robustness.__file__
 from robustness.model import open_model
 from robustness.corpus import cut
 from robustness.execution import sweep
-model = open_model("builtin")
-corpus = cut("builtin", model.tokenizer, context=64).take(4)
-print(float(sweep(model, corpus, ["drop"]).kl.mean()))
+for name in ("builtin", "builtin-parallel"):
+    model = open_model(name)
+    corpus = cut("builtin-sampled", model.tokenizer, context=64).take(4)
+    print(float(sweep(model, corpus, ["drop"]).kl.mean()))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0
+    assert all(float(line) > 0 for line in done.stdout.split()) and done.stdout.count("\n") == 2

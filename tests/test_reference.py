@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 from reference import differences
 
 import robustness
@@ -9,9 +10,10 @@ from robustness.metrics import METRICS
 from robustness.model import open_model
 
 
-def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path):
+@pytest.mark.parametrize("name", ["sequential", "parallel"])
+def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path, name):
     builtin = Path(robustness.__file__).parent / "builtin"
-    path = builtin / "sequential"
+    path = builtin / name
     model = open_model(path)
     corpus = cut("builtin", model.tokenizer, context=64).take(20)
     sweep(model, corpus, ("drop", "swap", "repeat-3"), out=tmp_path / "a.nc")

@@ -1,0 +1,177 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from families import tiny
+from strict import StrictBackend
+from test_wic import word_level
+
+from probes.suffix import (
+    KINDS,
+    Task,
+    _probe_all,
+    choose_neurons,
+    make_task,
+    probe_suffix,
+    tokens_ending_in,
+)
+from robustness import results
+from robustness.model import open_model
+from robustness.neurons import neurons
+from robustness.processing import process
+from robustness.refusal import Refusal
+from robustness.weights import open_weights
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Forty documents of words, one in ten of which ends in 7."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "words.jsonl"
+    lines = []
+    for _ in range(40):
+        words = random.integers(1, 101, 150)
+        lines.append('{"text": "' + " ".join(f"w{word}" for word in words) + '"}')
+    path.write_text("\n".join(lines))
+    return path
+
+
+def opened(family="gpt2"):
+    return open_model(tiny(family, torch.float32), tokenizer=word_level(101))
+
+
+def test_tokens_are_chosen_by_their_end():
+    tokenizer = word_level(101)
+    found = tokens_ending_in(tokenizer, "7")
+    assert found.tolist() == list(range(7, 100, 10))
+    with pytest.raises(Refusal, match="no token of 101 ends in 'ing'"):
+        tokens_ending_in(tokenizer, "ing")
+
+
+def test_windows_are_balanced_divided_by_document_and_end_as_they_should(text):
+    wanted = tokens_ending_in(word_level(101), "7")
+    task = make_task(text, word_level(101), wanted, items=600)
+    assert task.tokens.shape == (600, 25) and (task.tokens[:, 0] == 0).all()
+    assert (np.isin(task.tokens[:, -1], wanted) == task.label).all()
+    assert task.label.mean() == 0.5
+    for document in np.unique(task.document):
+        here = task.document == document
+        assert len(set(task.part[here])) == 1
+    shares = [(task.part == part).mean() for part in ("train", "dev", "test")]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.06)
+    again = make_task(text, word_level(101), wanted, items=600)
+    assert (task.tokens == again.tokens).all() and (task.part == again.part).all()
+
+
+def test_too_little_text_is_refused_with_what_there_is(text):
+    with pytest.raises(Refusal, match="has 40 windows of 24 tokens that end so; 200 are needed"):
+        make_task(text, word_level(101), np.array([7]), items=80)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_neurons_are_chosen_by_what_the_processed_weights_do_to_the_logits(family):
+    net = tiny(family)
+    wanted = np.array([3, 50, 77])
+    chosen = choose_neurons(open_weights(net), neurons(net), wanted, 12)
+    done = process(open_model(net))
+    unembedding = done.get_output_embeddings().weight.detach().numpy()
+    mask = np.isin(np.arange(101), wanted)
+    name = "c_proj" if family == "gpt2" else "down_proj"
+    parts = [part for path, part in done.named_modules() if path.endswith(f"mlp.{name}")]
+    written = [
+        (part.weight if family == "gpt2" else part.weight.T).detach().numpy() for part in parts
+    ]
+    logits = np.stack([rows @ unembedding.T for rows in written])
+    shift = logits[..., mask].mean(-1) - logits[..., ~mask].mean(-1)
+    order = np.argsort(-abs(shift), axis=None)[:12]
+    layer, index = np.unravel_index(order, shift.shape)
+    assert (chosen.layer.values == layer).all() and (chosen["index"].values == index).all()
+    np.testing.assert_allclose(chosen["shift"], shift[layer, index], rtol=1e-3)
+    np.testing.assert_allclose(chosen.effect.sum("bin"), 1)
+
+
+def planted(seed=0, items=2000):
+    """Two neurons that tell half each, others that tell nothing, and one that misleads on test."""
+    random = np.random.default_rng(seed)
+    label = random.random(items) < 0.5
+    part = np.repeat(["train", "dev", "test"], [1200, 400, 400])
+    activation = random.normal(size=(6, items)).astype(np.float32)
+    activation[0] += 1.2 * (2 * label - 1)
+    activation[1] -= 1.2 * (2 * label - 1)
+    sign = np.where(part == "test", -3, 3)
+    activation[2] += sign * (2 * label - 1)
+    dataset = xr.Dataset(
+        {
+            "activation": (("neuron", "window"), activation),
+            "control": (("neuron", "window"), random.normal(size=(6, items))),
+            "top": ("window", label.astype(float)),
+            "share": ("window", 0.2 + 0.2 * label),
+        }
+    )
+    task = Task(np.zeros((items, 25), int), label, np.arange(items) // 5, part, items)
+    shift = np.array([1.0, -1.0, 0.5, 0.4, -0.4, 0.3])
+    chosen = xr.Dataset({"shift": ("neuron", shift)}, coords={"neuron": range(6)})
+    return dataset, task, chosen
+
+
+def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
+    dataset, task, chosen = planted()
+    data = _probe_all(dataset, task, chosen, 0)
+    single = data.single_accuracy.values
+    # On train and dev the misleading neuron is the best, so it comes first, to its harm on test.
+    assert data.single_dev_accuracy.values.argmax() == 2 and single[2] < 0.05
+    assert data.accuracy.sel(kind="mixed", size=1) == single[2]
+    dataset = dataset.copy(deep=True)
+    dataset["activation"].values[2] = 0
+    data = _probe_all(dataset, task, chosen, 0)
+    best = data.single_accuracy.max()
+    assert data.accuracy.sel(kind="mixed", size=2) > best + 0.02
+    assert data.accuracy_low.sel(kind="mixed", size=2) > best - 0.03
+    assert data.single_accuracy.values[:2].min() > 0.8
+    assert data.kind.values.tolist() == list(KINDS)
+    assert data.accuracy.sel(kind="prediction").notnull().sum() == 4
+    assert data.accuracy.sel(kind="suppression").notnull().sum() == 2
+    assert (data.correct.sel(kind="suppression", size=3) == -1).all()
+    for kind in ("random", "shuffled"):
+        assert abs(data.accuracy.sel(kind=kind) - 0.5).max() < 0.1
+    half = 1 - task.label[1600:].mean()
+    np.testing.assert_allclose(data.model_accuracy, [1, half, 1])
+
+
+def test_activations_are_those_before_the_last_token(text):
+    model = opened("llama")
+    net = model.traced._module
+    data = probe_suffix(model, text, net, "7", items=400)
+    wanted = tokens_ending_in(model.tokenizer, "7")
+    task = make_task(text, model.tokenizer, wanted, items=400)
+    test = task.part == "test"
+    with torch.no_grad():
+        logits = net(torch.from_numpy(task.tokens[:, :-1])).logits[:, -1]
+    top = np.isin(logits.argmax(-1).numpy(), wanted)
+    assert data.model_accuracy.sel(reading="hard") == (top == task.label)[test].mean()
+    share = logits.softmax(-1)[:, wanted].sum(-1).numpy()
+    assert data.model_accuracy.sel(reading="half") == ((share > 0.5) == task.label)[test].mean()
+
+
+def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
+    model = opened("gpt_neox")
+    net = model.traced._module
+    whole = probe_suffix(model, text, net, "7", items=400)
+    remote = replace(model, request={"backend": StrictBackend(model.traced)})
+    found = probe_suffix(remote, text, net, "7", items=400, batch_tokens=2000)
+    xr.testing.assert_allclose(whole, found, atol=0.02)
+
+    def stop(done, _total):
+        if done > 200:
+            raise KeyboardInterrupt
+
+    options = {"items": 400, "out": tmp_path / "seven.nc", "batch_tokens": 1000}
+    with pytest.raises(KeyboardInterrupt):
+        probe_suffix(model, text, net, "7", progress=stop, **options)
+    assert results.load(tmp_path / "seven.partial.nc").sequences_done > 200
+    resumed = probe_suffix(model, text, net, "7", **options)
+    xr.testing.assert_equal(resumed, results.load(tmp_path / "seven.nc"))
+    xr.testing.assert_allclose(whole, resumed, atol=0.02)
+    assert [file.name for file in tmp_path.iterdir()] == ["seven.nc"]

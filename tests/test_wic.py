@@ -1,0 +1,205 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from families import tiny
+from strict import StrictBackend
+from tokenizers_for_tests import byte_tokenizer, word_level
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from probes.wic import _probe_all, align, probe_wic, read
+from robustness import results
+from robustness.model import open_model
+from robustness.refusal import Refusal
+
+
+def rows(count, seed=0):
+    """Pairs in which a word has one of two forms: it means the same where the forms are equal."""
+    random = np.random.default_rng(seed)
+    lines, labels = [], []
+    for at in range(count):
+        forms = random.integers(0, 2, 2)
+        places = random.integers(0, 3, 2)
+        sentences = []
+        for form, place in zip(forms, places, strict=True):
+            words = [f"w{index}" for index in random.integers(10, 30, 4)]
+            words[place] = f"w{1 + form}"
+            sentences.append(" ".join(words))
+        lines.append(f"w1\tN\t{places[0]}-{places[1]}\t{sentences[0]}\t{sentences[1]}")
+        labels.append("T" if forms[0] == forms[1] else "F")
+        assert at < count
+    return lines, labels
+
+
+@pytest.fixture
+def wic(tmp_path):
+    for seed, (part, count) in enumerate((("train", 200), ("dev", 60), ("test", 100))):
+        lines, labels = rows(count, seed)
+        (tmp_path / f"{part}.data.txt").write_text("\n".join(lines) + "\n")
+        (tmp_path / f"{part}.gold.txt").write_text("\n".join(labels) + "\n")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model():
+    return open_model(tiny("llama"), tokenizer=word_level(40))
+
+
+def test_a_sense_that_is_there_is_found_and_shuffled_labels_are_at_chance(model, wic):
+    data = probe_wic(model, wic)
+    assert data.accuracy.dims == ("probe", "depth") and data.sizes["depth"] == 5
+    accuracy = data.accuracy.sel(depth=0)
+    assert accuracy.sel(probe="pair") > 0.95 and accuracy.sel(probe="threshold") > 0.9
+    assert (data.accuracy_low.sel(probe="pair") > 0.5).all()
+    # A sum of two things, each present or not, tells three of the four cases at best.
+    assert accuracy.sel(probe="concatenation") < 0.8
+    chosen = data.sel(probe="shuffled")
+    inside = (chosen.accuracy_low <= 0.5) & (chosen.accuracy_high >= 0.5)
+    assert inside.mean() >= 0.8
+    assert data.test_pairs == "100 of 100"
+
+
+def test_a_direction_planted_in_one_depth_is_found_there():
+    random = np.random.default_rng(0)
+    parts = np.repeat(["train", "dev", "test"], [400, 100, 300])
+    senses = random.integers(0, 2, (800, 2)) * 2 - 1
+    states = random.normal(size=(3, 16, 1600)).astype(np.float32)
+    states[1, 3] += 3 * senses.ravel()
+    pairs = [type("P", (), {"word": "w", "same": bool(a == b)})() for a, b in senses]
+    dataset = xr.Dataset(
+        {"state": (("depth", "feature", "sentence"), states)},
+        coords={"depth": range(3), "feature": range(16), "sentence": range(1600)},
+    )
+    data = _probe_all(dataset, parts, pairs, 0)
+    accuracy = data.accuracy.sel(probe="pair").values
+    assert accuracy[1] > 0.85 and abs(accuracy[[0, 2]] - 0.5).max() < 0.1
+
+
+def test_padding_never_changes_a_number(model, wic):
+    one, many = probe_wic(model, wic, batch_tokens=1), probe_wic(model, wic, batch_tokens=400)
+    xr.testing.assert_equal(one, many)
+
+
+def test_on_a_server_it_is_the_same(model, wic):
+    remote = replace(model, request={"backend": StrictBackend(model.traced)})
+    xr.testing.assert_equal(probe_wic(remote, wic), probe_wic(model, wic))
+
+
+def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
+    out = tmp_path / "out" / "wic.nc"
+
+    def stop(done, _total):
+        if done > 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe_wic(model, wic, out=out, progress=stop, batch_tokens=100)
+    assert results.load(out.with_name("wic.partial.nc")).sequences_done > 300
+    data = probe_wic(model, wic, out=out, batch_tokens=100)
+    assert [file.name for file in out.parent.iterdir()] == ["wic.nc"]
+    xr.testing.assert_equal(data, probe_wic(model, wic))
+    xr.testing.assert_equal(data, probe_wic(model, wic, out=out, batch_tokens=100))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "word"),
+    [
+        ("She carries it .", "carries"),
+        ("(carried)", "carried"),
+        ("carry on , and carry on", "carry"),
+        ("naïve café", "café"),
+    ],
+)
+def test_a_words_tokens_are_those_that_cover_it(sentence, word):
+    tokenizer = byte_tokenizer()
+    first = sentence.rindex(word)
+    ids, mask = align(sentence, (first, first + len(word)), tokenizer, None)
+    chosen = [token for token, inside in zip(ids, mask, strict=True) if inside]
+    assert tokenizer.decode(chosen) == word
+    assert len(ids) == len(mask) and ids[0] == tokenizer.bos_token_id
+    assert align(sentence, (first, first + len(word)), tokenizer, 3) is None
+
+
+def test_lines_of_json_are_read_like_the_published_files(wic, tmp_path):
+    published = read(wic)
+    other = tmp_path / "json"
+    other.mkdir()
+    for part, pairs in published.items():
+        found = []
+        for pair in pairs:
+            row = {"word": pair.word, "label": pair.same}
+            for side, sentence, span in zip("12", pair.sentences, pair.spans, strict=True):
+                row |= {f"sentence{side}": sentence, f"start{side}": span[0], f"end{side}": span[1]}
+            found.append(json.dumps(row))
+        (other / f"{'val' if part == 'dev' else part}.jsonl").write_text("\n".join(found))
+    assert read(other) == published
+
+
+def test_a_data_set_like_superglues_is_read(monkeypatch):
+    row = {"word": "run", "sentence1": "They run", "sentence2": "It runs well", "label": 1}
+    data = {"train": [row, row | {"label": 0}] * 150, "validation": [row, row | {"label": 0}] * 20}
+    monkeypatch.setattr("probes.wic.load_dataset", lambda _name, _config, split: data[split])
+    found = read("super_glue:wic")
+    assert [len(found[part]) for part in ("train", "dev", "test")] == [270, 30, 40]
+    assert found["test"][0].spans == ((5, 8), (3, 7))
+
+
+BAD = {
+    "lengths": ("dev.gold.txt", lambda text: text + "T\n", "has 60 lines and dev.gold.txt has 61"),
+    "fields": ("train.data.txt", lambda text: "a\tb\n" + text[text.index("\n") + 1 :], "2 fields"),
+    "label": ("test.gold.txt", lambda text: "X" + text[1:], "'X', neither T nor F"),
+    "place": (
+        "train.data.txt",
+        lambda text: text.replace("\tN\t", "\tN\t9", 1),
+        r"train\.data\.txt, line 1: .* has no word at position 9",
+    ),
+    "indices": ("dev.data.txt", lambda text: text.replace("-", "_", 1), "is not two positions"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_line_that_cannot_be_used_is_named(wic, case):
+    name, change, message = BAD[case]
+    (wic / name).write_text(change((wic / name).read_text()))
+    with pytest.raises(Refusal, match=message):
+        read(wic)
+
+
+def test_what_is_not_there_is_refused(model, wic, tmp_path):
+    with pytest.raises(Refusal, match="there is no directory"):
+        read(Path("nowhere"))
+    (wic / "dev.gold.txt").unlink()
+    with pytest.raises(Refusal, match=r"has dev\.data\.txt but no dev\.gold\.txt"):
+        read(wic)
+    (tmp_path / "few").mkdir()
+    for part in ("train", "dev", "test"):
+        line = json.dumps({"word": "a", "sentence1": "a b", "sentence2": "b c", "label": True})
+        (tmp_path / "few" / f"{part}.jsonl").write_text(line)
+    with pytest.raises(Refusal, match="'a' is not in 'b c'"):
+        read(tmp_path / "few")
+
+
+def test_a_tokenizer_without_offsets_is_refused(wic):
+    with pytest.raises(Refusal, match="has no offsets"):
+        probe_wic(open_model(tiny("llama")), wic)
+
+
+def test_pairs_that_do_not_fit_are_counted_and_too_many_are_refused(wic):
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=5, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = open_model(LlamaForCausalLM(config), tokenizer=word_level(40))
+    path = wic / "train.data.txt"
+    lines = path.read_text().splitlines()
+    lines[:3] = [f"{line} w5 w6 w7" for line in lines[:3]]
+    path.write_text("\n".join(lines))
+    assert probe_wic(model, wic).train_pairs == "197 of 200"
+    path.write_text("\n".join(f"{line} w5 w6 w7" for line in lines))
+    with pytest.raises(Refusal, match="in 200 of 360 pairs"):
+        probe_wic(model, wic)
