@@ -247,6 +247,8 @@ def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
 
 
 def _cell(values: xr.DataArray) -> str:
+    if values.dtype.kind in "iu" and not values.dims:
+        return str(int(values))
     if "sequence" not in values.dims:
         return "-" if isnan(values) else f"{float(values):.3f}"
     mean, error = float(values.mean("sequence", skipna=False)), float(standard_error(values))

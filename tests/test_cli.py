@@ -98,6 +98,16 @@ def test_neurons_alone_open_no_model(run, llama, monkeypatch):
     assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5
 
 
+@pytest.mark.parametrize("task", ["wic", "ing", "subjoiner"])
+def test_probe_prints_its_file_which_show_and_plot_read(run, task):
+    sizes = {"ing": ("--items", 500), "subjoiner": ("--items", 60, "--pieces", 2), "wic": ()}[task]
+    code, out, err = run("probe", "builtin", task, *sizes)
+    assert (code, out) == (0, f"outputs/builtin/{task}.nc\n"), err
+    code, out, err = run("show", f"outputs/builtin/{task}.nc")
+    assert code == 0 and out.startswith("builtin (GPT2LMHeadModel"), err
+    assert run("plot", f"outputs/builtin/{task}.nc")[:2] == (0, f"outputs/builtin/{task}.png\n")
+
+
 def test_what_observe_offers_is_what_there_is():
     assert cli.MEASUREMENTS == (*MEASUREMENTS, "neurons")
 
@@ -156,6 +166,19 @@ REFUSALS = {
         ("observe", "MODEL", "cka", "--data", "DATA", "--context", 32, "--tokens", 300),
         "cka takes at least 16 sequences",
     ),
+    "no token with the suffix": (
+        ("probe", "MODEL", "ing", "--suffix", "qqq", "--data", "DATA"),
+        "no token of 257 ends in 'qqq'",
+    ),
+    "few positives": (
+        ("probe", "MODEL", "ing", "--suffix", "x", "--data", "DATA"),
+        "windows of 24 tokens that end so; 200 are needed",
+    ),
+    "few words": (
+        ("probe", "MODEL", "subjoiner", "--data", "DATA"),
+        "of 4 tokens after enough text; 40 are needed",
+    ),
+    "no pairs": (("probe", "MODEL", "wic", "--data", "./none"), "there is no directory ./none"),
     "no file": (("show", "none.nc"), "there is no file none.nc"),
     "no NetCDF": (("show", "latin.txt"), "is not a NetCDF file"),
     "not ours": (("plot", "other.nc"), "not one that stages wrote"),

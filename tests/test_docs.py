@@ -11,21 +11,39 @@ import xarray as xr
 import cli
 from robustness.measurement import MEASUREMENTS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "measurements.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "measurements.md").read_text()
+PROBES = (DOCS / "probes.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def run(page: str, monkeypatch) -> None:
+    for line in "".join(blocks(page, "sh")).splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
+        cli.main()
 
 
 def test_every_command_of_the_measurements_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for line in "".join(blocks("sh")).splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
-        cli.main()
+    run(PAGE, monkeypatch)
     assert {path.stem for path in Path("outputs/builtin").iterdir()} == {*MEASUREMENTS, "neurons"}
     assert {path.stem for path in Path("outputs/short").iterdir()} == {"lens", "norms"}
     assert Path("cka.svg").exists() and "recomputed" in capsys.readouterr().out
+
+
+def test_every_command_of_the_probes_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(PROBES, monkeypatch)
+    files = {path.stem: xr.load_dataset(path) for path in Path("outputs/builtin").iterdir()}
+    assert files.keys() == {"wic", "ing", "subjoiner"}
+    assert "the best heads" in capsys.readouterr().out
+    for data in files.values():
+        for name in data.data_vars:
+            if f"{name}_low" in data:
+                assert f"`{name} (" in PROBES or f"`{name}`" in PROBES, name
 
 
 def test_the_table_names_the_variables_that_there_are():
@@ -35,7 +53,7 @@ def test_the_table_names_the_variables_that_there_are():
 
 
 def test_a_measurement_of_ones_own_takes_less_than_20_lines(tmp_path):
-    (code,) = blocks("python")
+    (code,) = blocks(PAGE, "python")
     assert len([line for line in code.splitlines() if line.strip()]) < 20
     (tmp_path / "own.py").write_text(code)
     done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True)
