@@ -256,6 +256,32 @@ def measure(
     """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
     text = {"vocabulary": model.vocabulary, **queries(corpus, rows, tokens)}
+    return run_plan(model, tokens, plan, text, matrix, comparison.measure)
+
+
+def run_plan(
+    model: Model,
+    tokens: Tensor,
+    plan: Plan,
+    text: dict[str, Any],
+    matrix: tuple[Tensor | None, Tensor | None],
+    read: Callable[..., dict[str, Tensor]],
+) -> dict[str, NDArray[Any]]:
+    """Run a plan from the clean pass over tokens, in one trace, and read its final states there.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    tokens : int64 tensor of shape (sequence, token)
+        On the model's device.
+    plan : Plan
+        What is executed.
+    text, matrix
+        As for `read`.
+    read : callable
+        With the arguments of `comparison.measure`; it travels.
+    """
     blocks, norms, head, grows = model.blocks, model.norms, model.head, model.grows
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
@@ -266,7 +292,7 @@ def measure(
         states = {depth: entering[depth] for depth in clean_states}
         del entering
         measured = nnsight.save(
-            comparison.measure(
+            read(
                 order,
                 schedules,
                 states,

@@ -1,0 +1,482 @@
+"""Benchmark tasks of lm-eval under every schedule: its prompts and metrics, our scoring.
+
+The harness is run once to hear which continuations it wants scored, all of them are scored under
+all schedules, a batch of them in each trace, and the harness is run once a schedule to make metrics
+of the answers. Nothing of it is cached, so that answers of two schedules cannot mix.
+"""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from robustness import results, scoring
+from robustness.execution import (
+    BATCH_TOKENS,
+    BATCH_TOKENS_ELSEWHERE,
+    STACKED_TOKENS,
+    STACKED_TOKENS_ELSEWHERE,
+    Progress,
+    run_plan,
+)
+from robustness.metrics import Metric
+from robustness.model import Model
+from robustness.plan import compile_plan
+from robustness.refusal import Refusal, first_line
+from robustness.schedule import Schedule, clean
+from robustness.sweep import schedules as sweep_schedules
+
+TASKS = ("hellaswag", "arc_easy", "lambada_openai")
+"""The paper's."""
+
+BOOTSTRAP = 100
+"""Samples for the errors of metrics that are no means, as of perplexity."""
+
+Request = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids of a context and of the continuation that is scored."""
+
+Answer = tuple[float, bool]
+"""Log-likelihood of a continuation in nats, and whether each of its tokens is the most likely."""
+
+
+def evaluate_tasks(
+    model: Model,
+    tasks: Sequence[str] = TASKS,
+    interventions: Sequence[str] = ("drop", "swap"),
+    *,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    batch_tokens: int | None = None,
+    cap: int | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """Run benchmark tasks under interventions at every layer.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model with a tokenizer.
+    tasks : sequence of str
+        Names of lm-eval tasks that score continuations.
+    interventions : sequence of str
+        Names as in `robustness.sweep.FORMS`.
+    data : str or path, optional
+        A directory with `TASK.jsonl` files that take the place of the tasks' data sets: lines of
+        `query`, `choices` and `gold`, of `context` and `continuation`, or with the fields of the
+        original.
+    limit : int, optional
+        Items of each task; all without it.
+    batch_tokens : int, optional
+        Tokens of text in a trace.
+    cap : int, optional
+        The most states that go through a block together.
+    out : str or path, optional
+        The file; what is scored is kept beside it, and the same call goes on from there.
+    fresh : bool
+        Whether to throw away what is there.
+    command : str
+        The command line, for the record.
+    progress : callable, optional
+        Told how many continuations are scored, and how many there are.
+
+    Returns
+    -------
+    Dataset
+        `value` and `standard_error` (task, metric, intervention, layer), as the harness gives them,
+        `clean_value` and `clean_standard_error` (task, metric); per item `correct` (intervention,
+        layer, item) and `clean_correct` (item), by the task's first metric, NaN where it is no
+        accuracy; `item_task` and `item_index` tell items apart.
+
+    Raises
+    ------
+    Refusal
+        If lm-eval is not installed, there is no such task or data, a task generates text, or `out`
+        holds other settings.
+    """
+    if model.tokenizer is None:
+        raise Refusal(f"{model.name} has no tokenizer, which tasks need")
+    named = sweep_schedules(interventions, model.layers)
+    labels = results.sweep_labels(named, model.layers)
+    runs: list[Schedule] = [clean(model.layers), *named.values()]
+    loaded = _load(tasks, data)
+    requests = _wanted(model, loaded, limit)
+    order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    settings = {
+        **model.identity,
+        "measurement": "tasks",
+        "tasks": ", ".join(tasks),
+        "task_data": "" if data is None else Path(data).name,
+        "limit": limit or "none",
+        "interventions": ", ".join(interventions),
+        "corpus_sha256": results.digest(requests),
+        "batch_tokens": batch_tokens,
+        "sequences": len(requests),
+        "lm_eval": _version(),
+    }
+    found = Metric("loglikelihood", "nat", "log-likelihood of a continuation")
+    greedy = Metric("greedy", "1", "whether a continuation is the most likely", count=True)
+
+    def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
+        scores = dataset.sortby("request")
+        answers = [
+            dict(
+                zip(
+                    requests,
+                    zip(
+                        scores["loglikelihood"].values[at].tolist(),
+                        (scores["greedy"].values[at] > 0).tolist(),
+                        strict=True,
+                    ),
+                    strict=True,
+                )
+            )
+            for at in range(len(runs))
+        ]
+        return _summarise(model, loaded, limit, answers, labels).assign_attrs(dataset.attrs)
+
+    run = results.Run(
+        results.blank(
+            {
+                "loglikelihood": (found, ("run", "request")),
+                "greedy": (greedy, ("run", "request")),
+            },
+            {"run": np.arange(len(runs)), "request": order},
+            results.provenance(settings, command),
+            np.float64,
+        ),
+        path=None if out is None else Path(out),
+        fresh=fresh,
+        complete=complete,
+    )
+    limit_of = _longest(model)
+    matrix = model.unembedding()
+    with run:
+        start = run.done
+        while start < len(order):
+            widest, stop = 0, start
+            while stop < len(order):
+                widest = max(widest, min(limit_of, sum(map(len, requests[order[stop]])) - 1))
+                if stop > start and (stop + 1 - start) * widest > batch_tokens:
+                    break
+                stop += 1
+            if progress is not None:
+                progress(start, len(order))
+            batch = [requests[at] for at in order[start:stop]]
+            stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
+            size = cap or max(1, stacked // (len(batch) * widest))
+            plan = compile_plan(runs, clean(model.layers), cap=size)
+            run.add(slice(start, stop), _score(model, batch, plan, matrix, limit_of))
+            start = stop
+        if progress is not None:
+            progress(len(order), len(order))
+        return run.finish()
+
+
+def _score(
+    model: Model, batch: Sequence[Request], plan: Any, matrix: Any, longest: int
+) -> dict[str, NDArray[Any]]:
+    """Score continuations under every schedule of a plan, in one trace."""
+    texts = [[*context, *continuation][-(longest + 1) :] for context, continuation in batch]
+    width = max(map(len, texts)) - 1
+    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+    item: list[int] = []
+    query: list[int] = []
+    targets: list[int] = []
+    for at, (ids, (_, continuation)) in enumerate(zip(texts, batch, strict=True)):
+        tokens[at, : len(ids) - 1] = torch.tensor(ids[:-1])
+        item += [at] * len(continuation)
+        query += range(len(ids) - 1 - len(continuation), len(ids) - 1)
+        targets += continuation
+    device = model.device
+    text = {
+        "vocabulary": model.vocabulary,
+        "targets": torch.tensor(targets, device=device),
+        "item": torch.tensor(item, device=device),
+        "query": torch.tensor(query, device=device),
+    }
+    found = run_plan(model, tokens.to(device), plan, text, matrix, scoring.score)
+    ends = np.flatnonzero(np.diff(item, prepend=-1))
+    return {
+        "loglikelihood": -np.add.reduceat(found["loss"].astype(np.float64), ends, axis=1),
+        "greedy": np.minimum.reduceat(found["hit"], ends, axis=1).astype(np.int32),
+    }
+
+
+def _longest(model: Model) -> int:
+    """Return the most tokens of a context and a continuation, as the harness has it."""
+    from lm_eval.models.utils import resolve_max_length
+
+    return int(resolve_max_length(model.config, model.tokenizer))
+
+
+def _load(tasks: Sequence[str], data: str | Path | None) -> dict[str, Any]:
+    """Load tasks, with local data in the place of their own where a directory is given."""
+    try:
+        from lm_eval.tasks._factory import TaskFactory
+    except ImportError as error:
+        raise Refusal(
+            "tasks come from lm-eval, which is not installed: "
+            "pip install 'stages-of-inference[bench]'"
+        ) from error
+    with _quiet():
+        manager = _manager()
+        found = {}
+        for name in tasks:
+            if name not in manager.all_subtasks:
+                close = [task for task in manager.all_subtasks if name.lower() in task][:5]
+                hint = f"; like it there are: {', '.join(close)}" if close else ""
+                raise Refusal(f"lm-eval has no task {name!r}{hint}")
+            changes = {} if data is None else _local(name, Path(data).expanduser())
+            try:
+                found[name] = TaskFactory().build(
+                    manager.task_index[name], overrides=changes, registry=manager.task_index
+                )
+            except Exception as error:  # whatever a task's own code and the hub's client raise
+                raise Refusal(
+                    f"the data of {name} cannot be loaded ({first_line(error)}): give --task-data "
+                    f"with a {name}.jsonl in it"
+                ) from error
+            if found[name].OUTPUT_TYPE not in {"multiple_choice", "loglikelihood"}:
+                raise Refusal(f"{name} generates text; only tasks that score continuations are run")
+    return found
+
+
+@cache
+def _manager() -> Any:
+    """Return lm-eval's index of its tasks, which takes seconds to build."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _local(name: str, directory: Path) -> dict[str, Any]:
+    """Return what is changed of a task's configuration to read its data from a directory."""
+    path = directory / f"{name}.jsonl"
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in directory.glob("*.jsonl"))) or "no .jsonl"
+        raise Refusal(f"there is no {path.name} in {directory.name}, which has {there}")
+    changes: dict[str, Any] = {
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": None,
+    }
+    fields = _fields(path)
+    plain = {"process_docs": None, "should_decontaminate": False}
+    if {"query", "choices", "gold"} <= fields:
+        changes |= plain | {
+            "doc_to_text": "{{query}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{gold}}",
+        }
+    elif {"context", "continuation"} <= fields:
+        changes |= plain | {
+            "doc_to_text": "{{context}}",
+            "doc_to_target": "{{' ' + continuation.lstrip()}}",
+        }
+    return changes
+
+
+def _fields(path: Path) -> set[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return set(json.loads(file.readline()))
+    except (OSError, ValueError, TypeError) as error:
+        raise Refusal(f"{path.name} cannot be read: {first_line(error)}") from error
+
+
+def _wanted(model: Model, tasks: Mapping[str, Any], limit: int | None) -> list[Request]:
+    """Return every continuation that the harness wants scored, each once."""
+    heard: dict[Request, None] = {}
+
+    def hear(requests: Sequence[Request]) -> list[Answer]:
+        heard.update(dict.fromkeys(requests))
+        return [(0.0, False)] * len(requests)
+
+    _harness(model, tasks, limit, hear)
+    longest = _longest(model)
+    for _, continuation in heard:
+        if len(continuation) > longest:
+            raise Refusal(
+                f"a continuation of {len(continuation)} tokens is longer than {model.name} takes"
+            )
+    return list(heard)
+
+
+def _harness(
+    model: Model,
+    tasks: Mapping[str, Any],
+    limit: int | None,
+    answer: Callable[[Sequence[Request]], list[Answer]],
+    bootstrap: int = 0,
+) -> dict[str, Any]:
+    """Run the harness over a model that answers as it is told; return its results and samples."""
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.utils import has_bos_prefix
+
+    tokenizer = model.tokenizer
+
+    class Answering(TemplateLM):  # type: ignore[misc]
+        @property
+        def eot_token_id(self) -> int:
+            return int(tokenizer.eos_token_id)
+
+        @property
+        def prefix_token_id(self) -> int:
+            first = tokenizer.bos_token_id
+            return int(tokenizer.eos_token_id if first is None else first)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **_: Any
+        ) -> list[int]:
+            options = (
+                {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+            )
+            if add_special_tokens is None:
+                if has_bos_prefix(string, tokenizer.decode(self.prefix_token_id)):
+                    options["add_special_tokens"] = False
+            ids: list[int] = tokenizer.encode(string, **options)
+            return ids
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[Answer]:
+            return answer([(tuple(context), tuple(ids)) for _, context, ids in requests])
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise Refusal("tasks that score whole texts are not run")
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            raise Refusal("tasks that generate text are not run")
+
+    with _quiet():
+        found: dict[str, Any] = evaluate(
+            Answering(),
+            {"tasks": dict(tasks), "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=bootstrap,
+            log_samples=True,
+        )
+    return found
+
+
+def _summarise(
+    model: Model,
+    tasks: Mapping[str, Any],
+    limit: int | None,
+    answers: Sequence[Mapping[Request, Answer]],
+    labels: results.Labels,
+) -> xr.Dataset:
+    """Make the harness's metrics of the answers of every schedule, the clean one first."""
+    harness = [
+        _harness(model, tasks, limit, partial(_look_up, known), BOOTSTRAP) for known in answers
+    ]
+    metrics = sorted(
+        {
+            key.partition(",")[0]
+            for name in tasks
+            for key in harness[0]["results"][name]
+            if key.endswith(",none") and "_stderr" not in key
+        }
+    )
+    shape = (len(harness), len(tasks), len(metrics))
+    value, error = np.full(shape, np.nan), np.full(shape, np.nan)
+    for at, found in enumerate(harness):
+        for row, name in enumerate(tasks):
+            for column, metric in enumerate(metrics):
+                value[at, row, column] = _number(found["results"][name].get(f"{metric},none"))
+                error[at, row, column] = _number(
+                    found["results"][name].get(f"{metric}_stderr,none")
+                )
+    items = [
+        (name, sample["doc_id"])
+        for name in tasks
+        for sample in sorted(harness[0]["samples"][name], key=lambda sample: sample["doc_id"])
+    ]
+    correct = np.array(
+        [
+            [
+                _number(sample.get("acc"))
+                for name in tasks
+                for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+            ]
+            for found in harness
+        ]
+    )
+    dims = ("task", "metric")
+
+    def described(name: str) -> dict[str, str]:
+        return {"units": "1", "long_name": name}
+
+    metric_text = "metric as lm-eval defines it"
+    return xr.Dataset(
+        {
+            "value": ((*labels.dims, *dims), labels.spread(value[1:]), described(metric_text)),
+            "standard_error": (
+                (*labels.dims, *dims),
+                labels.spread(error[1:]),
+                described("standard error of value, as lm-eval gives it"),
+            ),
+            "clean_value": (dims, value[0], described(f"{metric_text}, clean model")),
+            "clean_standard_error": (dims, error[0], described("standard error of clean_value")),
+            "correct": (
+                (*labels.dims, "item"),
+                labels.spread(correct[1:]),
+                described("whether an item is answered right, by acc"),
+            ),
+            "clean_correct": ("item", correct[0], described("the same, clean model")),
+        },
+        coords={
+            **labels.coords,
+            "task": list(tasks),
+            "metric": metrics,
+            "item": np.arange(len(items)),
+            "item_task": ("item", [name for name, _ in items]),
+            "item_index": ("item", [index for _, index in items]),
+        },
+    ).transpose("task", "metric", *labels.dims, "item")
+
+
+def _look_up(known: Mapping[Request, Answer], requests: Sequence[Request]) -> list[Answer]:
+    return [known[request] for request in requests]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float, np.number)) else float("nan")
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lm-eval")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the harness's notes and bars from the terminal, and its processes to this one."""
+    before, alone = logging.root.manager.disable, os.environ.get("DISABLE_MULTIPROC")
+    logging.disable(logging.WARNING)
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+        if alone is None:
+            del os.environ["DISABLE_MULTIPROC"]

@@ -1,0 +1,262 @@
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from families import rebuilt, tiny
+from strict import StrictBackend
+from tokenizers_for_tests import byte_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from robustness import results, tasks
+from robustness.model import open_model
+from robustness.refusal import Refusal
+from robustness.schedule import clean, drop, repeat, swap
+from robustness.tasks import evaluate_tasks
+
+NAMES = ("arc_easy", "hellaswag", "lambada_openai")
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve items of each task, in the fields of the three kinds."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("tasks")
+
+    def words(count):
+        return " ".join(random.choice(["cat", "dog", "sun", "sea", "hill", "rain"], count))
+
+    def write(name, make):
+        rows = "".join(json.dumps(make()) + "\n" for _ in range(12))
+        (path / f"{name}.jsonl").write_text(rows)
+
+    def choices():
+        texts = [words(int(random.integers(1, 5))) for _ in range(4)]
+        return {"query": words(8), "choices": texts, "gold": int(random.integers(4))}
+
+    write("hellaswag", choices)
+    write("lambada_openai", lambda: {"context": words(6), "continuation": words(1)})
+
+    def original():
+        texts = [words(2) for _ in range(3)]
+        labels = ["A", "B", "C"]
+        return {
+            "question": words(5) + "?",
+            "choices": {"text": texts, "label": labels},
+            "answerKey": str(random.choice(labels)),
+        }
+
+    write("arc_easy", original)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=257, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=0,
+        eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def model(plain):
+    return open_model(plain, tokenizer=byte_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def found(model, data):
+    return evaluate_tasks(model, NAMES, ("drop", "swap", "repeat-2"), data=data, batch_tokens=900)
+
+
+def by_harness(net, data, limit=None):
+    """What lm-eval itself makes of a plain model on the same items."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    loaded = tasks._load(NAMES, data)
+    net.config.use_cache = False  # a cache is indexed by block, and wrong for one that is moved
+    with tasks._quiet():
+        return evaluate(
+            HFLM(pretrained=net, tokenizer=byte_tokenizer(), batch_size=4),
+            {"tasks": loaded, "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=100,
+            log_samples=True,
+        )
+
+
+def likelihoods(harness):
+    return {
+        (name, sample["doc_id"], at): response[0][0]
+        for name in NAMES
+        for sample in harness["samples"][name]
+        for at, response in enumerate(sample["resps"])
+    }
+
+
+def ours(model, data, schedule):
+    """Every log-likelihood under a schedule, through the harness's own samples."""
+    kept = {}
+    summarise = tasks._summarise
+
+    def spy(model, loaded, limit, answers, labels):
+        place = [clean(model.layers), *spy.runs].index(schedule)
+        known = answers[place]
+        look_up = tasks.partial(tasks._look_up, known)
+        kept.update(likelihoods(tasks._harness(model, loaded, limit, look_up)))
+        return summarise(model, loaded, limit, answers, labels)
+
+    names = ("drop", "swap", "repeat-2")
+    spy.runs = list(tasks.sweep_schedules(names, model.layers).values())
+    tasks._summarise = spy
+    try:
+        evaluate_tasks(model, NAMES, names, data=data, batch_tokens=700)
+    finally:
+        tasks._summarise = summarise
+    return kept
+
+
+SCHEDULES = {
+    "clean": clean(3),
+    "drop": drop(clean(3), 1),
+    "swap": swap(clean(3), 0),
+    "repeat": repeat(clean(3), 1, 2),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_log_likelihoods_are_the_harnesss_own_on_a_rebuilt_model(model, plain, data, name):
+    expected = likelihoods(by_harness(rebuilt(plain, SCHEDULES[name]), data))
+    found = ours(model, data, SCHEDULES[name])
+    assert found.keys() == expected.keys() and len(found) == 12 * (3 + 4 + 1)
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-4), key
+
+
+def test_metrics_and_errors_are_the_harnesss(found, plain, data):
+    for schedule, chosen in (
+        (clean(3), {"value": found.clean_value, "error": found.clean_standard_error}),
+        (
+            drop(clean(3), 2),
+            {
+                "value": found.value.sel(intervention="drop", layer=2),
+                "error": found.standard_error.sel(intervention="drop", layer=2),
+            },
+        ),
+    ):
+        harness = by_harness(rebuilt(plain, schedule), data)["results"]
+        for task, metric in (
+            ("arc_easy", "acc"),
+            ("arc_easy", "acc_norm"),
+            ("hellaswag", "acc_norm"),
+            ("lambada_openai", "acc"),
+            ("lambada_openai", "perplexity"),
+        ):
+            here = {"task": task, "metric": metric}
+            expected = harness[task][f"{metric},none"]
+            assert float(chosen["value"].sel(here)) == pytest.approx(expected, rel=1e-3)
+            expected = harness[task][f"{metric}_stderr,none"]
+            assert float(chosen["error"].sel(here)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_items_are_kept_for_paired_comparisons(found):
+    assert found.correct.dims == ("intervention", "layer", "item")
+    for task in NAMES:
+        mine = found.item_task == task
+        mean = found.correct.isel(item=mine).mean("item", skipna=False)
+        np.testing.assert_allclose(mean, found.value.sel(task=task, metric="acc"))
+    assert np.isnan(found.value.sel(task="hellaswag", metric="perplexity")).all()
+    assert np.isnan(found.value.sel(intervention="swap", layer=2)).all()
+
+
+def test_long_contexts_are_cut_off_on_the_left_as_the_harness_does(model, plain, data, tmp_path):
+    for name in NAMES:
+        (tmp_path / f"{name}.jsonl").write_text((data / f"{name}.jsonl").read_text())
+    long = {"context": "rain on the hill " * 12, "continuation": "sea"}
+    (tmp_path / "lambada_openai.jsonl").write_text(json.dumps(long) + "\n")
+    expected = likelihoods(by_harness(plain, tmp_path))
+    found = ours(model, tmp_path, clean(3))
+    assert found["lambada_openai", 0, 0] == pytest.approx(
+        expected["lambada_openai", 0, 0], abs=1e-4
+    )
+
+
+def test_on_a_server_it_is_the_same(model, data):
+    remote = replace(model, request={"backend": StrictBackend(model.traced)})
+    here = evaluate_tasks(model, ("hellaswag",), ("drop",), data=data, limit=4)
+    there = evaluate_tasks(remote, ("hellaswag",), ("drop",), data=data, limit=4)
+    xr.testing.assert_allclose(here, there)
+
+
+def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
+    options = {"data": data, "out": tmp_path / "tasks.nc", "batch_tokens": 300}
+
+    def stop(done, _total):
+        if done > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tasks(model, NAMES, ("drop",), progress=stop, **options)
+    assert results.load(tmp_path / "tasks.partial.nc").sequences_done > 20
+    seen = []
+    score = tasks._score
+    tasks._score = lambda model, batch, *rest: seen.extend(batch) or score(model, batch, *rest)
+    try:
+        data_of = evaluate_tasks(model, NAMES, ("drop",), **options)
+    finally:
+        tasks._score = score
+    assert 0 < len(seen) < 80
+    xr.testing.assert_equal(data_of, results.load(tmp_path / "tasks.nc"))
+    xr.testing.assert_allclose(data_of, evaluate_tasks(model, NAMES, ("drop",), data=data))
+    assert [file.name for file in tmp_path.iterdir()] == ["tasks.nc"]
+
+
+def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
+    model, data, monkeypatch
+):
+    batches = []
+    score = tasks._score
+
+    def spy(model, batch, *rest):
+        batches.extend(batch)
+        return score(model, batch, *rest)
+
+    monkeypatch.setattr(tasks, "_score", spy)
+    evaluate_tasks(model, ("hellaswag", "arc_easy"), ("drop",), data=data)
+    assert len(batches) == len(set(batches)) <= 12 * 7
+
+
+def test_without_the_harness_it_says_what_to_install(model, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(Refusal, match=r"pip install 'stages-of-inference\[bench\]'"):
+        evaluate_tasks(model, NAMES)
+
+
+REFUSED = {
+    "unknown task": (("arc_eazy",), None, "lm-eval has no task 'arc_eazy'"),
+    "no data": (("winogrande",), "DATA", r"there is no winogrande\.jsonl in .*arc_easy\.jsonl"),
+    "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*--task-data"),
+    "generates": (("gsm8k",), "DATA", "gsm8k generates text"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_run_is_refused(model, data, case):
+    names, where, message = REFUSED[case]
+    (data / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    with pytest.raises(Refusal, match=message):
+        evaluate_tasks(model, names, data=data if where else None)
+
+
+def test_a_model_without_a_tokenizer_is_refused():
+    with pytest.raises(Refusal, match="has no tokenizer"):
+        evaluate_tasks(open_model(tiny("gpt2")))
