@@ -23,6 +23,8 @@ def stages() -> None:
     stages demo                              the built-in model, offline, within a minute
     stages sweep openai-community/gpt2       drop and swap every block, one NetCDF file
     stages observe openai-community/gpt2     lens, CKA, attention, norms, similarity, neurons
+    stages probe openai-community/gpt2 ing   what can be read out of activations
+    stages tasks openai-community/gpt2       HellaSwag, ARC-Easy, LAMBADA under every schedule
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
@@ -151,8 +153,7 @@ def sweep(model: str, **options: Any) -> None:
     stages sweep openai-community/gpt2 --repeat 5 --data my.jsonl --tokens 100000
     stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.."
     """
-    names = [name for name in ("drop", "swap") if options[name]]
-    names += [f"repeat-{length}" for length in options["repeat"]] + list(options["named"])
+    names = _interventions(options)
     if names and options["texts"]:
         raise click.UsageError("--schedule goes without --drop, --swap, --repeat, --intervention")
     click.echo(_sweep(model, names or ["drop", "swap"], options))
@@ -244,6 +245,51 @@ def probe(model: str, task: str, **options: Any) -> None:
     stages probe openai-community/gpt2-xl ing --data my.jsonl --suffix ed
     """
     click.echo(_probe(model, task, options))
+
+
+@stages.command()
+@click.argument("model")
+@click.argument("names", nargs=-1, metavar="[TASK]...")
+@click.option("--drop", is_flag=True, help="Leave out each block.")
+@click.option("--swap", is_flag=True, help="Exchange each block with the next.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    multiple=True,
+    metavar="B",
+    help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
+)
+@click.option("--intervention", "named", multiple=True, metavar="NAME", help="As for sweep.")
+@click.option(
+    "--task-data",
+    type=click.Path(path_type=Path),
+    help="A directory with TASK.jsonl files in the place of the tasks' data sets.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Items of each task.  [default: all]")
+@options_of_model
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
+@click.option(
+    "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/tasks.nc]")
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
+    """Run tasks of lm-eval on MODEL under interventions at every layer.
+
+    TASKs are those of lm-eval that score continuations; hellaswag, arc_easy and lambada_openai
+    without any. Without --drop, --swap, --repeat or --intervention, every block is dropped and
+    every adjacent pair swapped.
+
+    \b
+    stages tasks openai-community/gpt2 hellaswag arc_easy --limit 500
+    stages tasks builtin arc_easy --drop --task-data my-tasks
+    """
+    click.echo(_tasks(model, list(names), options))
 
 
 @stages.command()
@@ -404,6 +450,35 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
     return Path(out)
 
 
+def _interventions(options: dict[str, Any]) -> list[str]:
+    names = [name for name in ("drop", "swap") if options[name]]
+    return names + [f"repeat-{length}" for length in options["repeat"]] + list(options["named"])
+
+
+def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
+    """Open the model, run tasks, and return the path of their file."""
+    from robustness.results import command_line
+    from robustness.tasks import TASKS, evaluate_tasks
+
+    model = _open(name, options)
+    out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / "tasks.nc"
+    with _progress(None, quiet=options["quiet"], unit="text") as progress:
+        evaluate_tasks(
+            model,
+            names or TASKS,
+            _interventions(options) or ["drop", "swap"],
+            data=options["task_data"],
+            limit=options["limit"],
+            batch_tokens=options["batch_tokens"],
+            cap=options["state_cap"],
+            out=out,
+            fresh=not options["resume"],
+            command=command_line(),
+            progress=progress,
+        )
+    return Path(out)
+
+
 def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Iterator[Path]:
     """Open model and corpus, measure, and yield the path of every file."""
     from robustness.results import command_line
@@ -458,7 +533,13 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     from robustness.results import command_line
 
     model = _open(name, options)
-    stem = options["suffix"] if task == "ing" and options["suffix"].isalnum() else task
+    stem = task if options["suffix"] == "ing" else f"suffix-{options['suffix'].strip()}"
+    if task != "ing" and options["suffix"] != "ing":
+        raise click.UsageError("--suffix goes with ing")
+    if task == "wic" and (options["items"] or options["field"] != "text"):
+        raise click.UsageError("--items and --field go with ing and subjoiner")
+    if not stem.replace("-", "").isalnum():
+        raise click.UsageError("a suffix is of letters and digits")
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{stem}.nc"
     items = {} if options["items"] is None else {"items": options["items"]}
     text = {"field": options["field"], "split": options["split"], **items}
@@ -475,15 +556,8 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
         if task == "wic":
             probe_wic(model, source, **common)
         elif task == "ing":
-            probe_suffix(
-                model,
-                source,
-                name,
-                options["suffix"],
-                revision=options["revision"],
-                **text,
-                **common,
-            )
+            text |= {key: options[key] for key in ("revision", "trust_remote_code")}
+            probe_suffix(model, source, name, options["suffix"], **text, **common)
         else:
             probe_subjoiner(model, source, pieces=options["pieces"], **text, **common)
     return Path(out)

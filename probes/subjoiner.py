@@ -19,11 +19,12 @@ from torch import Tensor
 
 from probes.classifier import interval_of_difference
 from robustness import results
-from robustness.corpus import documents
+from robustness.corpus import documents, source_name
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.observation import scan
 from robustness.refusal import Refusal
+from robustness.uncertainty import standard_error
 
 LENGTH = 16
 """Tokens of an input, besides BOS."""
@@ -36,6 +37,9 @@ ITEMS = 1000
 
 FEWEST = 40
 """Inputs of each class that there must be."""
+
+FEWEST_WORDS = 10
+"""Distinct words of each class that there must be in each half."""
 
 PERMUTATIONS = 1000
 
@@ -93,8 +97,8 @@ def make_inputs(
     Refusal
         If there are too few inputs of either class.
     """
-    if not tokenizer.is_fast:
-        raise Refusal("the tokenizer has no offsets, to find a word's tokens by")
+    if tokenizer is None or not tokenizer.is_fast:
+        raise Refusal("there is no tokenizer with offsets, to find a word's tokens by")
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     found: dict[bool, list[tuple[str, list[int]]]] = {True: [], False: []}
     for _, text in documents(source, seed=seed, field=field, split=split):
@@ -118,13 +122,22 @@ def make_inputs(
             )
     inputs = [(kind, word, ids) for kind in (True, False) for word, ids in found[kind]]
     words = np.array([word for _, word, _ in inputs])
-    distinct = np.unique(words)
-    chosen = np.random.default_rng(seed).random(len(distinct)) < 0.5
+    held_out = np.zeros(len(words), np.bool_)
+    random = np.random.default_rng(seed)
+    for kind in (True, False):
+        distinct = np.unique([word for other, word, _ in inputs if other == kind])
+        if len(distinct) < 2 * FEWEST_WORDS:
+            raise Refusal(
+                f"{source} has {len(distinct)} different words of {pieces if kind else 1} "
+                f"token(s); {2 * FEWEST_WORDS} are needed: read more text, or ask for words of "
+                "other --pieces"
+            )
+        held_out |= np.isin(words, random.permutation(distinct)[::2])
     return Inputs(
         tokens=np.array([bos + ids for *_, ids in inputs], dtype=np.int64),
         pieces=np.array([kind for kind, *_ in inputs]),
         word=words,
-        held_out=chosen[np.searchsorted(distinct, words)],
+        held_out=held_out,
     )
 
 
@@ -185,8 +198,8 @@ def probe_subjoiner(
         `score_high`, a 95 % bootstrap interval over words; `finding_score` (layer, head), the same
         on the words that heads are found by; `found` (layer, head), whether that is above
         `threshold`, what the best of all heads reaches in one of twenty random divisions into
-        classes; `monotone` (layer, head), the share of words whose pieces get less weight the later
-        they come.
+        classes; `monotone` (layer, head), the share of inputs whose pieces get less weight the
+        later they come, NaN for words of two pieces.
 
     Raises
     ------
@@ -203,17 +216,19 @@ def probe_subjoiner(
         **model.identity,
         "measurement": "subjoiner",
         "pieces": pieces,
-        "corpus": Path(source).name,
+        "corpus": source_name(source),
+        "window": LENGTH,
+        "bos": "first" if len(inputs.tokens[0]) > LENGTH else "none",
         "corpus_sha256": results.digest((inputs.tokens.tolist(), inputs.held_out.tolist())),
         "words_in_pieces": int(inputs.pieces.sum()),
         "whole_words": int((~inputs.pieces).sum()),
         "seed": seed,
         "sequences": len(inputs.tokens),
     }
-    weight = Metric("attention", "1", "attention weight from the last token")
+    weight = Metric("weight", "1", "attention weight from the last token")
     run = results.Run(
         results.blank(
-            {"attention": (weight, ("layer", "head", "key", "input"))},
+            {"weight": (weight, ("layer", "head", "key", "input"))},
             {
                 **results.layer_coords(model.layers),
                 "head": np.arange(heads),
@@ -238,7 +253,7 @@ def probe_subjoiner(
             begin=run.done,
             batch_tokens=batch_tokens,
         ):
-            run.add(rows, {"attention": found["attention"].numpy()})
+            run.add(rows, {"weight": found["attention"].numpy()})
             if progress is not None:
                 progress(run.done, len(inputs.tokens))
         return run.finish()
@@ -246,7 +261,7 @@ def probe_subjoiner(
 
 def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Dataset:
     """Score every head on both halves of the words."""
-    attention = dataset["attention"]
+    attention = dataset["weight"]
     weight = attention.sel(key=slice(1 - pieces, -1))
     gathered = weight.sum("key").values.astype(np.float64)
     finding, held_out = ~inputs.held_out, inputs.held_out
@@ -256,9 +271,12 @@ def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Da
         both = gathered[..., rows]
         return both[..., label].mean(-1) - both[..., ~label].mean(-1)
 
+    # A word is of one class with all of its inputs, so words are permuted and not inputs.
     labels = inputs.pieces[finding]
+    _, first, word = np.unique(inputs.word[finding], return_index=True, return_inverse=True)
     best = [
-        float(difference(random.permutation(labels), finding).max()) for _ in range(PERMUTATIONS)
+        float(difference(random.permutation(labels[first])[word], finding).max())
+        for _ in range(PERMUTATIONS)
     ]
     threshold = float(np.quantile(best, 0.95))
     found_by = difference(labels, finding)
@@ -269,9 +287,11 @@ def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Da
         bounds[layer, head] = interval_of_difference(values, kinds, inputs.word[held_out], seed)
     in_pieces = weight.values[..., held_out & inputs.pieces]
     monotone = (np.diff(in_pieces, axis=2) < 0).all(2).mean(-1)
-    means = [
-        attention.values[..., held_out & kind].mean(-1) for kind in (inputs.pieces, ~inputs.pieces)
-    ]
+    if pieces < 3:
+        monotone[:] = np.nan
+    rows = [held_out & kind for kind in (inputs.pieces, ~inputs.pieces)]
+    means = [attention.values[..., chosen].mean(-1) for chosen in rows]
+    errors = [_error(attention.values[..., chosen], inputs.word[chosen]) for chosen in rows]
     dims = ("layer", "head")
 
     def described(name: str) -> dict[str, str]:
@@ -283,6 +303,11 @@ def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Da
                 ("input_class", *dims, "key"),
                 np.stack(means),
                 described("mean attention weight from the last token, held-out words"),
+            ),
+            "attention_standard_error": (
+                ("input_class", *dims, "key"),
+                np.stack(errors),
+                described("standard error of attention, clustered by word"),
             ),
             "score": (dims, score, described("weight on earlier pieces, in pieces less whole")),
             "score_low": (dims, bounds[..., 0], described("lower bound of score, 95 % bootstrap")),
@@ -298,7 +323,7 @@ def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Da
                 threshold,
                 described("what the best head reaches in 1 of 20 random divisions"),
             ),
-            "monotone": (dims, monotone, described("share of words with falling weights")),
+            "monotone": (dims, monotone, described("share of inputs with falling weights")),
         },
         coords={
             **{name: dataset[name] for name in ("layer", "relative_depth", "head", "key")},
@@ -306,3 +331,10 @@ def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Da
         },
         attrs=dataset.attrs,
     )
+
+
+def _error(values: NDArray[Any], cluster: NDArray[Any]) -> NDArray[np.float64]:
+    """Standard error of the mean over the last dimension, clustered; see `uncertainty`."""
+    data = xr.DataArray(values, dims=[*(f"d{at}" for at in range(values.ndim - 1)), "sequence"])
+    data = data.assign_coords(document=("sequence", np.unique(cluster, return_inverse=True)[1]))
+    return standard_error(data).values

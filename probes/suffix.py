@@ -20,7 +20,7 @@ from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from robustness import kernels, results
-from robustness.corpus import documents
+from robustness.corpus import documents, source_name
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
@@ -37,6 +37,9 @@ ITEMS = 10_000
 
 FEWEST = 200
 """Windows with the suffix that there must be."""
+
+FEWEST_DOCUMENTS = 10
+"""Documents of each part that there must be: intervals are by document."""
 
 NEURONS = 32
 """Neurons that are probed."""
@@ -66,7 +69,7 @@ class Task:
     part: NDArray[np.str_]
     """`train`, `dev` or `test`; the same for all windows of a document."""
     positives: int
-    """How many windows with the suffix the corpus has."""
+    """How many windows with the suffix were found before there were enough."""
 
 
 def tokens_ending_in(tokenizer: Any, suffix: str) -> NDArray[np.int64]:
@@ -77,6 +80,8 @@ def tokens_ending_in(tokenizer: Any, suffix: str) -> NDArray[np.int64]:
     Refusal
         If there is none.
     """
+    if tokenizer is None:
+        raise Refusal("there is no tokenizer, to tell which tokens end so")
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     found = [at for at, text in enumerate(texts) if text.strip().lower().endswith(suffix.lower())]
     if not suffix or not found:
@@ -132,6 +137,8 @@ def make_task(
         if len(windows[True]) * 2 >= items:
             break
     count = min(items // 2, len(windows[True]))
+    if items // 2 < FEWEST:
+        raise Refusal(f"{items} items are too few: ask for --items {2 * FEWEST} or more")
     if count < FEWEST:
         raise Refusal(
             f"{source} has {count} windows of {length} tokens that end so; {FEWEST} are needed: "
@@ -141,8 +148,12 @@ def make_task(
     document = np.array([row[1] for row in rows])
     part = _parts(document, random)
     for name in SHARES:
-        if not (part == name).any():
-            raise Refusal(f"{source} has too few documents to divide them into {', '.join(SHARES)}")
+        there = len(np.unique(document[part == name]))
+        if there < FEWEST_DOCUMENTS:
+            raise Refusal(
+                f"{source} gives {there} document(s) for {name}, and {FEWEST_DOCUMENTS} are "
+                "needed: read a corpus of more documents"
+            )
     return Task(
         tokens=np.array([bos + row[2] for row in rows], dtype=np.int64),
         label=np.array([row[0] for row in rows]),
@@ -189,7 +200,8 @@ def choose_neurons(
         `effect` (neuron, tokens, bin), the shares of W_U · w_out in `bin`, for the tokens `with`
         the suffix and those `without`; `layer` and `index` of each neuron.
     """
-    unembedding = processed_unembedding(weights)
+    # Rows that pad the vocabulary are no tokens.
+    unembedding = processed_unembedding(weights, weights.tokens)
     with_suffix = torch.zeros(len(unembedding), dtype=torch.bool)
     with_suffix[torch.from_numpy(wanted)] = True
     direction = unembedding[with_suffix].mean(0) - unembedding[~with_suffix].mean(0)
@@ -247,7 +259,7 @@ def _share(name: str) -> dict[str, str]:
 
 def read_neurons(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
     """Activations at the last token but one, (neuron, item), of chosen and of random neurons."""
-    place = torch.arange(len(text["lengths"])), text["lengths"] - 2
+    place = torch.arange(len(text["lengths"]), device=text["lengths"].device), text["lengths"] - 2
     if "layer" not in captured:
         return {"final": captured["residual"][place]}
     activations = kernels.precise(captured["neurons"][place]).T
@@ -270,8 +282,22 @@ def read_answer(
     chosen = logits[:, text["wanted"]]
     names = ("activation", "control")
     found = {name: torch.cat([kept[name] for kept in taken[:-1]]) for name in names}
-    found["top"] = (chosen.amax(-1) == logits.amax(-1)).to(logits.dtype)
+    top = logits.argmax(-1, keepdim=True) == text["wanted"].to(logits.device)
+    found["top"] = top.any(-1).to(logits.dtype)
     found["share"] = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    return found
+
+
+def _controls(
+    layer: NDArray[np.int64], index: NDArray[np.int64], count: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw as many other neurons of the same layers, each at most once."""
+    random = np.random.default_rng(seed)
+    found = np.zeros_like(index)
+    for at in np.unique(layer):
+        others = np.setdiff1d(np.arange(count), index[layer == at])
+        wanted = int((layer == at).sum())
+        found[layer == at] = random.choice(others, wanted, replace=len(others) < wanted)
     return found
 
 
@@ -281,11 +307,13 @@ def probe_suffix(
     weights_of: Any,
     suffix: str = "ing",
     *,
+    wanted: Sequence[int] | None = None,
     items: int = ITEMS,
     seed: int = 0,
     field: str = "text",
     split: str = "train",
     revision: str | None = None,
+    trust_remote_code: bool = False,
     batch_tokens: int | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
@@ -304,12 +332,14 @@ def probe_suffix(
         What the model was opened from.
     suffix : str
         What the tokens end in.
+    wanted : sequence of int, optional
+        A set of tokens instead of those that end in the suffix, which then is its name.
     items : int
         The most windows.
     seed : int
         Of the windows, the random neurons, the shuffled labels and the bootstrap.
-    revision : str, optional
-        Branch, tag or commit on the hub.
+    revision, trust_remote_code
+        As for `open_model`.
     batch_tokens, out, fresh, command, progress
         As for `robustness.observation.observe`, with one file.
 
@@ -326,15 +356,16 @@ def probe_suffix(
     Refusal
         If no token ends in the suffix, or the corpus has too few that do.
     """
-    wanted = tokens_ending_in(model.tokenizer, suffix)
+    ending = tokens_ending_in(model.tokenizer, suffix) if wanted is None else np.unique(wanted)
+    chosen_tokens = ending[ending < model.vocabulary]
     task = make_task(
-        source, model.tokenizer, wanted, items=items, seed=seed, field=field, split=split
+        source, model.tokenizer, chosen_tokens, items=items, seed=seed, field=field, split=split
     )
-    weights = open_weights(weights_of, revision)
-    moments = neurons(weights_of, revision=revision)
-    chosen = choose_neurons(weights, moments, wanted)
+    weights = open_weights(weights_of, revision, trust_remote_code)
+    moments = neurons(weights_of, revision=revision, trust_remote_code=trust_remote_code)
+    chosen = choose_neurons(weights, moments, chosen_tokens)
     layer, index = chosen["layer"].values, chosen["index"].values
-    controls = np.random.default_rng(seed).integers(0, moments.sizes["neuron"], len(layer))
+    controls = _controls(layer, index, moments.sizes["neuron"], seed)
     # Captured layer by layer; `rank` says which of the neurons comes when.
     rank = np.argsort(layer, kind="stable")
     lists = {
@@ -345,8 +376,13 @@ def probe_suffix(
         **model.identity,
         "measurement": "suffix",
         "suffix": suffix,
-        "corpus": Path(source).name,
-        "corpus_sha256": results.digest((task.tokens.tolist(), task.part.tolist())),
+        "corpus": source_name(source),
+        "gated": int(weights.gated),
+        "window": LENGTH,
+        "bos": "first" if task.tokens.shape[1] > LENGTH else "none",
+        "corpus_sha256": results.digest(
+            (task.tokens.tolist(), task.part.tolist(), chosen_tokens.tolist())
+        ),
         "positives": task.positives,
         "documents": len(np.unique(task.document)),
         "seed": seed,
@@ -379,7 +415,7 @@ def probe_suffix(
             finish=read_answer,
             needs=("neurons", "prediction"),
             final=True,
-            settings={**lists, "wanted": torch.from_numpy(wanted)},
+            settings={**lists, "wanted": torch.from_numpy(chosen_tokens)},
             begin=run.done,
             batch_tokens=batch_tokens,
         ):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from robustness import kernels, results
+from robustness.corpus import source_name
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.observation import scan
@@ -84,7 +85,7 @@ def read(source: str | Path) -> dict[str, list[Pair]]:
     for part, pairs in found.items():
         if len(pairs) < FEWEST or len({pair.same for pair in pairs}) < 2:
             raise Refusal(
-                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST} of both labels"
+                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST}, of both labels"
             )
     return found
 
@@ -115,7 +116,8 @@ def _read_part(directory: Path, part: str) -> list[Pair]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`, to which characters that may stand in a sentence end a line too.
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{path.name} cannot be read: {first_line(error)}") from error
 
@@ -136,25 +138,37 @@ def _official(line: str, label: str, where: str) -> Pair:
         words = list(re.finditer(r"\S+", sentence))
         if place >= len(words):
             raise Refusal(f"{where}: {sentence!r} has no word at position {place}")
-        spans.append(words[place].span())
+        first, last = words[place].span()
+        inner = re.search(r"\w(.*\w)?", words[place].group())
+        spans.append((first + inner.start(), first + inner.end()) if inner else (first, last))
     return Pair(word, (sentences[0], sentences[1]), (spans[0], spans[1]), label == "T")
 
 
 def _from_row(row: Mapping[str, Any], where: str) -> Pair:
-    missing = [name for name in ("word", "sentence1", "sentence2", "label") if name not in row]
-    if missing:
-        raise Refusal(f"{where}: there is no {missing[0]}")
-    label = {"T": True, "F": False, 1: True, 0: False}.get(row["label"])
+    for name in ("word", "sentence1", "sentence2", "label"):
+        if not isinstance(row, Mapping) or name not in row:
+            raise Refusal(f"{where}: there is no {name}")
+        if name != "label" and not isinstance(row[name], str):
+            raise Refusal(f"{where}: {name} is {row[name]!r}, no text")
+    known = {"T": True, "F": False, 1: True, 0: False}
+    label = known.get(row["label"]) if isinstance(row["label"], (str, int)) else None
     if label is None:
         raise Refusal(f"{where}: the label is {row['label']!r}, neither T nor F")
     spans = []
     for side in "12":
         sentence, start, end = (row.get(f"{name}{side}") for name in ("sentence", "start", "end"))
         if start is None or end is None:
-            match = re.search(rf"\b{re.escape(row['word'])}\w*", str(sentence), re.IGNORECASE)
+            word = re.escape(row["word"])
+            forms = [rf"\b{word}\b"]
+            if len(row["word"]) > 2:
+                forms += [rf"\b{word}\w{{1,3}}\b", rf"\b{word[:-1]}\w{{1,4}}\b"]
+            tried = (re.search(form, str(sentence), re.IGNORECASE) for form in forms)
+            match = next((each for each in tried if each is not None), None)
             if match is None:
                 raise Refusal(f"{where}: {row['word']!r} is not in {sentence!r}")
             start, end = match.span()
+        if not (isinstance(start, int) and isinstance(end, int)):
+            raise Refusal(f"{where}: {start!r} and {end!r} are no positions of characters")
         if not 0 <= start < end <= len(str(sentence)):
             raise Refusal(f"{where}: {sentence!r} has no characters {start} to {end}")
         spans.append((int(start), int(end)))
@@ -277,8 +291,11 @@ def probe_wic(
         **model.identity,
         **counts,
         "measurement": "wic",
-        "corpus": str(source) if source == "builtin" else Path(source).name,
-        "corpus_sha256": results.digest([pair for _, pair in pairs]),
+        "corpus": source_name(source),
+        "corpus_sha256": results.digest(
+            [(ids, mask.tolist()) for ids, mask in sides]
+            + [(pairs[at][0], pairs[at][1].same) for at in kept]
+        ),
         "seed": seed,
         "sequences": len(sides),
     }
@@ -335,7 +352,7 @@ def _probe_all(
     dataset: xr.Dataset, parts: NDArray[Any], pairs: Sequence[Pair], seed: int
 ) -> xr.Dataset:
     """Fit every method at every depth on the captured states."""
-    states = dataset["state"].sortby("sentence").values
+    states = dataset["state"].values[..., np.argsort(dataset["sentence"].values)]
     same = np.array([pair.same for pair in pairs])
     depths = states.shape[0]
     probes: dict[str, list[Probe]] = {method: [] for method in PROBES}

@@ -27,6 +27,9 @@ BAND = 1.96
 
 FIRST = "layer (the first that is changed)"
 
+EFFECTS = 6
+"""Neurons whose effect on logits is drawn."""
+
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Draw the figure of a dataset.
@@ -237,6 +240,8 @@ def suffix_figure(dataset: xr.Dataset) -> Figure:
         groups.axhline(
             level, color="black", linewidth=1, linestyle=style, label=f"model, {reading}"
         )
+        bounds = (dataset[f"model_accuracy_{end}"].sel(reading=reading) for end in ("low", "high"))
+        groups.axhspan(*map(float, bounds), color="black", alpha=0.06, linewidth=0)
     groups.set_ylabel("share of test windows told right")
     groups.set_title("Groups of the best neurons")
     groups.legend(frameon=False, fontsize="x-small", ncols=2)
@@ -253,16 +258,26 @@ def suffix_figure(dataset: xr.Dataset) -> Figure:
             line=False,
         )
     singles.axhline(0.5, color="grey", linewidth=0.8)
-    singles.set_title("Single neurons, by effect on the logits")
+    gated = " (gated: no sign)" if dataset.attrs["gated"] else ""
+    singles.set_title(f"Single neurons, by effect on the logits{gated}")
     singles.legend(frameon=False, fontsize="small")
     _whole_numbers(singles, "neuron")
-    first = dataset.isel(neuron=0)
-    for index, tokens in enumerate(dataset["tokens"].values):
-        line = first["effect"].sel(tokens=tokens)
-        effects.step(line["bin"], line, where="mid", color=COLOURS[index], label=str(tokens))
-    effects.set_title(f"Neuron {int(first['layer'])}.{int(first['index'])}")
+    first = dataset.isel(neuron=slice(0, EFFECTS))
+    for row in range(first.sizes["neuron"]):
+        chosen = first.isel(neuron=row)
+        # Each neuron on a floor of its own, one above the other.
+        floor = EFFECTS - 1 - row
+        for index, tokens in enumerate(dataset["tokens"].values):
+            line = chosen["effect"].sel(tokens=tokens)
+            label = str(tokens) if not row else None
+            height = line / float(chosen["effect"].max()) * 0.9 + floor
+            effects.step(line["bin"], height, where="mid", color=COLOURS[index], label=label)
+        place = f"{int(chosen['layer'])}.{int(chosen['index'])}"
+        effects.text(float(dataset["bin"][0]), floor + 0.55, place, fontsize="small")
+    effects.set_yticks([])
+    effects.set_title("What the first neurons do to logits")
     effects.set_xlabel("W_U · w_out")
-    effects.set_ylabel("share of tokens")
+    effects.set_ylabel("share of tokens, neuron by neuron")
     effects.legend(title=f"suffix -{dataset.attrs['suffix']}", frameon=False, fontsize="small")
     effects.grid(alpha=0.3)
     return figure
@@ -285,11 +300,39 @@ def subjoiner_figure(dataset: xr.Dataset) -> Figure:
                 line["key"], line, color=COLOURS[index], marker=MARKERS[index], markersize=4,
                 label=str(kind),
             )  # fmt: skip
+            band = BAND * chosen["attention_standard_error"].sel(input_class=kind).fillna(0)
+            axis.fill_between(
+                line["key"], line - band, line + band, color=COLOURS[index], alpha=0.25
+            )
         low, high = float(chosen["score_low"]), float(chosen["score_high"])
         axis.set_title(f"head {layer}.{head}: {float(chosen['score']):.2f} [{low:.2f}, {high:.2f}]")
         _whole_numbers(axis, "token before the last")
     panels[0].set_ylabel("attention from the last token")
     panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def tasks_figure(dataset: xr.Dataset) -> Figure:
+    """Accuracy over layers, a panel a task, with 95 % bands, and the clean model's as a line."""
+    names = dataset["task"].values
+    figure = Figure(figsize=(4.4 * len(names) + 0.6, 4.2), layout="constrained")
+    for axis, task in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        # The harness's own choice where it has one: normalised by length.
+        normed = {"task": task, "metric": "acc_norm"}
+        has = "acc_norm" in dataset["metric"] and bool(dataset["clean_value"].sel(normed) >= 0)
+        metric = "acc_norm" if has and task != "arc_easy" else "acc"
+        chosen = dataset.sel(task=task, metric=metric)
+        for index, name in enumerate(dataset["intervention"].values):
+            line = chosen["value"].sel(intervention=name)
+            band = BAND * chosen["standard_error"].sel(intervention=name).fillna(0)
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            axis.plot(line["layer"], line, color=colour, marker=marker, markersize=4, label=name)
+            axis.fill_between(line["layer"], line - band, line + band, color=colour, alpha=0.2)
+        axis.axhline(float(chosen["clean_value"]), color="black", linewidth=1, label="clean")
+        axis.set_title(f"{task} [{metric}]")
+        _whole_numbers(axis, FIRST)
+    figure.axes[0].set_ylabel("share answered right")
+    figure.axes[0].legend(frameon=False)
     return figure
 
 
@@ -331,6 +374,7 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "wic": wic_figure,
     "suffix": suffix_figure,
     "subjoiner": subjoiner_figure,
+    "tasks": tasks_figure,
 }
 """The figure of every kind of file."""
 
@@ -406,6 +450,8 @@ def _whole_numbers(axis: Axes, label: str) -> None:
 
 def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
+    if attrs.get("measurement") == "tasks":
+        return f"model {attrs['model']}, {dataset.sizes['item']:,} items, 95 % bands"
     if "corpus" not in attrs:
         return f"model {attrs.get('model', 'unknown')}"
     if "tokens" not in attrs:

@@ -170,6 +170,21 @@ def _subjoiner(dataset: xr.Dataset) -> Iterator[Section]:
     yield "the best heads", "layer.head", shown
 
 
+def _tasks(dataset: xr.Dataset) -> Iterator[Section]:
+    for task in dataset["task"].values:
+        for metric in dataset["metric"].values:
+            chosen = dataset.sel(task=task, metric=metric)
+            clean = float(chosen["clean_value"])
+            if isnan(clean):
+                continue
+            columns: dict[str, xr.DataArray] = {}
+            for name in chosen["intervention"].values:
+                columns[str(name)] = chosen["value"].sel(intervention=name)
+                columns[f"{name} se"] = chosen["standard_error"].sel(intervention=name)
+            error = float(chosen["clean_standard_error"])
+            yield f"{task}, {metric}: clean {clean:.3f} ±{error:.3f}", "layer", columns
+
+
 def _bounded(name: str, dataset: xr.Dataset, variable: str) -> dict[str, xr.DataArray]:
     ends = {name: "", f"{name} from": "_low", f"{name} to": "_high"}
     return {heading: dataset[f"{variable}{end}"] for heading, end in ends.items()}
@@ -197,6 +212,7 @@ SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "wic": _wic,
     "suffix": _suffix,
     "subjoiner": _subjoiner,
+    "tasks": _tasks,
 }
 """The tables of every kind of file; for others, whatever has layers or depths and sequences."""
 

@@ -144,13 +144,13 @@ def documents(
         for index, row in rows:
             if field not in row:
                 raise Refusal(
-                    f"{_name(source)} has no field {field!r}; its fields are: "
+                    f"{source_name(source)} has no field {field!r}; its fields are: "
                     f"{', '.join(sorted(row)) or 'none'}"
                 )
             if not isinstance(row[field], str):
                 raise Refusal(
-                    f"document {index} of {_name(source)} has {str(row[field])[:20]} for text in "
-                    f"its field {field!r}; leave such rows out"
+                    f"document {index} of {source_name(source)} has {str(row[field])[:20]} for "
+                    f"text in its field {field!r}; leave such rows out"
                 )
             yield index, row[field]
     except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled) as error:
@@ -222,13 +222,15 @@ def cut(
             break
     if not windows or (tokens is not None and len(windows) < wanted):
         raise Refusal(
-            _too_few(_name(source), tokens or context, context, sizes, len(windows), len(bos), pack)
+            _too_few(
+                source_name(source), tokens or context, context, sizes, len(windows), len(bos), pack
+            )
         )
     return Corpus(
         tokens=np.array(windows[:wanted], dtype=np.int64),
         lengths=np.full(len(windows[:wanted]), context, dtype=np.int64),
         document=np.array(sources[:wanted], dtype=np.int64),
-        name=_name(source),
+        name=source_name(source),
         rule="packed windows" if pack else "windows within documents",
         bos=rule,
         seed=seed,
@@ -271,7 +273,7 @@ def first_documents(
     found = list(islice(((i, ids) for i, ids in encoded if len(ids) >= SHORTEST), count))
     if len(found) < count:
         raise Refusal(
-            f"{count} documents were asked for, {_name(source)} has {len(found)} "
+            f"{count} documents were asked for, {source_name(source)} has {len(found)} "
             f"of at least {SHORTEST} tokens; ask for --documents {len(found)}"
         )
     widest = max(len(ids) for _, ids in found)
@@ -279,7 +281,7 @@ def first_documents(
         tokens=np.array([ids + ids[-1:] * (widest - len(ids)) for _, ids in found], dtype=np.int64),
         lengths=np.array([len(ids) for _, ids in found], dtype=np.int64),
         document=np.array([index for index, _ in found], dtype=np.int64),
-        name=_name(source),
+        name=source_name(source),
         rule="first documents, one a sequence",
         bos=rule,
         seed=0,
@@ -287,7 +289,8 @@ def first_documents(
     )
 
 
-def _name(source: str | Path) -> str:
+def source_name(source: str | Path) -> str:
+    """Return the base name of a file, the id of a data set, or the name of a built-in text."""
     path = Path(source).expanduser()
     return path.name if isinstance(source, Path) or path.exists() else str(source)
 

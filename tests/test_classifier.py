@@ -67,6 +67,11 @@ def test_nothing_of_the_test_part_is_seen():
     upset = Split(split.train, split.dev, (split.test[0], ~split.test[1]))
     assert (fit(split).correct == ~fit(upset).correct).all()
     assert fit(split).chosen == fit(upset).chosen
+    values, labels = split.test
+    more = np.concatenate([values, values * 100 + 50]), np.concatenate([labels, labels])
+    moved = fit(Split(split.train, split.dev, more))
+    assert moved.dev_accuracy == fit(split).dev_accuracy and moved.chosen == fit(split).chosen
+    assert (moved.correct[: len(labels)] == fit(split).correct).all()
 
 
 def test_a_threshold_is_the_best_on_dev():

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_probe_prints_its_file_which_show_and_plot_read(run, task):
     assert run("plot", f"outputs/builtin/{task}.nc")[:2] == (0, f"outputs/builtin/{task}.png\n")
 
 
+def test_tasks_prints_its_file_which_show_and_plot_read(run, llama):
+    Path("data").mkdir()
+    rows = [
+        {"query": f"The cat {at}", "choices": ["sat", "sang a song"], "gold": at % 2}
+        for at in range(6)
+    ]
+    Path("data/arc_easy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("tasks", llama, "arc_easy", "--drop", "--task-data", "data", "--limit", 5)
+    code, out, err = run(*words)
+    assert (code, out) == (0, "outputs/tiny-llama/tasks.nc\n"), err
+    data = xr.load_dataset("outputs/tiny-llama/tasks.nc")
+    assert data.sizes["item"] == 5 and data.intervention.values.tolist() == ["drop"]
+    code, out, err = run("show", "outputs/tiny-llama/tasks.nc")
+    assert code == 0 and "arc_easy, acc: clean" in out, err
+    assert run("plot", "outputs/tiny-llama/tasks.nc")[0] == 0
+    code, _, err = run(*words[:-1], 4)
+    assert code == 1 and "was made with" in err
+
+
 def test_what_observe_offers_is_what_there_is():
     assert cli.MEASUREMENTS == (*MEASUREMENTS, "neurons")
 
@@ -179,6 +199,7 @@ REFUSALS = {
         "of 4 tokens after enough text; 40 are needed",
     ),
     "no pairs": (("probe", "MODEL", "wic", "--data", "./none"), "there is no directory ./none"),
+    "unknown task": (("tasks", "MODEL", "arc_eazy"), "lm-eval has no task 'arc_eazy'"),
     "no file": (("show", "none.nc"), "there is no file none.nc"),
     "no NetCDF": (("show", "latin.txt"), "is not a NetCDF file"),
     "not ours": (("plot", "other.nc"), "not one that stages wrote"),

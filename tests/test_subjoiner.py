@@ -10,13 +10,18 @@ from strict import StrictBackend
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from probes.subjoiner import make_inputs, probe_subjoiner
+from probes.subjoiner import Inputs, _score, make_inputs, probe_subjoiner
 from robustness import results
 from robustness.model import open_model
 from robustness.refusal import Refusal
 
-SHORT = "cat dog sun sea tree house bird road hill wind".split()
-LONG = [a + b + c for a in "bdfg" for b in ("aku", "omi") for c in ("lenz", "riw", "tosh")]
+SHORT = (
+    "cat dog sun sea tree house bird road hill wind rain snow moon star fish lamp door wall hand "
+    "foot milk bell ring king"
+).split()
+LONG = [
+    a + b + c for a in "bdfgjk" for b in ("aku", "omi", "exu") for c in ("lenz", "riwy", "togh")
+]
 
 
 def tokenizer():
@@ -58,7 +63,7 @@ def pieces():
     return counts.most_common(1)[0][0]
 
 
-def by_hand():
+def by_hand(strength=8.0):
     """A GPT-2 in which head 1 of block 1 attends to letters, all others evenly."""
     made = tokenizer()
     torch.manual_seed(0)
@@ -79,7 +84,7 @@ def by_hand():
             block.attn.c_proj.weight.zero_()
             block.mlp.c_proj.weight.zero_()
         attention = net.transformer.h[1].attn.c_attn
-        attention.bias[8] = 8.0  # the first feature of the query of head 1
+        attention.bias[8] = strength  # the first feature of the query of head 1
         attention.weight[0, 32 + 8] = 1.0  # is the letter feature in the key of head 1
     return open_model(net, tokenizer=made)
 
@@ -109,15 +114,39 @@ def test_a_head_made_by_hand_is_found_and_no_other(text):
 
 
 def test_of_heads_that_look_at_no_pieces_hardly_one_is_found(text):
-    net = tiny("gpt2", torch.float32)
-    for block in net.transformer.h:
-        torch.nn.init.zeros_(block.attn.c_attn.weight)
-    config_size = net.config.vocab_size
-    made = tokenizer()
-    assert len(made) <= config_size
-    data = probe_subjoiner(open_model(net, tokenizer=made), text, pieces=pieces(), items=100)
+    data = probe_subjoiner(by_hand(strength=0), text, pieces=pieces(), items=100)
     assert data.found.sum() == 0
     assert (abs(data.score) < 0.01).all()
+
+
+def test_a_head_that_knows_words_and_not_pieces_is_not_found():
+    """Words differ, and of one class there are few: inputs are no more than their words."""
+    hits = 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        word = np.concatenate([np.repeat(np.arange(25), 20), 100 + np.repeat(np.arange(150), 4)])
+        kind = word < 100
+        held_out = word % 2 == 1
+        of_word = random.normal(0.3, 0.1, (250, 8))
+        weight = of_word[word].T[None, :, None] * np.ones((1, 1, 16, 1)) / 3
+        noise = random.normal(0, 0.01, weight.shape)
+        dataset = xr.Dataset(
+            {"weight": (("layer", "head", "key", "input"), weight + noise)},
+            coords={"layer": [0], "relative_depth": ("layer", [0.0]), "key": np.arange(-15, 1)},
+        ).assign_coords(head=np.arange(8))
+        inputs = Inputs(np.zeros((len(word), 17), int), kind, word.astype(str), held_out)
+        hits += int(_score(dataset, inputs, 4, seed).found.sum() > 0)
+    assert hits <= 9, "of 60, 3 are expected"
+
+
+def test_few_different_words_are_refused(tmp_path):
+    path = tmp_path / "few.jsonl"
+    line = " ".join(SHORT * 3 + [LONG[0]] * 2)
+    path.write_text("\n".join('{"text": "' + line + '"}' for _ in range(60)))
+    with pytest.raises(Refusal, match=r"has \d+ different words of \d+ token\(s\); 20 are needed"):
+        make_inputs(path, tokenizer(), pieces=pieces())
+    with pytest.raises(Refusal, match="there is no tokenizer with offsets"):
+        probe_subjoiner(open_model(tiny("gpt2")), path)
 
 
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
@@ -135,6 +164,7 @@ def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         probe_subjoiner(model, text, progress=stop, **options)
     assert results.load(tmp_path / "a.partial.nc").sequences_done > 100
+    xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
     xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 

@@ -11,6 +11,7 @@ from test_wic import word_level
 from probes.suffix import (
     KINDS,
     Task,
+    _controls,
     _probe_all,
     choose_neurons,
     make_task,
@@ -27,12 +28,12 @@ from robustness.weights import open_weights
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Forty documents of words, one in ten of which ends in 7."""
+    """A hundred documents of words, one in ten of which ends in 7."""
     random = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("text") / "words.jsonl"
     lines = []
-    for _ in range(40):
-        words = random.integers(1, 101, 150)
+    for _ in range(100):
+        words = random.integers(1, 101, 60)
         lines.append('{"text": "' + " ".join(f"w{word}" for word in words) + '"}')
     path.write_text("\n".join(lines))
     return path
@@ -65,9 +66,16 @@ def test_windows_are_balanced_divided_by_document_and_end_as_they_should(text):
     assert (task.tokens == again.tokens).all() and (task.part == again.part).all()
 
 
-def test_too_little_text_is_refused_with_what_there_is(text):
-    with pytest.raises(Refusal, match="has 40 windows of 24 tokens that end so; 200 are needed"):
+def test_too_little_text_is_refused_with_what_there_is(text, tmp_path):
+    with pytest.raises(Refusal, match=r"has \d+ windows of 24 tokens that end so; 200 are needed"):
+        make_task(text, word_level(101), np.array([7]), items=600)
+    with pytest.raises(Refusal, match="80 items are too few: ask for --items 400 or more"):
         make_task(text, word_level(101), np.array([7]), items=80)
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join(text.read_text().splitlines()[:20]))
+    wanted = np.arange(0, 101, 2)
+    with pytest.raises(Refusal, match=r"gives \d document\(s\) for dev, and 10 are needed"):
+        make_task(few, word_level(101), wanted, items=600)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -155,6 +163,49 @@ def test_activations_are_those_before_the_last_token(text):
     assert data.model_accuracy.sel(reading="half") == ((share > 0.5) == task.label)[test].mean()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
+    model = opened(family)
+    net = model.traced._module
+    kept = {}
+
+    def spy(dataset, task, chosen, _seed):
+        kept.update(dataset=dataset, task=task, chosen=chosen)
+        return dataset
+
+    monkeypatch.setattr("probes.suffix._probe_all", spy)
+    probe_suffix(model, text, net, "7", items=400)
+    layers, indices = kept["chosen"].layer.values, kept["chosen"]["index"].values
+    assert (np.diff(layers) < 0).any() and len(np.unique(layers)) > 1, "in no order of layers"
+    seen = []
+    name = {"gpt2": "c_proj", "llama": "down_proj"}[family]
+    for path, part in net.named_modules():
+        if path.endswith(f"mlp.{name}"):
+            part.register_forward_pre_hook(lambda _m, args: seen.append(args[0][:, -2]))
+    with torch.no_grad():
+        net(torch.from_numpy(kept["task"].tokens), use_cache=False)
+    for row, (layer, index) in enumerate(zip(layers, indices, strict=True)):
+        expected = seen[layer][:, index]
+        np.testing.assert_allclose(kept["dataset"].activation[row], expected, atol=1e-5)
+    controls = _controls(layers, indices, seen[0].shape[1], 0)
+    places = set(zip(layers.tolist(), indices.tolist(), strict=True))
+    for row, (layer, index) in enumerate(zip(layers, controls, strict=True)):
+        np.testing.assert_allclose(kept["dataset"].control[row], seen[layer][:, index], atol=1e-5)
+        assert (layer, index) not in places
+    assert len(set(zip(layers.tolist(), controls.tolist(), strict=True))) == len(layers)
+
+
+def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
+    model = opened()
+    net = model.traced._module
+    by_suffix = probe_suffix(model, text, net, "7", items=400)
+    wanted = tokens_ending_in(model.tokenizer, "7")
+    by_tokens = probe_suffix(model, text, net, "7", wanted=wanted, items=400)
+    xr.testing.assert_equal(by_suffix, by_tokens)
+    with pytest.raises(Refusal, match="there is no tokenizer"):
+        probe_suffix(open_model(tiny("gpt2")), text, net)
+
+
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     model = opened("gpt_neox")
     net = model.traced._module
@@ -174,4 +225,5 @@ def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     resumed = probe_suffix(model, text, net, "7", **options)
     xr.testing.assert_equal(resumed, results.load(tmp_path / "seven.nc"))
     xr.testing.assert_allclose(whole, resumed, atol=0.02)
+    xr.testing.assert_equal(resumed, probe_suffix(model, text, net, "7", **options))
     assert [file.name for file in tmp_path.iterdir()] == ["seven.nc"]

@@ -11,13 +11,13 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer, word_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.wic import _probe_all, align, probe_wic, read
+from probes.wic import _from_row, _probe_all, align, probe_wic, read
 from robustness import results
 from robustness.model import open_model
 from robustness.refusal import Refusal
 
 
-def rows(count, seed=0):
+def rows(count, seed=0, longest=12):
     """Pairs in which a word has one of two forms: it means the same where the forms are equal."""
     random = np.random.default_rng(seed)
     lines, labels = [], []
@@ -26,7 +26,7 @@ def rows(count, seed=0):
         places = random.integers(0, 3, 2)
         sentences = []
         for form, place in zip(forms, places, strict=True):
-            words = [f"w{index}" for index in random.integers(10, 30, 4)]
+            words = [f"w{index}" for index in random.integers(10, 30, random.integers(3, longest))]
             words[place] = f"w{1 + form}"
             sentences.append(" ".join(words))
         lines.append(f"w1\tN\t{places[0]}-{places[1]}\t{sentences[0]}\t{sentences[1]}")
@@ -79,9 +79,47 @@ def test_a_direction_planted_in_one_depth_is_found_there():
     assert accuracy[1] > 0.85 and abs(accuracy[[0, 2]] - 0.5).max() < 0.1
 
 
-def test_padding_never_changes_a_number(model, wic):
-    one, many = probe_wic(model, wic, batch_tokens=1), probe_wic(model, wic, batch_tokens=400)
-    xr.testing.assert_equal(one, many)
+def test_states_are_those_of_the_word_in_the_sentence_alone(model, wic, monkeypatch):
+    kept = {}
+
+    def spy(dataset, *_):
+        kept.update(dataset=dataset)
+        return dataset
+
+    monkeypatch.setattr("probes.wic._probe_all", spy)
+    net = model.traced._module
+    pairs = [pair for part in read(wic).values() for pair in part]
+    for batch_tokens in (1, 400):
+        probe_wic(model, wic, batch_tokens=batch_tokens)
+        states = kept["dataset"].state
+        order = states.sentence.values
+        assert (np.diff(order) < 0).any(), "sorted by length"
+        for place, at in list(enumerate(order))[::29]:
+            sentence, span = pairs[at // 2].sentences[at % 2], pairs[at // 2].spans[at % 2]
+            ids, mask = align(sentence, span, model.tokenizer, None)
+            with torch.no_grad():
+                hidden = net.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+            word = [state[0, mask > 0].mean(0) for state in hidden[:-1]]
+            np.testing.assert_allclose(states[:-1, :, place], torch.stack(word), atol=1e-5)
+
+
+def test_states_of_the_test_part_choose_nothing():
+    random = np.random.default_rng(0)
+    parts = np.repeat(["train", "dev", "test"], [200, 100, 100])
+    states = random.normal(size=(1, 8, 800)).astype(np.float32)
+    same = random.random(400) < 0.5
+    pairs = [type("P", (), {"word": "w", "same": bool(each)})() for each in same]
+
+    def probed(values):
+        dims = ("depth", "feature", "sentence")
+        return _probe_all(xr.Dataset({"state": (dims, values)}).assign_coords(
+            depth=[0], feature=range(8), sentence=range(800)), parts, pairs, 0)  # fmt: skip
+
+    moved = states.copy()
+    moved[..., 600:] = moved[..., 600:] * 50 + 7
+    before, after = probed(states), probed(moved)
+    xr.testing.assert_equal(before.chosen, after.chosen)
+    xr.testing.assert_equal(before.dev_accuracy, after.dev_accuracy)
 
 
 def test_on_a_server_it_is_the_same(model, wic):
@@ -148,6 +186,42 @@ def test_a_data_set_like_superglues_is_read(monkeypatch):
     assert found["test"][0].spans == ((5, 8), (3, 7))
 
 
+def test_what_is_around_a_word_is_not_of_it(wic):
+    path = wic / "test.data.txt"
+    lines = path.read_text().splitlines()
+    lines[0] = "w1\tN\t0-1\t(w1), w5\tw6 w2."
+    path.write_text("\n".join(lines) + "\n")
+    pair = read(wic)["test"][0]
+    assert [s[a:b] for s, (a, b) in zip(pair.sentences, pair.spans, strict=True)] == ["w1", "w2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence", "found"),
+    [("run", "On the runway they run", "run"), ("carry", "He carried it", "carried")],
+)
+def test_a_word_without_its_place_is_found_in_the_sentence(word, sentence, found):
+    row = {"word": word, "sentence1": sentence, "sentence2": sentence, "label": "T"}
+    (first, last), _ = _from_row(row, "here").spans
+    assert sentence[first:last] == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": ["T"]}, "neither T nor F"),
+        ({"word": 3}, "word is 3, no text"),
+        ({"start1": "0", "end1": "1"}, "no positions of characters"),
+        ({"start1": 3, "end1": 99}, "has no characters 3 to 99"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_refused(change, message):
+    row = {"word": "a", "sentence1": "a b", "sentence2": "a c", "label": "T"}
+    with pytest.raises(Refusal, match=message):
+        _from_row(row | change, "here")
+    with pytest.raises(Refusal, match="there is no word"):
+        _from_row([1], "here")
+
+
 BAD = {
     "lengths": ("dev.gold.txt", lambda text: text + "T\n", "has 60 lines and dev.gold.txt has 61"),
     "fields": ("train.data.txt", lambda text: "a\tb\n" + text[text.index("\n") + 1 :], "2 fields"),
@@ -177,9 +251,9 @@ def test_what_is_not_there_is_refused(model, wic, tmp_path):
         read(wic)
     (tmp_path / "few").mkdir()
     for part in ("train", "dev", "test"):
-        line = json.dumps({"word": "a", "sentence1": "a b", "sentence2": "b c", "label": True})
+        line = json.dumps({"word": "a", "sentence1": "a b", "sentence2": "bcd c", "label": True})
         (tmp_path / "few" / f"{part}.jsonl").write_text(line)
-    with pytest.raises(Refusal, match="'a' is not in 'b c'"):
+    with pytest.raises(Refusal, match="'a' is not in 'bcd c'"):
         read(tmp_path / "few")
 
 
@@ -195,6 +269,10 @@ def test_pairs_that_do_not_fit_are_counted_and_too_many_are_refused(wic):
     )  # fmt: skip
     torch.manual_seed(0)
     model = open_model(LlamaForCausalLM(config), tokenizer=word_level(40))
+    for seed, (part, count) in enumerate((("train", 200), ("dev", 60), ("test", 100))):
+        lines, labels = rows(count, seed, 5)
+        (wic / f"{part}.data.txt").write_text("\n".join(lines) + "\n")
+        (wic / f"{part}.gold.txt").write_text("\n".join(labels) + "\n")
     path = wic / "train.data.txt"
     lines = path.read_text().splitlines()
     lines[:3] = [f"{line} w5 w6 w7" for line in lines[:3]]
