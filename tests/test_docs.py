@@ -14,6 +14,7 @@ from robustness.measurement import MEASUREMENTS
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "measurements.md").read_text()
 PROBES = (DOCS / "probes.md").read_text()
+TASKS = (DOCS / "tasks.md").read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -44,6 +45,18 @@ def test_every_command_of_the_probes_runs(tmp_path, monkeypatch, capsys):
         for name in data.data_vars:
             if f"{name}_low" in data:
                 assert f"`{name} (" in PROBES or f"`{name}`" in PROBES, name
+
+
+def test_every_command_of_the_tasks_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my-tasks").mkdir()
+    Path("my-tasks/arc_easy.jsonl").write_text("".join(blocks(TASKS, "json")))
+    run(TASKS, monkeypatch)
+    assert "arc_easy, acc: clean" in capsys.readouterr().out
+    data = xr.load_dataset("outputs/builtin/tasks.nc")
+    assert data.sizes["item"] == 3
+    for name in data.data_vars:
+        assert f"`{name}`" in TASKS
 
 
 def test_the_table_names_the_variables_that_there_are():
