@@ -69,8 +69,10 @@ def fit(split: Split) -> Probe:
     (singular vectors of the training features), which changes no solution of a penalty that does
     not prefer directions, and makes the fit as small as there are items.
     """
-    scaler = StandardScaler().fit(split.train[0])
-    train, dev, test = (scaler.transform(part[0]) for part in (split.train, split.dev, split.test))
+    # In float64: in float32 the solver stalls on small gradients.
+    features = [part[0].astype(np.float64) for part in (split.train, split.dev, split.test)]
+    scaler = StandardScaler().fit(features[0])
+    train, dev, test = (scaler.transform(values) for values in features)
     if train.shape[1] > train.shape[0]:
         axes = np.linalg.svd(train, full_matrices=False)[2].T
         train, dev, test = train @ axes, dev @ axes, test @ axes

@@ -134,7 +134,8 @@ def make_task(
         # Where a document has too few others, positives are left out: each has its counterpart.
         for positive, chosen in ((True, ends[: len(others)]), (False, others)):
             windows[positive] += [(index, ids[end - length + 1 : end + 1]) for end in chosen]
-        if len(windows[True]) * 2 >= items:
+        read = len({index for index, _ in windows[True]})
+        if len(windows[True]) * 2 >= items and read >= 10 * FEWEST_DOCUMENTS:
             break
     count = min(items // 2, len(windows[True]))
     if items // 2 < FEWEST:
@@ -144,7 +145,9 @@ def make_task(
             f"{source} has {count} windows of {length} tokens that end so; {FEWEST} are needed: "
             "read more text"
         )
-    rows = [(label, *row) for label in (True, False) for row in windows[label][:count]]
+    # The same places of both lists, so that a positive and its counterpart stay together.
+    places = np.sort(random.permutation(len(windows[True]))[:count]).tolist()
+    rows = [(label, *windows[label][at]) for label in (True, False) for at in places]
     document = np.array([row[1] for row in rows])
     part = _parts(document, random)
     for name in SHARES:
