@@ -103,24 +103,53 @@ def options_of_model(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def options_of_interventions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which interventions are run at every layer."""
+    for option in reversed(
+        (
+            click.option("--drop", is_flag=True, help="Leave out each block."),
+            click.option("--swap", is_flag=True, help="Exchange each block with the next."),
+            click.option(
+                "--repeat",
+                type=click.IntRange(1),
+                multiple=True,
+                metavar="B",
+                help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
+            ),
+            click.option(
+                "--intervention",
+                "named",
+                multiple=True,
+                metavar="NAME",
+                help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or "
+                "shuffle-B.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def options_of_run(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of everything that takes long."""
+    for option in reversed(
+        (
+            click.option(
+                "--resume/--fresh",
+                default=True,
+                help="Go on from what an interrupted run left, or throw it away.  "
+                "[default: resume]",
+            ),
+            click.option("--quiet", is_flag=True, help="No progress."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 @stages.command()
 @click.argument("model")
-@click.option("--drop", is_flag=True, help="Leave out each block.")
-@click.option("--swap", is_flag=True, help="Exchange each block with the next.")
-@click.option(
-    "--repeat",
-    type=click.IntRange(1),
-    multiple=True,
-    metavar="B",
-    help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
-)
-@click.option(
-    "--intervention",
-    "named",
-    multiple=True,
-    metavar="NAME",
-    help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or shuffle-B.",
-)
+@options_of_interventions
 @click.option(
     "--schedule",
     "texts",
@@ -135,12 +164,7 @@ def options_of_model(function: Callable[..., Any]) -> Callable[..., Any]:
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/sweep.nc]")
-@click.option(
-    "--resume/--fresh",
-    default=True,
-    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
-)
-@click.option("--quiet", is_flag=True, help="No progress.")
+@options_of_run
 def sweep(model: str, **options: Any) -> None:
     """Change MODEL at every layer and measure how its predictions change.
 
@@ -178,12 +202,7 @@ MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A directory.  [default: outputs/MODEL]"
 )
-@click.option(
-    "--resume/--fresh",
-    default=True,
-    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
-)
-@click.option("--quiet", is_flag=True, help="No progress.")
+@options_of_run
 def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
     """Measure what MODEL's clean run shows at every depth; all share one pass per batch of text.
 
@@ -225,12 +244,7 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
 @options_of_model
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/TASK.nc]")
-@click.option(
-    "--resume/--fresh",
-    default=True,
-    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
-)
-@click.option("--quiet", is_flag=True, help="No progress.")
+@options_of_run
 def probe(model: str, task: str, **options: Any) -> None:
     """Fit probes on MODEL's activations, and say with intervals what can be read out of them.
 
@@ -250,16 +264,7 @@ def probe(model: str, task: str, **options: Any) -> None:
 @stages.command()
 @click.argument("model")
 @click.argument("names", nargs=-1, metavar="[TASK]...")
-@click.option("--drop", is_flag=True, help="Leave out each block.")
-@click.option("--swap", is_flag=True, help="Exchange each block with the next.")
-@click.option(
-    "--repeat",
-    type=click.IntRange(1),
-    multiple=True,
-    metavar="B",
-    help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
-)
-@click.option("--intervention", "named", multiple=True, metavar="NAME", help="As for sweep.")
+@options_of_interventions
 @click.option(
     "--task-data",
     type=click.Path(path_type=Path),
@@ -272,12 +277,7 @@ def probe(model: str, task: str, **options: Any) -> None:
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/tasks.nc]")
-@click.option(
-    "--resume/--fresh",
-    default=True,
-    help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
-)
-@click.option("--quiet", is_flag=True, help="No progress.")
+@options_of_run
 def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
     """Run tasks of lm-eval on MODEL under interventions at every layer.
 
