@@ -30,121 +30,103 @@ def stages() -> None:
     """
 
 
-def options_of_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which text is read and how it is cut."""
-    for option in reversed(
-        (
-            click.option(
-                "--data",
-                default="builtin",
-                show_default=True,
-                help="builtin, a .txt, .jsonl or .parquet file, or a data set, owner/name:config.",
-            ),
-            click.option("--field", default="text", show_default=True, help="Column of the text."),
-            click.option(
-                "--split", default="train", show_default=True, help="Split of a data set."
-            ),
-            click.option(
-                "--tokens",
-                type=click.IntRange(1),
-                help="Tokens to read, all of which must be there.  [default: up to 100000]",
-            ),
-            click.option(
-                "--context",
-                type=click.IntRange(3),
-                help="Tokens in a sequence.  [default: 256, or the model's limit if lower]",
-            ),
-            click.option("--pack", is_flag=True, help="Join documents instead of dropping tails."),
-            click.option("--seed", default=0, show_default=True, help="Of the documents' order."),
-            click.option(
-                "--paper-compat",
-                is_flag=True,
-                help="The first documents, one a sequence, with the authors' alignment of tokens.",
-            ),
-            click.option(
-                "--documents",
-                type=click.IntRange(1),
-                help="How many documents --paper-compat takes.  [default: 1388]",
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Make one decorator of several options, which stay in their order."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
 
 
-def options_of_model(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how the model is loaded and run."""
-    for option in reversed(
-        (
-            click.option(
-                "--dtype",
-                type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
-                default="float32",
-                show_default=True,
-                help="Of the weights; auto is the checkpoint's.",
-            ),
-            click.option(
-                "--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"
-            ),
-            click.option("--revision", help="Branch, tag or commit on the hub."),
-            click.option(
-                "--attention",
-                type=click.Choice(("sdpa", "eager")),
-                default="sdpa",
-                show_default=True,
-                help="Implementation of attention.",
-            ),
-            click.option(
-                "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+options_of_text = together(
+    click.option(
+        "--data",
+        default="builtin",
+        show_default=True,
+        help="builtin, a .txt, .jsonl or .parquet file, or a data set, owner/name:config.",
+    ),
+    click.option("--field", default="text", show_default=True, help="Column of the text."),
+    click.option("--split", default="train", show_default=True, help="Split of a data set."),
+    click.option(
+        "--tokens",
+        type=click.IntRange(1),
+        help="Tokens to read, all of which must be there.  [default: up to 100000]",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(3),
+        help="Tokens in a sequence.  [default: 256, or the model's limit if lower]",
+    ),
+    click.option("--pack", is_flag=True, help="Join documents instead of dropping tails."),
+    click.option("--seed", default=0, show_default=True, help="Of the documents' order."),
+    click.option(
+        "--paper-compat",
+        is_flag=True,
+        help="The first documents, one a sequence, with the authors' alignment of tokens.",
+    ),
+    click.option(
+        "--documents",
+        type=click.IntRange(1),
+        help="How many documents --paper-compat takes.  [default: 1388]",
+    ),
+)
+"""The options that say which text is read and how it is cut."""
 
+options_of_model = together(
+    click.option(
+        "--dtype",
+        type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
+        default="float32",
+        show_default=True,
+        help="Of the weights; auto is the checkpoint's.",
+    ),
+    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+    click.option("--revision", help="Branch, tag or commit on the hub."),
+    click.option(
+        "--attention",
+        type=click.Choice(("sdpa", "eager")),
+        default="sdpa",
+        show_default=True,
+        help="Implementation of attention.",
+    ),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
+    ),
+)
+"""The options that say how the model is loaded and run."""
 
-def options_of_interventions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which interventions are run at every layer."""
-    for option in reversed(
-        (
-            click.option("--drop", is_flag=True, help="Leave out each block."),
-            click.option("--swap", is_flag=True, help="Exchange each block with the next."),
-            click.option(
-                "--repeat",
-                type=click.IntRange(1),
-                multiple=True,
-                metavar="B",
-                help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
-            ),
-            click.option(
-                "--intervention",
-                "named",
-                multiple=True,
-                metavar="NAME",
-                help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or "
-                "shuffle-B.",
-            ),
-        )
-    ):
-        function = option(function)
-    return function
+options_of_interventions = together(
+    click.option("--drop", is_flag=True, help="Leave out each block."),
+    click.option("--swap", is_flag=True, help="Exchange each block with the next."),
+    click.option(
+        "--repeat",
+        type=click.IntRange(1),
+        multiple=True,
+        metavar="B",
+        help="Execute each of B blocks twice in a row, from every layer on (4-4-5-5).",
+    ),
+    click.option(
+        "--intervention",
+        "named",
+        multiple=True,
+        metavar="NAME",
+        help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or shuffle-B.",
+    ),
+)
+"""The options that say which interventions are run at every layer."""
 
-
-def options_of_run(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of everything that takes long."""
-    for option in reversed(
-        (
-            click.option(
-                "--resume/--fresh",
-                default=True,
-                help="Go on from what an interrupted run left, or throw it away.  "
-                "[default: resume]",
-            ),
-            click.option("--quiet", is_flag=True, help="No progress."),
-        )
-    ):
-        function = option(function)
-    return function
+options_of_run = together(
+    click.option(
+        "--resume/--fresh",
+        default=True,
+        help="Go on from what an interrupted run left, or throw it away.  [default: resume]",
+    ),
+    click.option("--quiet", is_flag=True, help="No progress."),
+)
+"""The options of everything that takes long."""
 
 
 @stages.command()
@@ -532,7 +514,6 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     from probes.wic import probe_wic
     from robustness.results import command_line
 
-    model = _open(name, options)
     stem = task if options["suffix"] == "ing" else f"suffix-{options['suffix'].strip()}"
     if task != "ing" and options["suffix"] != "ing":
         raise click.UsageError("--suffix goes with ing")
@@ -540,6 +521,7 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
         raise click.UsageError("--items and --field go with ing and subjoiner")
     if not stem.replace("-", "").isalnum():
         raise click.UsageError("a suffix is of letters and digits")
+    model = _open(name, options)
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{stem}.nc"
     items = {} if options["items"] is None else {"items": options["items"]}
     text = {"field": options["field"], "split": options["split"], **items}

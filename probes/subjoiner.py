@@ -22,7 +22,7 @@ from robustness import results
 from robustness.corpus import documents, source_name
 from robustness.metrics import Metric
 from robustness.model import Model
-from robustness.observation import scan
+from robustness.observation import fill
 from robustness.refusal import Refusal
 from robustness.uncertainty import standard_error
 
@@ -160,7 +160,7 @@ def _words(text: str, tokenizer: Any, length: int) -> Iterator[tuple[str, list[i
 def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
     """Attention of the last token to the last `length` tokens, (head, key, item)."""
     pattern = captured["pattern"]
-    return {"attention": pattern[:, :, -1, -text["length"] :].permute(1, 2, 0)}
+    return {"weight": pattern[:, :, -1, -text["length"] :].permute(1, 2, 0)}
 
 
 def probe_subjoiner(
@@ -241,22 +241,16 @@ def probe_subjoiner(
         fresh=fresh,
         complete=lambda dataset, _: _score(dataset, inputs, pieces, seed),
     )
-    with run:
-        if progress is not None:
-            progress(run.done, len(inputs.tokens))
-        for rows, found in scan(
-            model,
-            inputs.tokens.tolist(),
-            last_row,
-            needs=("pattern",),
-            settings={"length": LENGTH},
-            begin=run.done,
-            batch_tokens=batch_tokens,
-        ):
-            run.add(rows, {"weight": found["attention"].numpy()})
-            if progress is not None:
-                progress(run.done, len(inputs.tokens))
-        return run.finish()
+    return fill(
+        run,
+        model,
+        inputs.tokens.tolist(),
+        last_row,
+        needs=("pattern",),
+        settings={"length": LENGTH},
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
 
 
 def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Dataset:

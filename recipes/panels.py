@@ -1,29 +1,15 @@
 """Datasets to figures: nothing is measured and no file is touched."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map, lines, whole_numbers
 from robustness.refusal import Refusal
 from robustness.results import measured
 from robustness.uncertainty import standard_error
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which people with any colour vision tell apart."""
-
-MARKERS = "osD^vPX"
-
-BAND = 1.96
-"""Standard errors either side of a mean: 95 % where it is normal."""
 
 FIRST = "layer (the first that is changed)"
 
@@ -191,7 +177,7 @@ def neurons_figure(dataset: xr.Dataset) -> Figure:
         shares.plot(line["layer"], line, label=str(name), **style)
     shares.set_ylabel("share of neurons")
     shares.set_ylim(0)
-    _whole_numbers(shares, "layer")
+    whole_numbers(shares, "layer")
     shares.legend(frameon=False)
     attrs = dataset.attrs
     shares.set_title(f"Kurtosis above {attrs['kurtosis_threshold']:g}")
@@ -224,7 +210,7 @@ def wic_figure(dataset: xr.Dataset) -> Figure:
     axis.set_ylabel("share of test pairs told right")
     axis.set_title("Does the word mean the same in both sentences?")
     axis.legend(frameon=False, fontsize="small")
-    _whole_numbers(axis, "depth (blocks that have run)")
+    whole_numbers(axis, "depth (blocks that have run)")
     return figure
 
 
@@ -245,7 +231,7 @@ def suffix_figure(dataset: xr.Dataset) -> Figure:
     groups.set_ylabel("share of test windows told right")
     groups.set_title("Groups of the best neurons")
     groups.legend(frameon=False, fontsize="x-small", ncols=2)
-    _whole_numbers(groups, "neurons in the group")
+    whole_numbers(groups, "neurons in the group")
     shift = dataset["shift"].values
     for index, (name, rows) in enumerate((("raises", shift > 0), ("lowers", shift < 0))):
         bounded(
@@ -261,7 +247,7 @@ def suffix_figure(dataset: xr.Dataset) -> Figure:
     gated = " (gated: no sign)" if dataset.attrs["gated"] else ""
     singles.set_title(f"Single neurons, by effect on the logits{gated}")
     singles.legend(frameon=False, fontsize="small")
-    _whole_numbers(singles, "neuron")
+    whole_numbers(singles, "neuron")
     first = dataset.isel(neuron=slice(0, EFFECTS))
     for row in range(first.sizes["neuron"]):
         chosen = first.isel(neuron=row)
@@ -306,7 +292,7 @@ def subjoiner_figure(dataset: xr.Dataset) -> Figure:
             )
         low, high = float(chosen["score_low"]), float(chosen["score_high"])
         axis.set_title(f"head {layer}.{head}: {float(chosen['score']):.2f} [{low:.2f}, {high:.2f}]")
-        _whole_numbers(axis, "token before the last")
+        whole_numbers(axis, "token before the last")
     panels[0].set_ylabel("attention from the last token")
     panels[0].legend(frameon=False, fontsize="small")
     return figure
@@ -330,7 +316,7 @@ def tasks_figure(dataset: xr.Dataset) -> Figure:
             axis.fill_between(line["layer"], line - band, line + band, color=colour, alpha=0.2)
         axis.axhline(float(chosen["clean_value"]), color="black", linewidth=1, label="clean")
         axis.set_title(f"{task} [{metric}]")
-        _whole_numbers(axis, FIRST)
+        whole_numbers(axis, FIRST)
     figure.axes[0].set_ylabel("share answered right")
     figure.axes[0].legend(frameon=False)
     return figure
@@ -377,75 +363,6 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "tasks": tasks_figure,
 }
 """The figure of every kind of file."""
-
-
-def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
-    """Draw means over sequences against layer or depth, with a band, a line for each name."""
-    along = "depth" if "depth" in values.dims else "layer"
-    mean, error = values.mean("sequence", skipna=False), standard_error(values)
-    for index, name in enumerate(values[names].values):
-        line, band = mean.sel({names: name}), BAND * error.sel({names: name}).fillna(0)
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        axis.plot(line[along], line, color=colour, marker=marker, markersize=4, label=str(name))
-        lower, upper = line - band, line + band
-        if values.name == "kl":
-            lower = lower.clip(min=line / 10)
-        axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
-    _whole_numbers(axis, label)
-
-
-def bounded(
-    axis: Axes,
-    x: Any,
-    dataset: xr.Dataset,
-    name: str,
-    index: int,
-    label: str,
-    *,
-    line: bool = True,
-) -> None:
-    """Draw a variable with its `_low` and `_high`, as a line with a band or points with bars."""
-    middle, low, high = (dataset[f"{name}{end}"] for end in ("", "_low", "_high"))
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    if line:
-        axis.plot(x, middle, color=colour, marker=marker, markersize=4, label=label)
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    else:
-        bars = np.stack([middle - low, high - middle]).clip(min=0)
-        axis.errorbar(
-            x, middle, bars, color=colour, marker=marker, linestyle="", markersize=4, label=label
-        )
-
-
-def heat_map(
-    axis: Axes,
-    values: xr.DataArray,
-    rows: str,
-    columns: str,
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """Draw values (rows, columns) as a heat map, and return its image."""
-    image = axis.imshow(
-        values.transpose(rows, columns),
-        origin="lower",
-        aspect="auto",
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        interpolation="nearest",
-    )
-    axis.set_ylabel(rows)
-    _whole_numbers(axis, columns)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(False)
-    return image
-
-
-def _whole_numbers(axis: Axes, label: str) -> None:
-    axis.set_xlabel(label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3)
 
 
 def _title(dataset: xr.Dataset) -> str:

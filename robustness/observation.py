@@ -346,6 +346,37 @@ def scan(
         start = stop
 
 
+def fill(
+    run: results.Run,
+    model: Model,
+    items: Sequence[Sequence[int]],
+    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]],
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Fill a run over single short texts from where it stands, and return its finished dataset.
+
+    Parameters
+    ----------
+    run : Run
+        Its variables are those that `measure` gives, or `finish` makes of them.
+    model, items, measure, options
+        As for `scan`.
+    progress : callable, optional
+        Called at the start and after every batch.
+    """
+    with run:
+        if progress is not None:
+            progress(run.done, len(items))
+        if run.done < len(items):
+            for rows, found in scan(model, items, measure, begin=run.done, **options):
+                run.add(rows, {name: tensor.numpy() for name, tensor in found.items()})
+                if progress is not None:
+                    progress(run.done, len(items))
+        return run.finish()
+
+
 def _walk(
     model: Model,
     tokens: Tensor,

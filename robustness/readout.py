@@ -10,7 +10,7 @@ exist for all tokens and the whole vocabulary at once.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def reference(
         "bias": bias,
     }
     if weight is None:
-        sums, target, *_ = _by_calls(hidden[None], clean, False)
+        sums, target, _ = _by_calls(hidden[None], clean, ())
     else:
         clean["hidden"] = hidden.to(weight.dtype)
         sums, target, expected = _by_strips(clean["hidden"][None], clean, True)
@@ -99,18 +99,20 @@ def compare(hidden: Tensor, clean: dict[str, Any], reverse: bool = False) -> Rea
         `top`, the most likely token; if asked for `kl_reverse`, KL(other ‖ clean).
     """
     if clean["weight"] is None:
-        sums, target, kl, kl_reverse = _by_calls(hidden, clean, True)
+        names = ("kl", "kl_reverse") if reverse else ("kl",)
+        sums, target, divergences = _by_calls(hidden, clean, names)
     else:
         hidden = hidden.to(clean["weight"].dtype)
         sums, target, expected = _by_strips(hidden, clean, reverse)
         difference = clean["hidden"] - hidden
-        kl = kernels.kl_from_states(clean["expected"], difference, sums, clean["sums"])
-        kl_reverse = kernels.kl_from_states(expected, -difference, clean["sums"], sums)
-    values = _values(sums, target, clean["targets"])
-    values["kl"] = kl
-    if reverse:
-        values["kl_reverse"] = kl_reverse
-    values["agreement"] = (sums[1] == clean["sums"][1]).to(kl.dtype)
+        before = clean["sums"]
+        kl = kernels.kl_from_states(clean["expected"], difference, sums, before)
+        divergences = {"kl": kl}
+        if reverse:
+            back = kernels.kl_from_states(expected, -difference, before, sums)
+            divergences["kl_reverse"] = back
+    values = {**_values(sums, target, clean["targets"]), **divergences}
+    values["agreement"] = (sums[1] == clean["sums"][1]).to(target.dtype)
     return values
 
 
@@ -138,30 +140,31 @@ def _by_strips(
 
 
 def _by_calls(
-    hidden: Tensor, clean: dict[str, Any], compared: bool
-) -> tuple[kernels.Sums, Tensor, Tensor, Tensor]:
-    """Sums, target logits and, if `compared`, KL both ways, chunk of tokens by chunk of tokens."""
+    hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str]
+) -> tuple[kernels.Sums, Tensor, dict[str, Tensor]]:
+    """Sums, target logits and KL either way, as asked for, chunk of tokens by chunk of tokens."""
     size = max(1, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // clean["vocabulary"])
     parts = []
     for first in range(0, hidden.shape[1], size):
         tokens = slice(first, first + size)
         targets = clean["targets"][tokens, None]
-        before = kernels.precise(clean["head"](clean["hidden"][tokens])) if compared else None
+        before: Any = None
+        if divergences:
+            before = kernels.precise(clean["head"](clean["hidden"][tokens]))
         for state in hidden:
             logits = kernels.precise(clean["head"](state[tokens]))
             target = logits.gather(-1, targets)[..., 0]
-            kl = back = target
-            if before is not None:
-                kl = kernels.kl_from_logits(before, logits)
-                back = kernels.kl_from_logits(logits, before)
+            pairs = {"kl": (before, logits), "kl_reverse": (logits, before)}
+            found = [kernels.kl_from_logits(*pairs[name]) for name in divergences]
             sums, _, _ = kernels.absorb(kernels.start(logits), logits)
-            parts.append((*sums, target, kl, back))
+            parts.append((*sums, target, *found))
     states = hidden.shape[0]
     joined = [
         torch.stack([torch.cat(column[state::states]) for state in range(states)])
         for column in zip(*parts)
     ]
-    return (joined[0], joined[1], joined[2], joined[3]), joined[4], joined[5], joined[6]
+    largest, top, total, weighted, target, *rest = joined
+    return (largest, top, total, weighted), target, dict(zip(divergences, rest))
 
 
 def _values(sums: kernels.Sums, target: Tensor, targets: Tensor) -> Readout:

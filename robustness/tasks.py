@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import results, scoring
+from robustness import checkpoint, results, scoring
 from robustness.execution import (
     BATCH_TOKENS,
     BATCH_TOKENS_ELSEWHERE,
@@ -38,6 +40,15 @@ from robustness.sweep import schedules as sweep_schedules
 
 TASKS = ("hellaswag", "arc_easy", "lambada_openai")
 """The paper's."""
+
+LOADING_ERRORS = (
+    *checkpoint.LOADING_ERRORS,
+    AssertionError,
+    ImportError,
+    DatasetsError,
+    TemplateError,
+)
+"""What the harness, the hub's client and prompts raise over data that does not fit."""
 
 BOOTSTRAP = 100
 """Samples for the errors of metrics that are no means, as of perplexity."""
@@ -97,8 +108,8 @@ def evaluate_tasks(
     Dataset
         `value` and `standard_error` (task, metric, intervention, layer), as the harness gives them,
         `clean_value` and `clean_standard_error` (task, metric); per item `correct` (intervention,
-        layer, item) and `clean_correct` (item), by the task's first metric, NaN where it is no
-        accuracy; `item_task` and `item_index` tell items apart.
+        layer, item) and `clean_correct` (item), by the metric acc, NaN for a task that has none;
+        `item_task` and `item_index` tell items apart.
 
     Raises
     ------
@@ -108,6 +119,8 @@ def evaluate_tasks(
     """
     if model.tokenizer is None:
         raise Refusal(f"{model.name} has no tokenizer, which tasks need")
+    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
+        raise Refusal(f"the tokenizer of {model.name} has neither BOS nor EOS, which tasks need")
     named = sweep_schedules(interventions, model.layers)
     labels = results.sweep_labels(named, model.layers)
     runs: list[Schedule] = [clean(model.layers), *named.values()]
@@ -245,7 +258,7 @@ def _load(tasks: Sequence[str], data: str | Path | None) -> dict[str, Any]:
                 found[name] = TaskFactory().build(
                     manager.task_index[name], overrides=changes, registry=manager.task_index
                 )
-            except Exception as error:  # whatever a task's own code and the hub's client raise
+            except LOADING_ERRORS as error:
                 raise Refusal(
                     f"the data of {name} cannot be loaded ({first_line(error)}): give --task-data "
                     f"with a {name}.jsonl in it"
@@ -310,7 +323,13 @@ def _wanted(model: Model, tasks: Mapping[str, Any], limit: int | None) -> list[R
         heard.update(dict.fromkeys(requests))
         return [(0.0, False)] * len(requests)
 
-    _harness(model, tasks, limit, hear)
+    try:
+        _harness(model, tasks, limit, hear)
+    except LOADING_ERRORS as error:
+        raise Refusal(
+            f"the items of {', '.join(tasks)} cannot be made into prompts ({first_line(error)}): "
+            "an item does not fit the task"
+        ) from error
     longest = _longest(model)
     for _, continuation in heard:
         if len(continuation) > longest:
@@ -337,7 +356,8 @@ def _harness(
     class Answering(TemplateLM):  # type: ignore[misc]
         @property
         def eot_token_id(self) -> int:
-            return int(tokenizer.eos_token_id)
+            last = tokenizer.eos_token_id
+            return int(tokenizer.bos_token_id if last is None else last)
 
         @property
         def prefix_token_id(self) -> int:

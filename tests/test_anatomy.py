@@ -28,7 +28,7 @@ def test_it_is_the_same_on_a_server(strict_model, family):
     assert (found.parallel, found.centres) == FACTS[family] and not found.missing
 
 
-def test_outputs_that_are_summed_in_place_are_captured_before(recwarn):
+def test_outputs_that_are_summed_in_place_are_captured_before():
     net = other("falcon")
     written = []
     for block in net.transformer.h:

@@ -7,7 +7,7 @@ import plain as reference
 import pytest
 import torch
 import xarray as xr
-from families import LAYERS, rebuilt, tiny
+from families import BLOCKS, LAYERS, tiny
 from test_execution import corpus
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -173,7 +173,7 @@ def test_all_together_run_the_clean_pass_and_two_blocks_a_swap(family):
     net = tiny(family)
     model = open_model(net)
     calls: Counter = Counter()
-    for block in net.get_submodule(rebuilt.__globals__["BLOCKS"][family]):
+    for block in net.get_submodule(BLOCKS[family]):
         block.register_forward_hook(lambda *_: calls.update(["block"]))
         for name, part in block.named_children():
             if "Attention" in type(part).__name__ or "MLP" in type(part).__name__:

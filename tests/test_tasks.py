@@ -245,6 +245,8 @@ REFUSED = {
     "unknown task": (("arc_eazy",), None, "lm-eval has no task 'arc_eazy'"),
     "no data": (("winogrande",), "DATA", r"there is no winogrande\.jsonl in .*arc_easy\.jsonl"),
     "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*--task-data"),
+    "no text": (("piqa",), "DATA", "the data of piqa cannot be loaded"),
+    "bad item": (("copa",), "DATA", "the items of copa cannot be made into prompts"),
     "generates": (("gsm8k",), "DATA", "gsm8k generates text"),
 }
 
@@ -252,6 +254,12 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_run_is_refused(model, data, case):
     names, where, message = REFUSED[case]
+    (data / "piqa.jsonl").write_text('{"foo": 1}\n')
+    items = [
+        {"query": "a", "choices": ["b", "c"], "gold": 0},
+        {"query": "a", "choices": [], "gold": 1},
+    ]
+    (data / "copa.jsonl").write_text("\n".join(map(json.dumps, items)))
     (data / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     with pytest.raises(Refusal, match=message):
         evaluate_tasks(model, names, data=data if where else None)

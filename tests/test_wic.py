@@ -11,7 +11,8 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer, word_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.wic import _from_row, _probe_all, align, probe_wic, read
+from probes.pairs import _from_row, read
+from probes.wic import _probe_all, align, probe_wic
 from robustness import results
 from robustness.model import open_model
 from robustness.refusal import Refusal
@@ -21,7 +22,7 @@ def rows(count, seed=0, longest=12):
     """Pairs in which a word has one of two forms: it means the same where the forms are equal."""
     random = np.random.default_rng(seed)
     lines, labels = [], []
-    for at in range(count):
+    for _ in range(count):
         forms = random.integers(0, 2, 2)
         places = random.integers(0, 3, 2)
         sentences = []
@@ -31,7 +32,6 @@ def rows(count, seed=0, longest=12):
             sentences.append(" ".join(words))
         lines.append(f"w1\tN\t{places[0]}-{places[1]}\t{sentences[0]}\t{sentences[1]}")
         labels.append("T" if forms[0] == forms[1] else "F")
-        assert at < count
     return lines, labels
 
 
@@ -180,7 +180,7 @@ def test_lines_of_json_are_read_like_the_published_files(wic, tmp_path):
 def test_a_data_set_like_superglues_is_read(monkeypatch):
     row = {"word": "run", "sentence1": "They run", "sentence2": "It runs well", "label": 1}
     data = {"train": [row, row | {"label": 0}] * 150, "validation": [row, row | {"label": 0}] * 20}
-    monkeypatch.setattr("probes.wic.load_dataset", lambda _name, _config, split: data[split])
+    monkeypatch.setattr("probes.pairs.load_dataset", lambda _name, _config, split: data[split])
     found = read("super_glue:wic")
     assert [len(found[part]) for part in ("train", "dev", "test")] == [270, 30, 40]
     assert found["test"][0].spans == ((5, 8), (3, 7))

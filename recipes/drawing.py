@@ -1,0 +1,92 @@
+"""How lines with bands, points with bars and heat maps are drawn, the same in every figure."""
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from robustness.uncertainty import standard_error
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision tell apart."""
+
+MARKERS = "osD^vPX"
+
+BAND = 1.96
+"""Standard errors either side of a mean: 95 % where it is normal."""
+
+
+def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
+    """Draw means over sequences against layer or depth, with a band, a line for each name."""
+    along = "depth" if "depth" in values.dims else "layer"
+    mean, error = values.mean("sequence", skipna=False), standard_error(values)
+    for index, name in enumerate(values[names].values):
+        line, band = mean.sel({names: name}), BAND * error.sel({names: name}).fillna(0)
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axis.plot(line[along], line, color=colour, marker=marker, markersize=4, label=str(name))
+        lower, upper = line - band, line + band
+        if values.name == "kl":
+            lower = lower.clip(min=line / 10)
+        axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
+    whole_numbers(axis, label)
+
+
+def bounded(
+    axis: Axes,
+    x: Any,
+    dataset: xr.Dataset,
+    name: str,
+    index: int,
+    label: str,
+    *,
+    line: bool = True,
+) -> None:
+    """Draw a variable with its `_low` and `_high`, as a line with a band or points with bars."""
+    middle, low, high = (dataset[f"{name}{end}"] for end in ("", "_low", "_high"))
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    if line:
+        axis.plot(x, middle, color=colour, marker=marker, markersize=4, label=label)
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    else:
+        bars = np.stack([middle - low, high - middle]).clip(min=0)
+        axis.errorbar(
+            x, middle, bars, color=colour, marker=marker, linestyle="", markersize=4, label=label
+        )
+
+
+def heat_map(
+    axis: Axes,
+    values: xr.DataArray,
+    rows: str,
+    columns: str,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Draw values (rows, columns) as a heat map, and return its image."""
+    image = axis.imshow(
+        values.transpose(rows, columns),
+        origin="lower",
+        aspect="auto",
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        interpolation="nearest",
+    )
+    axis.set_ylabel(rows)
+    whole_numbers(axis, columns)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(False)
+    return image
+
+
+def whole_numbers(axis: Axes, label: str) -> None:
+    """Name an axis of whole numbers."""
+    axis.set_xlabel(label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
