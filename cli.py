@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,17 @@ options_of_model = together(
     click.option(
         "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
     ),
+    click.option("--remote", is_flag=True, help="Run the model on NDIF, where its weights are."),
+    click.option("--host", metavar="URL", help="The NDIF server.  [default: NDIF_HOST, or NDIF's]"),
+    click.option("--deploy", is_flag=True, help="Have the server load the model if need be."),
+    click.option(
+        "--sandbox-limit",
+        type=click.FloatRange(0, min_open=True),
+        metavar="GB",
+        help="Most that may cross the socket of a sandboxed server.  [default: 50]",
+    ),
 )
-"""The options that say how the model is loaded and run."""
+"""The options that say how and where the model is loaded and run."""
 
 options_of_interventions = together(
     click.option("--drop", is_flag=True, help="Leave out each block."),
@@ -139,6 +149,16 @@ options_of_run = together(
     metavar="TEXT",
     help='A schedule of your own instead, as in "0..3-5-4-6..".',
 )
+@click.option(
+    "--layers", metavar="TEXT", help='The layers that are changed, as in "0..3-7".  [default: all]'
+)
+@click.option(
+    "--readout",
+    "readouts",
+    type=click.Choice(("kl", "agreement", "loss", "entropy", "accuracy")),
+    multiple=True,
+    help="What is measured.  [default: all]",
+)
 @options_of_text
 @options_of_model
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
@@ -158,10 +178,13 @@ def sweep(model: str, **options: Any) -> None:
     stages sweep builtin
     stages sweep openai-community/gpt2 --repeat 5 --data my.jsonl --tokens 100000
     stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.."
+    stages sweep meta-llama/Llama-3.1-70B --remote --layers 0..7 --tokens 20000
     """
     names = _interventions(options)
-    if names and options["texts"]:
-        raise click.UsageError("--schedule goes without --drop, --swap, --repeat, --intervention")
+    if options["texts"] and (names or options["layers"]):
+        raise click.UsageError(
+            "--schedule goes without --drop, --swap, --repeat, --intervention and --layers"
+        )
     click.echo(_sweep(model, names or ["drop", "swap"], options))
 
 
@@ -325,12 +348,26 @@ def demo(out: Path) -> None:
 
 
 @stages.command()
-def models() -> None:
-    """List the built-in models and the sixteen of the paper.
+@click.option("--remote", is_flag=True, help="What an NDIF server runs now instead.")
+@click.option("--host", metavar="URL", help="The server.  [default: NDIF_HOST, or NDIF's]")
+def models(remote: bool, host: str | None) -> None:
+    """List the built-in models and the sixteen of the paper, or what NDIF runs now.
 
     \b
     stages models
+    stages models --remote
     """
+    if remote:
+        from robustness.remote import deployments
+
+        there = [each for each in deployments(host) if each.task == "text-generation"]
+        click.echo(f"{'model':44}  {'state':11}  {'dtype':9}  revision")
+        for each in there:
+            row = f"{each.name:44}  {each.state.lower():11}  {each.dtype:9}  {each.revision}"
+            click.echo(row.rstrip())
+        return
+    if host:
+        raise click.UsageError("--host goes with --remote")
     from recipes.checkpoints import BUILTIN, PAPER
 
     click.echo(f"{'model':32}  {'family':8}  layers  blocks")
@@ -404,12 +441,14 @@ def pretrain(
 
 def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path:
     """Open model and corpus, run the sweep, and return the path of its file."""
+    from robustness.execution import READOUT_NAMES
     from robustness.execution import sweep as run
     from robustness.results import command_line
     from robustness.schedule import from_text
 
     model = _open(name, options)
     schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
+    layers = options["layers"] and from_text(options["layers"], model.layers)
     corpus = _cut(model, options)
     experiment = "schedules" if schedules else "sweep"
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
@@ -419,6 +458,8 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
             corpus,
             interventions,
             schedules=schedules,
+            layers=layers,
+            readouts=options["readouts"] or READOUT_NAMES,
             batch_tokens=options["batch_tokens"],
             cap=options["state_cap"],
             out=out,
@@ -469,6 +510,8 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
         raise click.UsageError("--real-vocabulary and --kurtosis go with neurons")
     common: dict[str, Any] = {"fresh": not options["resume"], "command": command_line()}
     directory = options["out"]
+    if options["remote"] and "neurons" in measurements:
+        _tell("neurons: measured on this machine, from the checkpoint's weights", options)
     traced = [measurement for measurement in measurements if measurement != "neurons"]
     if traced:
         from robustness.observation import observe as run
@@ -521,6 +564,8 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
         raise click.UsageError("--items and --field go with ing and subjoiner")
     if not stem.replace("-", "").isalnum():
         raise click.UsageError("a suffix is of letters and digits")
+    if options["remote"] and task == "ing":
+        _tell("neurons: ranked on this machine, from the checkpoint's weights", options)
     model = _open(name, options)
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{stem}.nc"
     items = {} if options["items"] is None else {"items": options["items"]}
@@ -550,7 +595,20 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 
     _hush()
     wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
-    return open_model(name, **{key: options[key] for key in wanted})
+    there = {key: options[key] for key in ("host", "deploy", "sandbox_limit") if options[key]}
+    if there and not options["remote"]:
+        raise click.UsageError("--host, --deploy and --sandbox-limit go with --remote")
+    if options["remote"]:
+        there |= {"remote": True, "notify": partial(_tell, options=options)}
+    return open_model(name, **{key: options[key] for key in wanted}, **there)
+
+
+def _tell(text: str, options: dict[str, Any]) -> None:
+    """Say something on the way, without breaking a progress bar."""
+    from tqdm import tqdm
+
+    if not options["quiet"]:
+        tqdm.write(f"stages: {text}", file=sys.stderr)
 
 
 def _hush() -> None:

@@ -7,11 +7,18 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map, lines, whole_numbers
+from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
 from robustness.results import measured
 from robustness.uncertainty import standard_error
 
 FIRST = "layer (the first that is changed)"
+
+READINGS = {
+    "kl": ("KL(clean ‖ intervened) [nat]", "Change of the prediction"),
+    "agreement": ("share of tokens with the clean top-1", "Agreement with the clean model"),
+}
+"""Of a sweep's main readouts the label and the title."""
 
 EFFECTS = 6
 """Neurons whose effect on logits is drawn."""
@@ -26,26 +33,25 @@ def draw(dataset: xr.Dataset) -> Figure:
         If it holds nothing that is drawn.
     """
     kind = dataset.attrs.get("measurement", "")
-    if "kl" in dataset and not kind:
-        kind = "sweep" if "intervention" in dataset.dims else "schedules"
     figure = FIGURES.get(kind, any_figure)(measured(dataset))
     figure.suptitle(_title(dataset))
     return figure
 
 
 def sweep_figure(dataset: xr.Dataset) -> Figure:
-    """KL and agreement over layers, a line an intervention, with 95 % bands."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    divergence, agreement = figure.subplots(1, 2)
-    lines(divergence, dataset["kl"], "intervention", FIRST)
-    divergence.set_yscale("log")
-    divergence.set_ylabel("KL(clean ‖ intervened) [nat]")
-    divergence.set_title("Change of the prediction")
-    lines(agreement, dataset["agreement"], "intervention", FIRST)
-    agreement.set_ylim(0, 1)
-    agreement.set_ylabel("share of tokens with the clean top-1")
-    agreement.set_title("Agreement with the clean model")
-    divergence.legend(frameon=False)
+    """Readouts over layers, a line an intervention, with 95 % bands: KL and agreement if there."""
+    shown = _shown(dataset)
+    figure = Figure(figsize=(5 * len(shown), 4.2), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        lines(axis, dataset[name], "intervention", FIRST)
+        label, title = READINGS.get(name, (_named(dataset[name]), name))
+        axis.set_ylabel(label)
+        axis.set_title(title)
+        if name == "kl":
+            axis.set_yscale("log")
+        elif name in {"agreement", "accuracy"}:
+            axis.set_ylim(0, 1)
+    figure.axes[0].legend(frameon=False)
     return figure
 
 
@@ -53,19 +59,30 @@ def schedule_figure(dataset: xr.Dataset) -> Figure:
     """KL and agreement of free schedules, a row a schedule, with 95 % bars."""
     count = dataset.sizes["schedule"]
     figure = Figure(figsize=(10, 1.8 + 0.35 * count), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    labels = ("KL(clean ‖ intervened) [nat]", "share of tokens with the clean top-1")
-    for axis, name, label, colour in zip(axes, ("kl", "agreement"), labels, COLOURS, strict=False):
+    shown = _shown(dataset)
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axis, name, colour in zip(axes, shown, COLOURS, strict=False):
         mean, error = dataset[name].mean("sequence", skipna=False), standard_error(dataset[name])
         rows = np.arange(count)
         axis.errorbar(mean, rows, xerr=BAND * error.fillna(0), fmt="o", color=colour)
         axis.set_yticks(rows, dataset["schedule"].values)
-        axis.set_xlabel(label)
+        axis.set_xlabel(READINGS[name][0] if name in READINGS else _named(dataset[name]))
         axis.grid(axis="x", alpha=0.3)
+        if name in {"agreement", "accuracy"}:
+            axis.set_xlim(0, 1)
     axes[0].invert_yaxis()
     axes[0].set_ylabel("schedule")
-    axes[1].set_xlim(0, 1)
     return figure
+
+
+def _shown(dataset: xr.Dataset) -> list[str]:
+    """Return the readouts that are drawn: two of those that were measured."""
+    return [metric.name for metric in READOUTS if metric.name in dataset][:2]
+
+
+def _named(values: xr.DataArray) -> str:
+    unit = values.attrs["units"]
+    return str(values.attrs["long_name"]) + ("" if unit == "1" else f" [{unit}]")
 
 
 def lens_figure(dataset: xr.Dataset) -> Figure:

@@ -25,7 +25,7 @@ def table(dataset: xr.Dataset) -> str:
     Refusal
         If it holds nothing that is tabulated.
     """
-    kind = dataset.attrs.get("measurement", "sweep" if "kl" in dataset else "")
+    kind = dataset.attrs.get("measurement", "")
     planned = dataset.sizes.get("sequence", 0)
     dataset = measured(dataset)
     sections = list(SECTIONS.get(kind, _any)(dataset))
@@ -39,7 +39,7 @@ def table(dataset: xr.Dataset) -> str:
 
 def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
     shares = [MODAL_SHARE.name] if MODAL_SHARE.name in dataset else []
-    names = [*(metric.name for metric in READOUTS), *shares]
+    names = [*(metric.name for metric in READOUTS if metric.name in dataset), *shares]
     if "intervention" not in dataset.dims:
         yield "", "schedule", {name: dataset[name] for name in names}
         return
@@ -203,6 +203,7 @@ def _any(dataset: xr.Dataset) -> Iterator[Section]:
 
 SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "sweep": _sweep,
+    "schedules": _sweep,
     "lens": _lens,
     "cka": _cka,
     "attention": _attention,

@@ -66,7 +66,7 @@ def examine(model: Model) -> Anatomy:
             errors["centres", answer] = lens.departure(final, known)
             if whole:
                 errors["parallel", answer] = similarity.mismatch(entering, leaving, contexts, known)
-    tolerance = TOLERANCE.get(model.traced._module.dtype, TOLERANCE_ELSEWHERE)
+    tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
     found = {}
     for question, needs, reason in (
         ("parallel", SUBLAYERS, "attention and MLP, added to what enters a block, miss its output"),

@@ -54,13 +54,15 @@ def walk(
     for layer in range(len(parts["blocks"])):
         captured = _capture(layer, needs, parts)
         for (measure, _, _), kept in zip(measurements, taken):
-            kept.append(measure(captured, text))
+            # Blocks may be on several devices.
+            kept.append(measure(captured, interpreter.move(text, captured["residual"].device)))
         del captured
     last = parts["norms"][0].input if parts["norms"] else parts["head"].input
     # The natural pass would unembed every token; its logits are not needed.
     parts["head"].skip(parts["head"].input[..., :1])
-    results = []
+    text, results = interpreter.move(text, last.device), []
     for (measure, finish, final), kept in zip(measurements, taken):
+        kept = [interpreter.move(each, last.device) for each in kept]
         if final:
             kept.append(measure({"residual": last}, text))
         found = stack(kept) if finish is None else finish(kept, parts, text)

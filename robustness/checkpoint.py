@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from robustness.refusal import Refusal, first_line
 
@@ -65,6 +66,12 @@ def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
     return config
 
 
+def commit(path: str, revision: str | None) -> str:
+    """Return the commit of a model that was opened from the hub; empty for a directory."""
+    found = cached_file(path, "config.json", revision=revision, local_files_only=True)
+    return extract_commit_hash(found, None) or ""
+
+
 def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
     """Load weights and tokenizer, and refuse a checkpoint that does not hold all its weights."""
     where = {key: options[key] for key in ("revision", "trust_remote_code")}
@@ -80,11 +87,15 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
             f"{name} cannot be loaded: {len(wrong)} of the weights that its config.json asks for "
             f"are not in the checkpoint, {wrong[0]} first"
         )
+    return module.eval(), load_tokenizer(name, path, **where)
+
+
+def load_tokenizer(name: str, path: str, **options: Any) -> Any:
+    """Load the tokenizer of a model."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        return AutoTokenizer.from_pretrained(path, **options)
     except (*LOADING_ERRORS, ImportError) as error:
         raise Refusal(f"{name} has no tokenizer that can be loaded: {first_line(error)}") from error
-    return module.eval(), tokenizer
 
 
 def hash_config(config: Any) -> str:

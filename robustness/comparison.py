@@ -44,20 +44,22 @@ def measure(
     text : dict
         `targets`, the tokens to predict (sequence, query); `first` and `last`, the range of query
         positions; `compared` and `predicted`, which of them count (sequence, query): for KL,
-        agreement and entropy, and for loss and accuracy; `vocabulary`, the number of logits.
+        agreement and entropy, and for loss and accuracy; `vocabulary`, the number of logits;
+        `divergences`, as for `readout.compare`.
     matrix : tuple
         The head's matrix and bias, or None for each.
 
     Returns
     -------
     dict of str to tensor
-        Per schedule `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (schedule,
-        sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where none
-        counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
+        Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite`
+        (schedule, sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where
+        none counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
     """
+    text = interpreter.move(text, final.device)
 
     def finish(hidden: Tensor) -> Tensor:
-        hidden = hidden[:, text["first"] : text["last"]]
+        hidden = hidden.to(final.device)[:, text["first"] : text["last"]]
         for norm in norms:
             hidden = norm(hidden)
         return hidden.flatten(0, 1)
@@ -68,7 +70,8 @@ def measure(
     collected: list[Any] = [None] * schedules
 
     def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
-        values = readout.compare(torch.stack([finish(state) for state in finals]), clean)
+        states = torch.stack([finish(state) for state in finals])
+        values = readout.compare(states, clean, text["divergences"])
         for position, indices in enumerate(ends):
             for index in indices:
                 collected[index] = {name: value[position] for name, value in values.items()}

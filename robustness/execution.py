@@ -14,7 +14,7 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import comparison, interpreter, results
+from robustness import comparison, interpreter, results, sandbox
 from robustness.corpus import SHORTEST, Corpus
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
@@ -32,6 +32,8 @@ STACKED_TOKENS = {"cpu": 2048}
 """Tokens that go through a block together where no cap is asked for, by kind of device."""
 
 STACKED_TOKENS_ELSEWHERE = 65536
+
+READOUT_NAMES = tuple(metric.name for metric in READOUTS)
 
 Progress = Callable[[int, int], object]
 """Told how many sequences are done, and how many there are."""
@@ -136,6 +138,8 @@ def sweep(
     interventions: Sequence[str] = ("drop", "swap"),
     *,
     schedules: Sequence[Schedule] = (),
+    layers: Sequence[int] | None = None,
+    readouts: Sequence[str] = READOUT_NAMES,
     batch_tokens: int | None = None,
     cap: int | None = None,
     out: str | Path | None = None,
@@ -158,6 +162,10 @@ def sweep(
         Names as in `robustness.sweep.FORMS`.
     schedules : sequence of tuple, optional
         Free schedules, measured instead of interventions.
+    layers : sequence of int, optional
+        The layers at which interventions are made; all without it.
+    readouts : sequence of str
+        Which of `kl`, `agreement`, `loss`, `entropy` and `accuracy` are measured.
     batch_tokens : int, optional
         Tokens of text in a trace.
     cap : int, optional
@@ -186,20 +194,27 @@ def sweep(
         If an intervention or schedule is not possible, the corpus does not fit the model, or `out`
         holds a run of other settings.
     """
+    strange = [name for name in readouts if name not in READOUT_NAMES]
+    if strange or not readouts:
+        what = f"no readout {strange[0]!r}" if strange else "no readout was asked for"
+        raise Refusal(f"{what}; there are: {', '.join(READOUT_NAMES)}")
     if schedules:
+        if layers is not None:
+            raise Refusal("layers go with interventions, not with schedules of one's own")
         runs = [check(schedule, model.layers) for schedule in schedules]
         labels = results.schedule_labels(runs)
-        asked = {"schedules": ", ".join(map(to_text, runs))}
+        asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
     else:
-        named = sweep_schedules(interventions, model.layers)
+        named = sweep_schedules(interventions, model.layers, layers)
         runs = list(named.values())
-        labels = results.sweep_labels(named, model.layers)
-        asked = {"interventions": ", ".join(interventions)}
+        labels = results.sweep_labels(named, model.layers, layers)
+        asked = {"measurement": "sweep", "interventions": ", ".join(interventions)}
+        if layers is not None:
+            asked["layers"] = ", ".join(map(str, labels.coords["layer"]))
     check_corpus(model, corpus)
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
-    batches = corpus.batches(batch_tokens)
-    stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
-    cap = cap or max(1, stacked // (batches[0].stop * corpus.context))
+    batch_tokens = batch_tokens or tokens_of_text(model)
+    parts = corpus.batches(batch_tokens)
+    cap = cap or state_cap(model, parts[0].stop * corpus.context)
     settings = {
         **model.identity,
         **corpus.settings(),
@@ -207,8 +222,10 @@ def sweep(
         "batch_tokens": batch_tokens,
         "state_cap": cap,
     }
-    variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in READOUTS}
-    variables |= {metric.name: (metric, ("sequence",)) for metric in CLEAN_READOUTS}
+    chosen = [metric for metric in READOUTS if metric.name in readouts]
+    kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
+    variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
+    variables |= {metric.name: (metric, ("sequence",)) for metric in kept}
     variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
 
     def complete(dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
@@ -229,20 +246,28 @@ def sweep(
         complete=complete,
     )
     plan = compile_plan(runs, clean(model.layers), cap=cap)
+    divergences = [name for name in ("kl",) if name in readouts]
+    left = [rows for rows in parts if rows.start >= run.done]
+    widths = [(rows.stop - rows.start) * int(corpus.lengths[rows].max()) for rows in left]
+    costs = [sandbox.of_plan(model, plan, width, width, len(divergences)) for width in widths]
+    sandbox.allow(
+        model,
+        costs,
+        "fewer --tokens, some --layers, or --readout agreement alone",
+    )
     matrix = model.unembedding()
     with run:
-        for rows in batches:
-            if progress is not None:
-                progress(run.done, len(corpus.document))
-            if rows.start >= run.done:
-                measured = measure(model, corpus, rows, plan, matrix)
-                for counts, tokens in zip(run.tally, measured.pop("top"), strict=True):
-                    counts += np.bincount(tokens[tokens >= 0], minlength=counts.size)
-                unchanged = {m.name: measured.pop(m.name) for m in CLEAN_READOUTS}
-                changed = {name: labels.spread(values) for name, values in measured.items()}
-                run.add(rows, changed | unchanged)
         if progress is not None:
             progress(run.done, len(corpus.document))
+        for rows in left:
+            measured = measure(model, corpus, rows, plan, matrix, divergences)
+            for counts, tokens in zip(run.tally, measured.pop("top"), strict=True):
+                counts += np.bincount(tokens[tokens >= 0], minlength=counts.size)
+            unchanged = {metric.name: measured[metric.name] for metric in kept}
+            changed = {m.name: labels.spread(measured[m.name]) for m in (*chosen, NONFINITE)}
+            run.add(rows, changed | unchanged)
+            if progress is not None:
+                progress(run.done, len(corpus.document))
         return run.finish()
 
 
@@ -252,10 +277,15 @@ def measure(
     rows: slice,
     plan: Plan,
     matrix: tuple[Tensor | None, Tensor | None],
+    divergences: Sequence[str] = ("kl",),
 ) -> dict[str, NDArray[Any]]:
     """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
-    text = {"vocabulary": model.vocabulary, **queries(corpus, rows, tokens)}
+    text = {
+        "vocabulary": model.vocabulary,
+        "divergences": list(divergences),
+        **queries(corpus, rows, tokens),
+    }
     return run_plan(model, tokens, plan, text, matrix, comparison.measure)
 
 
@@ -330,6 +360,29 @@ def queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
         "compared": compared,
         "predicted": predicted,
     }
+
+
+def tokens_of_text(model: Model) -> int:
+    """Return how many tokens of text a trace has where no number is asked for."""
+    return BATCH_TOKENS.get(model.identity["device"], BATCH_TOKENS_ELSEWHERE)
+
+
+def state_cap(model: Model, tokens: int) -> int:
+    """Return how many states of so many tokens go through a block together."""
+    stacked = STACKED_TOKENS.get(model.identity["device"], STACKED_TOKENS_ELSEWHERE)
+    return max(1, stacked // tokens)
+
+
+def batches(lengths: Sequence[int], tokens: int, begin: int = 0) -> list[slice]:
+    """Divide texts, in order of length, into batches that have so many tokens when filled up."""
+    found = []
+    while begin < len(lengths):
+        end = begin + 1
+        while end < len(lengths) and (end + 1 - begin) * lengths[end] <= tokens:
+            end += 1
+        found.append(slice(begin, end))
+        begin = end
+    return found
 
 
 def check_corpus(model: Model, corpus: Corpus) -> None:

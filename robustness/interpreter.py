@@ -73,6 +73,30 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
     return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
 
 
+def sizes(contexts: Sequence[Context]) -> dict[Any, int]:
+    """Return the first dimension of every tensor in the contexts of blocks, by place."""
+    return {
+        place: tensor.shape[0]
+        for context in contexts
+        for place, tensor in leaves(context)
+        if tensor.ndim
+    }
+
+
+def growing(smaller: dict[Any, int], larger: dict[Any, int]) -> dict[Any, bool]:
+    """Return of which tensors the first dimension grows with the batch, given `sizes` of two."""
+    return {place: larger[place] > smaller[place] for place in smaller.keys() & larger.keys()}
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Return a tensor, or a dictionary with tensors in it, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: move(part, device) for key, part in value.items()}
+    return value
+
+
 def widen(
     value: Any, batch: int, copies: int, grows: dict[Any, bool], path: tuple[Any, ...] = ()
 ) -> Any:
@@ -137,7 +161,9 @@ def run(
             read(inputs, results)
             continue
         batch = len(inputs[0])
-        stacked = inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+        # States come from blocks that may be on several devices.
+        where = inputs[0].device
+        stacked = inputs[0] if len(inputs) == 1 else torch.cat([one.to(where) for one in inputs])
         del inputs
         out = call(blocks[step], stacked, widen(contexts[step], batch, len(sources), grows))
         for state, part in zip(results, out.split(batch)):

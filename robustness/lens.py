@@ -62,7 +62,7 @@ def read(
             ratio = spread(kept["state"], parts) / spread(final, parts)
             frozen = (recomputed - shift) * ratio
         both = torch.stack([_feature(recomputed, 1, plain), _feature(frozen, 0, plain)])
-        values = readout.compare(both, clean, reverse=True)
+        values = readout.compare(both, clean, ("kl", "kl_reverse"))
         for index, readings in enumerate(lens):
             readings.append({name: value[index] for name, value in values.items()})
     reduced = [comparison.reduce(readings, text) for readings in lens]

@@ -9,6 +9,7 @@ measured: run block by block, the clean schedule must give the model's own logit
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nnsight
 import torch
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from robustness import checkpoint, interpreter, kernels
+from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
@@ -77,6 +79,8 @@ class Model:
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
+    sandboxed : bool
+        Whether traces run apart from the weights, so that every call crosses a socket.
     """
 
     traced: TransformersModel
@@ -91,6 +95,7 @@ class Model:
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
     request: dict[str, Any] = field(default_factory=dict)
+    sandboxed: bool = False
 
     @property
     def name(self) -> str:
@@ -130,9 +135,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens are sent."""
+        """Where tokens are made: with the weights, or here where those are on a server."""
         device: torch.device = self.traced._module.device
-        return device
+        return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def epsilon(self) -> float:
@@ -169,6 +174,11 @@ def open_model(
     attention: str = "sdpa",
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    remote: bool = False,
+    host: str | None = None,
+    deploy: bool = False,
+    notify: remote_server.Notify | None = None,
+    sandbox_limit: float = remote_server.SANDBOX_LIMIT,
 ) -> Model:
     """Open a decoder and check that it is understood.
 
@@ -190,6 +200,18 @@ def open_model(
         For a module: its tokenizer.
     trust_remote_code : bool
         Whether code that comes with a checkpoint may be run.
+    remote : bool
+        Whether the model runs on an NDIF server. Its weights, their dtype, device and attention are
+        then the server's; here the model is built without weights.
+    host : str, optional
+        The server's address; `NDIF_HOST` or nnsight's configuration without it.
+    deploy : bool
+        Whether the server may be asked to load the model.
+    notify : callable, optional
+        Told of waiting for the server, and of requests that are sent again.
+    sandbox_limit : float
+        Gigabytes that a run may pass through the socket of a server that keeps traces apart from
+        the weights.
 
     Returns
     -------
@@ -199,9 +221,21 @@ def open_model(
     ------
     Refusal
         If there is no such model, it is not a decoder, or run block by block it does not give its
-        own logits.
+        own logits; for a remote one also if the server cannot be used.
     """
-    if isinstance(source, Module):
+    request: dict[str, Any] = {}
+    if remote:
+        asked = {"dtype": dtype != "float32", "device": device, "attention": attention != "sdpa"}
+        wrong = [name for name, given in asked.items() if given]
+        if wrong:
+            raise Refusal(
+                f"a server has chosen {' and '.join(wrong)} of the models that it runs: leave out "
+                f"{', '.join(f'--{name}' for name in wrong)}"
+            )
+        traced, tokenizer, identity, request = _open_remote(
+            source, revision, trust_remote_code, host, deploy, notify, sandbox_limit
+        )
+    elif isinstance(source, Module):
         if not getattr(source, "can_generate", bool)():
             raise Refusal(f"{type(source).__name__} is not a causal language model of transformers")
         traced = TransformersModel(
@@ -213,7 +247,7 @@ def open_model(
         }
     else:
         name, path = checkpoint.resolve(source)
-        config = checkpoint.read_config(name, path, revision, trust_remote_code)
+        checkpoint.read_config(name, path, revision, trust_remote_code)
         if dtype not in DTYPES:
             raise Refusal(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -229,29 +263,66 @@ def open_model(
         traced = TransformersModel(
             module.to(device), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
         )
-        identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
+        identity = {"model": name, "revision": checkpoint.commit(path, revision)}
         if Path(path).is_dir():
             identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
     module = traced._module
     identity |= {
         "config_sha256": checkpoint.hash_config(module.config),
         "architecture": type(module).__name__,
-        "dtype": str(module.dtype).removeprefix("torch."),
-        "device": module.device.type,
-        "attention": str(module.config._attn_implementation),
         "processing": "none",
     }
-    model = Model(traced=traced, tokenizer=tokenizer, identity=identity, **_find_parts(traced))
+    model = Model(
+        traced=traced,
+        tokenizer=tokenizer,
+        identity=identity,
+        request=request,
+        **_find_parts(traced),
+    )
     try:
-        model = replace(model, grows=_find_growing(model))
-        _check_itself(model)
+        return _check_itself(model)
     except Refusal:
         raise
     except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise Refusal(
             f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
         ) from error
-    return model
+
+
+def _open_remote(
+    source: str | Path | Module,
+    revision: str | None,
+    trust: bool,
+    host: str | None,
+    deploy: bool,
+    notify: remote_server.Notify | None,
+    limit: float,
+) -> tuple[TransformersModel, Any, dict[str, str], dict[str, Any]]:
+    """Build a model without weights whose traces run on a server."""
+    if isinstance(source, Module):
+        raise Refusal("a module is on this machine; a remote model is given by its hub id")
+    name, path = checkpoint.resolve(source)
+    if Path(path).is_dir():
+        raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
+    host, key = remote_server.resolve_host(host), remote_server.resolve_key()
+    versions = remote_server.check(name, host=host, revision=revision, deploy=deploy)
+    checkpoint.read_config(name, path, revision, trust)
+    tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
+    traced = TransformersModel(
+        name,
+        revision=revision,
+        task="text-generation",
+        tokenizer=tokenizer,
+        **({"trust_remote_code": True} if trust else {}),
+    )
+    identity = {
+        "model": name,
+        "revision": checkpoint.commit(path, revision),
+        "server": urlsplit(host).hostname or host,
+        "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    requests = remote_server.Requests(traced.to_model_key(), host, key, notify, limit)
+    return traced, tokenizer, identity, {"backend": requests}
 
 
 def _check_device(device: str) -> None:
@@ -370,68 +441,70 @@ def _envoy(traced: TransformersModel, path: str) -> Any:
     return found
 
 
-def _find_growing(model: Model) -> dict[Any, bool]:
-    """Return which parts of a block's context have a first dimension that grows with the batch."""
-    blocks, traced, sizes = model.blocks, model.traced, []
-    for batch in (2, 3):
-        tokens = torch.zeros(
-            (batch, min(7, model.context or 7)), dtype=torch.long, device=model.device
-        )
-        with torch.no_grad(), traced.trace(tokens, use_cache=False, **model.request):
-            _, contexts = interpreter.enter(blocks)
-            found = nnsight.save(
-                {
-                    place: tensor.shape[0]
-                    for context in contexts
-                    for place, tensor in interpreter.leaves(context)
-                    if tensor.ndim
-                }
-            )
-        sizes.append(found)
-    two, three = sizes
-    return {place: three[place] > two[place] for place in two.keys() & three.keys()}
-
-
-def _check_itself(model: Model) -> None:
+def _check_itself(model: Model) -> Model:
     """Refuse a model that looks ahead, or whose blocks, called one by one, give other logits.
 
     Called on the very states of the natural pass, they must give its logits but for the rounding
     of the last digits; on states stacked as in a sweep, within what a different order of sums
-    costs.
+    costs. What is learned on the way is added to the model: which parts of a block's context grow
+    with the batch, found on batches of two and three, and what the weights are and where.
     """
     length = min(7, model.context or 7)
     first = [(5 * token + 1) % model.vocabulary for token in range(length)]
     second = [*first[:-1], (first[-1] + 1) % model.vocabulary]
-    tokens = torch.tensor([first, second], device=model.device)
+    three, two = (
+        torch.tensor([first, second, first][:size], device=model.device) for size in (3, 2)
+    )
     blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
-    grows = model.grows
-    with torch.no_grad(), traced.trace(tokens, use_cache=False, **model.request):
-        states, contexts = interpreter.enter(blocks)
-        ours = nnsight.save([])
-        for copies in (1, 2):
-            hidden = torch.cat([states[0]] * copies)
-            for block, context in zip(blocks, contexts):
-                hidden = interpreter.call(
-                    block, hidden, interpreter.widen(context, 2, copies, grows)
-                )
-            for norm in norms:
-                hidden = norm(hidden)
-            ours.append(kernels.precise(head(hidden)))
-        own = nnsight.save(kernels.precise(traced.output.logits))
-    digit = torch.finfo(model.traced._module.dtype).eps * max(1.0, float(own.abs().max()))
+    with torch.no_grad(), traced.session(**model.request):
+        found = nnsight.save({})
+        with traced.trace(three, use_cache=False):
+            _, contexts = interpreter.enter(blocks)
+            sizes = interpreter.sizes(contexts)
+            head.skip(head.input[..., :1])
+        with traced.trace(two, use_cache=False):
+            states, contexts = interpreter.enter(blocks)
+            found["grows"] = interpreter.growing(interpreter.sizes(contexts), sizes)
+            found["device"] = states[0].device.type
+            found["attention"] = str(traced.config._attn_implementation)
+            found["apart"] = any(weight.is_meta for weight in head.parameters())
+            ours = []
+            for copies in (1, 2):
+                hidden = torch.cat([states[0]] * copies)
+                for block, context in zip(blocks, contexts):
+                    widened = interpreter.widen(context, 2, copies, found["grows"])
+                    hidden = interpreter.call(block, hidden, widened)
+                for norm in norms:
+                    hidden = norm(hidden)
+                ours.append(kernels.precise(head(hidden)))
+            own = kernels.precise(traced.output.logits)
+            found["dtype"] = str(states[0].dtype)
+            found["largest"] = float(own.abs().max())
+            found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
+            found["off"] = [
+                float((logits - torch.cat([own] * copies)).abs().max())
+                for logits, copies in zip(ours, (1, 2))
+            ]
+    dtype = found["dtype"].removeprefix("torch.")
+    digit = torch.finfo(getattr(torch, dtype)).eps * max(1.0, found["largest"])
     name = f"{model.name} ({model.identity['architecture']})"
-    ahead = float((own[0, :-1] - own[1, :-1]).abs().max())
-    if not ahead <= 32 * digit:
+    if not found["ahead"] <= 32 * digit:
         raise Refusal(
-            f"{name} is not a decoder: a later token changes earlier logits by {ahead:.2g}"
+            f"{name} is not a decoder: a later token changes earlier logits by {found['ahead']:.2g}"
         )
-    for logits, copies, tolerance in zip(ours, (1, 2), (4 * digit, 32 * digit), strict=True):
-        difference = float((logits - torch.cat([own] * copies)).abs().max())
+    for difference, tolerance in zip(found["off"], (4 * digit, 32 * digit), strict=True):
         if not difference <= tolerance:
             raise Refusal(
                 f"{name} cannot be rewired: run block by block its logits are off by "
                 f"{difference:.2g}, more than {tolerance:.2g}"
             )
+    known = {key: found[key] for key in ("device", "attention")}
+    return replace(
+        model,
+        grows=found["grows"],
+        identity=model.identity | {"dtype": dtype} | known,
+        sandboxed=found["apart"],
+    )
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from robustness import capture, results
+from robustness import capture, results, sandbox
 from robustness.anatomy import Anatomy, examine, parts
 from robustness.corpus import Corpus
 from robustness.execution import (
-    BATCH_TOKENS,
-    BATCH_TOKENS_ELSEWHERE,
     Progress,
+    batches,
     check_corpus,
     queries,
+    tokens_of_text,
 )
 from robustness.measurement import MEASUREMENTS, Measurement
 from robustness.model import Model
@@ -93,7 +93,7 @@ def observe(
     group = _group(len(corpus.tokens))
     for each in wanted:
         _check(each, corpus, anatomy)
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    batch_tokens = batch_tokens or tokens_of_text(model)
     size = min(group, 2 ** max(0, (batch_tokens // corpus.context).bit_length() - 1))
     described = {**model.identity, **corpus.settings(), "batch_tokens": batch_tokens}
     known = parts(model)
@@ -114,6 +114,9 @@ def observe(
         ]
         pending: dict[str, list[Tensor]] = {each.name: [] for each in wanted}
         total = len(corpus.tokens)
+        begin = min(run.done for run in runs)
+        lower = "fewer --tokens or fewer measurements (lens is the dearest)"
+        sandbox.allow(model, _crossings(model, corpus, wanted, begin, size), lower)
         for start in range(0, total, size):
             rows = slice(start, min(start + size, total))
             due = [
@@ -142,6 +145,16 @@ def observe(
         if progress is not None:
             progress(total, total)
         return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
+
+
+def _crossings(
+    model: Model, corpus: Corpus, wanted: Sequence[Measurement], begin: int, size: int
+) -> list[sandbox.Crossing]:
+    """Estimate the requests that are left of a run from a sequence on."""
+    needs = sorted({need for each in wanted for need in each.needs})
+    lengths = corpus.lengths[begin:]
+    parts_of = (lengths[at : at + size] for at in range(0, len(lengths), size))
+    return [sandbox.of_walk(model, needs, len(part) * int(part.max())) for part in parts_of]
 
 
 def _check_names(name: str, taken: Mapping[str, Tensor], dataset: xr.Dataset) -> None:
@@ -327,13 +340,11 @@ def scan(
     widest = max(map(len, items))
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
-    limit = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
-    start = begin
-    while start < len(items):
-        stop = start + 1
-        while stop < len(items) and (stop + 1 - start) * len(items[stop]) <= limit:
-            stop += 1
-        rows = slice(start, stop)
+    parts_of = batches(list(map(len, items)), batch_tokens or tokens_of_text(model), begin)
+    widths = [(rows.stop - rows.start) * len(items[rows.stop - 1]) for rows in parts_of]
+    costs = [sandbox.of_walk(model, needs, width) for width in widths]
+    sandbox.allow(model, costs, "fewer --items")
+    for rows in parts_of:
         lengths = torch.tensor([len(ids) for ids in items[rows]], device=model.device)
         text = {
             "lengths": lengths,
@@ -343,7 +354,6 @@ def scan(
         tokens = _pad([np.asarray(ids) for ids in items[rows]], model)
         (found,) = _walk(model, tokens, [(measure, finish, final)], sorted(needs), known, text)
         yield rows, found
-        start = stop
 
 
 def fill(

@@ -77,6 +77,8 @@ def process(
         If writes are to be centred in a model whose norms do not centre, or its parts do not follow
         the pattern of norm, matrices that read, one that writes.
     """
+    if model.request:
+        raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
     anatomy = examine(model)
     for need in ("attention", "prediction"):
         if need in anatomy.missing:

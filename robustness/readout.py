@@ -80,7 +80,7 @@ def reference(
     return clean
 
 
-def compare(hidden: Tensor, clean: dict[str, Any], reverse: bool = False) -> Readout:
+def compare(hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str] = ("kl",)) -> Readout:
     """Read the final states of schedules on the tokens of the clean run.
 
     Parameters
@@ -89,29 +89,27 @@ def compare(hidden: Tensor, clean: dict[str, Any], reverse: bool = False) -> Rea
         Final states of one or more schedules, as the head receives them.
     clean : dict
         What `reference` returned.
-    reverse : bool
-        Whether KL is wanted in the other direction too.
+    divergences : sequence of str
+        Which are wanted of `kl`, KL(clean ‖ other), and `kl_reverse`, KL(other ‖ clean). Without
+        any, and where the head is called, the clean logits are not computed again.
 
     Returns
     -------
     dict of str to tensor of shape (state, token)
-        `kl`, KL(clean ‖ other), `loss` and `entropy` in nats; `agreement` and `accuracy`, 0 or 1;
-        `top`, the most likely token; if asked for `kl_reverse`, KL(other ‖ clean).
+        `loss`, `entropy` and the divergences in nats; `agreement` and `accuracy`, 0 or 1; `top`,
+        the most likely token.
     """
     if clean["weight"] is None:
-        names = ("kl", "kl_reverse") if reverse else ("kl",)
-        sums, target, divergences = _by_calls(hidden, clean, names)
+        sums, target, found = _by_calls(hidden, clean, divergences)
     else:
         hidden = hidden.to(clean["weight"].dtype)
-        sums, target, expected = _by_strips(hidden, clean, reverse)
-        difference = clean["hidden"] - hidden
-        before = clean["sums"]
-        kl = kernels.kl_from_states(clean["expected"], difference, sums, before)
-        divergences = {"kl": kl}
-        if reverse:
-            back = kernels.kl_from_states(expected, -difference, before, sums)
-            divergences["kl_reverse"] = back
-    values = {**_values(sums, target, clean["targets"]), **divergences}
+        sums, target, expected = _by_strips(hidden, clean, "kl_reverse" in divergences)
+        difference, before, found = clean["hidden"] - hidden, clean["sums"], {}
+        if "kl" in divergences:
+            found["kl"] = kernels.kl_from_states(clean["expected"], difference, sums, before)
+        if "kl_reverse" in divergences:
+            found["kl_reverse"] = kernels.kl_from_states(expected, -difference, before, sums)
+    values = {**_values(sums, target, clean["targets"]), **found}
     values["agreement"] = (sums[1] == clean["sums"][1]).to(target.dtype)
     return values
 
@@ -139,20 +137,30 @@ def _by_strips(
     return sums, target, expected / sums[2][..., None]
 
 
+def chunk(device: str, vocabulary: int) -> int:
+    """Return for how many tokens a head that can only be called is called at once."""
+    return max(1, PIECE.get(device, PIECE_ELSEWHERE) // vocabulary)
+
+
 def _by_calls(
     hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str]
 ) -> tuple[kernels.Sums, Tensor, dict[str, Tensor]]:
     """Sums, target logits and KL either way, as asked for, chunk of tokens by chunk of tokens."""
-    size = max(1, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // clean["vocabulary"])
+    size = chunk(hidden.device.type, clean["vocabulary"])
+
+    def logits_of(states: Tensor) -> Tensor:
+        # A model that is spread over several devices may have its head on another.
+        return kernels.precise(clean["head"](states)).to(hidden.device)
+
     parts = []
     for first in range(0, hidden.shape[1], size):
         tokens = slice(first, first + size)
         targets = clean["targets"][tokens, None]
         before: Any = None
         if divergences:
-            before = kernels.precise(clean["head"](clean["hidden"][tokens]))
+            before = logits_of(clean["hidden"][tokens])
         for state in hidden:
-            logits = kernels.precise(clean["head"](state[tokens]))
+            logits = logits_of(state[tokens])
             target = logits.gather(-1, targets)[..., 0]
             pairs = {"kl": (before, logits), "kl_reverse": (logits, before)}
             found = [kernels.kl_from_logits(*pairs[name]) for name in divergences]

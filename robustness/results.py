@@ -114,26 +114,32 @@ class Labels:
         return spread
 
 
-def sweep_labels(schedules: Mapping[tuple[str, int], Schedule], layers: int) -> Labels:
-    """Lay out the schedules of a sweep as (intervention, layer)."""
+def sweep_labels(
+    schedules: Mapping[tuple[str, int], Schedule],
+    layers: int,
+    chosen: Sequence[int] | None = None,
+) -> Labels:
+    """Lay out the schedules of a sweep as (intervention, layer), over all layers or some."""
     names = list(dict.fromkeys(name for name, _ in schedules))
-    places = tuple((names.index(name), layer) for name, layer in schedules)
-    texts = np.full((len(names), layers), "", dtype=object)
+    there = range(layers) if chosen is None else sorted(set(chosen))
+    places = tuple((names.index(name), there.index(layer)) for name, layer in schedules)
+    texts = np.full((len(names), len(there)), "", dtype=object)
     for place, schedule in zip(places, schedules.values(), strict=True):
         texts[place] = to_text(schedule)
     coords = {
         "intervention": names,
-        **layer_coords(layers),
+        **layer_coords(layers, there),
         "schedule": (("intervention", "layer"), texts),
     }
     return Labels(("intervention", "layer"), coords, places)
 
 
-def layer_coords(layers: int) -> dict[str, Any]:
+def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, Any]:
     """Return the coordinates of layers: their index, and where between first and last they are."""
     described = {"units": "1", "long_name": "layer over the last layer"}
-    depth = np.arange(layers) / max(1, layers - 1)
-    return {"layer": np.arange(layers), "relative_depth": ("layer", depth, described)}
+    there = np.array(range(layers) if chosen is None else chosen)
+    depth = there / max(1, layers - 1)
+    return {"layer": there, "relative_depth": ("layer", depth, described)}
 
 
 def schedule_labels(schedules: Sequence[Schedule]) -> Labels:

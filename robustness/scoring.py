@@ -40,9 +40,10 @@ def score(
     dict of str to tensor of shape (schedule, token)
         `loss`, in nats, and `hit`, whether the token is the most likely one.
     """
+    text = interpreter.move(text, final.device)
 
     def finish(hidden: Tensor) -> Tensor:
-        hidden = hidden[text["item"], text["query"]][None]
+        hidden = hidden.to(final.device)[text["item"], text["query"]][None]
         for norm in norms:
             hidden = norm(hidden)
         return hidden[0]
@@ -52,7 +53,7 @@ def score(
     hits: list[Any] = [None] * schedules
 
     def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
-        values = readout.compare(torch.stack([finish(state) for state in finals]), clean)
+        values = readout.compare(torch.stack([finish(state) for state in finals]), clean, ())
         for position, indices in enumerate(ends):
             for index in indices:
                 losses[index] = values["loss"][position]

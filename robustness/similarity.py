@@ -96,7 +96,7 @@ def mismatch(
 
 def _cosine(a: Tensor, b: Tensor, text: dict[str, Any]) -> Tensor:
     """Mean cosine over the tokens that count, (processing, sequence)."""
-    a, b = kernels.precise(a), kernels.precise(b)
+    a, b = kernels.precise(a), kernels.precise(b).to(a.device)
     kinds = [(a, b)]
     if text["centres"]:
         kinds.append((a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)))

@@ -76,8 +76,12 @@ def intervention(name: str) -> Intervention:
     return Intervention(name, size + 1 if family == "swap" else size, edits[family])
 
 
-def schedules(names: Sequence[str], layers: int) -> dict[tuple[str, int], Schedule]:
+def schedules(
+    names: Sequence[str], layers: int, chosen: Sequence[int] | None = None
+) -> dict[tuple[str, int], Schedule]:
     """Return every schedule of the named interventions by intervention and layer.
+
+    With `chosen`, only those at some of the layers.
 
     >>> schedules(["swap"], 3)
     {('swap', 0): (1, 0, 2), ('swap', 1): (0, 2, 1)}
@@ -87,11 +91,18 @@ def schedules(names: Sequence[str], layers: int) -> dict[tuple[str, int], Schedu
     for name in names:
         if names.count(name) > 1:
             raise Refusal(f"intervention {name!r} was asked for twice")
-    return {
+    for layer in chosen or ():
+        if not 0 <= layer < layers:
+            raise Refusal(f"there is no layer {layer}: the model has layers 0 to {layers - 1}")
+    found = {
         (name, layer): schedule
         for name in names
         for layer, schedule in intervention(name).schedules(layers).items()
+        if chosen is None or layer in chosen
     }
+    if not found:
+        raise Refusal(f"{', '.join(names)} fits at none of the layers that were asked for")
+    return found
 
 
 def _well_formed(match: re.Match[str]) -> bool:

@@ -22,14 +22,13 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import checkpoint, results, scoring
+from robustness import checkpoint, results, sandbox, scoring
 from robustness.execution import (
-    BATCH_TOKENS,
-    BATCH_TOKENS_ELSEWHERE,
-    STACKED_TOKENS,
-    STACKED_TOKENS_ELSEWHERE,
     Progress,
+    batches,
     run_plan,
+    state_cap,
+    tokens_of_text,
 )
 from robustness.metrics import Metric
 from robustness.model import Model
@@ -127,7 +126,7 @@ def evaluate_tasks(
     loaded = _load(tasks, data)
     requests = _wanted(model, loaded, limit)
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS_ELSEWHERE)
+    batch_tokens = batch_tokens or tokens_of_text(model)
     settings = {
         **model.identity,
         "measurement": "tasks",
@@ -175,27 +174,25 @@ def evaluate_tasks(
         fresh=fresh,
         complete=complete,
     )
-    limit_of = _longest(model)
+    longest = _longest(model)
+    lengths = [min(longest, sum(map(len, requests[at])) - 1) for at in order]
+    work = []
+    for rows in batches(lengths, batch_tokens, run.done):
+        width = (rows.stop - rows.start) * lengths[rows.stop - 1]
+        plan = compile_plan(runs, clean(model.layers), cap=cap or state_cap(model, width))
+        scored = sum(len(requests[at][1]) for at in order[rows])
+        work.append((rows, plan, sandbox.of_plan(model, plan, width, scored, 0)))
+    costs = [cost for *_, cost in work]
+    sandbox.allow(model, costs, "a lower --limit, or fewer interventions")
     matrix = model.unembedding()
     with run:
-        start = run.done
-        while start < len(order):
-            widest, stop = 0, start
-            while stop < len(order):
-                widest = max(widest, min(limit_of, sum(map(len, requests[order[stop]])) - 1))
-                if stop > start and (stop + 1 - start) * widest > batch_tokens:
-                    break
-                stop += 1
-            if progress is not None:
-                progress(start, len(order))
-            batch = [requests[at] for at in order[start:stop]]
-            stacked = STACKED_TOKENS.get(model.device.type, STACKED_TOKENS_ELSEWHERE)
-            size = cap or max(1, stacked // (len(batch) * widest))
-            plan = compile_plan(runs, clean(model.layers), cap=size)
-            run.add(slice(start, stop), _score(model, batch, plan, matrix, limit_of))
-            start = stop
         if progress is not None:
-            progress(len(order), len(order))
+            progress(run.done, len(order))
+        for rows, plan, _ in work:
+            batch = [requests[at] for at in order[rows]]
+            run.add(rows, _score(model, batch, plan, matrix, longest))
+            if progress is not None:
+                progress(run.done, len(order))
         return run.finish()
 
 

@@ -58,7 +58,7 @@ def open_weights(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
         tokens = len(tokenizer)
-        identity = {"model": name, "revision": str(getattr(config, "_commit_hash", None) or "")}
+        identity = {"model": name, "revision": checkpoint.commit(path, revision)}
         if Path(path).is_dir():
             identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
     identity |= {

@@ -45,6 +45,31 @@ def _hidden() -> Iterator[None]:
         sys.modules.update(saved)
 
 
+def execute(blob: bytes, model: Any) -> bytes:
+    """Run a trace from its serialised form on a model, and return what it saved, serialised."""
+    before = dict(linecache.cache), dict(SOURCES), dict(BLOCKS)
+    try:
+        with _hidden():
+            remote = RequestModel.deserialize(
+                blob, model._remoteable_persistent_objects(), compress=True
+            )
+            inc()
+            try:
+                remote.execute(remote.info.code)
+                ids = _saves()
+                local = remote.info.frame.f_locals
+                saved = {name: value for name, value in local.items() if id(value) in ids}
+            finally:
+                dec()
+            buffer = io.BytesIO()
+            torch.save(saved, buffer)
+    finally:
+        for current, old in zip((linecache.cache, SOURCES, BLOCKS), before, strict=True):
+            current.clear()
+            current.update(old)
+    return buffer.getvalue()
+
+
 class StrictBackend(Backend):
     """Runs every trace from its serialised form; `received` counts the bytes that come back."""
 
@@ -54,30 +79,10 @@ class StrictBackend(Backend):
 
     def __call__(self, tracer: Any) -> None:
         pull_env()
-        blob = RequestModel.serialize(tracer, True)
-        before = dict(linecache.cache), dict(SOURCES), dict(BLOCKS)
         frame = tracer.info.frame
-        try:
-            with _hidden():
-                remote = RequestModel.deserialize(
-                    blob, self.model._remoteable_persistent_objects(), compress=True
-                )
-                inc()
-                try:
-                    remote.execute(remote.info.code)
-                    ids = _saves()
-                    local = remote.info.frame.f_locals
-                    saved = {name: value for name, value in local.items() if id(value) in ids}
-                finally:
-                    dec()
-                buffer = io.BytesIO()
-                torch.save(saved, buffer)
-        finally:
-            for current, old in zip((linecache.cache, SOURCES, BLOCKS), before, strict=True):
-                current.clear()
-                current.update(old)
-        self.received.append(buffer.tell())
-        result = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+        answer = execute(RequestModel.serialize(tracer, True), self.model)
+        self.received.append(len(answer))
+        result = torch.load(io.BytesIO(answer), weights_only=False)
         for value in result.values():
             save(value)
         push(frame, result)

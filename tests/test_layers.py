@@ -29,7 +29,9 @@ ORDER = [
     # the outside world
     "robustness.corpus",
     "robustness.checkpoint",
+    "robustness.remote",
     "robustness.model",
+    "robustness.sandbox",
     "robustness.anatomy",
     "robustness.weights",
     "robustness.processing",
@@ -117,7 +119,7 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         # Passed to `write_whole`, which alone decides where a file goes.
         assert not outside or "robustness.results" in imports(module), module
-    tracing = {"model", "anatomy", "execution", "observation"}
+    tracing = {"remote", "model", "anatomy", "execution", "observation"}
     for module in set(ORDER) - {f"robustness.{name}" for name in tracing}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
 

@@ -1,0 +1,168 @@
+"""An NDIF server on loopback, as far as its clients see one, in a thread of this process.
+
+It answers what NDIF 0.1.2 answers, runs traces from their serialised form, and fails as it is told:
+`faults` holds what happens to the next requests, one each, after which they are served.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import queue
+import struct
+import threading
+import traceback
+import uuid
+from email.message import Message
+from email.parser import BytesParser
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+import zstandard
+from nnsight.schema.response import ResponseModel, Status
+from strict import execute
+
+KEY = "33333333-3333-4333-8333-333333333333"
+
+
+class Loopback(ThreadingHTTPServer):
+    """Serves one model.
+
+    Faults are: a number, the status by which a request is refused; `lost`, the connection ends
+    while it runs; `silent`, nothing more is heard of it; `error: …`, what it fails with; `bytes`,
+    given as such, the answer.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, name: str, model: Any) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.name, self.model = name, model
+        self.faults: list[Any] = []
+        self.good: int | None = None
+        """How many requests are served before all are lost."""
+        self.requests = 0
+        self.state = "RUNNING"
+        self.packages = {"nnsight": "0.8.0", "torch": "2.13.0", "transformers": "5.22.2"}
+        self.pages: dict[str, Any] = {}
+        """Answers in the place of those to a path."""
+        self.sessions: dict[str, queue.Queue[Any]] = {}
+        self.work: queue.Queue[Any] = queue.Queue()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        # A model belongs to one thread.
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def status(self) -> dict[str, Any]:
+        entry = {
+            "application_state": self.state, "deployment_level": "HOT", "repo_id": self.name,
+            "task": "text-generation", "revision": None, "dtype": "float64",
+        }  # fmt: skip
+        cold = {**entry, "deployment_level": "COLD", "repo_id": "stages/cold"}
+        return {"deployments": {"one": entry, "two": cold}}
+
+    def _run(self) -> None:
+        while True:
+            blob, answers = self.work.get()
+            fault = self.faults.pop(0) if self.faults else None
+            if self.good is not None:
+                fault = None if self.good else "lost"
+                self.good = max(0, self.good - 1)
+            answers.put(_said(Status.QUEUED, "Moved to position 1 in Queue."))
+            if fault == "silent":
+                continue
+            answers.put(_said(Status.RUNNING, "Your job has started running."))
+            if fault == "lost":
+                answers.put(None)
+            elif isinstance(fault, bytes):
+                answers.put(fault)
+            elif fault is not None:
+                answers.put(_said(Status.ERROR, fault.removeprefix("error: ")))
+            else:
+                answers.put(self._serve(blob))
+
+    def _serve(self, blob: bytes) -> Any:
+        try:
+            data = zstandard.ZstdCompressor().compress(execute(blob, self.model))
+        except Exception:
+            return _said(Status.ERROR, traceback.format_exc())
+        return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+
+
+def _said(status: Status, description: str) -> str:
+    return ResponseModel(id="1", status=status, description=description).model_dump_json()
+
+
+def result(value: Any) -> bytes:
+    """Return the answer of a server that sends back some value."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    data = zstandard.ZstdCompressor().compress(buffer.getvalue())
+    return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Loopback
+
+    def do_GET(self) -> None:
+        if self.path in self.server.pages:
+            self._answer(*self.server.pages[self.path])
+        elif self.path == "/status":
+            self._answer(200, self.server.status)
+        elif self.path == "/env":
+            python = {"python_version": "3.12.1 (main)", "packages": self.server.packages}
+            self._answer(200, python)
+        elif self.path == "/subscribe":
+            self._subscribe()
+        else:
+            self._answer(404, {"detail": "Not Found"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests += 1
+        if self.server.faults and isinstance(self.server.faults[0], int):
+            # As NDIF does it, which repeats a malformed key.
+            detail = f"no: '{self.headers['ndif-api-key']}'"
+            self._answer(self.server.faults.pop(0), {"detail": detail})
+            return
+        head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+        parts: list[Message] = BytesParser().parsebytes(head + body).get_payload()  # type: ignore[assignment]
+        envelope, blob = (bytes(part.get_payload(decode=True)) for part in parts)  # type: ignore[arg-type]
+        answers = self.server.sessions[json.loads(envelope)["session_id"]]
+        self._answer(200, json.loads(_said(Status.RECEIVED, "Received.")))
+        self.server.work.put((blob, answers))
+
+    def _subscribe(self) -> None:
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        accepted = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
+        self.send_header("Sec-WebSocket-Accept", accepted)
+        self.end_headers()
+        session = uuid.uuid4().hex
+        answers = self.server.sessions[session] = queue.Queue()
+        self._frame(json.dumps({"session_id": session}))
+        while (message := answers.get()) is not None:
+            self._frame(message)
+        self.close_connection = True
+
+    def _frame(self, message: str | bytes) -> None:
+        data = message.encode() if isinstance(message, str) else message
+        kind = 0x81 if isinstance(message, str) else 0x82
+        self.wfile.write(struct.pack(">BBQ", kind, 127, len(data)) + data)
+
+    def _answer(self, status: int, value: Any) -> None:
+        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass

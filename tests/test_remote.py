@@ -1,0 +1,388 @@
+import io
+import os
+import re
+import sys
+import threading
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hub import COMMIT, Hub
+from loopback import KEY, Loopback, result
+from nnsight import CONFIG, TransformersModel
+from tokenizers_for_tests import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import cli
+from robustness import remote
+from robustness.corpus import cut
+from robustness.execution import rewire, sweep
+from robustness.model import open_model
+from robustness.observation import observe
+from robustness.plan import compile_plan
+from robustness.processing import process
+from robustness.refusal import Refusal
+from robustness.sandbox import of_plan
+from robustness.schedule import clean, drop
+from robustness.sweep import schedules
+
+NAME = "stages/tiny"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.4,
+    )  # fmt: skip
+    LlamaForCausalLM(config).double().save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def running(checkpoint):
+    """A hub, and a server that runs its one model in float64."""
+    hub = Hub(0, {NAME: checkpoint})
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    module = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
+    module.requires_grad_(False)
+    tokenizer = byte_tokenizer()
+    server = Loopback(NAME, TransformersModel(module, task="text-generation", tokenizer=tokenizer))
+    yield hub, server
+    for each in (hub, server):
+        each.shutdown()
+        each.server_close()
+
+
+@pytest.fixture
+def server(running, monkeypatch, tmp_path):
+    """The server, with nothing wrong, as what this process is configured for."""
+    hub, server = running
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
+    server.faults, server.pages, server.requests, server.state = [], {}, 0, "RUNNING"
+    server.good = None
+    return server
+
+
+@pytest.fixture
+def local(checkpoint):
+    return open_model(checkpoint, dtype="float64")
+
+
+@pytest.fixture
+def corpus(local, stories):
+    return cut(str(stories), local.tokenizer, context=24, tokens=24 * 20)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stages", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_there_is_as_here(server, local, corpus):
+    """Whatever is measured on a server is what is measured on this machine."""
+    there = open_model(NAME, remote=True)
+    assert there.traced._module.device.type == "meta"
+    assert there.identity["dtype"] == "float64" and there.identity["revision"] == COMMIT
+    found, expected = (sweep(m, corpus, ("drop", "swap"), batch_tokens=200) for m in (there, local))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-10, err_msg=name)
+    assert found.attrs["server"] == "127.0.0.1"
+    versions = "python 3.12.1, nnsight 0.8.0, torch 2.13.0, transformers 5.22.2"
+    assert found.attrs["server_versions"] == versions
+    assert KEY not in str(found.attrs) + repr(there) + repr(there.request)
+    names = ("lens", "norms", "similarity", "cka")
+    observed = [observe(m, corpus, names, batch_tokens=200) for m in (there, local)]
+    for name in names:
+        for variable in observed[1][name].data_vars:
+            pair = [each[name][variable] for each in observed]
+            np.testing.assert_allclose(*pair, atol=1e-10, err_msg=f"{name} {variable}")
+
+
+def test_one_request_a_batch(server, corpus):
+    there = open_model(NAME, remote=True)
+    assert server.requests == 1, "a model is checked in one request"
+    sweep(there, corpus, batch_tokens=24 * 4)
+    assert server.requests == 1 + 5
+
+
+def test_a_rewired_model_runs_there(server, local):
+    there = open_model(NAME, remote=True)
+    tokens = torch.arange(10)[None]
+    schedule = drop(clean(4), 2)
+    logits = []
+    for model in (there, local):
+        edited = rewire(model, schedule)
+        with torch.no_grad(), edited.trace(tokens, use_cache=False, **model.request):
+            kept = edited.lm_head.output.save()
+        logits.append(kept)
+    assert torch.allclose(*logits, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "fault", ["lost", "silent", 503, 429, "error: Replica was evicted. Please try again later."]
+)
+def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
+    if fault == "silent":
+        monkeypatch.setattr(remote, "PATIENCE", 0.05)
+        monkeypatch.setattr(remote, "SILENCE", 0.2)
+    said = []
+    there = open_model(NAME, remote=True, notify=said.append)
+    server.faults = [fault, fault]
+    found = sweep(there, corpus, ("drop",))
+    np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
+    again = [text for text in said if "trying again" in text]
+    assert len(again) == 2 and again[0].endswith(f"(1 of {remote.RETRIES})")
+    assert KEY not in "".join(said)
+    if fault == "silent":
+        assert f"{server.url}: Moved to position 1 in Queue." in said
+
+
+def test_waits_grow_and_are_bounded(server, monkeypatch):
+    there = open_model(NAME, remote=True)
+    waits = []
+    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.faults = ["lost"] * 100
+    with pytest.raises(Refusal, match=r"7 times in vain.*the same command goes on"):
+        rewired = rewire(there, clean(4))
+        with rewired.trace(torch.arange(5)[None], use_cache=False, **there.request):
+            rewired.lm_head.output.save()
+    assert len(waits) == remote.RETRIES
+    for attempt, wait in enumerate(waits):
+        whole = min(remote.LONGEST_WAIT, 2.0**attempt)
+        assert whole / 2 <= wait <= whole
+    assert len({wait / 2**attempt for attempt, wait in enumerate(waits)}) > 1, "no jitter"
+
+
+def test_what_is_done_when_the_server_goes_is_kept(server, local, corpus, run, stories):
+    words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
+    words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
+    server.good = 3
+    code, out, err = run(*words)
+    assert code == 1 and not out and "in vain" in err.splitlines()[-1]
+    partial = xr.load_dataset("sweep.partial.nc")
+    assert partial.sequences_done == 8 and not Path("sweep.nc").exists()
+    server.good = None
+    before = server.requests
+    code, out, err = run(*words)
+    assert (code, out) == (0, "sweep.nc\n"), err
+    assert server.requests - before == 1 + (20 - partial.sequences_done) // 4
+    expected = sweep(local, corpus, ("drop",))
+    np.testing.assert_allclose(xr.load_dataset("sweep.nc").kl, expected.kl, atol=1e-10)
+
+
+def test_interrupted_while_it_waits_it_keeps_what_is_done(server, run, stories, monkeypatch):
+    words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
+    words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(remote.time, "sleep", stop)
+    server.good = 3
+    code, _, err = run(*words)
+    assert code == 130 and "what was measured is kept" in err
+    assert xr.load_dataset("sweep.partial.nc").sequences_done == 8
+
+
+def say(server, path, status, value):
+    server.pages = {path: (status, value)}
+
+
+REFUSED = {
+    "no key": (lambda s, m: m.setattr(CONFIG.API, "APIKEY", None), "there is no NDIF key"),
+    "malformed key": (lambda s, m: m.setattr(CONFIG.API, "APIKEY", "se-cret"), "is no NDIF key"),
+    "wrong key": (lambda s, m: s.faults.append(403), "does not accept the key"),
+    "old client": (lambda s, m: s.faults.append(400), "could not do it: Failed to send"),
+    "host down": (
+        lambda s, m: m.setattr(CONFIG.API, "HOST", "http://127.0.0.1:1"),
+        "cannot be reached .*refused",
+    ),
+    "no DNS": (
+        lambda s, m: m.setattr(CONFIG.API, "HOST", "http://ndif.invalid"),
+        "http://ndif.invalid cannot be reached",
+    ),
+    "no address": (lambda s, m: m.setattr(CONFIG.API, "HOST", "api.ndif.us"), "no address"),
+    "another host": (lambda s, m: say(s, "/status", 404, "none"), "is not an NDIF server"),
+    "a web site": (lambda s, m: say(s, "/status", 200, "<html>"), "is not an NDIF server"),
+    "another API": (lambda s, m: say(s, "/status", 200, [1]), "is not an NDIF server"),
+    "compute down": (lambda s, m: say(s, "/status", 503, {}), "try again in some minutes"),
+    "other nnsight": (
+        lambda s, m: say(s, "/env", 200, {"packages": {"nnsight": "0.5.1"}}),
+        "nnsight 0.5.1 .* install nnsight 0.5",
+    ),
+    "not deployed": (
+        lambda s, m: say(s, "/status", 200, {"deployments": {}}),
+        "does not run on .* there is no model: choose one of `stages models --remote`.*--deploy",
+    ),
+    "unhealthy": (lambda s, m: setattr(s, "state", "UNHEALTHY"), "does not run on"),
+    "hub offline": (
+        lambda s, m: m.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+        "the hub cannot be asked",
+    ),
+    "hub down": (
+        lambda s, m: m.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1"),
+        "the hub cannot be asked",
+    ),
+    "no deployment": (
+        lambda s, m: s.faults.append("error: Could not deploy this model. It is too large."),
+        "could not do it: Could not deploy this model. It is too large.",
+    ),
+    "an error there": (
+        lambda s, m: s.faults.append("error: Traceback (most recent call last):\n x\nKeyError: 1"),
+        "could not do it: KeyError: 1",
+    ),
+    "out of memory": (
+        lambda s, m: s.faults.append(
+            "error: Traceback (most recent call last):\nx.OutOfMemoryError: CUDA out of memory."
+        ),
+        "ask for fewer --batch-tokens",
+    ),
+    "too long": (
+        lambda s, m: s.faults.append("error: Your job exceeded the execution timeout of 60.0s."),
+        "ask for fewer --batch-tokens",
+    ),
+    "garbage": (lambda s, m: s.faults.append(b"garbage"), "answers what is not understood"),
+    "half an answer": (lambda s, m: s.faults.append(result(1)[:-40]), "is not understood"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
+    prepare, expected = REFUSED[case]
+    prepare(server, monkeypatch)
+    code, out, err = run("sweep", NAME, "--remote", "--quiet", "--out", "sweep.nc")
+    assert code == 1 and not out and not Path("sweep.nc").exists()
+    (line,) = err.splitlines()
+    assert line.startswith("stages: ")
+    assert re.search(expected, line), line
+    assert KEY not in err and "se-cret" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["builtin"], "builtin is on this machine"),
+        (["."], "has no config.json"),
+        (["stages/none"], "the hub has no model stages/none"),
+        (["no model"], "the hub cannot be asked for no model"),
+        ([NAME, "--dtype", "float64", "--device", "cpu"], "has chosen dtype and device"),
+        ([NAME, "--revision", "other"], "at other does not run"),
+    ],
+)
+def test_what_is_no_remote_model_is_refused(server, run, words, expected):
+    code, _, err = run("sweep", *words, "--remote")
+    assert code == 1 and expected in err and len(err.splitlines()) == 1
+
+
+def test_host_goes_with_remote(run):
+    code, _, err = run("sweep", "builtin", "--host", "http://127.0.0.1:1")
+    assert code == 2 and "go with --remote" in err
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_server_cannot_run_anything_here(server, run, inside, zipped):
+    buffer = io.BytesIO()
+    torch.save(Evil(), buffer, _use_new_zipfile_serialization=zipped)
+    server.faults = [result({"found": Evil()}) if inside else buffer.getvalue()]
+    code, _, err = run("sweep", NAME, "--remote")
+    assert code == 1 and "answers what is not understood" in err and not Path("owned").exists()
+
+
+def test_a_program_is_no_result(server, run):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"archive/{name}", b"3")
+    server.faults = [buffer.getvalue()]
+    code, _, err = run("sweep", NAME, "--remote")
+    assert code == 1 and "a result is a program" in err
+
+
+def test_models_lists_what_runs(server, run):
+    code, out, _ = run("models", "--remote")
+    assert code == 0
+    header, row = out.splitlines()
+    assert header.split() == ["model", "state", "dtype", "revision"]
+    assert row.split() == [NAME, "running", "float64"]
+
+
+def test_deploy_asks_for_a_model_that_does_not_run(server, run, stories):
+    server.state = "NOT_STARTED"
+    words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 48]
+    assert run(*words)[0] == 1
+    code, _, err = run(*words, "--deploy")
+    assert code == 0, err
+
+
+def test_neurons_are_measured_here(server, run, monkeypatch):
+    """Weights are read from the hub, and the server is not asked."""
+    monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:1")
+    code, out, err = run("observe", NAME, "neurons", "--remote")
+    assert (code, out) == (0, "outputs/tiny/neurons.nc\n"), err
+    assert err.startswith(
+        "stages: neurons: measured on this machine, from the checkpoint's weights"
+    )
+
+
+def test_weights_of_a_remote_model_are_not_processed(server):
+    with pytest.raises(Refusal, match="are on a server"):
+        process(open_model(NAME, remote=True))
+
+
+def test_the_sandbox_is_told_of_and_limited(server, corpus):
+    """What a sandboxed server would pass through its socket is refused above a limit."""
+    said = []
+    there = replace(open_model(NAME, remote=True, notify=said.append), sandboxed=True)
+    sweep(there, corpus, ("drop",))
+    (text,) = said
+    assert "in a sandbox" in text and "calls and" in text and "in 1 requests" in text
+    small = open_model(NAME, remote=True, sandbox_limit=1e-6)
+    with pytest.raises(Refusal, match=r"--layers.*--readout agreement.*--sandbox-limit"):
+        sweep(replace(small, sandboxed=True), corpus, ("drop",))
+    with pytest.raises(Refusal, match=r"fewer --tokens.*--sandbox-limit"):
+        observe(replace(small, sandboxed=True), corpus, ("lens",))
+
+
+def test_fewer_readouts_and_layers_cost_less(local):
+    costs = []
+    for layers, divergences in ((None, 1), (None, 0), ([1, 2], 0)):
+        runs = list(schedules(("drop", "swap"), 4, layers).values())
+        plan = compile_plan(runs, clean(4), cap=2)
+        costs.append(of_plan(local, plan, 480, 480, divergences).bytes)
+    assert costs[0] > costs[1] > costs[2]
