@@ -1,11 +1,12 @@
 # make demo   the built-in model, dropped and swapped: file, figure, table
 # make test   ruff, mypy, pytest
-# Both set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
+# make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
+# All set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test ndif-test clean
 
 demo: .venv/ready
 	$(BIN)/stages demo
@@ -16,6 +17,9 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+ndif-test: .venv/ready
+	$(BIN)/pytest tests/ndif/suite.py -s -rs
+
 # torch comes first and pinned: left to itself, pip would fetch the newest with its GPU libraries.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,4 +29,4 @@ test: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .ndif build *.egg-info

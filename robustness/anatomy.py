@@ -58,7 +58,7 @@ def examine(model: Model) -> Anatomy:
             entering.append(hidden)
             leaving.append(out[0] if isinstance(out, tuple) else out)
         final = norms[0].input if norms else head.input
-        head.skip(head.input[..., :1])
+        interpreter.pass_over(head)
         errors = nnsight.save({})
         errors["weights"] = not eager or weights
         for answer in (False, True):

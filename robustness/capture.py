@@ -58,8 +58,7 @@ def walk(
             kept.append(measure(captured, interpreter.move(text, captured["residual"].device)))
         del captured
     last = parts["norms"][0].input if parts["norms"] else parts["head"].input
-    # The natural pass would unembed every token; its logits are not needed.
-    parts["head"].skip(parts["head"].input[..., :1])
+    interpreter.pass_over(parts["head"])
     text, results = interpreter.move(text, last.device), []
     for (measure, finish, final), kept in zip(measurements, taken):
         kept = [interpreter.move(each, last.device) for each in kept]

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -125,72 +122,3 @@ def hash_module(module: Module) -> str:
             tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()
-
-
-class Tensors:
-    """The tensors of a checkpoint by the names that the model has for them.
-
-    Each is read when it is asked for, and nothing else.
-
-    Parameters
-    ----------
-    path : str
-        A directory, or a hub id.
-    module : Module
-        The model, on the meta device; families rename what older checkpoints hold.
-    revision : str, optional
-        Branch, tag or commit on the hub.
-
-    Raises
-    ------
-    Refusal
-        If the checkpoint has no safetensors that can be read.
-    """
-
-    def __init__(self, path: str, module: Any, revision: str | None = None) -> None:
-        self._path, self._revision = path, revision
-        shards = _shards(path, revision)
-        renamings = [
-            each
-            for each in get_model_conversion_mapping(module)
-            if isinstance(each, WeightRenaming)
-        ]
-        wanted, prefix = module.state_dict(), module.base_model_prefix
-        names = {key: rename_source_key(key, renamings, [], prefix, wanted)[0] for key in shards}
-        self._places = {name: (key, shards[key]) for key, name in names.items()}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._places:
-            raise Refusal(f"the checkpoint {Path(self._path).name} has no tensor {name}")
-        key, shard = self._places[name]
-        with safe_open(_file(self._path, shard, self._revision), framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-        if not tensor.is_floating_point():
-            raise Refusal(f"{Path(self._path).name} is quantised: {name} holds {tensor.dtype}")
-        return tensor
-
-
-def _shards(path: str, revision: str | None) -> dict[str, str]:
-    """Return in which file of a checkpoint each of its tensors is."""
-    index = _file(path, "model.safetensors.index.json", revision, needed=False)
-    if index is not None:
-        shards: dict[str, str] = json.loads(Path(index).read_text())["weight_map"]
-        return shards
-    whole = "model.safetensors"
-    try:
-        with safe_open(_file(path, whole, revision), framework="pt") as file:
-            return dict.fromkeys(file.keys(), whole)
-    except SafetensorError as error:
-        raise Refusal(f"{Path(path).name} cannot be read: {first_line(error)}") from error
-
-
-def _file(path: str, name: str, revision: str | None, *, needed: bool = True) -> Any:
-    try:
-        return cached_file(
-            path, name, revision=revision, _raise_exceptions_for_missing_entries=needed
-        )
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{Path(path).name} has no {name}: {first_line(error)}") from error

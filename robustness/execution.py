@@ -113,8 +113,7 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
     blocks, head = model.blocks, model.head
     with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
-        # The natural pass would unembed every token; its logits are not needed.
-        head.skip(head.input[..., :1])
+        interpreter.pass_over(head)
         states = [entering[0]]
         for step in schedule:
             states.append(interpreter.call(blocks[step], states[-1], contexts[step]))
@@ -317,7 +316,7 @@ def run_plan(
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
         final = norms[0].input if norms else head.input
-        head.skip(head.input[..., :1])
+        interpreter.pass_over(head)
         entering.append(final)
         states = {depth: entering[depth] for depth in clean_states}
         del entering

@@ -54,6 +54,14 @@ def enter(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Context]]:
     return states, contexts
 
 
+def pass_over(head: Any) -> None:
+    """Keep the clean run from unembedding every token: its logits are not needed.
+
+    The one feature that stands for them is copied, or all would be sent where it is.
+    """
+    head.skip(head.input[..., :1].clone())
+
+
 def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
     """Run a block on states stacked along the batch, and return its output, of the same shape."""
     rest, named = context

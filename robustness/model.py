@@ -461,7 +461,7 @@ def _check_itself(model: Model) -> Model:
         with traced.trace(three, use_cache=False):
             _, contexts = interpreter.enter(blocks)
             sizes = interpreter.sizes(contexts)
-            head.skip(head.input[..., :1])
+            interpreter.pass_over(head)
         with traced.trace(two, use_cache=False):
             states, contexts = interpreter.enter(blocks)
             found["grows"] = interpreter.growing(interpreter.sizes(contexts), sizes)

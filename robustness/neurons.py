@@ -107,8 +107,7 @@ def neurons(
         "variance_threshold": variance,
         "sequences": weights.layers,
     }
-    first = weights.down(0)
-    coords = {**results.layer_coords(weights.layers), "neuron": np.arange(len(first))}
+    coords = {**results.layer_coords(weights.layers), "neuron": np.arange(weights.neurons)}
 
     def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
         members = classify(dataset, kurtosis=kurtosis, variance=variance)

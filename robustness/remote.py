@@ -105,8 +105,9 @@ def resolve_host(host: str | None = None) -> str:
     """
     found = (host or CONFIG.API.HOST or "").rstrip("/")
     parts = urlsplit(found)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise Refusal(f"{found!r} is no address of a server: it looks like https://api.ndif.us")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in found:
+        shown = found.rpartition("@")[2]
+        raise Refusal(f"{shown!r} is no address of a server: it looks like https://api.ndif.us")
     return found
 
 

@@ -265,7 +265,7 @@ class Run:
         dataset = load(there)
         found, wanted = dataset.attrs, self.dataset.attrs
         # A finished file may have been made with other versions; one run may not mix them.
-        passed = {*UNCOMPARED, *(() if there == self.partial else ("versions",))}
+        passed = {*UNCOMPARED, *(() if there == self.partial else ("versions", "server_versions"))}
         for name in sorted((found.keys() | wanted.keys()) - passed):
             if str(found.get(name)) != str(wanted.get(name)):
                 raise Refusal(

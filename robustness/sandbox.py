@@ -13,7 +13,7 @@ from robustness.model import Model
 from robustness.plan import RUN, Plan
 from robustness.refusal import Refusal
 
-CALL_SECONDS, BYTES_PER_SECOND, REQUEST_SECONDS = 0.03, 100e6, 4.0
+CALL_SECONDS, BYTES_PER_SECOND, REQUEST_SECONDS = 0.03, 100e6, 5.0
 """Of a call, of what crosses, and of a request, on a small server; larger ones are faster."""
 
 
@@ -44,11 +44,12 @@ def of_plan(model: Model, plan: Plan, tokens: int, queries: int, divergences: in
     finals = sum(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
     readings = sum(kind != RUN for kind, *_ in plan.rows)
     read = model.layers + 2
+    # What is read is sent back, because it may have been changed.
     normed = 2 * queries / tokens * (finals + 1) * len(model.norms)
     heads = finals + 1 + (readings if divergences else 0)
     return Crossing(
         calls=read + plan.calls + (finals + 1) * len(model.norms) + heads * chunks,
-        bytes=state * (read + 2 * plan.applications + normed)
+        bytes=state * (2 * read + 2 * plan.applications + normed)
         + heads * (logits + state * queries / tokens),
     )
 
@@ -61,7 +62,7 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int) -> Crossing:
     sizes = {"pattern": 3.0, "neurons": wider / model.width}
     captured = [need for need in needs if need != "prediction"]
     calls = layers * (1 + len(captured)) + 2
-    states = layers * (1 + sum(sizes.get(need, 1.0) for need in captured)) + 2
+    states = 2 * (layers * (1 + sum(sizes.get(need, 1.0) for need in captured)) + 2)
     if "context" in needs:
         # Every pair of blocks is run sublayer by sublayer, each behind its norm.
         calls += 8 * (layers - 1)

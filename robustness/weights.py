@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from robustness import checkpoint
 from robustness.model import affine, find_paths, matrices, oriented
 from robustness.refusal import Refusal
+from robustness.tensors import Tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class Weights:
     down: Callable[[int], Tensor]
     """Of a layer, what its MLP's neurons write: (neuron, width), float32."""
     layers: int
+    neurons: int
+    """Of an MLP."""
     gated: bool
     """Whether neurons are products of two readings, whose sign is not fixed."""
     tokens: int | None
@@ -53,7 +56,7 @@ def open_weights(
         config = checkpoint.read_config(name, path, revision, trust_remote_code)
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        tensors = checkpoint.Tensors(path, module, revision)
+        tensors = Tensors(path, module, revision)
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
@@ -99,6 +102,7 @@ def open_weights(
         centres=centres,
         down=down,
         layers=len(paths.blocks),
+        neurons=inner,
         gated=len(readers) > 1 or outer == 2 * inner,
         tokens=tokens,
         identity=identity,

@@ -18,6 +18,8 @@ class Hub(ThreadingHTTPServer):
     """Serves models, a mapping from names (`owner/model`) to directories."""
 
     daemon_threads = True
+    cut = 0
+    """If not 0, how many bytes too few a range has at most."""
 
     def __init__(self, port: int, models: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -74,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last, status = int(start), min(int(end or last), last), 206
             headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+        if asked and self.server.cut:
+            last = first + self.server.cut
         self._answer(status, body[first : last + 1], headers)
         if self.command == "GET":
             self.server.sent += last + 1 - first

@@ -5,6 +5,7 @@ It answers what NDIF 0.1.2 answers, runs traces from their serialised form, and 
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -13,15 +14,22 @@ import struct
 import threading
 import traceback
 import uuid
+from collections.abc import Iterator
 from email.message import Message
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import torch
 import zstandard
+from hub import Hub
+from nnsight import CONFIG, TransformersModel
 from nnsight.schema.response import ResponseModel, Status
 from strict import execute
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 KEY = "33333333-3333-4333-8333-333333333333"
 
@@ -92,6 +100,38 @@ class Loopback(ThreadingHTTPServer):
         except Exception:
             return _said(Status.ERROR, traceback.format_exc())
         return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+
+
+@contextlib.contextmanager
+def serving(name: str, directory: Path, dtype: torch.dtype) -> Iterator[tuple[Hub, Loopback]]:
+    """Serve the model of a directory: from a hub its files, from a server its runs."""
+    hub = Hub(0, {name: directory})
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    module.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    server = Loopback(name, TransformersModel(module, task="text-generation", tokenizer=tokenizer))
+    yield hub, server
+    for each in (hub, server):
+        each.shutdown()
+        each.server_close()
+
+
+def configure(monkeypatch: Any, hub: Hub, server: Loopback, cache: Path) -> None:
+    """Point this process at a hub and a server, with nothing wrong with them."""
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in (
+        ("ENDPOINT", hub.url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+        ("HF_HUB_OFFLINE", False),
+        ("HF_HUB_CACHE", str(cache)),
+    ):
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(CONFIG.API, "HOST", server.url)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    server.faults, server.pages, server.requests, server.state = [], {}, 0, "RUNNING"
+    server.good = None
 
 
 def _said(status: Status, description: str) -> str:

@@ -1,20 +1,25 @@
 """Every command and every line of Python in the documentation works as it is shown."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import xarray as xr
+from loopback import configure, serving
 
 import cli
+from robustness import checkpoint
 from robustness.measurement import MEASUREMENTS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "measurements.md").read_text()
 PROBES = (DOCS / "probes.md").read_text()
 TASKS = (DOCS / "tasks.md").read_text()
+REMOTE = (DOCS / "remote.md").read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -57,6 +62,27 @@ def test_every_command_of_the_tasks_runs(tmp_path, monkeypatch, capsys):
     assert data.sizes["item"] == 3
     for name in data.data_vars:
         assert f"`{name}`" in TASKS
+
+
+def test_every_command_of_the_remote_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    directory = Path(checkpoint.resolve("builtin")[1])
+    with serving("stages/sequential", directory, torch.float32) as both:
+        configure(monkeypatch, *both, tmp_path / "cache")
+        run(REMOTE, monkeypatch)
+        assert "stages/sequential  " in capsys.readouterr().out
+        assert {path.stem for path in Path("outputs/sequential").iterdir()} >= {"sweep", "lens"}
+        (code,) = blocks(REMOTE, "python no-run")
+        code = code.replace("meta-llama/Llama-3.1-70B", "stages/sequential").replace("40)", "4)")
+        Path("own.py").write_text(code)
+        assert runpy.run_path("own.py")["logits"].shape == (2048,)
+    for line in "".join(blocks(REMOTE, "sh no-run")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[0] == "stages":
+            params = cli.stages.commands[words[1]].make_context(words[1], words[2:]).params
+            assert params["remote"]
+        elif words[0] != "export":
+            assert (DOCS.parent / words[1]).exists()
 
 
 def test_the_table_names_the_variables_that_there_are():

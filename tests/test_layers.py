@@ -29,6 +29,7 @@ ORDER = [
     # the outside world
     "robustness.corpus",
     "robustness.checkpoint",
+    "robustness.tensors",
     "robustness.remote",
     "robustness.model",
     "robustness.sandbox",

@@ -63,7 +63,7 @@ def test_weights_from_a_directory_are_those_of_the_module(family, tmp_path):
 
 
 def test_only_the_weights_that_are_needed_are_read(family, tmp_path, monkeypatch):
-    from robustness.checkpoint import Tensors
+    from robustness.tensors import Tensors
 
     net = tiny(family, torch.float32)
     net.save_pretrained(tmp_path / "net", max_shard_size="20KB")

@@ -2,7 +2,6 @@ import io
 import os
 import re
 import sys
-import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hub import COMMIT, Hub
-from loopback import KEY, Loopback, result
-from nnsight import CONFIG, TransformersModel
+from hub import COMMIT
+from loopback import KEY, configure, result, serving
+from nnsight import CONFIG
+from safetensors.torch import load_file
 from tokenizers_for_tests import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -51,33 +51,16 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def running(checkpoint):
     """A hub, and a server that runs its one model in float64."""
-    hub = Hub(0, {NAME: checkpoint})
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    module = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float64).eval()
-    module.requires_grad_(False)
-    tokenizer = byte_tokenizer()
-    server = Loopback(NAME, TransformersModel(module, task="text-generation", tokenizer=tokenizer))
-    yield hub, server
-    for each in (hub, server):
-        each.shutdown()
-        each.server_close()
+    with serving(NAME, checkpoint, torch.float64) as both:
+        yield both
 
 
 @pytest.fixture
 def server(running, monkeypatch, tmp_path):
     """The server, with nothing wrong, as what this process is configured for."""
-    hub, server = running
-    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(CONFIG.API, "HOST", server.url)
-    monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
+    configure(monkeypatch, *running, tmp_path / "cache")
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
-    server.faults, server.pages, server.requests, server.state = [], {}, 0, "RUNNING"
-    server.good = None
-    return server
+    return running[1]
 
 
 @pytest.fixture
@@ -232,6 +215,7 @@ REFUSED = {
         "http://ndif.invalid cannot be reached",
     ),
     "no address": (lambda s, m: m.setattr(CONFIG.API, "HOST", "api.ndif.us"), "no address"),
+    "a password": (lambda s, m: m.setattr(CONFIG.API, "HOST", "http://me:se-cret@x"), "no address"),
     "another host": (lambda s, m: say(s, "/status", 404, "none"), "is not an NDIF server"),
     "a web site": (lambda s, m: say(s, "/status", 200, "<html>"), "is not an NDIF server"),
     "another API": (lambda s, m: say(s, "/status", 200, [1]), "is not an NDIF server"),
@@ -358,6 +342,32 @@ def test_neurons_are_measured_here(server, run, monkeypatch):
     assert err.startswith(
         "stages: neurons: measured on this machine, from the checkpoint's weights"
     )
+
+
+def test_only_what_writes_to_the_vocabulary_is_fetched(running, server, checkpoint, run):
+    """The tensors that neurons are measured on come alone, by their bytes."""
+    hub, _ = running
+    before = hub.sent
+    assert run("observe", NAME, "neurons")[0] == 0
+    sent = hub.sent - before
+    tensors = load_file(checkpoint / "model.safetensors")
+    wanted = ("down_proj", "lm_head", "model.norm.")
+    least = sum(t.nbytes for name, t in tensors.items() if any(part in name for part in wanted))
+    small = sum(f.stat().st_size for f in checkpoint.iterdir() if f.suffix != ".safetensors")
+    header = 8 + int.from_bytes((checkpoint / "model.safetensors").read_bytes()[:8], "little")
+    # Small files are asked about before they are fetched, the header once.
+    assert least < sent <= least + header + small
+    assert least < sum(t.nbytes for t in tensors.values()) / 2
+    run("observe", checkpoint, "neurons", "--out", "local")
+    there, local = (xr.load_dataset(f"{d}/neurons.nc") for d in ("outputs/tiny", "local"))
+    np.testing.assert_array_equal(there.cosine_kurtosis, local.cosine_kurtosis)
+
+
+def test_a_hub_that_sends_nonsense_is_refused(running, server, run, monkeypatch):
+    hub, _ = running
+    monkeypatch.setattr(type(hub), "cut", 7, raising=False)
+    code, _, err = run("observe", NAME, "neurons")
+    assert code == 1 and "bytes where" in err and len(err.splitlines()) == 1
 
 
 def test_weights_of_a_remote_model_are_not_processed(server):

@@ -99,12 +99,6 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _reap() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
 class Server:
     """A running server, and the hub from which it and its clients load models.
 
@@ -124,6 +118,7 @@ class Server:
         # Ray's directory: a name's length is limited where the path of a socket is.
         self._short = Path("/tmp") / f"ndif-{self.place.name}"
         self._sessions: dict[int, str] = {}
+        self._begun: list[subprocess.Popen[bytes]] = []
         names = ("api", "redis", "gcs", "client", "store", "hub")
         self.ports = {name: free_port() for name in names}
         self.environment = {
@@ -164,7 +159,8 @@ class Server:
 
     def client(self, key: str | None = TRUSTED) -> dict[str, str]:
         """Return the environment of a client."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("NDIF_")}
+        ours = ("NDIF_", "HF_", "NNSIGHT_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         found = {
             **kept,
             "HF_ENDPOINT": self.hub,
@@ -221,17 +217,17 @@ class Server:
             self._signal(signalled, hub)
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline and any(self.processes(hub)):
-                _reap()
+                self._reap()
                 time.sleep(0.1)
         shutil.rmtree(self._short, ignore_errors=True)
         if hub:
-            shutil.rmtree(self.place / "hub", ignore_errors=True)
+            shutil.rmtree(self.place, ignore_errors=True)
 
     def kill(self) -> None:
         """End the server at once, as when its machine loses power; the hub stays."""
         while any(self.processes(hub=False)):
             self._signal(signal.SIGKILL, hub=False)
-            _reap()
+            self._reap()
         shutil.rmtree(self._short, ignore_errors=True)
 
     def processes(self, hub: bool = True) -> Iterator[int]:
@@ -247,6 +243,9 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def _reap(self) -> None:
+        self._begun = [process for process in self._begun if process.poll() is None]
+
     def _connected(self) -> bool:
         try:
             with urllib.request.urlopen(f"{self.url}/connected", timeout=5) as answer:
@@ -255,16 +254,17 @@ class Server:
             return False
 
     def _spawn(self, name: str, *command: object, **more: str) -> None:
-        log = (self.place / f"{name}.log").open("ab")
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            env=self.environment | more,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            cwd=self.place,
-            start_new_session=True,
-        )
+        with (self.place / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env=self.environment | more,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                cwd=self.place,
+                start_new_session=True,
+            )
+        self._begun.append(process)
         self._sessions[process.pid] = name
 
     def _wait_for(self, port: int) -> None:
