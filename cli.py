@@ -26,6 +26,7 @@ def stages() -> None:
     stages observe openai-community/gpt2     lens, CKA, attention, norms, similarity, neurons
     stages probe openai-community/gpt2 ing   what can be read out of activations
     stages tasks openai-community/gpt2       HellaSwag, ARC-Easy, LAMBADA under every schedule
+    stages segment outputs/gpt2              the stages' boundaries, with intervals
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
@@ -295,6 +296,28 @@ def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
     stages tasks builtin arc_easy --drop --task-data my-tasks
     """
     click.echo(_tasks(model, list(names), options))
+
+
+@stages.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="Of the documents that are drawn.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: DIRECTORY/stages.nc]")
+def segment(directory: Path, seed: int, out: Path | None) -> None:
+    """Divide a model's layers into stages, from the files in DIRECTORY.
+
+    The files are those that sweep and observe leave. Boundaries are drawn where the signatures of
+    stages change, for as many segments as a criterion chooses (perhaps none) and for four, with
+    intervals over documents. The command prints the file it leaves.
+
+    \b
+    stages segment outputs/builtin
+    """
+    from recipes.stages import stages as run
+    from robustness.results import command_line
+
+    path = out or directory / "stages.nc"
+    run(directory, seed=seed, out=path, command=command_line())
+    click.echo(path)
 
 
 @stages.command()

@@ -365,6 +365,38 @@ def any_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def stages_figure(dataset: xr.Dataset) -> Figure:
+    """Standardised signatures over layers as a heat map, with the boundaries of both partitions."""
+    names = dataset["signature_long_name"].values
+    figure = Figure(figsize=(10, 1.6 + 0.34 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    values = dataset["signature"].values
+    image = axis.imshow(
+        values, aspect="auto", cmap="RdBu_r", vmin=-2.5, vmax=2.5, interpolation="nearest"
+    )
+    axis.set_yticks(range(len(names)), names)
+    styles = {"chosen": ("black", "-", 2.2), "four": (COLOURS[2], "--", 1.8)}
+    for partition in dataset["partition"].values:
+        here = dataset.sel(partition=partition)
+        colour, style, width = styles[str(partition)]
+        count = int(here["stage"].max()) + 1
+        for edge in range(count - 1):
+            at, low, high = (
+                float(here[f"boundary{end}"].isel(edge=edge)) for end in ("", "_low", "_high")
+            )
+            label = f"{partition} ({count} segments)" if not edge else None
+            axis.axvline(at - 0.5, color=colour, linestyle=style, linewidth=width, label=label)
+            axis.axvspan(low - 0.5, high - 0.5, color=colour, alpha=0.12, linewidth=0)
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    else:
+        axis.set_title("no boundaries: the signatures are better described without any")
+    whole_numbers(axis, "layer")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, label="standard deviations over layers")
+    return figure
+
+
 FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "sweep": sweep_figure,
     "schedules": schedule_figure,
@@ -378,6 +410,7 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "suffix": suffix_figure,
     "subjoiner": subjoiner_figure,
     "tasks": tasks_figure,
+    "stages": stages_figure,
 }
 """The figure of every kind of file."""
 

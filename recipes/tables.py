@@ -201,6 +201,31 @@ def _any(dataset: xr.Dataset) -> Iterator[Section]:
             yield "", dim, columns
 
 
+def _stages(dataset: xr.Dataset) -> Iterator[Section]:
+    segments = xr.DataArray(dataset["segment"].values, dims="segment")
+    chosen = int(dataset.attrs["criterion_segments"])
+    for partition in dataset["partition"].values:
+        here = dataset.sel(partition=partition)
+        count = int(here["stage"].max()) + 1
+        firsts = xr.DataArray(
+            [int((here["stage"] < number).sum()) for number in range(count)],
+            dims="segment",
+            coords={"segment": segments[:count]},
+        )
+        columns = {"first layer": firsts}
+        for name in ("low", "high"):
+            ends = here[f"boundary_{name}"].rename(edge="segment")
+            columns[name] = ends.reindex(segment=firsts["segment"].values)
+        means = here["mean"].isel(segment=slice(0, count))
+        columns |= {str(n): means.sel(signature_name=n) for n in dataset["signature_name"].values}
+        heading = f"{partition}: {count} segments"
+        if partition == "chosen":
+            heading = f"chosen by the criterion: {count} segment{'s' if count > 1 else ''}"
+        if chosen == 1 and partition == "chosen":
+            heading += ", that is no boundary"
+        yield heading, "segment", columns
+
+
 SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "sweep": _sweep,
     "schedules": _sweep,
@@ -214,6 +239,7 @@ SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "suffix": _suffix,
     "subjoiner": _subjoiner,
     "tasks": _tasks,
+    "stages": _stages,
 }
 """The tables of every kind of file; for others, whatever has layers or depths and sequences."""
 

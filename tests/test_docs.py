@@ -35,7 +35,8 @@ def run(page: str, monkeypatch) -> None:
 def test_every_command_of_the_measurements_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run(PAGE, monkeypatch)
-    assert {path.stem for path in Path("outputs/builtin").iterdir()} == {*MEASUREMENTS, "neurons"}
+    found = {path.stem for path in Path("outputs/builtin").iterdir()}
+    assert found == {*MEASUREMENTS, "neurons", "stages"}
     assert {path.stem for path in Path("outputs/short").iterdir()} == {"lens", "norms"}
     assert Path("cka.svg").exists() and "recomputed" in capsys.readouterr().out
 

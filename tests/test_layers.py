@@ -26,6 +26,7 @@ ORDER = [
     "robustness.similarity",
     "robustness.cka",
     "robustness.metrics",
+    "robustness.segmentation",
     # the outside world
     "robustness.corpus",
     "robustness.checkpoint",
@@ -52,6 +53,7 @@ ORDER = [
     "probes.suffix",
     "probes.subjoiner",
     "recipes.checkpoints",
+    "recipes.stages",
     "recipes.tables",
     "recipes.drawing",
     "recipes.panels",

@@ -1,3 +1,4 @@
+import copy
 import io
 import os
 import re
@@ -11,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from families import CONFIGS, random_tokens
 from hub import COMMIT
 from loopback import KEY, configure, result, serving
 from nnsight import CONFIG
 from safetensors.torch import load_file
+from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import cli
-from robustness import remote
-from robustness.corpus import cut
-from robustness.execution import rewire, sweep
+from robustness import remote, scoring
+from robustness.corpus import Corpus, cut
+from robustness.execution import rewire, run_plan, sweep
+from robustness.measurement import local_attention
 from robustness.model import open_model
 from robustness.observation import observe
 from robustness.plan import compile_plan
@@ -128,6 +132,29 @@ def test_a_rewired_model_runs_there(server, local):
             kept = edited.lm_head.output.save()
         logits.append(kept)
     assert torch.allclose(*logits, atol=1e-10)
+
+
+def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
+    received = []
+    for vocabulary in (101, 3001):
+        config = copy.deepcopy(CONFIGS[family])
+        config.vocab_size = vocabulary
+        opened = open_model(AutoModelForCausalLM.from_config(config))
+        backend = StrictBackend(opened.traced)
+        model = replace(opened, request={"backend": backend})
+        tokens = random_tokens(16, 24).numpy()
+        rows, document = np.full(16, 24), np.arange(16)
+        text = Corpus(tokens, rows, document, "random", "windows", "none", 0)
+        sweep(model, text, ("drop", "swap"))
+        observe(model, text, ("lens", "cka", "norms", "similarity", local_attention(8)))
+        plan = compile_plan([drop(clean(4), 1)], clean(4))
+        where = {name: torch.arange(3) for name in ("targets", "item", "query")}
+        scored = {"vocabulary": vocabulary, **where}
+        ids = torch.from_numpy(tokens)
+        run_plan(model, ids, plan, scored, (None, None), scoring.score)
+        received.append(backend.received)
+    assert len(received[0]) == 4, "sweep, anatomy, measurements, scores"
+    assert received[0] == pytest.approx(received[1], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,286 @@
+"""The stages of a model, from the files of its measurements: signatures, boundaries, intervals.
+
+A signature is one number per layer that the paper's Table 1 takes as a sign of a stage. All that
+are there are standardised and weigh the same. The boundaries are drawn by
+`robustness.segmentation`, for the number of segments that the criterion chooses and for four, the
+paper's; intervals come from drawing the documents again.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from robustness import results
+from robustness.refusal import Refusal
+from robustness.segmentation import partitions, segment, standardise
+
+FOUR = 4
+"""The paper's number of stages."""
+
+FEWEST = 3
+"""Signatures without which boundaries mean little."""
+
+DRAWS = 200
+"""Samples of documents for the intervals."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One number per layer."""
+
+    name: str
+    file: str
+    """The measurement that it is taken from."""
+    long_name: str
+    read: Callable[[xr.Dataset], xr.DataArray]
+    """To values with the dimension layer, and sequence where there is one."""
+    logarithm: bool = False
+    """Whether it is the logarithm that counts, for what spans orders of magnitude."""
+
+
+def _after_block(values: xr.DataArray) -> xr.DataArray:
+    """Of values at depths, those after each block, by layer."""
+    layers = np.arange(values.sizes["depth"] - 1)
+    return values.isel(depth=slice(1, None)).rename(depth="layer").assign_coords(layer=layers)
+
+
+def _coordinate(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the first principal coordinate of the residual streams' similarity (Gower 1966)."""
+    cka = dataset["cka"].isel(processing=0).values
+    inner = cka - cka.mean(0) - cka.mean(1)[:, None] + cka.mean()
+    scales, vectors = np.linalg.eigh((inner + inner.T) / 2)
+    first = vectors[:, -1] * np.sqrt(max(scales[-1], 0.0))
+    return _after_block(xr.DataArray(first * np.sign(first[-1] - first[0] or 1), dims="depth"))
+
+
+def _intervened(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+    return lambda dataset: dataset["kl"].sel(intervention=name)
+
+
+def _share(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+    return lambda dataset: dataset["share"].sel(neuron_class=name)
+
+
+SIGNATURES = (
+    Signature("drop_kl", "sweep", "KL when the block is dropped", _intervened("drop"), True),
+    Signature("swap_kl", "sweep", "KL when it is swapped with the next", _intervened("swap"), True),
+    Signature(
+        "local_attention",
+        "attention",
+        "attention weight on the five tokens before",
+        lambda dataset: dataset["profile"].sel(offset=slice(1, 5)).sum("offset").mean("head"),
+    ),
+    Signature(
+        "lens_entropy",
+        "lens",
+        "entropy of the lens after the block",
+        lambda dataset: _after_block(dataset["entropy"].sel(lens="recomputed")),
+    ),
+    Signature(
+        "lens_kl",
+        "lens",
+        "KL of the lens from the final prediction",
+        lambda dataset: _after_block(dataset["kl"].sel(lens="recomputed")),
+    ),
+    Signature("prediction", "neurons", "share of prediction neurons", _share("prediction")),
+    Signature("suppression", "neurons", "share of suppression neurons", _share("suppression")),
+    Signature(
+        "mlp_norm",
+        "norms",
+        "norm of what the MLP writes",
+        lambda dataset: dataset["mlp_norm"].isel(processing=0).sel(statistic="mean"),
+        True,
+    ),
+    Signature("cka", "cka", "first principal coordinate of CKA", _coordinate),
+)
+"""What the boundaries are drawn by."""
+
+
+def stages(
+    directory: str | Path, *, seed: int = 0, out: str | Path | None = None, command: str = ""
+) -> xr.Dataset:
+    """Divide a model's layers into stages, from the files in a directory.
+
+    Parameters
+    ----------
+    directory : str or path
+        As `stages sweep` and `stages observe` leave it.
+    seed : int
+        Of the documents that are drawn.
+    out : str or path, optional
+        The file.
+    command : str
+        The command line, for the record.
+
+    Returns
+    -------
+    Dataset
+        `signature` (signature, layer), standardised, and `value`, as measured; `stage` (partition,
+        layer), the number of the segment that a layer is in, for the partitions `chosen` and
+        `four`; `boundary`, `boundary_low`, `boundary_high` (partition, edge), the first layers of
+        all segments but the first and their 95 % intervals over documents, NaN where there are
+        fewer; `mean` (partition, segment, signature), values per segment; `cost` and `criterion`
+        (segments).
+
+    Raises
+    ------
+    Refusal
+        If there are too few signatures in the directory, or its files are of different models.
+    """
+    directory = Path(directory)
+    found = read(directory)
+    files = {each.file: files_of for each, files_of, _ in found}
+    raw = {each.name: values for each, _, values in found}
+    layers = next(iter(raw.values())).sizes["layer"]
+    values = np.stack([_mean(each, raw[each.name]) for each, *_ in found])
+    signatures = standardise(_scaled(found, values))
+    every = partitions(signatures)
+    chosen = min(every, key=lambda one: one.criterion)
+    cuts = {"chosen": chosen.starts}
+    if layers >= 2 * FOUR:
+        cuts["four"] = segment(signatures, FOUR).starts
+    most = max(map(len, cuts.values()))
+    low, high = _intervals(found, {name: len(starts) for name, starts in cuts.items()}, seed)
+    number = np.stack(
+        [np.searchsorted(starts, np.arange(layers), "right") - 1 for starts in cuts.values()]
+    )
+    means = np.full((len(cuts), most, len(found)), np.nan)
+    for row, starts in enumerate(cuts.values()):
+        for part, (begin, end) in enumerate(zip(starts, [*starts[1:], layers], strict=True)):
+            with np.errstate(invalid="ignore"):
+                known = ~np.isnan(values[:, begin:end])
+                sums = np.where(known, values[:, begin:end], 0).sum(1)
+                means[row, part] = np.where(known.any(1), sums / known.sum(1).clip(1), np.nan)
+    first = next(iter(files.values()))
+    kept = ("model", "revision", "weights_sha256", "architecture", "dtype", "server")
+    settings = {
+        **{name: first.attrs[name] for name in kept if name in first.attrs},
+        "measurement": "stages",
+        "signatures": ", ".join(raw),
+        "criterion_segments": len(chosen.starts),
+        "draws": DRAWS,
+        "seed": seed,
+    }
+
+    def described(name: str, unit: str = "1") -> dict[str, str]:
+        return {"long_name": name, "units": unit}
+
+    edges = ("partition", "edge")
+    dataset = xr.Dataset(
+        {
+            "signature": (("signature_name", "layer"), signatures, described("standardised")),
+            "value": (("signature_name", "layer"), values, described("mean over sequences")),
+            "stage": (("partition", "layer"), number, described("segment of the layer")),
+            "boundary": (edges, _pad(cuts.values(), most), described("first layer of a segment")),
+            "boundary_low": (edges, _pad(low, most), described("lower end of its 95 % interval")),
+            "boundary_high": (edges, _pad(high, most), described("upper end of its 95 % interval")),
+            "mean": (
+                ("partition", "segment", "signature_name"),
+                means,
+                described("mean over a segment's layers"),
+            ),
+            "cost": (("segments",), [one.cost for one in every], described("variance left")),
+            "criterion": (
+                ("segments",),
+                [one.criterion for one in every],
+                described("Bayesian information criterion"),
+            ),
+        },
+        coords={
+            **results.layer_coords(layers),
+            "signature_name": list(raw),
+            "signature_long_name": ("signature_name", [each.long_name for each, *_ in found]),
+            "partition": list(cuts),
+            "segment": np.arange(most),
+            "edge": np.arange(1, most),
+            "segments": [len(one.starts) for one in every],
+        },
+        attrs=results.provenance(settings, command),
+    )
+    if out is not None:
+        results.save(dataset, Path(out))
+    return dataset
+
+
+Found = tuple[Signature, xr.Dataset, xr.DataArray]
+
+
+def read(directory: Path) -> list[Found]:
+    """Return the signatures that the files of a directory have, with their files and values."""
+    found: list[Found] = []
+    files: dict[str, xr.Dataset] = {}
+    for each in SIGNATURES:
+        path = directory / f"{each.file}.nc"
+        if each.file not in files and path.exists():
+            files[each.file] = results.measured(results.load(path))
+        if each.file in files:
+            try:
+                found.append((each, files[each.file], each.read(files[each.file])))
+            except KeyError:
+                continue  # a sweep without this intervention, or without KL
+    names = sorted({each.file for each in SIGNATURES} - files.keys())
+    if len(found) < FEWEST:
+        raise Refusal(
+            f"{directory} has {len(found)} signatures of stages, and {FEWEST} are needed: run "
+            f"`stages sweep` and `stages observe` on the model first (missing: {', '.join(names)})"
+        )
+    for name in ("model", "weights_sha256", "revision"):
+        there = sorted({str(file.attrs[name]) for file in files.values() if name in file.attrs})
+        if len(there) > 1:
+            raise Refusal(f"the files in {directory} are of different models: {', '.join(there)}")
+    sizes = {values.sizes["layer"] for *_, values in found}
+    if len(sizes) > 1:
+        raise Refusal(f"the files in {directory} are of different layers: measure all of them")
+    return found
+
+
+def _mean(signature: Signature, values: xr.DataArray, weights: Any = None) -> NDArray[np.float64]:
+    """Mean over sequences, each weighed by its document's weight; (layer,)."""
+    if "sequence" not in values.dims:
+        return values.transpose("layer").values.astype(np.float64)
+    numbers = values.transpose("layer", "sequence").values.astype(np.float64)
+    if weights is None:
+        return numbers.mean(1)
+    each = weights[values["document"].values]
+    return np.asarray(numbers @ each / each.sum())
+
+
+def _scaled(found: list[Found], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    rows = [
+        np.log(np.maximum(row, np.finfo(np.float64).tiny)) if each.logarithm else row
+        for (each, *_), row in zip(found, values, strict=True)
+    ]
+    return np.stack(rows)
+
+
+def _intervals(
+    found: list[Found], counts: Mapping[str, int], seed: int
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Return the 95 % interval of every boundary over samples of documents."""
+    random = np.random.default_rng(seed)
+    documents = 1 + max(
+        int(values["document"].max()) for *_, values in found if "sequence" in values.dims
+    )
+    drawn: dict[str, list[tuple[int, ...]]] = {name: [] for name in counts}
+    for _ in range(DRAWS):
+        weights = random.multinomial(documents, np.full(documents, 1 / documents)).astype(float)
+        values = np.stack([_mean(each, raw, weights) for each, _, raw in found])
+        signatures = standardise(_scaled(found, values))
+        for name, count in counts.items():
+            drawn[name].append(segment(signatures, count).starts)
+    low = [np.quantile(drawn[name], 0.025, axis=0) for name in counts]
+    high = [np.quantile(drawn[name], 0.975, axis=0) for name in counts]
+    return low, high
+
+
+def _pad(rows: Any, most: int) -> NDArray[np.float64]:
+    """Lay out the boundaries of partitions, without the first, which is no boundary."""
+    found = np.full((len(rows), most - 1), np.nan)
+    for into, row in zip(found, rows, strict=True):
+        into[: len(row) - 1] = row[1:]
+    return found
