@@ -531,6 +531,7 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
 
     if "neurons" not in measurements and (options["real_vocabulary"] or options["kurtosis"] != 10):
         raise click.UsageError("--real-vocabulary and --kurtosis go with neurons")
+    _check_remote(options)
     common: dict[str, Any] = {"fresh": not options["resume"], "command": command_line()}
     directory = options["out"]
     if options["remote"] and "neurons" in measurements:
@@ -618,12 +619,18 @@ def _open(name: str, options: dict[str, Any]) -> Any:
 
     _hush()
     wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
-    there = {key: options[key] for key in ("host", "deploy", "sandbox_limit") if options[key]}
-    if there and not options["remote"]:
-        raise click.UsageError("--host, --deploy and --sandbox-limit go with --remote")
+    there = _check_remote(options)
     if options["remote"]:
         there |= {"remote": True, "notify": partial(_tell, options=options)}
     return open_model(name, **{key: options[key] for key in wanted}, **there)
+
+
+def _check_remote(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a server that are given, which go with --remote."""
+    there = {key: options[key] for key in ("host", "deploy", "sandbox_limit") if options[key]}
+    if there and not options["remote"]:
+        raise click.UsageError("--host, --deploy and --sandbox-limit go with --remote")
+    return there
 
 
 def _tell(text: str, options: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.windows import ITEMS, LENGTH, SHARES, Task, make_task, tokens_ending_in
-from robustness import kernels, results
+from robustness import kernels, readout, results
 from robustness.corpus import source_name
 from robustness.metrics import Metric
 from robustness.model import Model
@@ -147,13 +147,15 @@ def read_answer(
     hidden = taken[-1]["final"][:, None]
     for norm in parts["norms"]:
         hidden = norm(hidden)
-    logits = kernels.precise(parts["head"](hidden)[:, 0])
-    chosen = logits[:, text["wanted"]]
     names = ("activation", "control")
     found = {name: torch.cat([kept[name] for kept in taken[:-1]]) for name in names}
-    top = logits.argmax(-1, keepdim=True) == text["wanted"].to(logits.device)
-    found["top"] = top.any(-1).to(logits.dtype)
-    found["share"] = (chosen.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    tops, shares = [], []
+    for part in hidden.split(text["chunk"]):
+        logits = kernels.precise(parts["head"](part)[:, 0])
+        wanted = text["wanted"].to(logits.device)
+        tops.append((logits.argmax(-1, keepdim=True) == wanted).any(-1).to(logits.dtype))
+        shares.append((logits[:, wanted].logsumexp(-1) - logits.logsumexp(-1)).exp())
+    found["top"], found["share"] = torch.cat(tops), torch.cat(shares)
     return found
 
 
@@ -284,7 +286,11 @@ def probe_suffix(
         finish=read_answer,
         needs=("neurons", "prediction"),
         final=True,
-        settings={**lists, "wanted": torch.from_numpy(tokens)},
+        settings={
+            **lists,
+            "wanted": torch.from_numpy(tokens),
+            "chunk": readout.chunk(model.identity["device"], model.vocabulary),
+        },
         batch_tokens=batch_tokens,
         progress=progress,
     )

@@ -33,7 +33,9 @@ def weights(queries: Tensor, keys: Tensor, mask: Tensor | None, scaling: float |
     queries, keys = kernels.precise(queries), kernels.precise(keys)
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
-    scores = queries @ keys.transpose(-1, -2) * scale
+    # Not under a server's autocast, which would round the factors.
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = queries @ keys.transpose(-1, -2) * scale
     if mask is None:
         shape = scores.shape[-2:]
         mask = torch.ones(shape, dtype=torch.bool, device=scores.device).tril(shape[1] - shape[0])

@@ -100,7 +100,8 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
     if "output" in needs:
         out = block.output
         captured["output"] = out[0] if isinstance(out, tuple) else out
-    return captured
+    # Sublayers of a block may be on several devices.
+    return interpreter.move(captured, residual.device)
 
 
 def token_mean(values: Tensor, text: dict[str, Any]) -> Tensor:

@@ -114,10 +114,12 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
     with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
         interpreter.pass_over(head)
-        states = [entering[0]]
+        hidden = entering[0]
+        states = [hidden.cpu()]
         for step in schedule:
-            states.append(interpreter.call(blocks[step], states[-1], contexts[step]))
-        stacked = nnsight.save(torch.stack(states).cpu())
+            hidden = interpreter.call(blocks[step], hidden, contexts[step])
+            states.append(hidden.cpu())
+        stacked = nnsight.save(torch.stack(states))
     return xr.DataArray(
         stacked.to(torch.promote_types(stacked.dtype, torch.float32)).numpy(),
         dims=("step", "sequence", "token", "feature"),
@@ -249,22 +251,19 @@ def sweep(
     left = [rows for rows in parts if rows.start >= run.done]
     widths = [(rows.stop - rows.start) * int(corpus.lengths[rows].max()) for rows in left]
     costs = [sandbox.of_plan(model, plan, width, width, len(divergences)) for width in widths]
-    sandbox.allow(
-        model,
-        costs,
-        "fewer --tokens, some --layers, or --readout agreement alone",
-    )
+    lower = "fewer --tokens, some --layers, or --readout agreement alone"
     matrix = model.unembedding()
     with run:
+        sandbox.allow(model, costs, lower)
         if progress is not None:
             progress(run.done, len(corpus.document))
         for rows in left:
             measured = measure(model, corpus, rows, plan, matrix, divergences)
-            for counts, tokens in zip(run.tally, measured.pop("top"), strict=True):
-                counts += np.bincount(tokens[tokens >= 0], minlength=counts.size)
+            top = [tokens[tokens >= 0] for tokens in measured["top"]]
+            counts = np.stack([np.bincount(one, minlength=model.vocabulary) for one in top])
             unchanged = {metric.name: measured[metric.name] for metric in kept}
             changed = {m.name: labels.spread(measured[m.name]) for m in (*chosen, NONFINITE)}
-            run.add(rows, changed | unchanged)
+            run.add(rows, changed | unchanged, counts=counts.astype(np.int32))
             if progress is not None:
                 progress(run.done, len(corpus.document))
         return run.finish()

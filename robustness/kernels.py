@@ -57,7 +57,7 @@ def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, T
     factor = shift.exp()
     logits -= new[..., None]
     weights = logits.exp()
-    weighted = (weighted + total * shift) * factor + torch.linalg.vecdot(weights, logits)
+    weighted = (weighted + total * shift) * factor + dot(weights, logits)
     total = total * factor + weights.sum(-1)
     top = torch.where(highest > largest, index + offset, top)
     return (new, top, total, weighted), weights, factor
@@ -92,7 +92,7 @@ def kl_from_states(expected: Tensor, difference: Tensor, sums: Sums, clean: Sums
     """
     # Largest logits and logarithms apart: added up, large logits would swallow the digits.
     rise = (sums[0] - clean[0]) + (sums[2].log() - clean[2].log())
-    return torch.linalg.vecdot(expected, difference) + rise
+    return dot(expected, difference) + rise
 
 
 def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
@@ -101,8 +101,18 @@ def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
     other = other - other.amax(-1, keepdim=True)
     weights = clean.exp()
     total = weights.sum(-1)
-    cross = torch.linalg.vecdot(weights, clean - other) / total
+    cross = dot(weights, clean - other) / total
     return cross + other.exp().sum(-1).log() - total.log()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products over the last dimension, (…), in the precision that the factors have.
+
+    A server computes models of half precision under autocast, which would round the factors.
+    """
+    if torch.is_autocast_enabled(a.device.type):
+        return (a * b).sum(-1)
+    return torch.linalg.vecdot(a, b)
 
 
 def precise(tensor: Any) -> Tensor:

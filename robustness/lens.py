@@ -105,8 +105,8 @@ def with_bias_as_feature(
     """Return the head as a function of states with one more feature, by which its bias counts."""
 
     def call(states: Tensor) -> Tensor:
-        bias = kernels.precise(head(torch.zeros_like(like[:1, 0])))
-        logits = kernels.precise(head(states[:, :width].to(like.dtype)))
+        bias = kernels.precise(head(torch.zeros_like(like[:1, 0]))).to(states.device)
+        logits = kernels.precise(head(states[:, :width].to(like.dtype))).to(states.device)
         return logits + (states[:, width:] - 1) * bias
 
     return call

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import nnsight
 import torch
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from nnsight import TransformersModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -308,20 +309,25 @@ def _open_remote(
     versions = remote_server.check(name, host=host, revision=revision, deploy=deploy)
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
-    traced = TransformersModel(
-        name,
-        revision=revision,
-        task="text-generation",
-        tokenizer=tokenizer,
-        **({"trust_remote_code": True} if trust else {}),
-    )
+    try:
+        traced = TransformersModel(
+            name,
+            revision=revision,
+            task="text-generation",
+            tokenizer=tokenizer,
+            **({"trust_remote_code": True} if trust else {}),
+        )
+        key_of_model = traced.to_model_key()
+    except (*checkpoint.LOADING_ERRORS, ImportError, HTTPError) as error:
+        raise Refusal(f"{name} cannot be built: {first_line(error)}") from error
     identity = {
         "model": name,
         "revision": checkpoint.commit(path, revision),
         "server": urlsplit(host).hostname or host,
         "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
-    requests = remote_server.Requests(traced.to_model_key(), host, key, notify, limit)
+    env = traced._remoteable_get_env()
+    requests = remote_server.Requests(key_of_model, host, key, env, notify, limit)
     return traced, tokenizer, identity, {"backend": requests}
 
 
@@ -476,14 +482,17 @@ def _check_itself(model: Model) -> Model:
                     hidden = interpreter.call(block, hidden, widened)
                 for norm in norms:
                     hidden = norm(hidden)
-                ours.append(kernels.precise(head(hidden)))
-            own = kernels.precise(traced.output.logits)
-            found["dtype"] = str(states[0].dtype)
+                ours.append(kernels.precise(head(hidden)).cpu())
+            # Of a model over several devices, these may be on another than the head.
+            logits = traced.output.logits
+            own = kernels.precise(logits).cpu()
+            coarsest = max((states[0].dtype, logits.dtype), key=lambda kind: torch.finfo(kind).eps)
+            found["dtype"] = str(coarsest)
             found["largest"] = float(own.abs().max())
             found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
             found["off"] = [
-                float((logits - torch.cat([own] * copies)).abs().max())
-                for logits, copies in zip(ours, (1, 2))
+                float((mine - torch.cat([own] * copies)).abs().max())
+                for mine, copies in zip(ours, (1, 2))
             ]
     dtype = found["dtype"].removeprefix("torch.")
     digit = torch.finfo(getattr(torch, dtype)).eps * max(1.0, found["largest"])

@@ -154,7 +154,12 @@ def _crossings(
     needs = sorted({need for each in wanted for need in each.needs})
     lengths = corpus.lengths[begin:]
     parts_of = (lengths[at : at + size] for at in range(0, len(lengths), size))
-    return [sandbox.of_walk(model, needs, len(part) * int(part.max())) for part in parts_of]
+    widths = [len(part) * int(part.max()) for part in parts_of]
+    lens = "prediction" in needs
+    return [
+        sandbox.of_walk(model, needs, width, sandbox.of_lens(model, width) if lens else 0)
+        for width in widths
+    ]
 
 
 def _check_names(name: str, taken: Mapping[str, Tensor], dataset: xr.Dataset) -> None:
@@ -342,7 +347,10 @@ def scan(
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
     parts_of = batches(list(map(len, items)), batch_tokens or tokens_of_text(model), begin)
     widths = [(rows.stop - rows.start) * len(items[rows.stop - 1]) for rows in parts_of]
-    costs = [sandbox.of_walk(model, needs, width) for width in widths]
+    costs = [
+        sandbox.of_walk(model, needs, width, (rows.stop - rows.start) * ("prediction" in needs))
+        for width, rows in zip(widths, parts_of, strict=True)
+    ]
     sandbox.allow(model, costs, "fewer --items")
     for rows in parts_of:
         lengths = torch.tensor([len(ids) for ids in items[rows]], device=model.device)

@@ -60,6 +60,7 @@ def reference(
         What `compare` needs, and `readout`: the clean `loss` and `entropy` in nats and `accuracy`
         per token, with `top`, the most likely token.
     """
+    targets = targets.to(hidden.device)
     clean: dict[str, Any] = {
         "hidden": hidden,
         "targets": targets,
@@ -131,7 +132,7 @@ def _by_strips(
         sums, weights, factor = kernels.absorb(sums, logits, offset)
         if expect:
             expected = expected * factor[..., None] + weights @ strip
-    target = torch.linalg.vecdot(hidden, weight[targets])
+    target = kernels.dot(hidden, weight[targets])
     if bias is not None:
         target = target + bias[targets]
     return sums, target, expected / sums[2][..., None]

@@ -28,7 +28,7 @@ import torch
 import websocket
 import zstandard
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError  # type: ignore[attr-defined]
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from nnsight.schema.request import RequestModel
@@ -46,7 +46,12 @@ PATIENCE = 10.0
 """Seconds without a word from the server after which the user is told what it waits for."""
 
 SILENCE = 1800.0
-"""Seconds without a word from the server after which a request counts as lost."""
+"""Seconds without a word after which a request that waits for its turn counts as lost.
+
+One that runs may take as long as it takes; there, the connection itself must be alive."""
+
+PASSING = {408, 425, 429, *range(500, 600)}
+"""Statuses of answers that may be other the next time."""
 
 SANDBOX_LIMIT = 50.0
 """Gigabytes that a run may pass through the socket of a sandboxed server, if not said otherwise."""
@@ -57,8 +62,7 @@ CONNECT = 20.0
 LIBRARIES = ("nnsight", "torch", "transformers")
 """Whose versions on the server are recorded."""
 
-TRANSIENT = re.compile(r"try again|sorry for the inconvenience|cancelled|evicted|connection closed",
-                       re.IGNORECASE)  # fmt: skip
+TRANSIENT = re.compile("try again|sorry for the inconvenience|evicted", re.IGNORECASE)
 """What a server says of errors that are not the request's fault."""
 
 _CHANCE = random.Random()
@@ -90,8 +94,6 @@ class Deployment:
     task: str
     state: str
     """`RUNNING`, `DEPLOYING`, `NOT_STARTED` or `UNHEALTHY`."""
-    level: str
-    """`HOT` where it is on the GPU, `WARM` where it is parked beside it."""
     dtype: str
 
 
@@ -104,9 +106,15 @@ def resolve_host(host: str | None = None) -> str:
         If it is no address of a server.
     """
     found = (host or CONFIG.API.HOST or "").rstrip("/")
-    parts = urlsplit(found)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in found:
-        shown = found.rpartition("@")[2]
+    try:
+        parts = urlsplit(found)
+        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1) > 0
+        (parts.hostname or "").encode("idna")
+        httpx.URL(found)
+    except (ValueError, httpx.InvalidURL):
+        known = False
+    if not known or {"@", "?", "#"} & set(found):
+        shown = found.rpartition("@")[2].partition("?")[0]
         raise Refusal(f"{shown!r} is no address of a server: it looks like https://api.ndif.us")
     return found
 
@@ -126,13 +134,12 @@ def resolve_key() -> str:
             "or store it with `nnsight login`"
         )
     try:
-        uuid.UUID(key)
+        return str(uuid.UUID(key))
     except ValueError:
         raise Refusal(
             "what NDIF_API_KEY (or nnsight's configuration) holds is no NDIF key, which looks "
             "like xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx: see https://login.ndif.us"
         ) from None
-    return key
 
 
 def deployments(host: str | None = None) -> list[Deployment]:
@@ -143,18 +150,17 @@ def deployments(host: str | None = None) -> list[Deployment]:
     Refusal
         If it cannot be asked.
     """
-    found = _ask(resolve_host(host), "/status").get("deployments", {})
+    found = _ask(resolve_host(host), "/status", "deployments")
     known = {
         Deployment(
             name=str(each.get("repo_id") or "?"),
             revision=str(each.get("revision") or ""),
             task=str(each.get("task") or ""),
             state=str(each.get("application_state") or "UNHEALTHY"),
-            level=str(each.get("deployment_level") or ""),
             dtype=str(each.get("dtype") or ""),
         )
         for each in found.values()
-        if each.get("deployment_level") in {"HOT", "WARM"}
+        if isinstance(each, dict) and each.get("deployment_level") in {"HOT", "WARM"}
     }
     return sorted(known, key=lambda each: (each.name, each.revision, each.state))
 
@@ -191,6 +197,8 @@ def check(
         )
     try:
         name = HfApi().model_info(name, revision=revision, timeout=CONNECT).id
+    except RevisionNotFoundError as error:
+        raise Refusal(f"{name} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:
         raise Refusal(
             f"the hub has no model {name}, or none that you may see: check the id, and HF_TOKEN"
@@ -200,6 +208,7 @@ def check(
             f"the hub cannot be asked for {name} ({first_line(error)}), and NDIF knows models by "
             "their hub id: it takes a connection to the hub, and no HF_HUB_OFFLINE"
         ) from error
+    running = [each for each in running if each.task == "text-generation"]
     same = [each for each in running if each.name == name and each.revision == (revision or "")]
     if not deploy and not any(each.state in {"RUNNING", "DEPLOYING"} for each in same):
         names = sorted({each.name for each in running if each.state == "RUNNING"})
@@ -221,15 +230,12 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         How the server knows the model.
     host, key : str
         The server's address and the user's key.
+    env : dict
+        What the server is to set up for each request, as nnsight says.
     notify : callable, optional
         Told of waiting and of what is sent again.
     limit : float
         Gigabytes that a run may pass through the socket of a sandboxed server.
-
-    Attributes
-    ----------
-    received : list of int
-        Bytes that came back, of every request.
     """
 
     def __init__(
@@ -237,19 +243,22 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         model_key: str,
         host: str,
         key: str,
+        env: dict[str, Any] | None = None,
         notify: Notify | None = None,
         limit: float = SANDBOX_LIMIT,
     ) -> None:
-        super().__init__(model_key, host=host, api_key=key)
+        super().__init__(model_key, host=host, api_key=key, env=env)
         self.limit = limit
         # The command line alone prints.
         self.display.enabled = self.verbose = False
         self.notify: Notify = notify or (lambda text: None)
-        self.received: list[int] = []
-        self._said = ""
 
     def __repr__(self) -> str:
         return f"Requests({self.host})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the key here: what a trace names goes along with it."""
+        return str, (repr(self),)
 
     def __call__(self, tracer: Any = None) -> Any:
         """Send a trace, and hand back what it saved."""
@@ -261,19 +270,17 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         for attempt in itertools.count():
             try:
                 return self._send(blob)
+            except websocket.WebSocketBadStatusException as error:
+                reason = f"the connection is refused with status {error.status_code}"
+                if error.status_code not in PASSING:
+                    raise Refusal(f"{self.host}: {reason}; check --host and proxies") from None
             except (OSError, httpx.HTTPError, websocket.WebSocketException) as error:
                 reason = self._clean(first_line(error))
             except RemoteError as error:
                 reason = self._clean(_gist(str(error)))
                 if not _passes(error):
                     raise Refusal(self._explain(error, reason)) from None
-            except (
-                ValueError,
-                LookupError,
-                RuntimeError,
-                zipfile.BadZipFile,
-                pickle.PickleError,
-            ) as error:
+            except Exception as error:  # whatever a server may answer
                 reason = self._clean(first_line(error))
                 raise Refusal(f"{self.host} answers what is not understood: {reason}") from None
             if attempt == RETRIES:
@@ -287,38 +294,48 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         raise AssertionError("unreachable")
 
     def _send(self, blob: bytes) -> dict[str, Any]:
-        request = RequestModel(model_key=self.model_key, compress=self.compress)
+        request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
         connection = websocket.create_connection(
             f"{self.ws_host}/subscribe",
             header={"ndif-api-key": self.api_key},
             timeout=CONNECT,
             sockopt=_KEEPALIVE,
+            redirect_limit=0,
         )
         with contextlib.ExitStack() as stack:
             # At once: a farewell would be waited for.
             stack.callback(connection.shutdown)
-            request.session_id = json.loads(connection.recv())["session_id"]
+            request.session_id = json.loads(self._hear(connection))["session_id"]
             latest = self._post(request, blob)
             connection.settimeout(PATIENCE)
             heard, told = time.monotonic(), ""
             while True:
                 try:
-                    message = connection.recv()
+                    message = self._hear(connection)
                 except websocket.WebSocketTimeoutException:
-                    if time.monotonic() - heard > SILENCE:
+                    waits = latest.status is not Status.RUNNING
+                    if waits and time.monotonic() - heard > SILENCE:
                         raise
                     text = f"{self.host}: {latest.description or latest.status.value.lower()}"
-                    if text != told and latest.status is not Status.RUNNING:
+                    if text != told and waits:
                         self.notify(self._clean(text))
                     told = text
                     connection.ping()
                     continue
-                if not message:
-                    raise ConnectionError("the server closed the connection")
                 heard, response = time.monotonic(), self.parse(message)
                 if self.note(response):
-                    return self.download_result(response.data) or {}
+                    found = self.download_result(response.data)
+                    if not isinstance(found, dict) or not found:
+                        raise ValueError("a result without values")
+                    return found
                 latest = latest if response.status is Status.LOG else response
+
+    @staticmethod
+    def _hear(connection: Any) -> str | bytes:
+        message: str | bytes = connection.recv()
+        if not message:
+            raise ConnectionError("the server closed the connection")
+        return message
 
     @staticmethod
     def parse(message: str | bytes) -> ResponseModel:
@@ -329,14 +346,14 @@ class Requests(RemoteBackend):  # type: ignore[misc]
 
     def finalize(self, content: bytes) -> dict[str, Any]:
         """Read what a trace saved; tensors and plain values only."""
-        self.received.append(len(content))
         if self.compress:
             content = zstandard.ZstdDecompressor().decompress(content)
         return _load(content)
 
     def _clean(self, text: str) -> str:
-        """Take the key out of what a server says."""
-        return text.replace(self.api_key, "…")
+        """Take out of what is said the key, signatures of links and what is no text."""
+        text = re.sub(r"\?\S+", "?…", text.replace(self.api_key, "…"))
+        return "".join(letter for letter in text if letter.isprintable())
 
     def _explain(self, error: RemoteError, reason: str) -> str:
         answer = getattr(error.__cause__, "response", None)
@@ -391,8 +408,7 @@ def _passes(error: RemoteError) -> bool:
     """Return whether an error is likely gone when the request is sent again."""
     cause, text = error.__cause__, str(error)
     if isinstance(cause, httpx.HTTPStatusError):
-        status = cause.response.status_code
-        return status in {408, 425, 429} or status >= 500
+        return cause.response.status_code in PASSING
     if isinstance(cause, httpx.HTTPError):
         return True
     if text.startswith("Could not deploy") or "Traceback (most recent call last)" in text:
@@ -405,41 +421,40 @@ def _gist(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "no reason given"
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    if not lines[0].startswith("Traceback"):
+        return lines[0]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (raised or lines)[-1]
 
 
-def _ask(host: str, path: str) -> dict[str, Any]:
-    """Return what a server answers, or refuse it."""
+def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
+    """Return an entry of what a server answers, a dictionary, or refuse the server."""
     try:
         answer = httpx.get(f"{host}{path}", timeout=httpx.Timeout(CONNECT, read=90))
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
         raise Refusal(
             f"{host} cannot be reached ({first_line(error)}): check --host, or NDIF_HOST, and the "
             "network"
         ) from error
-    if answer.status_code in {502, 503, 504}:
+    if answer.status_code in PASSING:
         raise Refusal(
             f"{host} is there, but not what computes behind it (status {answer.status_code}): "
             "try again in some minutes"
         )
     try:
         answer.raise_for_status()
-        found = answer.json()
-    except (httpx.HTTPStatusError, ValueError) as error:
+        found = answer.json()[wanted]
+        if not isinstance(found, dict):
+            raise ValueError(f"{wanted} are no dictionary")
+    except (httpx.HTTPStatusError, ValueError, LookupError, TypeError) as error:
+        elsewhere = answer.headers.get("location", "").partition("?")[0]
         raise Refusal(
-            f"{host} is not an NDIF server: it does not answer {path}; check --host, or NDIF_HOST"
+            f"{host} is not an NDIF server: it does not answer {path} as one"
+            f"{f', but points to {elsewhere}' if elsewhere else ''}; check --host, or NDIF_HOST"
         ) from error
-    if not isinstance(found, dict) or not found.keys() & {"deployments", "packages"}:
-        raise Refusal(
-            f"{host} is not an NDIF server: what it answers to {path} is something else; check "
-            "--host, or NDIF_HOST"
-        )
-    return found
+    return {**found, "python": str(answer.json().get("python_version", "")).partition(" ")[0]}
 
 
 def _versions(host: str) -> dict[str, str]:
-    found = _ask(host, "/env")
-    packages = found.get("packages", {})
-    python = str(found.get("python_version", "")).partition(" ")[0]
-    known = {name: str(packages[name]) for name in LIBRARIES if name in packages}
-    return {**({"python": python} if python else {}), **known}
+    packages = _ask(host, "/env", "packages")
+    return {name: str(packages[name]) for name in ("python", *LIBRARIES) if packages.get(name)}

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
@@ -204,11 +205,19 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and not self._finished:
+        if kind is None or self._finished:
+            return
+        if self.done:
             self._keep()
+        elif self.partial is not None:
+            self.partial.unlink(missing_ok=True)
 
     def add(
-        self, rows: slice, values: Mapping[str, NDArray[Any]], place: slice | None = None
+        self,
+        rows: slice,
+        values: Mapping[str, NDArray[Any]],
+        place: slice | None = None,
+        counts: NDArray[np.int32] | None = None,
     ) -> None:
         """Take what a batch of sequences yielded, and save all there is so far.
 
@@ -222,20 +231,26 @@ class Run:
             Of every variable the part that is new, along its last dimension.
         place : slice, optional
             Where that part stands, if not at `rows`.
+        counts : int array, optional
+            What is added to the tally.
         """
         for name, value in values.items():
             self.dataset[name].values[..., place or rows] = value
-        self.done = rows.stop
+        if counts is not None:
+            counts = self.tally + counts
+        # Together, so that an interruption finds both or neither.
+        self.done, self.tally = rows.stop, self.tally if counts is None else counts
         if monotonic() - self._kept >= self._keeping / KEEPING:
             self._keep()
 
     def finish(self) -> xr.Dataset:
         """Return the dataset of a run of which all is done, and save it in its place."""
         if not self._finished:
-            self.dataset = self._complete(self.dataset, self.tally)
+            completed = self._complete(self.dataset, self.tally)
             if self.path is not None:
-                save(self.dataset, self.path)
-            self._finished = True
+                save(completed, self.path)
+            # Only now: interrupted before, what is kept must be what can be gone on with.
+            self.dataset, self._finished = completed, True
         if self.partial is not None:
             self.partial.unlink(missing_ok=True)
         return self.dataset
@@ -350,7 +365,9 @@ def command_line(arguments: Sequence[str] = ()) -> str:
     for word in arguments or sys.argv[1:]:
         left, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
         path = Path(value)
-        if (
+        if (left or option) == "--host":
+            value = urlsplit(value).hostname or "…"
+        elif (
             (left or option) in PATH_OPTIONS
             or value.startswith((".", "~", "/"))
             or value.count("/") > 1

@@ -54,9 +54,21 @@ def of_plan(model: Model, plan: Plan, tokens: int, queries: int, divergences: in
     )
 
 
-def of_walk(model: Model, needs: Sequence[str], tokens: int) -> Crossing:
-    """Estimate a request that observes the clean run; `needs` as of `Measurement`."""
-    state, logits, chunks = _sizes(model, tokens, tokens)
+def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> Crossing:
+    """Estimate a request that observes the clean run.
+
+    Parameters
+    ----------
+    model : Model
+        On a server.
+    needs : sequence of str
+        As of `Measurement`.
+    tokens : int
+        Of a batch.
+    predicted : int
+        Tokens whose logits are computed.
+    """
+    state, logits, calls_of_head = _sizes(model, tokens, predicted)
     layers = model.layers
     wider = getattr(model.config, "intermediate_size", None) or 4 * model.width
     sizes = {"pattern": 3.0, "neurons": wider / model.width}
@@ -67,13 +79,15 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int) -> Crossing:
         # Every pair of blocks is run sublayer by sublayer, each behind its norm.
         calls += 8 * (layers - 1)
         states += 16 * (layers - 1)
-    heads = 0
-    if "prediction" in needs:
-        # At every depth the clean logits and those of two lenses, each head called for its bias.
-        heads = 3 * (layers + 1) + 1
-        calls += 2 * heads * chunks + (layers + 1) * len(model.norms)
-        states += heads + 2 * (layers + 1) * len(model.norms)
-    return Crossing(calls, state * states + heads * logits)
+    if predicted:
+        calls += calls_of_head + len(model.norms)
+        states += (1 + 2 * len(model.norms)) * predicted / tokens
+    return Crossing(calls, state * states + logits)
+
+
+def of_lens(model: Model, tokens: int) -> int:
+    """Return of how many tokens the lens computes logits: at each depth clean and two ways."""
+    return (3 * (model.layers + 1) + 1) * tokens
 
 
 def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
@@ -88,7 +102,7 @@ def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
     lower : str
         What would lower it.
     """
-    if not model.sandboxed:
+    if not model.sandboxed or not crossings:
         return
     requests = model.request["backend"]
     calls, crossing = (sum(getattr(c, name) for c in crossings) for name in ("calls", "bytes"))

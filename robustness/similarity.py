@@ -67,8 +67,10 @@ def apply(
     """Run a block sublayer by sublayer; return its output, and what attention and MLP write."""
     norms = parts["block_norms"][layer]
     attention = interpreter.call(parts["attentions"][layer], norms[0](hidden), context)
+    # What enters may come from another device than the block's.
+    hidden = hidden.to(attention.device)
     read = hidden if parts["parallel"] else hidden + attention
-    mlp = interpreter.call(parts["mlps"][layer], norms[-1](read), ((), {}))
+    mlp = interpreter.call(parts["mlps"][layer], norms[-1](read), ((), {})).to(hidden.device)
     return hidden + attention + mlp, attention, mlp
 
 
@@ -89,7 +91,8 @@ def mismatch(
             out, _, _ = apply(layer, hidden, contexts[layer], parts)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
             return torch.inf
-        error = (out - leaving[layer]).float().norm(dim=-1) / leaving[layer].float().norm(dim=-1)
+        whole = leaving[layer].to(out.device).float()
+        error = (out - whole).float().norm(dim=-1) / whole.norm(dim=-1)
         worst = max(worst, float(error.max()))
     return worst
 

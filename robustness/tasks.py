@@ -183,9 +183,9 @@ def evaluate_tasks(
         scored = sum(len(requests[at][1]) for at in order[rows])
         work.append((rows, plan, sandbox.of_plan(model, plan, width, scored, 0)))
     costs = [cost for *_, cost in work]
-    sandbox.allow(model, costs, "a lower --limit, or fewer interventions")
     matrix = model.unembedding()
     with run:
+        sandbox.allow(model, costs, "a lower --limit, or fewer interventions")
         if progress is not None:
             progress(run.done, len(order))
         for rows, plan, _ in work:

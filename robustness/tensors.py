@@ -23,6 +23,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import cached_file
 
+from robustness.checkpoint import commit
 from robustness.refusal import Refusal, first_line
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,7 +54,8 @@ class Tensors:
     """
 
     def __init__(self, path: str, module: Any, revision: str | None = None) -> None:
-        self._path, self._revision = path, revision
+        # One commit for all that is read: a branch may move in between.
+        self._path, self._revision = path, commit(path, revision) or revision
         self._shards: dict[str, _Local | _Distant] = {}
         files = self._index()
         renamings = [
@@ -156,7 +158,8 @@ class _Distant:
     def _bytes(self, first: int, last: int) -> bytes:
         headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
         answer = http_backoff("GET", self._url, headers=headers, follow_redirects=True)
-        answer.raise_for_status()
+        if answer.status_code != 206:
+            raise ValueError(f"the hub answers a range with status {answer.status_code}")
         found: bytes = answer.content
         if len(found) != last - first:
             raise ValueError(f"the hub sent {len(found)} bytes where {last - first} were asked for")

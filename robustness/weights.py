@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from robustness import checkpoint
 from robustness.model import affine, find_paths, matrices, oriented
@@ -57,8 +57,8 @@ def open_weights(
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         tensors = Tensors(path, module, revision)
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
+        tokenizer = checkpoint.load_tokenizer(
+            name, path, revision=revision, trust_remote_code=trust_remote_code
         )
         tokens = len(tokenizer)
         identity = {"model": name, "revision": checkpoint.commit(path, revision)}

@@ -30,6 +30,7 @@ from nnsight import CONFIG, TransformersModel
 from nnsight.schema.response import ResponseModel, Status
 from strict import execute
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import hf_api
 
 KEY = "33333333-3333-4333-8333-333333333333"
 
@@ -48,6 +49,11 @@ class Loopback(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name, self.model = name, model
         self.faults: list[Any] = []
+        self.refuses: list[Any] = []
+        """Answers to the next subscriptions."""
+        self.links = False
+        """Whether results are to be fetched, as large ones are."""
+        self.staged = b""
         self.good: int | None = None
         """How many requests are served before all are lost."""
         self.requests = 0
@@ -99,7 +105,11 @@ class Loopback(ThreadingHTTPServer):
             data = zstandard.ZstdCompressor().compress(execute(blob, self.model))
         except Exception:
             return _said(Status.ERROR, traceback.format_exc())
-        return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+        if not self.links:
+            return completed(data)
+        self.staged = data
+        done = ResponseModel(id="1", status=Status.COMPLETED, data=f"{self.url}/staged?Key=1")
+        return done.model_dump_json()
 
 
 @contextlib.contextmanager
@@ -127,23 +137,29 @@ def configure(monkeypatch: Any, hub: Hub, server: Loopback, cache: Path) -> None
         ("HF_HUB_CACHE", str(cache)),
     ):
         monkeypatch.setattr(huggingface_hub.constants, name, value)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    # Clients that are made once and kept.
+    for kept in (huggingface_hub.hf_api.api, hf_api()):
+        monkeypatch.setattr(kept, "endpoint", hub.url)
     monkeypatch.setattr(CONFIG.API, "HOST", server.url)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
     server.faults, server.pages, server.requests, server.state = [], {}, 0, "RUNNING"
-    server.good = None
+    server.good, server.refuses, server.links = None, [], False
 
 
 def _said(status: Status, description: str) -> str:
     return ResponseModel(id="1", status=status, description=description).model_dump_json()
 
 
+def completed(data: Any) -> bytes:
+    """Return the answer of a server that is done."""
+    return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+
+
 def result(value: Any) -> bytes:
     """Return the answer of a server that sends back some value."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    data = zstandard.ZstdCompressor().compress(buffer.getvalue())
-    return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+    return completed(zstandard.ZstdCompressor().compress(buffer.getvalue()))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -158,7 +174,12 @@ class _Handler(BaseHTTPRequestHandler):
             python = {"python_version": "3.12.1 (main)", "packages": self.server.packages}
             self._answer(200, python)
         elif self.path == "/subscribe":
-            self._subscribe()
+            if self.server.refuses:
+                self._answer(*self.server.refuses.pop(0))
+            else:
+                self._subscribe()
+        elif self.path.startswith("/staged"):
+            self._answer(200, self.server.staged)
         else:
             self._answer(404, {"detail": "Not Found"})
 
@@ -198,7 +219,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(struct.pack(">BBQ", kind, 127, len(data)) + data)
 
     def _answer(self, status: int, value: Any) -> None:
-        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        if isinstance(value, bytes):
+            body = value
+        else:
+            body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -65,3 +65,13 @@ def test_a_long_rows_offsets_and_first_token_add_up_to_one():
     found = profile({"pattern": pattern}, {"offsets": 6, "lengths": torch.tensor([8, 8])})
     total = found["profile"].sum(1) + found["first_token"]
     torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_autocast_rounds_nothing():
+    """As on a server that has the model in half precision."""
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    expected = weights(queries, keys, None, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weights(queries, keys, None, None)
+    torch.testing.assert_close(found, expected)

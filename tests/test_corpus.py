@@ -153,7 +153,11 @@ def test_a_tokenizer_without_bos_is_recorded(tmp_path):
         ("a.jsonl", b"no json", "a.jsonl cannot be read as json"),
         ("a.jsonl", b'{"body": "x"}', "no field 'text'; its fields are: body"),
         ("a.jsonl", b'{"text": "x"}\n{"text": null}', "document 1 of a.jsonl has None for text"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 99)[:-20], "cannot be read as UTF-8 text"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-20],
+            "cannot be read as UTF-8 text",
+        ),
         ("a.parquet", b"no parquet", "a.parquet cannot be read as parquet"),
         ("a.docx", b"x", "a.docx is not a corpus: it must end in .txt"),
     ],

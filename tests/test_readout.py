@@ -145,3 +145,25 @@ def test_no_piece_of_logits_is_larger_than_it_may_be(monkeypatch, matrix):
     monkeypatch.setattr(kernels, "absorb", counting)
     found("plain", torch.float64, matrix)
     assert max(sizes) <= limit < 3 * TOKENS * VOCABULARY
+
+
+def test_autocast_rounds_nothing():
+    """A server computes models of half precision under autocast; what is read of them is exact."""
+    torch.manual_seed(0)
+    hidden, other = torch.randn(2, 6, 16)
+    weight = torch.randn(50, 16)
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return states @ weight.T
+
+    def read() -> dict[str, torch.Tensor]:
+        clean = readout.reference(hidden, torch.arange(6), head, 50)
+        found = readout.compare(other[None], clean, ("kl", "kl_reverse"))
+        return {**found, **{f"clean {name}": value for name, value in clean["readout"].items()}}
+
+    expected = read()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-6)

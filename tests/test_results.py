@@ -15,6 +15,7 @@ from robustness import results
 from robustness.execution import sweep
 from robustness.metrics import METRICS
 from robustness.refusal import Refusal
+from robustness.results import Run, blank, provenance, sequence_coords
 from robustness.schedule import clean, swap
 from robustness.uncertainty import standard_error
 
@@ -304,3 +305,54 @@ def test_netcdf_is_readable_without_xarray(data, tmp_path):
     results.save(data, tmp_path / "a.nc")
     with netCDF4.Dataset(tmp_path / "a.nc") as file:
         assert file["kl"].units == "nat"
+
+
+def test_interrupted_while_it_is_completed_a_run_goes_on(tmp_path):
+    """What is kept is what was measured, not what was made of it."""
+
+    def layout():
+        return blank(
+            {"raw": (METRICS["kl"], ("sequence",))},
+            sequence_coords(np.arange(4)),
+            provenance({"model": "m", "sequences": 4}),
+        )
+
+    def interrupted(dataset, _):
+        raise KeyboardInterrupt
+
+    def complete(dataset, _):
+        return dataset.rename(raw="made").assign(made=dataset["raw"].rename("made") * 2)
+
+    path = tmp_path / "run.nc"
+    with pytest.raises(KeyboardInterrupt), Run(layout(), path=path, complete=interrupted) as run:
+        run.add(slice(0, 4), {"raw": np.arange(4.0)})
+        run.finish()
+    real = results.save
+    saved = []
+
+    def stop(dataset, there):
+        if there == path:
+            saved.append(1)
+            raise KeyboardInterrupt
+        real(dataset, there)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "save", stop)
+        with pytest.raises(KeyboardInterrupt), Run(layout(), path=path, complete=complete) as run:
+            assert run.done == 4
+            run.finish()
+    assert saved
+    with Run(layout(), path=path, complete=complete) as run:
+        assert run.done == 4
+        assert run.finish()["made"].values.tolist() == [0, 2, 4, 6]
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_nothing(tmp_path):
+    dataset = blank(
+        {"raw": (METRICS["kl"], ("sequence",))},
+        sequence_coords(np.arange(4)),
+        provenance({"model": "m", "sequences": 4}),
+    )
+    with pytest.raises(Refusal), Run(dataset, path=tmp_path / "run.nc"):
+        raise Refusal("too dear")
+    assert not list(tmp_path.iterdir())
