@@ -150,7 +150,7 @@ def deployments(host: str | None = None) -> list[Deployment]:
     Refusal
         If it cannot be asked.
     """
-    found = _ask(resolve_host(host), "/status", "deployments")
+    found = _ask(resolve_host(host), "/status", "deployments")["deployments"]
     known = {
         Deployment(
             name=str(each.get("repo_id") or "?"),
@@ -428,7 +428,7 @@ def _gist(text: str) -> str:
 
 
 def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
-    """Return an entry of what a server answers, a dictionary, or refuse the server."""
+    """Return what a server answers, which has a dictionary of this name, or refuse the server."""
     try:
         answer = httpx.get(f"{host}{path}", timeout=httpx.Timeout(CONNECT, read=90))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
@@ -443,8 +443,8 @@ def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
         )
     try:
         answer.raise_for_status()
-        found = answer.json()[wanted]
-        if not isinstance(found, dict):
+        found: dict[str, Any] = answer.json()
+        if not isinstance(found[wanted], dict):
             raise ValueError(f"{wanted} are no dictionary")
     except (httpx.HTTPStatusError, ValueError, LookupError, TypeError) as error:
         elsewhere = answer.headers.get("location", "").partition("?")[0]
@@ -452,9 +452,11 @@ def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
             f"{host} is not an NDIF server: it does not answer {path} as one"
             f"{f', but points to {elsewhere}' if elsewhere else ''}; check --host, or NDIF_HOST"
         ) from error
-    return {**found, "python": str(answer.json().get("python_version", "")).partition(" ")[0]}
+    return found
 
 
 def _versions(host: str) -> dict[str, str]:
-    packages = _ask(host, "/env", "packages")
-    return {name: str(packages[name]) for name in ("python", *LIBRARIES) if packages.get(name)}
+    found = _ask(host, "/env", "packages")
+    python = str(found.get("python_version", "")).partition(" ")[0]
+    known = {"python": python, **found["packages"]}
+    return {name: str(known[name]) for name in ("python", *LIBRARIES) if known.get(name)}
