@@ -1,4 +1,5 @@
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -59,3 +60,23 @@ def stories(tmp_path: Path) -> Path:
     )
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the command line in this process, in an empty directory."""
+    import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stages", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

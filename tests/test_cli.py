@@ -32,24 +32,6 @@ def llama(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the command line in this process, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stages", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
 def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
     code, out, err = run(
         "sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--repeat", 2

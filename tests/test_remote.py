@@ -2,7 +2,6 @@ import copy
 import io
 import os
 import re
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-import cli
 from robustness import remote, scoring
 from robustness.corpus import Corpus, cut
 from robustness.execution import rewire, run_plan, sweep
@@ -76,23 +74,6 @@ def local(checkpoint):
 @pytest.fixture
 def corpus(local, stories):
     return cut(str(stories), local.tokenizer, context=24, tokens=24 * 20)
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stages", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_there_is_as_here(server, local, corpus):
