@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import click
@@ -13,6 +14,9 @@ import click
 from robustness.refusal import Refusal
 
 OUTPUTS = Path("outputs")
+
+LINE_EVERY = 60.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -686,15 +690,21 @@ def _cut(model: Any, options: dict[str, Any]) -> Any:
 def _progress(
     total: int | None, *, quiet: bool, unit: str = "seq"
 ) -> Iterator[Callable[[int, int], object]]:
+    """Show how far long work is: as a bar in a terminal, as a line now and then in a log."""
     from tqdm import tqdm
 
+    said = monotonic()
     with tqdm(total=total, unit=unit, disable=quiet or None, file=sys.stderr) as bar:
 
         def show(done: int, whole: int) -> None:
+            nonlocal said
             bar.total = whole
             if not bar.n:
                 bar.initial = done  # what an earlier run did says nothing about this one's speed
             bar.update(done - bar.n)
+            if bar.disable and not quiet and monotonic() - said >= LINE_EVERY:
+                said = monotonic()
+                click.echo(f"stages: {done} of {whole} {unit}", err=True)
 
         yield show
 

@@ -56,6 +56,17 @@ def test_without_flags_a_sweep_is_drop_and_swap(run, llama, stories):
     assert data.intervention.values.tolist() == ["drop", "swap"]
 
 
+def test_without_a_terminal_progress_is_a_line_now_and_then(run, llama, stories, monkeypatch):
+    words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--drop"]
+    words += ["--batch-tokens", 96]
+    assert run(*words)[2] == "", "within a minute nothing is said"
+    monkeypatch.setattr(cli, "LINE_EVERY", 0.0)
+    _, _, err = run(*words, "--fresh")
+    assert err.splitlines()[0] == "stages: 0 of 9 seq"
+    assert err.splitlines()[-1] == "stages: 9 of 9 seq"
+    assert run(*words, "--fresh", "--quiet")[2] == ""
+
+
 def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
     words = ("observe", llama, "--data", stories, "--context", 40)
     code, out, err = run(*words)
