@@ -219,6 +219,7 @@ class Server:
             while time.monotonic() < deadline and any(self.processes(hub)):
                 self._reap()
                 time.sleep(0.1)
+        self._bury(hub)
         shutil.rmtree(self._short, ignore_errors=True)
         if hub:
             shutil.rmtree(self.place, ignore_errors=True)
@@ -228,6 +229,7 @@ class Server:
         while any(self.processes(hub=False)):
             self._signal(signal.SIGKILL, hub=False)
             self._reap()
+        self._bury(hub=False)
         shutil.rmtree(self._short, ignore_errors=True)
 
     def processes(self, hub: bool = True) -> Iterator[int]:
@@ -243,7 +245,14 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def _bury(self, hub: bool) -> None:
+        for process in self._begun:
+            if hub or self._sessions[process.pid] != "hub":
+                process.wait(10)
+        self._reap()
+
     def _reap(self) -> None:
+        """Take note of the processes that have ended."""
         self._begun = [process for process in self._begun if process.poll() is None]
 
     def _connected(self) -> bool:
