@@ -1,7 +1,7 @@
 """The command line: parses, calls one function, prints."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -14,6 +14,9 @@ import click
 from robustness.refusal import Refusal
 
 OUTPUTS = Path("outputs")
+
+DEMONSTRATED = ("E1", "E2", "E3", "E5", "E7", "E10", "T1")
+"""The experiments of the demonstration, which take seconds."""
 
 LINE_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -30,7 +33,9 @@ def stages() -> None:
     stages observe openai-community/gpt2     lens, CKA, attention, norms, similarity, neurons
     stages probe openai-community/gpt2 ing   what can be read out of activations
     stages tasks openai-community/gpt2       HellaSwag, ARC-Easy, LAMBADA under every schedule
+    stages reproduce openai-community/gpt2   the paper's experiments, and a report
     stages segment outputs/gpt2              the stages' boundaries, with intervals
+    stages compare outputs/gpt2 outputs/phi  models side by side
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
@@ -325,6 +330,120 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
 
 
 @stages.command()
+@click.argument("model", required=False)
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
+@click.option("--list", "listed", is_flag=True, help="List the experiments instead.")
+@options_of_text
+@click.option(
+    "--wic-data", default="builtin", show_default=True, help="Word-in-context pairs, as for probe."
+)
+@click.option(
+    "--task-data",
+    type=click.Path(path_type=Path),
+    help="A directory with TASK.jsonl files in the place of the tasks' data sets.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Items of each task.  [default: all]")
+@options_of_model
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
+@click.option(
+    "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A directory.  [default: outputs/MODEL]"
+)
+@options_of_run
+def reproduce(
+    model: str | None, experiments: tuple[str, ...], listed: bool, **options: Any
+) -> None:
+    """Run the paper's EXPERIMENTs on MODEL: files, figures, verdicts on its claims, and a report.
+
+    Without names, all that fit the model and the data. Interrupted, the same command goes on; when
+    all is there, it does nothing. Built-in models stay offline. The command prints the report's
+    path.
+
+    \b
+    stages reproduce --list
+    stages reproduce builtin
+    stages reproduce openai-community/gpt2 E1 E3 --data my.jsonl --tokens 1000000
+    """
+    if listed:
+        _list_experiments()
+        return
+    if model is None:
+        raise click.UsageError("give a MODEL, or --list")
+    click.echo(_reproduce(model, experiments, options))
+
+
+@stages.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A page.  [default: DIRECTORY/report.html]"
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="A directory for the figures as .svg, too."
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool) -> None:
+    """Judge the paper's claims on the files in DIRECTORY, draw its figures, and make one HTML page.
+
+    The files are those that reproduce, sweep, observe, probe, tasks and segment leave; what is not
+    there is said. Verdicts are saved beside them in claims.nc.
+
+    \b
+    stages report outputs/builtin
+    """
+    from recipes.report import report as run
+    from robustness.results import command_line
+
+    page = out or directory / "report.html"
+    with _progress(None, quiet=quiet, unit="figure") as progress:
+        run(
+            [directory],
+            page,
+            claims=directory / "claims.nc",
+            figures=figures,
+            command=command_line(),
+            progress=progress,
+        )
+    click.echo(page)
+
+
+@stages.command()
+@click.argument(
+    "directories", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIRECTORY..."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=OUTPUTS / "compare.nc",
+    show_default=True,
+    help="The numbers; the page is beside them.",
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def compare(directories: tuple[Path, ...], out: Path, quiet: bool) -> None:
+    """Set the models of several DIRECTORIES side by side: a table, a file, and an HTML page.
+
+    Figures are drawn over relative depth; claims about several models are judged.
+
+    \b
+    stages compare outputs/builtin outputs/builtin-parallel
+    """
+    from recipes.compare import compare as run
+    from recipes.files import Files
+    from recipes.report import report as write
+    from recipes.tables import table
+    from robustness.results import command_line, save
+
+    dataset = run([Files(directory) for directory in directories], command_line())
+    save(dataset, out)
+    page = out.with_suffix(".html")
+    with _progress(None, quiet=quiet, unit="figure") as progress:
+        write(directories, page, comparison=dataset, command=command_line(), progress=progress)
+    click.echo(table(dataset))
+    click.echo(f"\nnumbers: {out}\nreport:  {page}")
+
+
+@stages.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
     """Print FILE as a table: means with standard errors clustered by document.
@@ -356,7 +475,7 @@ def plot(file: Path, out: Path | None) -> None:
 @stages.command()
 @click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS, show_default=True)
 def demo(out: Path) -> None:
-    """Drop and swap every block of the built-in model: file, figure and table, offline.
+    """Drop and swap every block of the built-in model, look inside, and report, offline.
 
     \b
     stages demo --out outputs
@@ -365,13 +484,15 @@ def demo(out: Path) -> None:
     from recipes.tables import table
     from robustness.results import load, save_figure
 
-    words = ["builtin", "--out", str(out / "builtin" / "sweep.nc")]
-    options = sweep.make_context("sweep", words).params
-    path = _sweep(options.pop("model"), ["drop", "swap"], options)
+    directory = out / "builtin"
+    words = ["builtin", *DEMONSTRATED, "--out", str(directory)]
+    options = reproduce.make_context("reproduce", words).params
+    page = _reproduce(options.pop("model"), options.pop("experiments"), options)
+    path = directory / "sweep.nc"
     dataset = load(path)
     figure = save_figure(draw(dataset), path.with_suffix(".png"))
     click.echo(table(dataset))
-    click.echo(f"\nnumbers: {path}\nfigure:  {figure}")
+    click.echo(f"\nnumbers: {path}\nfigure:  {figure}\nreport:  {page}")
 
 
 @stages.command()
@@ -616,6 +737,64 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
         else:
             probe_subjoiner(model, source, pieces=options["pieces"], **text, **common)
     return Path(out)
+
+
+def _list_experiments() -> None:
+    from recipes.catalogue import RECIPES
+
+    for recipe in RECIPES:
+        figures = [name for picture in recipe.pictures for name in picture.names]
+        paper = recipe.models + (f", {recipe.tokens}" if recipe.tokens else "")
+        click.echo(f"{recipe.name:4} {recipe.title}. {recipe.question}")
+        click.echo(f"     figures {', '.join(figures)}; {len(recipe.claims)} claims")
+        click.echo(f"     cost: {recipe.cost}")
+        click.echo(f"     in the paper: {paper}")
+
+
+def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -> Path:
+    """Say what is measured on what, and have it done."""
+    from recipes.catalogue import choose
+    from recipes.run import Inputs
+    from recipes.run import reproduce as run
+    from robustness.checkpoint import resolve
+    from robustness.results import command_line
+
+    directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
+    passed = ("quiet", "resume", "out", "host", "deploy", "sandbox_limit", "listed")
+    _check_remote(options)
+
+    def prepare() -> Inputs:
+        model = _open(name, options)
+        return Inputs(
+            model=model,
+            corpus=_cut(model, options),
+            text="builtin-sampled" if options["data"] == "builtin" else options["data"],
+            pairs=options["wic_data"],
+            task_data=options["task_data"],
+            limit=options["limit"],
+            reading={key: options[key] for key in ("field", "split")},
+            loading={key: options[key] for key in ("revision", "trust_remote_code")},
+            batch_tokens=options["batch_tokens"],
+            cap=options["state_cap"],
+            seed=options["seed"],
+        )
+
+    def watch(names: str, unit: str) -> Any:
+        _tell(names, options)
+        return _progress(None, quiet=options["quiet"], unit=unit)
+
+    return run(
+        name,
+        choose(experiments),
+        Path(directory),
+        prepare,
+        settings={key: value for key, value in options.items() if key not in passed},
+        strict=bool(experiments),
+        fresh=not options["resume"],
+        command=command_line(),
+        watch=watch,
+        tell=partial(_tell, options=options),
+    )
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """How lines with bands, points with bars and heat maps are drawn, the same in every figure."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
@@ -16,10 +17,19 @@ from robustness.uncertainty import standard_error
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which people with any colour vision tell apart."""
 
+LIGHT_ON_DARK = ("#5AB4E5", "#FF8A4C", "#3FCFA5", "#E5A3C6", "#F5BC45", "#8FD0F5")
+"""The same, but for black, on a dark page."""
+
 MARKERS = "osD^vPX"
+
 
 BAND = 1.96
 """Standard errors either side of a mean: 95 % where it is normal."""
+
+
+def svg_style() -> AbstractContextManager[None]:
+    """Have SVG written with text as text, and the same at every run."""
+    return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stages"})
 
 
 def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:

@@ -15,9 +15,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from recipes.files import Files
+from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, STAGES, SWEEP, Source
 from robustness import results
 from robustness.refusal import Refusal
 from robustness.segmentation import partitions, segment, standardise
+from robustness.uncertainty import drawn
 
 FOUR = 4
 """The paper's number of stages."""
@@ -34,8 +37,8 @@ class Signature:
     """One number per layer."""
 
     name: str
-    file: str
-    """The measurement that it is taken from."""
+    source: Source
+    """The file that it is taken from."""
     long_name: str
     read: Callable[[xr.Dataset], xr.DataArray]
     """To values with the dimension layer, and sequence where there is one."""
@@ -67,36 +70,36 @@ def _share(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
 
 
 SIGNATURES = (
-    Signature("drop_kl", "sweep", "KL when the block is dropped", _intervened("drop"), True),
-    Signature("swap_kl", "sweep", "KL when it is swapped with the next", _intervened("swap"), True),
+    Signature("drop_kl", SWEEP, "KL when the block is dropped", _intervened("drop"), True),
+    Signature("swap_kl", SWEEP, "KL when it is swapped with the next", _intervened("swap"), True),
     Signature(
         "local_attention",
-        "attention",
+        ATTENTION,
         "attention weight on the five tokens before",
         lambda dataset: dataset["profile"].sel(offset=slice(1, 5)).sum("offset").mean("head"),
     ),
     Signature(
         "lens_entropy",
-        "lens",
+        LENS,
         "entropy of the lens after the block",
         lambda dataset: _after_block(dataset["entropy"].sel(lens="recomputed")),
     ),
     Signature(
         "lens_kl",
-        "lens",
+        LENS,
         "KL of the lens from the final prediction",
         lambda dataset: _after_block(dataset["kl"].sel(lens="recomputed")),
     ),
-    Signature("prediction", "neurons", "share of prediction neurons", _share("prediction")),
-    Signature("suppression", "neurons", "share of suppression neurons", _share("suppression")),
+    Signature("prediction", NEURONS, "share of prediction neurons", _share("prediction")),
+    Signature("suppression", NEURONS, "share of suppression neurons", _share("suppression")),
     Signature(
         "mlp_norm",
-        "norms",
+        NORMS,
         "norm of what the MLP writes",
         lambda dataset: dataset["mlp_norm"].isel(processing=0).sel(statistic="mean"),
         True,
     ),
-    Signature("cka", "cka", "first principal coordinate of CKA", _coordinate),
+    Signature("cka", CKA, "first principal coordinate of CKA", _coordinate),
 )
 """What the boundaries are drawn by."""
 
@@ -132,12 +135,12 @@ def stages(
     Refusal
         If there are too few signatures in the directory, or its files are of different models.
     """
-    directory = Path(directory)
-    found = read(directory)
-    files = {each.file: files_of for each, files_of, _ in found}
+    files = Files(directory)
+    found = read(files)
     raw = {each.name: values for each, _, values in found}
     layers = next(iter(raw.values())).sizes["layer"]
-    values = np.stack([_mean(each, raw[each.name]) for each, *_ in found])
+    samples = np.stack([_means(raw[each.name], seed) for each, *_ in found], axis=1)
+    values = samples[0]
     signatures = standardise(_scaled(found, values))
     every = partitions(signatures)
     chosen = min(every, key=lambda one: one.criterion)
@@ -145,7 +148,7 @@ def stages(
     if layers >= 2 * FOUR:
         cuts["four"] = segment(signatures, FOUR).starts
     most = max(map(len, cuts.values()))
-    low, high = _intervals(found, {name: len(starts) for name, starts in cuts.items()}, seed)
+    low, high = _intervals(found, samples[1:], {name: len(starts) for name, starts in cuts.items()})
     number = np.stack(
         [np.searchsorted(starts, np.arange(layers), "right") - 1 for starts in cuts.values()]
     )
@@ -156,7 +159,7 @@ def stages(
                 known = ~np.isnan(values[:, begin:end])
                 sums = np.where(known, values[:, begin:end], 0).sum(1)
                 means[row, part] = np.where(known.any(1), sums / known.sum(1).clip(1), np.nan)
-    first = next(iter(files.values()))
+    first = found[0][1]
     kept = ("model", "revision", "weights_sha256", "architecture", "dtype", "server")
     settings = {
         **{name: first.attrs[name] for name in kept if name in first.attrs},
@@ -165,6 +168,7 @@ def stages(
         "criterion_segments": len(chosen.starts),
         "draws": DRAWS,
         "seed": seed,
+        "sources": files.stamp(STAGES),
     }
 
     def described(name: str, unit: str = "1") -> dict[str, str]:
@@ -210,44 +214,37 @@ def stages(
 Found = tuple[Signature, xr.Dataset, xr.DataArray]
 
 
-def read(directory: Path) -> list[Found]:
+def read(files: Files) -> list[Found]:
     """Return the signatures that the files of a directory have, with their files and values."""
     found: list[Found] = []
-    files: dict[str, xr.Dataset] = {}
+    missing = []
     for each in SIGNATURES:
-        path = directory / f"{each.file}.nc"
-        if each.file not in files and path.exists():
-            files[each.file] = results.measured(results.load(path))
-        if each.file in files:
-            try:
-                found.append((each, files[each.file], each.read(files[each.file])))
-            except KeyError:
-                continue  # a sweep without this intervention, or without KL
-    names = sorted({each.file for each in SIGNATURES} - files.keys())
+        dataset = files.get(each.source)
+        if dataset is None:
+            missing.append(each.source.file)
+            continue
+        try:
+            found.append((each, dataset, each.read(dataset)))
+        except KeyError:
+            continue  # a sweep without this intervention, or without KL
     if len(found) < FEWEST:
         raise Refusal(
-            f"{directory} has {len(found)} signatures of stages, and {FEWEST} are needed: run "
-            f"`stages sweep` and `stages observe` on the model first (missing: {', '.join(names)})"
+            f"{files.directory} has {len(found)} signatures of stages, and {FEWEST} are needed: "
+            "run `stages sweep` and `stages observe` on the model first (missing: "
+            f"{', '.join(sorted(set(missing)))})"
         )
-    for name in ("model", "weights_sha256", "revision"):
-        there = sorted({str(file.attrs[name]) for file in files.values() if name in file.attrs})
-        if len(there) > 1:
-            raise Refusal(f"the files in {directory} are of different models: {', '.join(there)}")
-    sizes = {values.sizes["layer"] for *_, values in found}
-    if len(sizes) > 1:
-        raise Refusal(f"the files in {directory} are of different layers: measure all of them")
+    if len({values.sizes["layer"] for *_, values in found}) > 1:
+        raise Refusal(
+            f"the files in {files.directory} are of different layers: measure all of them"
+        )
     return found
 
 
-def _mean(signature: Signature, values: xr.DataArray, weights: Any = None) -> NDArray[np.float64]:
-    """Mean over sequences, each weighed by its document's weight; (layer,)."""
-    if "sequence" not in values.dims:
-        return values.transpose("layer").values.astype(np.float64)
-    numbers = values.transpose("layer", "sequence").values.astype(np.float64)
-    if weights is None:
-        return numbers.mean(1)
-    each = weights[values["document"].values]
-    return np.asarray(numbers @ each / each.sum())
+def _means(values: xr.DataArray, seed: int) -> NDArray[np.float64]:
+    """Means over sequences, (draw, layer): of the data, and of documents drawn again."""
+    if "sequence" in values.dims:
+        return drawn(values, draws=DRAWS, seed=seed).transpose("draw", "layer").values
+    return np.broadcast_to(values.values.astype(np.float64), (DRAWS + 1, values.sizes["layer"]))
 
 
 def _scaled(found: list[Found], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -259,22 +256,17 @@ def _scaled(found: list[Found], values: NDArray[np.float64]) -> NDArray[np.float
 
 
 def _intervals(
-    found: list[Found], counts: Mapping[str, int], seed: int
+    found: list[Found], samples: NDArray[np.float64], counts: Mapping[str, int]
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Return the 95 % interval of every boundary over samples of documents."""
-    random = np.random.default_rng(seed)
-    documents = 1 + max(
-        int(values["document"].max()) for *_, values in found if "sequence" in values.dims
-    )
-    drawn: dict[str, list[tuple[int, ...]]] = {name: [] for name in counts}
-    for _ in range(DRAWS):
-        weights = random.multinomial(documents, np.full(documents, 1 / documents)).astype(float)
-        values = np.stack([_mean(each, raw, weights) for each, _, raw in found])
-        signatures = standardise(_scaled(found, values))
+    starts: dict[str, list[tuple[int, ...]]] = {name: [] for name in counts}
+    for sample in samples:
+        signatures = standardise(_scaled(found, sample))
         for name, count in counts.items():
-            drawn[name].append(segment(signatures, count).starts)
-    low = [np.quantile(drawn[name], 0.025, axis=0) for name in counts]
-    high = [np.quantile(drawn[name], 0.975, axis=0) for name in counts]
+            starts[name].append(segment(signatures, count).starts)
+    low, high = (
+        [np.quantile(starts[name], level, axis=0) for name in counts] for level in (0.025, 0.975)
+    )
     return low, high
 
 

@@ -226,6 +226,53 @@ def _stages(dataset: xr.Dataset) -> Iterator[Section]:
         yield heading, "segment", columns
 
 
+def _compare(dataset: xr.Dataset) -> Iterator[Section]:
+    rows = [comparison_rows(dataset)[0][1:], *(row[1:] for row in comparison_rows(dataset)[1:])]
+    labels = ["layers", *map(str, dataset["quantity"].values)]
+    columns = {
+        name: xr.DataArray(list(cells), dims="quantity", coords={"quantity": labels})
+        for name, *cells in zip(*rows, strict=True)
+    }
+    yield "", "quantity", columns
+    claims = dataset["verdict"]
+    columns = {str(name): claims.sel(model=name).astype(str) for name in dataset["model"].values}
+    yield "claims about one model", "claim", columns
+    across = dataset["verdict_across"].astype(str)
+    yield "claims about several", "claim_across", {"verdict": across}
+
+
+def comparison_rows(dataset: xr.Dataset) -> list[list[str]]:
+    """Lay out models side by side as rows of text, the first of them the headings."""
+    models = dataset["model"].values
+    rows = [["", *map(str, models)], ["layers", *map(str, dataset["layers"].values)]]
+    for quantity in dataset["quantity"].values:
+        cells = []
+        for model in models:
+            here = dataset.sel(quantity=quantity, model=model)
+            value, low, high = (float(here[name]) for name in ("value", "low", "high"))
+            interval = "" if low == high else f" [{low:.3g}, {high:.3g}]"
+            cells.append("-" if isnan(value) else f"{value:.3g}{interval}")
+        rows.append([str(quantity), *cells])
+    return rows
+
+
+def _claims(dataset: xr.Dataset) -> Iterator[Section]:
+    yield (
+        "",
+        "claim",
+        {"verdict": dataset["verdict"].astype(str), "why": dataset["reason"].astype(str)},
+    )
+    numbers = dataset.set_index(check="check_text").rename(check="number")
+    yield (
+        "the numbers behind them",
+        "number",
+        {
+            "claim": numbers["check_claim"].astype(str),
+            **{name: numbers[name] for name in ("value", "low", "high", "least", "most")},
+        },
+    )
+
+
 SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "sweep": _sweep,
     "schedules": _sweep,
@@ -240,6 +287,8 @@ SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "subjoiner": _subjoiner,
     "tasks": _tasks,
     "stages": _stages,
+    "claims": _claims,
+    "compare": _compare,
 }
 """The tables of every kind of file; for others, whatever has layers or depths and sequences."""
 
@@ -290,6 +339,8 @@ def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
 
 
 def _cell(values: xr.DataArray) -> str:
+    if values.dtype.kind in "OUS":
+        return str(values.values)
     if values.dtype.kind in "iu" and not values.dims:
         return str(int(values))
     if "sequence" not in values.dims:

@@ -147,6 +147,19 @@ def observe(
         return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
 
 
+def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str, str]:
+    """Return why measurements cannot be taken, by name, of those that cannot."""
+    check_corpus(model, corpus)
+    anatomy = examine(model)
+    found = {}
+    for name in measurements:
+        try:
+            _check(_find(name), corpus, anatomy)
+        except Refusal as error:
+            found[name] = str(error)
+    return found
+
+
 def _crossings(
     model: Model, corpus: Corpus, wanted: Sequence[Measurement], begin: int, size: int
 ) -> list[sandbox.Crossing]:

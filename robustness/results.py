@@ -26,7 +26,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.metrics import Metric
-from robustness.refusal import Refusal, first_line
+from robustness.refusal import OtherSettings, Refusal, first_line
 from robustness.schedule import Schedule, to_text
 
 SCHEMA = 1
@@ -283,14 +283,14 @@ class Run:
         passed = {*UNCOMPARED, *(() if there == self.partial else ("versions", "server_versions"))}
         for name in sorted((found.keys() | wanted.keys()) - passed):
             if str(found.get(name)) != str(wanted.get(name)):
-                raise Refusal(
+                raise OtherSettings(
                     f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
                     "choose another --out, or --fresh to replace it"
                 )
         for name, variable in self.dataset.data_vars.items():
             if there == self.partial or name in dataset:
                 if name not in dataset or set(dataset[name].dims) != set(variable.dims):
-                    raise Refusal(
+                    raise OtherSettings(
                         f"{there} holds no {name} {variable.dims}, as is wanted; choose another "
                         "--out, or --fresh to replace it"
                     )
@@ -354,9 +354,20 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
     }
 
 
+def version_of_project() -> str:
+    """Return the version of this project."""
+    return version(LIBRARIES[0])
+
+
 def digest(value: Any) -> str:
     """Return the SHA-256 of what is measured on, where that is no corpus: of its text form."""
     return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of what is in a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def command_line(arguments: Sequence[str] = ()) -> str:

@@ -1,11 +1,14 @@
-"""Standard errors of means over sequences, clustered by document."""
+"""Uncertainty of means over sequences, which within a document are not independent."""
 
 import numpy as np
 import xarray as xr
 
+DRAWS = 1000
+"""Samples of a bootstrap."""
+
 
 def standard_error(values: xr.DataArray) -> xr.DataArray:
-    """Standard error of the mean over sequences, which within a document are not independent.
+    """Standard error of the mean over sequences, clustered by document.
 
     The cluster-robust estimator: with n sequences, G documents and x̄ the mean,
 
@@ -28,3 +31,55 @@ def standard_error(values: xr.DataArray) -> xr.DataArray:
         return xr.full_like(per_document.isel(document=0, drop=True), np.nan)
     variance = (per_document**2).sum("document", skipna=False) * documents / (documents - 1)
     return variance**0.5 / values.sizes["sequence"]
+
+
+def drawn(
+    values: xr.DataArray, over: str = "sequence", *, draws: int = DRAWS, seed: int = 0
+) -> xr.DataArray:
+    """Means of the data, and of data drawn again, whole documents at a time (Efron 1979).
+
+    What follows from means (a median over layers, the layer of the largest) can be computed for all
+    draws at once, and its spread over them is its uncertainty. Two arrays over the same documents
+    are drawn alike, so that differences between them are paired.
+
+    Parameters
+    ----------
+    values : DataArray
+        With the dimension `over`, and perhaps a coordinate `document` along it, whose sequences
+        are drawn together.
+    over : str
+        What is averaged: sequences, items, batches.
+    draws : int
+        How many samples.
+    seed : int
+        Of the samples.
+
+    Returns
+    -------
+    DataArray
+        With `draw` in the place of `over`, first; draw 0 is the mean of the data themselves. NaN
+        where a value is missing, and, but for draw 0, where there are fewer than two documents.
+    """
+    if over == "sequence" or "document" in values.coords:
+        labels = values["document"].values
+    else:
+        labels = np.arange(values.sizes[over])
+    _, cluster = np.unique(labels, return_inverse=True)
+    count = int(cluster.max()) + 1
+    random = np.random.default_rng(seed)
+    weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
+    if count < 2:
+        weights[:] = np.nan
+    weights = np.concatenate([np.ones((1, count)), weights])
+    numbers = values.transpose(over, ...).values.astype(np.float64)
+    member = np.zeros((count, len(cluster)))
+    member[cluster, np.arange(len(cluster))] = 1
+    sums = weights @ (member @ numbers.reshape(len(cluster), -1))
+    means = sums / (weights @ member.sum(1))[:, None]
+    rest = values.isel({over: 0}, drop=True)
+    return xr.DataArray(
+        means.reshape(-1, *rest.shape),
+        dims=("draw", *rest.dims),
+        coords={name: each for name, each in rest.coords.items() if name != "document"},
+        name=values.name,
+    )

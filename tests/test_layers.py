@@ -53,10 +53,37 @@ ORDER = [
     "probes.suffix",
     "probes.subjoiner",
     "recipes.checkpoints",
+    # an experiment as data, and what is read out of its files
+    "recipes.recipe",
+    "recipes.files",
+    "recipes.published",
+    "recipes.curves",
+    "recipes.experiments.drop_and_swap",
+    "recipes.experiments.representations",
+    "recipes.experiments.local_attention",
+    "recipes.experiments.subjoiner",
+    "recipes.experiments.norm_ratio",
+    "recipes.experiments.word_in_context",
+    "recipes.experiments.prediction_neurons",
+    "recipes.experiments.lens_entropy",
+    "recipes.experiments.suffix",
+    "recipes.experiments.mlp_norm",
+    "recipes.experiments.repetition",
+    "recipes.experiments.benchmarks",
+    "recipes.experiments.similarity",
+    "recipes.experiments.hypothesis",
+    "recipes.catalogue",
+    "recipes.verdicts",
+    "recipes.compare",
     "recipes.stages",
+    # files to text and figures
     "recipes.tables",
     "recipes.drawing",
     "recipes.panels",
+    "recipes.diagrams",
+    "recipes.figures",
+    "recipes.report",
+    "recipes.run",
     "recipes.ngram",
     "recipes.pretrain",
     "recipes.card",
@@ -93,7 +120,11 @@ def test_a_module_imports_only_from_above(module):
 
 
 def test_every_module_has_its_place():
-    files = [*ROOT.glob("robustness/*.py"), *ROOT.glob("probes/*.py"), *ROOT.glob("recipes/*.py")]
+    files = [
+        *ROOT.glob("robustness/*.py"),
+        *ROOT.glob("probes/*.py"),
+        *ROOT.glob("recipes/**/*.py"),
+    ]
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files}
     assert {name for name in names if not name.endswith("__init__")} | {"cli"} == set(ORDER)
 

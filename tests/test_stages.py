@@ -118,8 +118,13 @@ def test_signatures_are_standardised_and_named(tmp_path):
 
 
 def test_what_is_not_enough_is_refused(tmp_path):
-    with pytest.raises(Refusal, match=r"0 signatures.*stages sweep.*missing: attention, cka"):
+    with pytest.raises(Refusal, match=r"has no file of a model.*stages reproduce"):
         stages(tmp_path)
+    directory(tmp_path / "one", (5,))
+    for name in ("sweep", "norms"):
+        (tmp_path / "one" / f"{name}.nc").unlink()
+    with pytest.raises(Refusal, match=r"2 signatures.*stages sweep.*missing: attention, cka"):
+        stages(tmp_path / "one")
     directory(tmp_path, (5,))
     other = load(tmp_path / "norms.nc").assign_attrs(model="another")
     save(other, tmp_path / "norms.nc")

@@ -1,0 +1,79 @@
+"""The shape of curves over layers or depths, for all draws of a bootstrap at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from recipes.files import Absent, Files
+
+
+def interior(files: Files) -> slice:
+    """Layers 2 to L - 3, away from both ends: to be used with `isel`."""
+    if files.layers < 5:
+        raise Absent(f"{files.layers} layers have no interior: 5 are needed")
+    return slice(2, files.layers - 2)
+
+
+def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
+    """The part of a curve between two relative depths, both included."""
+    dim = along(values)
+    place = position(values)
+    chosen = values.isel({dim: np.flatnonzero((place >= begin - 1e-9) & (place <= end + 1e-9))})
+    if not chosen.sizes[dim]:
+        raise Absent(
+            f"of {values.sizes[dim]} places along {dim} none is between {begin:.0%} and {end:.0%}"
+        )
+    return chosen
+
+
+def along(values: xr.DataArray) -> str:
+    """The dimension of a curve: layer or depth."""
+    return "depth" if "depth" in values.dims else "layer"
+
+
+def position(values: xr.DataArray) -> Any:
+    """Relative depth of every point of a curve, 0 to 1."""
+    if "relative_depth" in values.coords:
+        return values["relative_depth"].values
+    labels = values[along(values)].values
+    return labels / max(1, labels.max())
+
+
+def place_of_largest(values: xr.DataArray) -> xr.DataArray:
+    """Relative depth at which a curve is largest."""
+    dim = along(values)
+    where = values.fillna(-np.inf).argmax(dim)
+    return xr.DataArray(position(values)[where.values], dims=where.dims)
+
+
+def rank_correlation(values: xr.DataArray) -> xr.DataArray:
+    """Spearman's rank correlation of a curve with layer or depth."""
+    dim = along(values)
+    known = values.notnull().all([name for name in values.dims if name != dim]).values
+    if known.sum() < 3:
+        raise Absent(f"{int(known.sum())} points have no rank correlation: 3 are needed")
+    ranks = scipy.stats.rankdata(values.transpose(dim, ...).values[known], axis=0)
+    ranks = ranks - ranks.mean(0)
+    order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
+    spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
+    product = np.tensordot(order, ranks, axes=(0, 0))
+    found = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    return xr.DataArray(found, dims=[name for name in values.dims if name != dim])
+
+
+def rank_correlation_of_models(
+    values: Sequence[float], order: Sequence[float]
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation over models, and its 95 % interval (Bonett and Wright 2000)."""
+    count = len(values)
+    if count < 4:
+        raise Absent(f"{count} models have no interval of a rank correlation: 4 are needed")
+    if len(set(order)) < 2:
+        raise Absent("the models do not differ in what they are ordered by")
+    found = float(scipy.stats.spearmanr(values, order).statistic)
+    middle = np.arctanh(np.clip(found, -0.999, 0.999))
+    reach = 1.96 * np.sqrt((1 + found**2 / 2) / (count - 3))
+    return found, float(np.tanh(middle - reach)), float(np.tanh(middle + reach))

@@ -1,0 +1,93 @@
+"""E3: how much attention goes to the tokens just before."""
+
+import xarray as xr
+
+from recipes import published
+from recipes.curves import place_of_largest, rank_correlation
+from recipes.files import Absent, Files
+from recipes.recipe import ATTENTION, Check, Claim, Picture, Recipe
+from robustness.uncertainty import drawn
+
+
+def previous_five(files: Files) -> xr.DataArray:
+    """Attention weight on the five tokens before, mean over heads, (draw, layer)."""
+    return drawn(files[ATTENTION]["previous"].sel(window=5).mean("head"))
+
+
+def _only_published(files: Files) -> str:
+    known = published.find(files.name, "local attention")
+    return "" if known else f"no value was published for {files.name}"
+
+
+def _off_published(files: Files) -> xr.DataArray:
+    known = published.find(files.name, "local attention")
+    if known is None:
+        raise Absent(_only_published(files))
+    found = previous_five(files) / 5
+    peak = known.peak
+    return abs(found.isel(layer=peak) - known.values[str(peak)])
+
+
+RECIPE = Recipe(
+    name="E3",
+    title="Local attention",
+    question="Do early layers look at the tokens just before?",
+    sources=(ATTENTION,),
+    cost="1 forward pass, shared",
+    models="all sixteen",
+    tokens="100 documents",
+    notes=(
+        "Queries have 33 tokens before them, and all windows are of one length: attention thins "
+        "out with length, which the authors let differ between families.",
+    ),
+    pictures=(
+        Picture(
+            ("6a",),
+            "windows",
+            "Attention to the tokens before",
+            "Attention weight on the 1, 2, 4, 8 and 16 tokens before, added up, mean over heads "
+            "and queries, over relative depth.",
+            (ATTENTION,),
+        ),
+        Picture(
+            ("v1 4",),
+            "local_attention",
+            "Attention to each of the five tokens before",
+            "Mean attention weight on one of the five tokens before, as in the first version of "
+            "the paper (the total of figure 1 is five times as much).",
+            (ATTENTION,),
+        ),
+    ),
+    claims=(
+        Claim(
+            "C3.1",
+            "Early layers attend locally, later ones progressively less.",
+            "section 4.1",
+            (
+                Check(
+                    "rank correlation of layer with attention to the five tokens before",
+                    lambda files: rank_correlation(previous_five(files)),
+                    most=0,
+                ),
+                Check(
+                    "relative depth at which it is largest",
+                    lambda files: place_of_largest(previous_five(files)),
+                    most=1 / 3,
+                ),
+            ),
+        ),
+        Claim(
+            "C3.2",
+            "Attention to the five tokens before peaks where, and as high as, was published.",
+            "the authors' notebook attention_prev5",
+            (
+                Check(
+                    "difference from the published value at the layer of the published peak",
+                    _off_published,
+                    most=published.TOLERANCE_OF_ATTENTION,
+                ),
+            ),
+            only=_only_published,
+        ),
+    ),
+)

@@ -1,0 +1,104 @@
+"""E2: how alike the representations of all depths are."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from recipes.files import Files
+from recipes.recipe import CKA, Check, Claim, Picture, Recipe
+from robustness.uncertainty import drawn
+
+SEGMENTS = (2, 3, 4)
+"""Into how many contiguous segments depths are divided."""
+
+DRAWS = 200
+
+
+def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of matrices (draw, depth, depth) within segments less the mean between them, at best.
+
+    The best is over all divisions into two to four contiguous segments of two depths or more; the
+    diagonal is left out. Sums over squares come from a table of cumulative sums.
+    """
+    draws, depths, _ = matrices.shape
+    off = matrices * (1 - np.eye(depths))
+    table = np.zeros((draws, depths + 1, depths + 1))
+    table[:, 1:, 1:] = off.cumsum(1).cumsum(2)
+    every = table[:, -1, -1, None]
+    best = np.full(draws, -np.inf)
+    for count in SEGMENTS:
+        inner = [
+            cuts
+            for cuts in combinations(range(2, depths - 1), count - 1)
+            if all(after - before >= 2 for before, after in pairwise(cuts))
+        ]
+        if not inner:
+            continue
+        edges = np.pad(np.array(inner), ((0, 0), (1, 1)), constant_values=(0, depths))
+        low, high = edges[:, :-1], edges[:, 1:]
+        squares = (
+            table[:, high, high] - table[:, low, high] - table[:, high, low] + table[:, low, low]
+        )
+        within = squares.sum(-1)
+        pairs = ((high - low) * (high - low - 1)).sum(-1)
+        between = (every - within) / (depths * (depths - 1) - pairs)
+        best = np.maximum(best, (within / pairs - between).max(1))
+    return best
+
+
+def toeplitz(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return matrices whose entries are the means of the originals' diagonals."""
+    depths = matrices.shape[-1]
+    apart = np.abs(np.subtract.outer(np.arange(depths), np.arange(depths)))
+    means = np.stack([matrices[:, apart == offset].mean(1) for offset in range(depths)], 1)
+    return means[:, apart]
+
+
+def _blocks(files: Files) -> xr.DataArray:
+    hsic = drawn(files[CKA]["hsic"].isel(processing=0), "batch", draws=DRAWS).values
+    own = np.diagonal(hsic, axis1=1, axis2=2)
+    cka = hsic / np.sqrt(own[:, :, None] * own[:, None, :])
+    return xr.DataArray(contrast(cka) - contrast(toeplitz(cka)), dims="draw")
+
+
+RECIPE = Recipe(
+    name="E2",
+    title="Representational similarity",
+    question="Do the representations of neighbouring depths form blocks?",
+    sources=(CKA,),
+    cost="1 forward pass, shared with all of what the clean run shows",
+    models="all sixteen",
+    tokens="batches of 128 sequences of up to 512 tokens, their number not stated",
+    notes=(
+        "Linear kernel, unbiased minibatch estimator, last token, residual streams as they are; "
+        "depth 0 is the embedding.",
+    ),
+    pictures=(
+        Picture(
+            ("14", "5b", "5c"),
+            "alignment",
+            "CKA between all depths",
+            "Centred kernel alignment of the residual streams of every two depths at the last "
+            "token: 1 is alike but for rotation and scale. Blocks along the diagonal are runs of "
+            "depths that are alike.",
+            (CKA,),
+        ),
+    ),
+    claims=(
+        Claim(
+            "C2",
+            "Representations form blocks of depths.",
+            "section 3.1, figure 5b and c",
+            (
+                Check(
+                    "CKA within less between the best 2 to 4 segments, less the same where CKA "
+                    "depends on distance alone",
+                    _blocks,
+                    least=0.02,
+                ),
+            ),
+        ),
+    ),
+)

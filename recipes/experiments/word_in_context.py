@@ -1,0 +1,62 @@
+"""E6: at which depth the meaning of a word in context can be read."""
+
+import xarray as xr
+
+from recipes.curves import place_of_largest
+from recipes.files import Files
+from recipes.recipe import WIC, Check, Claim, Picture, Recipe
+from robustness.uncertainty import drawn
+
+
+def accuracy(files: Files) -> xr.DataArray:
+    """Accuracy of the pair probe on test, (draw, depth)."""
+    return drawn(files[WIC]["correct"].sel(probe="pair"), "item")
+
+
+def _above(end: int, files: Files) -> xr.DataArray:
+    """Accuracy at the depth where it is largest less that at the first or the last depth."""
+    values = accuracy(files)
+    peak = int(values.isel(draw=0).argmax("depth"))
+    return values.isel(depth=peak) - values.isel(depth=end)
+
+
+RECIPE = Recipe(
+    name="E6",
+    title="Word in context",
+    question="At which depth can the meaning of a word in its context be read out best?",
+    sources=(WIC,),
+    cost="two sentences a pair, and four probes at every depth",
+    models="all sixteen",
+    tokens="WiC: 5,428 pairs to train on, 1,400 to test on",
+    notes=(
+        "The probe sees |g - h| and g * h of the word's two representations: one that sees only "
+        "one after the other can add, and so not compare. The paper does not say what it took.",
+    ),
+    pictures=(
+        Picture(
+            ("20", "7a"),
+            "word_in_context",
+            "Word-in-context accuracy over depth",
+            "Share of test pairs of which the probe says rightly whether a word means the same in "
+            "two sentences, with 95 % bands; half is chance.",
+            (WIC,),
+        ),
+    ),
+    claims=(
+        Claim(
+            "C6",
+            "Accuracy rises through early layers, peaks at middle depth and falls.",
+            "section 4.2",
+            (
+                Check(
+                    "relative depth at which accuracy is highest",
+                    lambda files: place_of_largest(accuracy(files)),
+                    least=0.25,
+                    most=0.75,
+                ),
+                Check("accuracy there less at the embedding", lambda f: _above(0, f), least=0),
+                Check("accuracy there less at the last depth", lambda f: _above(-1, f), least=0),
+            ),
+        ),
+    ),
+)

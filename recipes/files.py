@@ -1,0 +1,140 @@
+"""The files of a model's directory, as recipes read them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from recipes.recipe import SOURCES, Source
+from robustness.refusal import Refusal
+from robustness.results import digest, load, version_of_project
+
+
+class Absent(Refusal):
+    """What a figure or a claim needs is not there, or too little of it."""
+
+
+class Files:
+    """The files of one model, each read when it is first wanted.
+
+    Parameters
+    ----------
+    directory : str or path
+        As `stages reproduce` or single commands leave it.
+    left_out : mapping of str to str, optional
+        Why files are not there, by name; without it, what `claims.nc` says of it.
+
+    Raises
+    ------
+    Refusal
+        If there is no such directory, it has no file of ours, or its files are of different models.
+    """
+
+    def __init__(self, directory: str | Path, left_out: Mapping[str, str] | None = None) -> None:
+        self.directory = Path(directory)
+        self._read: dict[str, xr.Dataset] = {}
+        there = [each for each in SOURCES if (self.directory / f"{each.file}.nc").exists()]
+        self.sources: Sequence[Source] = there
+        """Those that are there."""
+        if not there:
+            raise Refusal(
+                f"{directory} has no file of a model (such as sweep.nc): give the directory that "
+                "`stages reproduce` left"
+            )
+        if left_out is None:
+            left_out = self._recorded()
+        self.left_out = dict(left_out)
+        """Why files are not there, by name."""
+        attrs = [self._load(each.file).attrs for each in there]
+        for name in ("model", "weights_sha256", "revision"):
+            found = sorted({str(each[name]) for each in attrs if name in each})
+            if len(found) > 1:
+                raise Refusal(
+                    f"the files in {directory} are of different models: {', '.join(found)}"
+                )
+        self.model = str(attrs[0]["model"])
+        self.architecture = str(attrs[0].get("architecture", ""))
+
+    @property
+    def name(self) -> str:
+        """The model's name without its owner."""
+        return self.model.rpartition("/")[2]
+
+    @property
+    def layers(self) -> int:
+        """How many blocks the model has."""
+        for source in self.sources:
+            dataset = self._load(source.file)
+            if "depth" in dataset.dims:
+                return dataset.sizes["depth"] - 1
+            if "layer" in dataset.dims:
+                return dataset.sizes["layer"]
+        raise Absent(f"no file in {self.directory} says how many layers the model has")
+
+    def has(self, *sources: Source) -> bool:
+        """Whether files are there, with enough in them."""
+        return not any(self.missing(source) for source in sources)
+
+    def missing(self, source: Source) -> str:
+        """Return why a file cannot be used, or nothing if it can."""
+        if source not in self.sources:
+            return self.left_out.get(source.file, f"{source.file}.nc is not there")
+        dataset = self._load(source.file)
+        if "sequences_done" in dataset.attrs:
+            return f"{source.file}.nc is not finished"
+        count = _count(dataset, source)
+        if count < source.least:
+            return f"{source.file}.nc has {count} {source.unit}, and {source.least} are needed"
+        return ""
+
+    def __getitem__(self, source: Source) -> xr.Dataset:
+        """Return a file's dataset.
+
+        Raises
+        ------
+        Absent
+            If it is not there, or has too little in it.
+        """
+        reason = self.missing(source)
+        if reason:
+            raise Absent(reason)
+        return self._load(source.file)
+
+    def get(self, source: Source) -> xr.Dataset | None:
+        """Return a file's dataset, however little is in it, or None if it is not there."""
+        there = source in self.sources and "sequences_done" not in self._load(source.file).attrs
+        return self._load(source.file) if there else None
+
+    def stamp(self, *but: Source) -> str:
+        """Return what tells whether something was made from these very files, by this version."""
+        made = [
+            (each.file, self._load(each.file).attrs["created"])
+            for each in self.sources
+            if each not in but
+        ]
+        return digest((version_of_project(), self.model, made))
+
+    def _recorded(self) -> dict[str, str]:
+        path = self.directory / "claims.nc"
+        if not path.exists():
+            return {}
+        found: dict[str, str] = json.loads(load(path).attrs.get("left_out", "{}"))
+        return found
+
+    def _load(self, name: str) -> xr.Dataset:
+        if name not in self._read:
+            self._read[name] = load(self.directory / f"{name}.nc")
+        return self._read[name]
+
+
+def _count(dataset: xr.Dataset, source: Source) -> int:
+    """Return how many independent units a file has."""
+    if source.unit == "documents":
+        return int(np.unique(dataset["document"]).size)
+    if source.unit == "batches":
+        return int(dataset.sizes["batch"])
+    if source.unit == "words":
+        return int(min(dataset.attrs["words_in_pieces"], dataset.attrs["whole_words"]))
+    return int(dataset.sizes["item"]) if source.unit == "items" else 0

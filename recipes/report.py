@@ -1,0 +1,293 @@
+"""One self-contained HTML page from the files of a model, or of several side by side."""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from recipes import published
+from recipes.catalogue import RECIPES
+from recipes.drawing import COLOURS, LIGHT_ON_DARK, svg_style
+from recipes.experiments.hypothesis import bounds
+from recipes.figures import draw
+from recipes.files import Absent, Files
+from recipes.panels import stages_figure
+from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
+from recipes.tables import comparison_rows
+from recipes.verdicts import FAILS, HOLDS, OPEN, Number, Verdict, judge, to_dataset
+from robustness import results
+
+CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+"""Of verdicts, in the page's style."""
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page, or why it is not there."""
+
+    picture: Picture
+    image: Markup
+    reason: str = ""
+
+
+def report(
+    directories: Sequence[str | Path],
+    out: str | Path,
+    *,
+    claims: str | Path | None = None,
+    figures: str | Path | None = None,
+    comparison: xr.Dataset | None = None,
+    left_out: dict[str, str] | None = None,
+    settings: dict[str, str] | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """Judge claims, draw figures, and write both into one page.
+
+    Parameters
+    ----------
+    directories : sequence of str or path
+        A model's directory, or those of several, which then are set side by side.
+    out : str or path
+        The page.
+    claims : str or path, optional
+        Where the verdicts are saved as NetCDF.
+    figures : str or path, optional
+        A directory in which every figure is left as `.svg` too.
+    comparison : Dataset, optional
+        Of several models, as from `recipes.compare`.
+    left_out : dict, optional
+        Why files are not there, by name.
+    settings : dict, optional
+        Further attributes of the verdicts' file.
+    command : str
+        The command line, for the record.
+    progress : callable, optional
+        Told how many figures are drawn, and how many there are.
+
+    Returns
+    -------
+    list of Verdict
+        What became of every claim.
+
+    Raises
+    ------
+    Refusal
+        If a directory has no files of a model, or `out` cannot be written.
+    """
+    models = [Files(directory, left_out) for directory in directories]
+    verdicts = judge(models)
+    dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
+    drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
+    page = _render(models, verdicts, drawn, dataset, comparison)
+    results.write_whole(Path(out), lambda path: path.write_text(page, encoding="utf-8"))
+    if claims is not None:
+        results.save(dataset, Path(claims))
+    return verdicts
+
+
+def _draw_all(
+    models: Sequence[Files], directory: Path | None, progress: Progress | None
+) -> Iterator[tuple[str, Drawn]]:
+    pictures = [picture for recipe in RECIPES for picture in recipe.pictures]
+    for index, picture in enumerate(pictures):
+        if progress is not None:
+            progress(index, len(pictures))
+        try:
+            with svg_style():
+                figure = draw(picture, models)
+                if directory is not None:
+                    results.save_figure(figure, directory / f"{picture.name}.svg")
+                alt = f"{picture.title}: {', '.join(files.name for files in models)}"
+                yield picture.name, Drawn(picture, inline(figure, picture.name, alt))
+        except Absent as error:
+            yield picture.name, Drawn(picture, Markup(""), str(error))
+    if progress is not None:
+        progress(len(pictures), len(pictures))
+
+
+def inline(figure: Figure, name: str, alt: str) -> Markup:
+    """Return a figure as SVG that stands in a page among others and takes the page's colours.
+
+    Black becomes the colour of the text, and names within the figure get its own in front, which
+    otherwise would clash with those of the next.
+    """
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f-{name}-", text)
+    text = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", text)
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
+    text = text.replace("#000000", "currentColor")
+    for index in range(len(LIGHT_ON_DARK)):
+        ours = COLOURS[index].lower()
+        text = text.replace(ours, f"var(--c{index}, {ours})")
+    label = Markup.escape(alt)
+    width = figure.get_figwidth()
+    opening = f'<svg role="img" aria-label="{label}" style="width: {width * 6:.0f}em" '
+    return Markup(text.replace("<svg ", opening, 1))
+
+
+def _render(
+    models: Sequence[Files],
+    verdicts: Sequence[Verdict],
+    drawn: dict[str, Drawn],
+    claims: xr.Dataset,
+    comparison: xr.Dataset | None,
+) -> str:
+    one = models[0] if len(models) == 1 else None
+    environment = Environment(
+        loader=PackageLoader("recipes", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "asked": _asked}
+    stages = None if one is None else one.get(STAGES)
+    image = Markup("")
+    if stages is not None:
+        with svg_style():
+            alt = f"Signatures of {models[0].name} over layers, with the boundaries of stages"
+            image = inline(stages_figure(stages), "stages", alt)
+    return environment.get_template("report.html").render(
+        title=", ".join(files.name for files in models),
+        models=models,
+        one=one,
+        facts=_facts(one) if one else [],
+        stages=image,
+        division=_division(one),
+        recipes=[
+            {
+                "recipe": recipe,
+                "pictures": [drawn[picture.name] for picture in recipe.pictures],
+                "verdicts": [each for each in verdicts if each.recipe is recipe],
+                "sources": _sources(recipe, one) if one else [],
+            }
+            for recipe in RECIPES
+            if one or any(_shown(recipe, verdicts, drawn))
+        ],
+        verdicts=verdicts,
+        counts={name: sum(each.verdict == name for each in verdicts) for name in CLASSES},
+        classes=CLASSES,
+        light_on_dark=LIGHT_ON_DARK,
+        published=published.of_model(one) if one else [],
+        comparison=[] if comparison is None else comparison_rows(comparison),
+        matrix=[] if comparison is None else _matrix(comparison),
+        left_out=one.left_out if one else {},
+        attrs=claims.attrs,
+        snippets={source.file: snippet(source) for source in SOURCES},
+    )
+
+
+def _shown(recipe: Recipe, verdicts: Sequence[Verdict], drawn: dict[str, Drawn]) -> Iterator[bool]:
+    yield from (each.recipe is recipe for each in verdicts)
+    yield from (bool(drawn[picture.name].image) for picture in recipe.pictures)
+
+
+def _facts(files: Files) -> list[tuple[str, str]]:
+    """Return what is said of the model in one line each."""
+    first = next(
+        each for each in (files.get(source) for source in files.sources) if each is not None
+    )
+    names = {
+        "model": "model",
+        "revision": "revision",
+        "weights_sha256": "SHA-256 of the weights",
+        "architecture": "architecture",
+        "dtype": "type",
+        "device": "device",
+        "server": "server",
+        "corpus": "text",
+        "tokens": "tokens",
+        "context": "tokens in a sequence",
+    }
+    found = [(names[name], str(first.attrs[name])) for name in names if name in first.attrs]
+    return [*found, ("layers", str(files.layers))]
+
+
+def _division(files: Files | None) -> str:
+    """Say in a sentence where the stages begin."""
+    dataset = None if files is None else files.get(STAGES)
+    if files is None or dataset is None:
+        return ""
+    count = int(dataset.attrs["criterion_segments"])
+    chosen = dataset["boundary"].sel(partition="chosen").dropna("edge")
+    starts = ", ".join(str(int(edge)) for edge in chosen)
+    text = (
+        f"The criterion divides the {files.layers} layers into {count} segments, which begin at "
+        f"layers 0, {starts}."
+        if count > 1
+        else f"The criterion does not divide the {files.layers} layers: there are no stages to "
+        "be seen."
+    )
+    try:
+        four = ", ".join(map(str, bounds(files)[:-1]))
+    except Absent as error:
+        return f"{text} {str(error).capitalize()}."
+    return f"{text} The best division into four, as in the paper, begins at layers {four}."
+
+
+def _sources(recipe: Recipe, files: Files) -> list[dict[str, Any]]:
+    """Return of every file that a recipe is read from what it was made with."""
+    shown = (
+        "command",
+        "created",
+        "corpus",
+        "corpus_sha256",
+        "sequences",
+        "tokens",
+        "context",
+        "bos",
+        "seed",
+        "dtype",
+        "device",
+        "processing",
+        "server",
+        "versions",
+    )
+    found = []
+    for source in recipe.sources:
+        dataset = files.get(source)
+        attrs = {} if dataset is None else dataset.attrs
+        rows = [(name, str(attrs[name])) for name in shown if name in attrs]
+        found.append({"source": source, "rows": rows, "missing": files.missing(source)})
+    return found
+
+
+def _matrix(comparison: xr.Dataset) -> list[tuple[str, str, list[str]]]:
+    """Return of every claim about one model the verdict for each of the models."""
+    claims = zip(comparison["claim"].values, comparison["claim_text"].values, strict=True)
+    verdicts = comparison["verdict"].transpose("claim", "model").values
+    return [
+        (str(name), str(text), [str(each) for each in row])
+        for (name, text), row in zip(claims, verdicts, strict=True)
+    ]
+
+
+def _number(value: float) -> str:
+    return "none" if isnan(value) else f"{value:.4g}"
+
+
+def _asked(number: Number) -> str:
+    least, most = number.check.least, number.check.most
+    if least is not None and most is not None:
+        return f"between {least:g} and {most:g}"
+    if least is not None:
+        return f"above {least:g}"
+    return "no threshold" if most is None else f"below {most:.3g}"
+
+
+def snippet(source: Source) -> str:
+    """Return the lines of Python that load a file and draw something of it."""
+    return f'import xarray as xr\ndata = xr.load_dataset("{source.file}.nc"); {source.look}'
