@@ -15,7 +15,7 @@ from robustness.refusal import Refusal
 
 OUTPUTS = Path("outputs")
 
-DEMONSTRATED = ("E1", "E2", "E3", "E5", "E7", "E10", "T1")
+DEMONSTRATED = ("E1", "E2", "E3", "E5", "E7", "E10")
 """The experiments of the demonstration, which take seconds."""
 
 LINE_EVERY = 60.0

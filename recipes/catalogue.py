@@ -52,7 +52,7 @@ def choose(names: Sequence[str]) -> tuple[Recipe, ...]:
     for name in names:
         if name.upper() not in there:
             raise Refusal(f"there is no experiment {name!r}; there are: {', '.join(there)}")
-    return tuple(there[name.upper()] for name in dict.fromkeys(names)) or RECIPES
+    return tuple(there[name] for name in dict.fromkeys(map(str.upper, names))) or RECIPES
 
 
 PICTURES: dict[str, Picture] = {

@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from robustness.uncertainty import standard_error
+from robustness.uncertainty import drawn, standard_error
 
 
 def array(values, documents):
@@ -45,3 +45,49 @@ def test_one_document_or_a_missing_value_gives_none():
     assert np.isnan(standard_error(array([1.0, 2.0], [4, 4])))
     found = standard_error(array([[1.0, 2.0, np.nan], [1.0, 2.0, 4.0]], [0, 1, 2]))
     assert np.isnan(found[0]) and np.isfinite(found[1])
+
+
+def test_draw_0_is_the_mean_and_the_others_spread_as_the_standard_error():
+    random = np.random.default_rng(2)
+    documents = np.repeat(np.arange(60), random.integers(1, 6, 60))
+    values = random.normal(size=(3, 60))[:, documents] + random.normal(size=(3, len(documents)))
+    data = array(values, documents)
+    found = drawn(data, draws=4000)
+    assert found.dims == ("draw", "layer") and found.sizes["draw"] == 4001
+    np.testing.assert_allclose(found.isel(draw=0), values.mean(1))
+    spread = found.isel(draw=slice(1, None)).std("draw")
+    np.testing.assert_allclose(spread, standard_error(data), rtol=0.06)
+
+
+def test_draws_equal_means_of_documents_drawn_by_hand():
+    random = np.random.default_rng(3)
+    documents = np.array([5, 5, 7, 9, 9, 9])
+    values = random.normal(size=6)
+    found = drawn(array(values, documents), draws=5, seed=11)
+    counts = np.random.default_rng(11).multinomial(3, [1 / 3] * 3, 5)
+    for draw, times in enumerate(counts):
+        taken = np.concatenate(
+            [np.tile(values[documents == name], count) for name, count in zip((5, 7, 9), times)]
+        )
+        assert float(found[draw + 1]) == pytest.approx(taken.mean())
+
+
+def test_two_arrays_over_the_same_documents_are_drawn_alike():
+    values = array(np.random.default_rng(4).normal(size=(2, 30)), np.arange(30) // 3)
+    difference = drawn(values + 1) - drawn(values)
+    np.testing.assert_allclose(difference, 1)
+
+
+def test_draws_of_one_document_or_of_missing_values_are_missing():
+    found = drawn(array([1.0, 3.0], [4, 4]), draws=3)
+    assert float(found[0]) == 2 and found[1:].isnull().all()
+    found = drawn(array([[1.0, np.nan], [1.0, 2.0]], [0, 1]), draws=3)
+    assert found.isel(layer=0).isnull().all() and found.isel(layer=1).notnull().all()
+
+
+def test_items_are_drawn_one_by_one_unless_they_have_documents():
+    items = xr.DataArray(np.arange(40.0), dims="item")
+    grouped = items.assign_coords(document=("item", np.arange(40) // 10))
+    alone, together = (drawn(each, "item")[1:].std() for each in (items, grouped))
+    assert float(alone) == pytest.approx(float(items.std()) / 40**0.5, rel=0.1)
+    assert float(together) > 2 * float(alone)

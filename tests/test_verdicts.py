@@ -1,0 +1,254 @@
+"""Claims on files in which they hold, and in which they do not."""
+
+import re
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+import xarray as xr
+from planted import LAYERS, plant
+
+from recipes import published
+from recipes.catalogue import RECIPES, choose
+from recipes.compare import compare
+from recipes.experiments.representations import contrast, toeplitz
+from recipes.files import Files
+from recipes.recipe import SOURCES, Check
+from recipes.stages import stages
+from recipes.tables import table
+from recipes.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
+from robustness.refusal import Refusal
+from robustness.results import load, save
+
+ARCHITECTURES = ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "Qwen2ForCausalLM")
+
+ABOUT = {"C1.4", "C5.2", "C11.2", "C13.2", "C13.3"}
+"""Claims about one family."""
+
+UNJUDGED = {"C1.7", "T1.2b", "C3.2", "C1.4b", "C1.6", "C8.4", "C8.5"}
+"""What nothing decides, what needs a published value, and what needs several models."""
+
+
+def planted(path, **options):
+    plant(path, **options)
+    stages(path, out=path / "stages.nc")
+    return Files(path)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("reverse", "wanted"), [(False, HOLDS), (True, FAILS)])
+def test_claims_hold_where_they_are_planted_and_fail_on_the_opposite(
+    tmp_path, architecture, reverse, wanted
+):
+    found = judge([planted(tmp_path, architecture=architecture, reverse=reverse)])
+    verdicts = {each.claim.name: each.verdict for each in found}
+    open_ones = {name for name, verdict in verdicts.items() if verdict == OPEN}
+    assert open_ones <= ABOUT | UNJUDGED
+    assert open_ones >= UNJUDGED
+    decided = {name: verdict for name, verdict in verdicts.items() if name not in open_ones}
+    assert set(decided.values()) == {wanted}, decided
+    for each in found:
+        assert bool(each.reason) == (each.verdict == OPEN)
+
+
+def test_every_claim_about_a_family_is_judged_on_that_family(tmp_path):
+    decided = set()
+    for architecture in ARCHITECTURES:
+        found = judge([planted(tmp_path / architecture, architecture=architecture)])
+        decided |= {each.claim.name for each in found if each.verdict != OPEN}
+    assert decided >= ABOUT
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "least", "most", "wanted"),
+    [
+        (2, 3, 1, None, HOLDS),
+        (0.5, 3, 1, None, OPEN),
+        (0, 0.5, 1, None, FAILS),
+        (0, 0, 0, None, FAILS),
+        (2, 3, 1, 4, HOLDS),
+        (2, 5, 1, 4, OPEN),
+        (5, 6, 1, 4, FAILS),
+        (2, 3, None, 2.5, OPEN),
+        (np.nan, np.nan, 1, None, OPEN),
+    ],
+)
+def test_a_number_decides_when_its_whole_interval_does(low, high, least, most, wanted):
+    number = Number(Check("", abs, least, most), (low + high) / 2, low, high)
+    assert number.verdict == wanted and number.decides
+
+
+def test_wide_intervals_leave_it_open(tmp_path):
+    """Documents that disagree wildly say nothing of whether the mean is above a threshold."""
+    found = judge([planted(tmp_path, noise=0.3, documents=10, robust=0.73)])
+    verdicts = {each.claim.name: each for each in found}
+    assert verdicts["C1.1"].verdict == OPEN
+    assert "more data would tell" in verdicts["C1.1"].reason
+
+
+def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
+    planted(tmp_path)
+    (tmp_path / "lens.nc").unlink()
+    save(load(tmp_path / "sweep.nc").isel(sequence=slice(0, 4)), tmp_path / "sweep.nc")
+    save(load(tmp_path / "norms.nc").assign_attrs(sequences_done=3), tmp_path / "norms.nc")
+    left_out = {"lens": "the hub cannot be reached"}
+    found = {each.claim.name: each for each in judge([Files(tmp_path, left_out)])}
+    assert len(found) == sum(len(recipe.claims) for recipe in RECIPES)
+    assert found["C1.1"].reason == "sweep.nc has 4 documents, and 10 are needed"
+    assert found["C7.1 frozen"].reason == "the hub cannot be reached"
+    assert found["C10"].reason == "norms.nc is not finished"
+    assert {found[name].verdict for name in ("C1.1", "C7.1 frozen", "C10")} == {OPEN}
+    assert found["C3.1"].verdict == HOLDS
+
+
+def test_a_model_of_few_layers_has_no_interior(tmp_path):
+    files = planted(tmp_path)
+    for source in files.sources:
+        data = load(tmp_path / f"{source.file}.nc")
+        if source.file != "stages" and "layer" in data.dims:
+            save(data.isel(layer=slice(0, 4)), tmp_path / f"{source.file}.nc")
+        elif "depth" in data.dims:
+            short = {name: slice(0, 5) for name in ("depth", "depth_to") if name in data.dims}
+            save(data.isel(short), tmp_path / f"{source.file}.nc")
+    (tmp_path / "stages.nc").unlink()
+    found = {each.claim.name: each for each in judge([Files(tmp_path)])}
+    assert "4 layers have no interior" in found["C1.1"].reason
+    assert "10 needed" in found["C11.1"].reason
+
+
+def test_verdicts_are_saved_with_numbers_and_thresholds(tmp_path):
+    files = planted(tmp_path)
+    found = judge([files])
+    save(to_dataset(found, [files], "stages report x"), tmp_path / "claims.nc")
+    data = load(tmp_path / "claims.nc")
+    assert data.verdict.sel(claim="C1.1") == HOLDS
+    numbers = data.sel(check=data["check_claim"] == "C1.1")
+    assert numbers["least"].values.tolist() == [0.72, 0.72]
+    assert (numbers["low"] <= numbers["value"]).all() and (
+        numbers["value"] <= numbers["high"]
+    ).all()
+    kl = load(tmp_path / "sweep.nc").agreement.sel(intervention="drop")
+    expected = kl.isel(layer=slice(2, LAYERS - 2)).mean().item()
+    assert numbers["value"].values[0] == pytest.approx(expected)
+    shown = table(data)
+    assert "C1.1" in shown and HOLDS in shown and "the numbers behind them" in shown
+
+
+def test_block_contrast_is_that_of_all_partitions_by_brute_force():
+    random = np.random.default_rng(0)
+    matrices = random.random((3, 9, 9))
+    matrices = (matrices + matrices.transpose(0, 2, 1)) / 2
+    for matrix, value in zip(matrices, contrast(matrices)):
+        best = -np.inf
+        for count in (2, 3, 4):
+            for cuts in combinations(range(1, 9), count - 1):
+                edges = (0, *cuts, 9)
+                if min(b - a for a, b in pairwise(edges)) < 2:
+                    continue
+                part = np.searchsorted(cuts, np.arange(9), "right")
+                same = (part[:, None] == part) & ~np.eye(9, dtype=bool)
+                best = max(best, matrix[same].mean() - matrix[part[:, None] != part].mean())
+        assert value == pytest.approx(best)
+
+
+def test_a_toeplitz_matrix_is_its_own_and_keeps_the_profile():
+    matrix = np.random.default_rng(1).random((1, 6, 6))
+    found = toeplitz(matrix + matrix.transpose(0, 2, 1))
+    np.testing.assert_allclose(toeplitz(found), found)
+    for offset in range(6):
+        assert len(np.unique(np.diagonal(found[0], offset).round(12))) == 1
+
+
+def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
+    names = {"small": 0.76, "medium": 0.8, "large": 0.84, "huge": 0.9}
+    models = [planted(tmp_path / name, name=name, robust=at) for name, at in names.items()]
+    data = compare(models)
+    assert data.model.values.tolist() == list(names)
+    found = data.value.sel(quantity="interior agreement, swap")
+    np.testing.assert_allclose(found, list(names.values()), atol=0.01)
+    assert (data.low <= data.value).where(data.value.notnull(), True).all()
+    assert data.verdict.sel(claim="C1.1").values.tolist() == [HOLDS] * 4
+    across = data.verdict_across
+    assert across.claim_across.values.tolist() == ["C1.4b", "C1.6", "C8.4", "C8.5"]
+    assert across.sel(claim_across="C1.6") == OPEN, "all have the same number of layers"
+    shown = table(data)
+    assert re.search(r"interior agreement, swap +0\.7", shown) and "claims about several" in shown
+
+
+def test_more_layers_more_robust_is_judged_over_models(tmp_path):
+    models = []
+    for index in range(6):
+        files = planted(tmp_path / str(index), name=f"m{index}", robust=0.73 + 0.03 * index)
+        path = tmp_path / str(index)
+        for source in files.sources:
+            (path / f"{source.file}.nc").rename(path / f"{source.file}.old")
+        sweep = xr.load_dataset(path / "sweep.old")
+        save(sweep.isel(layer=slice(0, 10 + 2 * index)), path / "sweep.nc")
+        models.append(Files(path))
+    verdicts = {each.claim.name: each.verdict for each in judge(models)}
+    assert verdicts["C1.6"] == HOLDS
+    assert verdicts["C8.4"] == OPEN
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    one = planted(tmp_path / "one")
+    with pytest.raises(Refusal, match="two or more"):
+        compare([one])
+    with pytest.raises(Refusal, match="there twice: planted, planted"):
+        compare([one, Files(tmp_path / "one")])
+
+
+def test_recipes_are_whole():
+    assert [recipe.name for recipe in RECIPES] == [*(f"E{n}" for n in range(1, 14)), "T1"]
+    names = [claim.name for recipe in RECIPES for claim in recipe.claims]
+    assert len(names) == len(set(names))
+    for recipe in RECIPES:
+        assert recipe.question.endswith("?") and recipe.cost
+        for claim in recipe.claims:
+            assert claim.where and (claim.unjudged or any(_decides(c) for c in claim.checks))
+        for picture in recipe.pictures:
+            assert set(picture.sources) <= set(SOURCES)
+    assert [recipe.name for recipe in choose(["e3", "E1", "E3"])] == ["E3", "E1"]
+    with pytest.raises(Refusal, match=r"no experiment 'E99'; there are: E1, E2"):
+        choose(["E99"])
+
+
+def _decides(check):
+    return check.least is not None or check.most is not None
+
+
+def test_published_values_are_compared_in_their_own_unit(tmp_path):
+    """A planted GPT-2 that has exactly the published values differs from them by nothing."""
+    plant(tmp_path, name="openai-community/gpt2")
+    known = {each.quantity: each for each in published.PUBLISHED if each.model == "gpt2"}
+    layers = {"layer": range(12)}
+    attention = load(tmp_path / "attention.nc").isel(layer=slice(0, 12))
+    local = np.array([*known["local attention"].values.values()])
+    wanted = xr.DataArray(local * 5, dims="layer", coords=layers)
+    attention["previous"] = (0 * attention["previous"]) + wanted
+    save(attention, tmp_path / "attention.nc")
+    lens = load(tmp_path / "lens.nc").isel(depth=slice(0, 13))
+    bits = np.array([*known["entropy of the frozen lens"].values.values()])
+    nats = xr.DataArray(bits * np.log(2), dims="depth", coords={"depth": range(13)})
+    lens["entropy"] = 0 * lens["entropy"] + nats
+    save(lens, tmp_path / "lens.nc")
+    neurons = load(tmp_path / "neurons.nc").isel(layer=slice(0, 12))
+    counts = [[*known[f"{kind} neurons"].values.values()] for kind in ("prediction", "suppression")]
+    shares = np.array([*counts, [0] * 12]) / neurons.sizes["neuron"]
+    save(neurons.assign(share=(("neuron_class", "layer"), shares)), tmp_path / "neurons.nc")
+    found = published.of_model(Files(tmp_path))
+    assert {record.quantity for record, _ in found} == set(known)
+    for record, rows in found:
+        for theirs, ours in rows.values():
+            assert ours == pytest.approx(theirs, abs=1e-5), record.quantity
+    verdicts = {each.claim.name: each.verdict for each in judge([Files(tmp_path)])}
+    assert verdicts["C3.2"] == HOLDS
+
+
+def test_published_values_are_those_of_the_models_of_the_paper_with_their_sources():
+    models = {each.model for each in published.PUBLISHED}
+    assert models >= {"gpt2", "gpt2-xl", "pythia-2.8b-deduped", "phi-2", "pythia-160m"}
+    for each in published.PUBLISHED:
+        assert each.where and each.settings and each.values and each.unit in {"1", "bit"}
+    peak = published.find("gpt2", "local attention")
+    assert peak and peak.peak == 2 and peak.values["2"] == 0.102
