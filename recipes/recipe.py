@@ -69,7 +69,7 @@ TASKS_REPEAT = Source(
     ("repeat-5",),
     unit="items",
     least=100,
-    look='data.value.sel(metric="acc").plot.line(x="layer")',
+    look='data.value.sel(metric="acc", intervention="repeat-5").plot.line(x="layer")',
 )
 STAGES = Source("stages", "segment", unit="", least=0, look='data.signature.plot(x="layer")')
 

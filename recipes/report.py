@@ -119,8 +119,8 @@ def _draw_all(
 def inline(figure: Figure, name: str, alt: str) -> Markup:
     """Return a figure as SVG that stands in a page among others and takes the page's colours.
 
-    Black becomes the colour of the text, and names within the figure get its own in front, which
-    otherwise would clash with those of the next.
+    Black becomes the colour of the text. Of the names within the figure those that nothing refers
+    to go, and the others get its own in front: otherwise they would clash with those of the next.
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -128,6 +128,8 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f-{name}-", text)
     text = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)

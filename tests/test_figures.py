@@ -1,0 +1,93 @@
+"""The paper's figures, drawn from files."""
+
+import re
+
+import pytest
+from planted import plant
+
+from recipes.catalogue import PICTURES, RECIPES
+from recipes.figures import DIAGRAMS, FIGURES, draw
+from recipes.files import Absent, Files
+from recipes.stages import stages
+from robustness.results import load, save
+
+SECOND = {1, 5, 6, 7, 8, 12, *range(13, 27)}
+"""Figures of the second version of the paper; 2 to 4 and 9 to 11 are no figures of results."""
+
+FIRST = set(range(2, 11))
+"""Those of the first version."""
+
+ALL = [picture for recipe in RECIPES for picture in recipe.pictures]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    path = tmp_path_factory.mktemp("planted")
+    found = []
+    for name, reverse in (("one", False), ("two", True)):
+        plant(path / name, name=name, reverse=reverse)
+        stages(path / name, out=path / name / "stages.nc")
+        found.append(Files(path / name))
+    return found
+
+
+def test_every_figure_of_the_paper_is_in_a_recipe():
+    numbers = {int(re.match(r"\d+", name)[0]) for name in PICTURES if name[0].isdigit()}
+    assert numbers == SECOND
+    assert {int(name[3:]) for name in PICTURES if name.startswith("v1 ")} == FIRST
+    assert {"5a", "5b", "5c", "6a", "6b", "7a", "7b", "12a", "12b", "12c"} <= PICTURES.keys()
+    assert {picture.draw for picture in ALL} == {*FIGURES, *DIAGRAMS}
+    assert len({picture.name for picture in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("picture", ALL, ids=lambda picture: picture.name)
+def test_every_figure_is_drawn_of_one_model_and_of_two(picture, models):
+    for count in (1, 2):
+        if not picture.fewest <= count <= picture.most:
+            with pytest.raises(Absent, match=f"drawn of {picture.fewest} to {picture.most}"):
+                draw(picture, models[:count])
+            continue
+        figure = draw(picture, models[:count])
+        panels = [axis for axis in figure.axes if axis.get_label() != "<colorbar>"]
+        for axis in panels:
+            assert [*axis.lines, *axis.images, *axis.collections, *axis.patches]
+            assert axis.get_xlabel() or not axis.axison
+        labelled = [axis for axis in panels if axis.get_ylabel()]
+        assert labelled or not any(axis.axison for axis in panels)
+
+
+def test_the_lines_are_the_numbers_of_the_files(models):
+    (top, *_) = draw(PICTURES["5a"], models[:1]).axes
+    data = load(models[0].directory / "sweep.nc")
+    expected = data.kl.sel(intervention="swap").mean("sequence", skipna=False)
+    assert top.lines[0].get_ydata()[:-1] == pytest.approx(expected.values[:-1])
+    assert top.lines[0].get_xdata() == pytest.approx(data.relative_depth.values)
+
+
+def test_two_models_are_told_apart_by_name(models):
+    figure = draw(PICTURES["22"], models)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]
+
+
+def test_entropy_is_drawn_in_bits(models):
+    axis = draw(PICTURES["21"], models[:1]).axes[0]
+    nats = load(models[0].directory / "lens.nc").entropy.sel(lens="recomputed").mean("sequence")
+    assert axis.lines[0].get_ydata() == pytest.approx(nats.values / 0.6931471805599453)
+    assert "[bit]" in axis.get_ylabel()
+
+
+def test_with_too_little_data_nothing_is_drawn(tmp_path):
+    plant(tmp_path)
+    save(load(tmp_path / "sweep.nc").isel(sequence=slice(0, 9)), tmp_path / "sweep.nc")
+    with pytest.raises(Absent, match=r"sweep.nc has 9 documents, and 10 are needed"):
+        draw(PICTURES["5a"], [Files(tmp_path)])
+    (tmp_path / "tasks.nc").unlink()
+    with pytest.raises(Absent, match=r"tasks.nc is not there"):
+        draw(PICTURES["15"], [Files(tmp_path)])
+
+
+def test_models_that_lack_a_file_are_left_out_of_a_figure(tmp_path, models):
+    plant(tmp_path, name="bare")
+    (tmp_path / "norms.nc").unlink()
+    figure = draw(PICTURES["22"], [Files(tmp_path), *models])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "two"]

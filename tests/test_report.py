@@ -1,0 +1,166 @@
+"""The page: whole, valid, self-contained, and true to the files."""
+
+import re
+from pathlib import Path
+
+import html5lib
+import matplotlib.figure
+import pytest
+import xarray as xr
+from markupsafe import Markup
+from planted import plant
+
+from recipes.catalogue import PICTURES, RECIPES
+from recipes.compare import compare
+from recipes.files import Files
+from recipes.recipe import SOURCES
+from recipes.report import inline, report, snippet
+from recipes.stages import stages
+from robustness.refusal import Refusal
+from robustness.results import load
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("planted") / "gpt2"
+    plant(path, name="<gpt2> & co")
+    stages(path, out=path / "stages.nc")
+    report([path], path / "report.html", claims=path / "claims.nc", figures=path / "figures")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(directory) -> str:
+    return (directory / "report.html").read_text()
+
+
+def check(page: str) -> None:
+    """Parse a page strictly, and look for what a parser lets pass."""
+    html5lib.HTMLParser(strict=True).parse(page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    assert {one or other for one, other in targets} <= set(ids)
+    assert len(page.encode()) < 5_000_000
+
+
+def test_a_page_is_valid_and_asks_no_other_host_for_anything(page):
+    check(page)
+    loading = re.findall(r'(?:src|data|xlink:href|srcset|action)="([^"]*)"', page)
+    assert all(link.startswith(("data:", "#")) for link in loading)
+    assert not re.search(r"@import|<script|<link|<iframe|url\((?!#)", page)
+    assert re.findall(r'href="(http[^"]+)"', page) == ["https://arxiv.org/abs/2406.19384"]
+
+
+def test_what_comes_from_files_is_escaped(page):
+    assert "&lt;gpt2&gt; &amp; co" in page and "<gpt2>" not in page
+
+
+def test_it_has_every_figure_with_its_text_and_every_claim(page, directory):
+    for recipe in RECIPES:
+        assert f'id="{recipe.name}"' in page
+        for claim in recipe.claims:
+            assert f"<b>{claim.name}</b>" in page
+        for picture in recipe.pictures:
+            if picture.fewest == 1:
+                title = Markup.escape(picture.title)
+                assert f"Figure {', '.join(picture.names)}. {title}" in page
+                assert (directory / "figures" / f"{picture.name}.svg").stat().st_size > 2000
+    images = re.findall(r"<svg ([^>]*)>", page)
+    assert len(images) == 1 + sum(p.fewest == 1 for r in RECIPES for p in r.pictures)
+    assert all('role="img"' in image and re.search('aria-label="[^"]+', image) for image in images)
+    assert "is not drawn" not in page
+
+
+def test_verdicts_on_the_page_are_those_of_the_file(page, directory):
+    data = load(directory / "claims.nc")
+    for claim, verdict in zip(data.claim.values, data.verdict.values):
+        section = page[page.index(f"<b>{claim}</b>") :]
+        assert re.search(r'<span class="verdict \w+">([^<]+)', section)[1] == verdict
+    counts = {verdict: int((data.verdict == verdict).sum()) for verdict in set(data.verdict.values)}
+    for verdict, count in counts.items():
+        assert re.search(rf'{count} <span class="verdict \w+">{verdict}</span>', page)
+
+
+def test_the_two_lines_of_python_load_and_draw_a_file(directory, monkeypatch):
+    monkeypatch.chdir(directory)
+    for source in SOURCES:
+        code = snippet(source)
+        assert len(code.splitlines()) == 2 and source.look
+        names: dict = {}
+        exec(code, names)
+        xr.testing.assert_identical(names["data"], load(Path(f"{source.file}.nc")))
+        matplotlib.pyplot.close("all")
+
+
+def test_the_same_files_give_the_same_figures(directory, tmp_path):
+    report([directory], tmp_path / "again.html", figures=tmp_path)
+    for file in tmp_path.glob("*.svg"):
+        ours, theirs = (
+            re.sub(r"<dc:date>.*?</dc:date>", "", path.read_text())
+            for path in (file, directory / "figures" / file.name)
+        )
+        assert ours == theirs, file.name
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    plant(tmp_path)
+    for name in ("tasks", "ing"):
+        (tmp_path / f"{name}.nc").unlink()
+    verdicts = report([tmp_path], tmp_path / "page.html", left_out={"ing": "no token ends in ing"})
+    page = (tmp_path / "page.html").read_text()
+    check(page)
+    assert "Figure 15 (tasks when blocks are swapped) is not drawn: tasks.nc is not there" in page
+    assert "is not drawn: no token ends in ing." in page
+    assert len(verdicts) == sum(len(recipe.claims) for recipe in RECIPES)
+
+
+def test_why_something_was_left_out_is_remembered(tmp_path):
+    plant(tmp_path)
+    (tmp_path / "ing.nc").unlink()
+    report(
+        [tmp_path], tmp_path / "a.html", claims=tmp_path / "claims.nc", left_out={"ing": "so it is"}
+    )
+    assert Files(tmp_path).left_out == {"ing": "so it is"}
+    report([tmp_path], tmp_path / "b.html")
+    assert "is not drawn: so it is." in (tmp_path / "b.html").read_text()
+
+
+def test_models_side_by_side_have_a_page_too(tmp_path, directory):
+    plant(tmp_path / "other", name="other", reverse=True)
+    both = [directory, tmp_path / "other"]
+    dataset = compare([Files(path) for path in both])
+    report(both, tmp_path / "compare.html", comparison=dataset)
+    page = (tmp_path / "compare.html").read_text()
+    check(page)
+    assert "interior agreement, swap" in page and "Claims about each model" in page
+    assert "does not hold" in page
+    assert PICTURES["layers"].title in page and PICTURES["23"].title not in page
+
+
+def test_published_values_stand_beside_what_was_measured(tmp_path):
+    plant(tmp_path, name="openai-community/gpt2")
+    report([tmp_path], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    check(page)
+    assert "Published values" in page and "Entropy of the frozen lens" in page
+    assert "In bits, known to within 0.06" in page
+
+
+def test_what_is_no_directory_of_a_model_is_refused(tmp_path):
+    with pytest.raises(Refusal, match=r"has no file of a model.*stages reproduce"):
+        report([tmp_path], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_two_figures_in_a_page_share_no_name():
+    images = []
+    for name in ("a", "b"):
+        figure = matplotlib.figure.Figure()
+        axis = figure.subplots()
+        axis.plot([0, 1], [1, 2], marker="o")
+        images.append(inline(figure, name, 'say "so" & <be> it'))
+    ids = [set(re.findall(r'\bid="([^"]+)"', image)) for image in images]
+    assert ids[0] and not ids[0] & ids[1]
+    assert 'aria-label="say &#34;so&#34; &amp; &lt;be&gt; it"' in images[0]
+    assert "#000000" not in images[0] and "currentColor" in images[0]
