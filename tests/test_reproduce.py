@@ -1,0 +1,222 @@
+"""`stages reproduce`: everything, of a model small enough, resumed, and once only."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import cli
+from recipes import run as recipes_run
+from recipes.recipe import SOURCES
+from robustness import execution
+from robustness.checkpoint import resolve
+from robustness.corpus import documents
+
+LAYERS = 10
+
+
+@pytest.fixture(scope="session")
+def given(tmp_path_factory) -> dict[str, Path]:
+    """A model with the built-in tokenizer and random weights, and data of every kind."""
+    path = tmp_path_factory.mktemp("given")
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(resolve("builtin")[1])
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=LAYERS, n_head=2,
+        bos_token_id=0, eos_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(path / "tiny")
+    tokenizer.save_pretrained(path / "tiny")
+    texts = [text for _, text in documents("builtin-sampled")][:400]
+    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    (path / "stories.jsonl").write_text(lines + "\n")
+    tasks = path / "tasks"
+    tasks.mkdir()
+    items = [{"query": text[:30], "choices": [text[30:40], "no"], "gold": 0} for text in texts]
+    for name in ("hellaswag", "arc_easy"):
+        (tasks / f"{name}.jsonl").write_text("\n".join(map(json.dumps, items[:120])) + "\n")
+    words = [{"context": text[:30], "continuation": " the"} for text in texts[:120]]
+    (tasks / "lambada_openai.jsonl").write_text("\n".join(map(json.dumps, words)) + "\n")
+    return {"model": path / "tiny", "data": path / "stories.jsonl", "tasks": tasks}
+
+
+def words(given, *more):
+    return [
+        "reproduce", given["model"], *more, "--data", given["data"], "--tokens", 6400,
+        "--context", 64, "--quiet",
+    ]  # fmt: skip
+
+
+def made(path: Path) -> dict[str, float]:
+    return {str(each): each.stat().st_mtime_ns for each in path.rglob("*") if each.is_file()}
+
+
+def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkeypatch):
+    command = words(given, "--task-data", given["tasks"])
+    code, out, err = run(*command)
+    assert (code, out) == (0, "outputs/tiny/report.html\n"), err
+    there = Path("outputs/tiny")
+    assert {path.stem for path in there.glob("*.nc")} == {
+        *(source.file for source in SOURCES),
+        "claims",
+    }
+    assert not list(there.glob("*.partial.nc"))
+    page = (there / "report.html").read_text()
+    assert "is not drawn" not in page and str(given["model"].parent) not in page
+    assert len(list((there / "figures").glob("*.svg"))) > 20
+    data = xr.load_dataset(there / "repeat.nc")
+    assert data.intervention.values.tolist()[:2] == ["repeat-5", "repeat-3"]
+    before = made(there)
+    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("the model was opened"))
+    assert run(*command)[:2] == (0, "outputs/tiny/report.html\n")
+    assert made(there) == before
+
+
+def test_other_settings_or_changed_files_are_noticed(run, given):
+    assert run(*words(given, "E7"))[0] == 0
+    before = made(Path("outputs/tiny"))
+    code, _, err = run(*words(given, "E7"), "--seed", 3)
+    assert code == 1 and "was made with" in err and "choose another --out" in err
+    assert made(Path("outputs/tiny")) == before
+    assert run(*words(given, "E7", "E10"))[0] == 0, "more experiments go on from what is there"
+    after = made(Path("outputs/tiny"))
+    assert after["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
+    assert after["outputs/tiny/report.html"] > before["outputs/tiny/report.html"]
+    Path("outputs/tiny/norms.nc").unlink()
+    assert run(*words(given, "E7", "E10"))[0] == 0
+    again = made(Path("outputs/tiny"))
+    assert again["outputs/tiny/norms.nc"] > after["outputs/tiny/norms.nc"]
+    assert again["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
+
+
+def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
+    """SIGKILL in the middle of the sweep; then the same command, and the same numbers."""
+    command = [sys.executable, cli.__file__, *map(str, words(given, "E1")), "--batch-tokens", "64"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    partial = tmp_path / "outputs" / "tiny" / "sweep.partial.nc"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    done = 0
+    while process.poll() is None and time.monotonic() < deadline and not done:
+        time.sleep(0.02)
+        if partial.exists():
+            try:
+                done = int(xr.load_dataset(partial).attrs["sequences_done"])
+            except (OSError, ValueError, KeyError):
+                done = 0
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert done and not partial.with_name("sweep.nc").exists()
+    finished = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    resumed = xr.load_dataset(partial.with_name("sweep.nc"))
+    shutil.rmtree(tmp_path / "outputs")
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    xr.testing.assert_equal(resumed, xr.load_dataset(partial.with_name("sweep.nc")))
+
+
+def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatch):
+    original = recipes_run.MEASURES["neurons"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(recipes_run.MEASURES, "neurons", interrupt)
+    code, _, err = run(*words(given, "E8"))
+    assert code == 130 and "the same command goes on" in err
+    assert Path("outputs/tiny/lens.nc").exists()
+    before = made(Path("outputs/tiny"))
+    monkeypatch.setitem(recipes_run.MEASURES, "neurons", original)
+    assert run(*words(given, "E8"))[0] == 0
+    assert made(Path("outputs/tiny"))["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
+
+
+def test_what_does_not_fit_is_left_out_with_its_reason(run, given):
+    """Twenty tokens are too few for local attention; the rest is measured all the same."""
+    code, _, err = run(
+        "reproduce", given["model"], "--data", given["data"], "--tokens", 3200, "--context", 20,
+        "--out", "here", "--quiet", "E3", "E10",
+    )  # fmt: skip
+    assert code == 1 and "attention was left out, the rest is in here/report.html" in err
+    assert "--context of 34" in err
+    assert Path("here/norms.nc").exists() and not Path("here/attention.nc").exists()
+    page = Path("here/report.html").read_text()
+    assert "Figure 6a (attention to the tokens before) is not drawn: attention takes" in page
+    code, _, err = run(
+        "reproduce", given["model"], "--data", given["data"], "--context", 20, "E3",
+        "--out", "there", "--quiet",
+    )  # fmt: skip
+    assert code == 1 and "nothing could be measured; attention:" in err
+    assert not Path("there").exists()
+
+
+def test_built_in_models_stay_offline(run, monkeypatch):
+    reached = []
+    monkeypatch.setattr(recipes_run, "evaluate_tasks", lambda *_, **__: reached.append(1))
+    code, _, err = run("reproduce", "builtin", "E12", "--tokens", 2560)
+    assert code == 1 and "items of benchmark tasks are on the hub: give --task-data" in err
+    assert not reached
+
+
+def test_experiments_are_listed_and_wrong_ones_refused(run, given):
+    code, out, _ = run("reproduce", "--list")
+    assert code == 0
+    for name in (*(f"E{number}" for number in range(1, 14)), "T1"):
+        assert f"\n{name} " in f"\n{out}"
+    assert "cost: " in out and "figures 5a, 13, v1 2" in out
+    code, _, err = run("reproduce", given["model"], "E77")
+    assert code == 1 and "there is no experiment 'E77'; there are: E1, E2" in err
+    assert run("reproduce")[0] == 2
+    code, _, err = run("reproduce", given["model"].parent / "nothing")
+    assert code == 1 and "there is no directory" in err
+
+
+def test_a_list_needs_no_torch():
+    code = (
+        "import sys, recipes.catalogue; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parent).returncode == 0
+    )
+
+
+def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monkeypatch):
+    for name in ("one", "two"):
+        assert run(*words(given, "E1", "E7", "E10"), "--out", name)[0] == 0
+    renamed = xr.load_dataset("two/sweep.nc").attrs["model"]
+    for path in Path("two").glob("*.nc"):
+        data = xr.load_dataset(path)
+        path.unlink()
+        data.assign_attrs(model="two").to_netcdf(path)
+    assert renamed == "tiny"
+    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(execution, "sweep", lambda *_: pytest.fail("something was measured"))
+    assert run("segment", "one")[:2] == (0, "one/stages.nc\n")
+    assert run("report", "one", "--out", "page.html", "--figures", "drawn", "--quiet")[0] == 0
+    assert Path("page.html").exists() and Path("drawn/5a.svg").exists()
+    code, out, _ = run("compare", "one", "two", "--quiet")
+    assert code == 0 and "interior agreement, drop" in out
+    assert Path("outputs/compare.nc").exists() and Path("outputs/compare.html").exists()
+    code, out, _ = run("show", "outputs/compare.nc")
+    assert code == 0 and "claims about several" in out
+    code, out, _ = run("show", "one/claims.nc")
+    assert code == 0 and "C1.1" in out
+    code, _, err = run("compare", "one")
+    assert code == 1 and "two or more" in err
+    code, _, err = run("report", "nowhere")
+    assert code == 1 and "has no file of a model" in err
+    code, _, err = run("plot", "one/claims.nc")
+    assert code == 1
