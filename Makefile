@@ -1,4 +1,4 @@
-# make demo   the built-in model, dropped and swapped: file, figure, table
+# make demo   the built-in model, dropped, swapped and looked into: files, figures, table, report
 # make test   ruff, mypy, pytest
 # make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
 # All set up .venv first when it is missing or pyproject.toml or constraints.txt changed.

@@ -419,8 +419,11 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
     show_default=True,
     help="The numbers; the page is beside them.",
 )
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="A directory for the figures as .svg, too."
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
-def compare(directories: tuple[Path, ...], out: Path, quiet: bool) -> None:
+def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quiet: bool) -> None:
     """Set the models of several DIRECTORIES side by side: a table, a file, and an HTML page.
 
     Figures are drawn over relative depth; claims about several models are judged.
@@ -438,7 +441,14 @@ def compare(directories: tuple[Path, ...], out: Path, quiet: bool) -> None:
     save(dataset, out)
     page = out.with_suffix(".html")
     with _progress(None, quiet=quiet, unit="figure") as progress:
-        write(directories, page, comparison=dataset, command=command_line(), progress=progress)
+        write(
+            directories,
+            page,
+            comparison=dataset,
+            figures=figures,
+            command=command_line(),
+            progress=progress,
+        )
     click.echo(table(dataset))
     click.echo(f"\nnumbers: {out}\nreport:  {page}")
 

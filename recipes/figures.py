@@ -103,6 +103,7 @@ def agreement_by_layers(models: Models) -> Figure:
         axis.annotate(
             files.name, (files.layers, height), (5, 5), textcoords="offset points", fontsize="small"
         )
+    axis.margins(x=0.3)
     axis.set_xlabel("layers")
     axis.set_ylabel("interior agreement with the clean model")
     axis.legend(frameon=False)

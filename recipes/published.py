@@ -560,11 +560,11 @@ PUBLISHED: tuple[Published, ...] = (
         )
     ),
     Published(
-        "stanford-gpt2-medium-a",
+        "arwen-gpt2-medium-x21",
         "neurons of kurtosis above 10",
         "E8",
         "1",
-        "wesg52/universal-neurons, notebook prediction_neurons",
+        "wesg52/universal-neurons, notebook prediction_neurons (stanford-gpt2-medium-a)",
         "weights folded and centred; the output lists 1,201 to 1,300",
         {"all": 1250.5},
         49.5,

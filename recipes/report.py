@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from robustness import results
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Of verdicts, in the page's style."""
+
+POINTS = 12
+"""Points of a figure to an em of the page."""
 
 Progress = Callable[[int, int], object]
 
@@ -90,10 +94,14 @@ def report(
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
     drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
     page = _render(models, verdicts, drawn, dataset, comparison)
-    results.write_whole(Path(out), lambda path: path.write_text(page, encoding="utf-8"))
+    results.write_whole(Path(out), partial(_write, page))
     if claims is not None:
         results.save(dataset, Path(claims))
     return verdicts
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _draw_all(
@@ -104,44 +112,54 @@ def _draw_all(
         if progress is not None:
             progress(index, len(pictures))
         try:
-            with svg_style():
-                figure = draw(picture, models)
-                if directory is not None:
-                    results.save_figure(figure, directory / f"{picture.name}.svg")
-                alt = f"{picture.title}: {', '.join(files.name for files in models)}"
-                yield picture.name, Drawn(picture, inline(figure, picture.name, alt))
+            text = to_svg(draw(picture, models))
+            alt = f"{picture.title}: {', '.join(files.name for files in models)}"
+            yield picture.name, Drawn(picture, inline(text, picture.name, alt))
+            if directory is not None:
+                path = directory / f"{picture.name}.svg"
+                results.write_whole(path, partial(_write, on_white(text)))
         except Absent as error:
             yield picture.name, Drawn(picture, Markup(""), str(error))
     if progress is not None:
         progress(len(pictures), len(pictures))
 
 
-def inline(figure: Figure, name: str, alt: str) -> Markup:
-    """Return a figure as SVG that stands in a page among others and takes the page's colours.
+def to_svg(figure: Figure) -> str:
+    """Write a figure as SVG, with nothing behind it."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with svg_style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return buffer.getvalue()
+
+
+def on_white(svg: str) -> str:
+    """Return SVG with a white ground, to be looked at by itself."""
+    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return re.sub(r"(<svg [^>]*>)", rf"\1\n {ground}", svg, count=1)
+
+
+def inline(svg: str, name: str, alt: str) -> Markup:
+    """Return SVG that stands in a page among others and takes the page's colours.
 
     Black becomes the colour of the text. Of the names within the figure those that nothing refers
     to go, and the others get its own in front: otherwise they would clash with those of the next.
     """
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>f-{name}-", text)
     text = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", text)
-    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     text = text.replace("#000000", "currentColor")
     for index in range(len(LIGHT_ON_DARK)):
         ours = COLOURS[index].lower()
         text = text.replace(ours, f"var(--c{index}, {ours})")
-    label = Markup.escape(alt)
-    width = figure.get_figwidth()
-    opening = f'<svg role="img" aria-label="{label}" style="width: {width * 6:.0f}em" '
-    return Markup(text.replace("<svg ", opening, 1))
+    size = re.compile(r'width="([\d.]+)pt" height="[\d.]+pt"')
+    width = f"width: {float(size.search(text)[1]) / POINTS:.0f}em"  # type: ignore[index]
+    opening = f'<svg role="img" aria-label="{Markup.escape(alt)}" style="{width}" '
+    return Markup(size.sub("", text, count=1).replace("<svg ", opening, 1))
 
 
 def _render(
@@ -159,9 +177,8 @@ def _render(
     stages = None if one is None else one.get(STAGES)
     image = Markup("")
     if stages is not None:
-        with svg_style():
-            alt = f"Signatures of {models[0].name} over layers, with the boundaries of stages"
-            image = inline(stages_figure(stages), "stages", alt)
+        alt = f"Signatures of {models[0].name} over layers, with the boundaries of stages"
+        image = inline(to_svg(stages_figure(stages)), "stages", alt)
     return environment.get_template("report.html").render(
         title=", ".join(files.name for files in models),
         models=models,

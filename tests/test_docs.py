@@ -1,68 +1,90 @@
-"""Every command and every line of Python in the documentation works as it is shown."""
+"""Every command, every line of Python and every example works as it is shown."""
 
 import re
 import runpy
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import torch
 import xarray as xr
 from loopback import configure, serving
+from pages import ROOT, blocks, commands, run_page, run_python
 
 import cli
+from recipes.catalogue import PICTURES
 from robustness import checkpoint
 from robustness.measurement import MEASUREMENTS
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE = (DOCS / "measurements.md").read_text()
-PROBES = (DOCS / "probes.md").read_text()
-TASKS = (DOCS / "tasks.md").read_text()
-REMOTE = (DOCS / "remote.md").read_text()
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/recipes.md",
+    "docs/measurements.md",
+    "docs/measurements/stages.md",
+    "docs/probes.md",
+    "docs/extending.md",
+]
+"""In the order in which a reader might follow them, in one directory."""
+
+APART = ["docs/tasks.md", "docs/remote.md"]
+"""Pages that need something besides."""
+
+EVERY = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]]
 
 
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-
-
-def run(page: str, monkeypatch) -> None:
-    for line in "".join(blocks(page, "sh")).splitlines():
-        monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
-        cli.main()
-
-
-def test_every_command_of_the_measurements_runs(tmp_path, monkeypatch, capsys):
+def test_a_reader_can_follow_all_of_it_in_one_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run(PAGE, monkeypatch)
-    found = {path.stem for path in Path("outputs/builtin").iterdir()}
-    assert found == {*MEASUREMENTS, "neurons", "stages"}
+    # The demonstration is what the README's first command runs.
+    monkeypatch.setattr("sys.argv", ["stages", "demo"])
+    cli.main()
+    assert "report:  outputs/builtin/report.html" in capsys.readouterr().out
+    for page in PAGES:
+        run_page(page, monkeypatch)
+    files = {path.stem for path in Path("outputs/builtin").glob("*.nc")}
+    assert files >= {*MEASUREMENTS, "sweep", "repeat", "wic", "ing", "subjoiner", "claims"}
+    assert Path("outputs/compare.html").exists() and Path("cka.svg").exists()
     assert {path.stem for path in Path("outputs/short").iterdir()} == {"lens", "norms"}
-    assert Path("cka.svg").exists() and "recomputed" in capsys.readouterr().out
-
-
-def test_every_command_of_the_probes_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run(PROBES, monkeypatch)
-    files = {path.stem: xr.load_dataset(path) for path in Path("outputs/builtin").iterdir()}
-    assert files.keys() == {"wic", "ing", "subjoiner"}
     assert "the best heads" in capsys.readouterr().out
-    for data in files.values():
-        for name in data.data_vars:
-            if f"{name}_low" in data:
-                assert f"`{name} (" in PROBES or f"`{name}`" in PROBES, name
+    outliers = xr.load_dataset("outputs/builtin/outliers.nc").outlier_share
+    assert outliers.dims == ("depth", "sequence") and outliers.notnull().all()
+    probes = "".join((ROOT / f"docs/measurements/{name}.md").read_text()
+                     for name in ("wic", "suffix", "subjoiner"))  # fmt: skip
+    for name in ("wic", "ing", "subjoiner"):
+        data = xr.load_dataset(f"outputs/builtin/{name}.nc")
+        for variable in data.data_vars:
+            if f"{variable}_low" in data:
+                assert f"`{variable} (" in probes or f"`{variable}`" in probes, variable
+    for example in sorted((ROOT / "examples").glob("*.py")):
+        arguments = re.findall(r"outputs/builtin\S*", example.read_text().split('"""')[1])
+        assert run_python(example.read_text(), *arguments), example.name
+
+
+def test_every_page_with_commands_or_python_is_run():
+    for page in EVERY:
+        assert not (blocks(page, "sh") or blocks(page, "python")) or page in [*PAGES, *APART]
+
+
+@pytest.mark.parametrize("page", EVERY)
+def test_commands_that_need_something_else_are_at_least_understood(page):
+    for words in commands(page, "sh no-run"):
+        if words[0] == "stages":
+            command = cli.stages.commands[words[1]]
+            params = command.make_context(words[1], words[2:]).params
+            assert params.get("model", words[2]) == words[2]
+        elif words[0] != "export":
+            assert (ROOT / words[1]).exists()
 
 
 def test_every_command_of_the_tasks_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my-tasks").mkdir()
-    Path("my-tasks/arc_easy.jsonl").write_text("".join(blocks(TASKS, "json")))
-    run(TASKS, monkeypatch)
+    Path("my-tasks/arc_easy.jsonl").write_text("".join(blocks("docs/tasks.md", "json")))
+    run_page("docs/tasks.md", monkeypatch)
     assert "arc_easy, acc: clean" in capsys.readouterr().out
     data = xr.load_dataset("outputs/builtin/tasks.nc")
     assert data.sizes["item"] == 3
     for name in data.data_vars:
-        assert f"`{name}`" in TASKS
+        assert f"`{name}`" in (ROOT / "docs/tasks.md").read_text()
 
 
 def test_every_command_of_the_remote_page_runs(tmp_path, monkeypatch, capsys):
@@ -70,34 +92,58 @@ def test_every_command_of_the_remote_page_runs(tmp_path, monkeypatch, capsys):
     directory = Path(checkpoint.resolve("builtin")[1])
     with serving("stages/sequential", directory, torch.float32) as both:
         configure(monkeypatch, *both, tmp_path / "cache")
-        run(REMOTE, monkeypatch)
+        run_page("docs/remote.md", monkeypatch)
         assert "stages/sequential  " in capsys.readouterr().out
         assert {path.stem for path in Path("outputs/sequential").iterdir()} >= {"sweep", "lens"}
-        (code,) = blocks(REMOTE, "python no-run")
+        (code,) = blocks("docs/remote.md", "python no-run")
         code = code.replace("meta-llama/Llama-3.1-70B", "stages/sequential").replace("40)", "4)")
         Path("own.py").write_text(code)
         assert runpy.run_path("own.py")["logits"].shape == (2048,)
-    for line in "".join(blocks(REMOTE, "sh no-run")).splitlines():
-        words = shlex.split(line, comments=True)
+    for words in commands("docs/remote.md", "sh no-run"):
         if words[0] == "stages":
             params = cli.stages.commands[words[1]].make_context(words[1], words[2:]).params
             assert params["remote"]
-        elif words[0] != "export":
-            assert (DOCS.parent / words[1]).exists()
 
 
 def test_the_table_names_the_variables_that_there_are():
+    page = (ROOT / "docs/measurements.md").read_text()
     for measurement in MEASUREMENTS.values():
         for metric in measurement.variables:
-            assert f"`{metric.name}`" in PAGE
+            assert f"`{metric.name}`" in page
 
 
-def test_a_measurement_of_ones_own_takes_less_than_20_lines(tmp_path):
-    (code,) = blocks(PAGE, "python")
+def test_a_measurement_of_ones_own_takes_less_than_20_lines():
+    (code,) = blocks("docs/measurements.md", "python")
     assert len([line for line in code.splitlines() if line.strip()]) < 20
-    (tmp_path / "own.py").write_text(code)
-    done = subprocess.run([sys.executable, "own.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    data = xr.load_dataset(tmp_path / "outputs" / "builtin" / "outliers.nc")
-    assert data.outlier_share.dims == ("depth", "sequence")
-    assert data.outlier_share.notnull().all() and 0 < data.outlier_share.mean() < 1
+
+
+def test_every_measurement_has_a_page_with_a_picture():
+    pages = {path.stem: path.read_text() for path in ROOT.glob("docs/measurements/*.md")}
+    assert pages.keys() >= {*MEASUREMENTS, "sweep", "neurons", "stages", "wic", "subjoiner"}
+    index = (ROOT / "docs/README.md").read_text()
+    for name, page in pages.items():
+        assert re.search(r"!\[[^\]]+\]\(\.\./images/", page), name
+        assert f"(measurements/{name}.md)" in index
+
+
+def test_every_figure_stands_in_the_gallery_with_a_sentence():
+    page = (ROOT / "docs/gallery.md").read_text()
+    for picture in PICTURES.values():
+        found = re.search(rf"!\[[^\]]+\]\(images/gallery/{picture.name}\.svg\)\n\n(.+\.)\n", page)
+        assert found, picture.name
+    drawn = {path.stem for path in ROOT.glob("docs/images/gallery/*")}
+    assert drawn == {picture.name for picture in PICTURES.values()}
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for page in [*EVERY, "CONTRIBUTING.md"]:
+        text = (ROOT / page).read_text()
+        for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+            target = (ROOT / page).parent / link if link else ROOT / page
+            assert target.exists(), f"{page}: {link}"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                slugs = {
+                    re.sub(r"[^\w\- ]", "", each).lower().replace(" ", "-") for each in headings
+                }
+                assert anchor in slugs, f"{page}: #{anchor}"

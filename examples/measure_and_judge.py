@@ -1,0 +1,25 @@
+"""Sweep a model on a text of your own, and ask one of the paper's claims of it.
+
+python examples/measure_and_judge.py MODEL TEXT
+"""
+
+import sys
+from pathlib import Path
+
+from recipes.files import Files
+from recipes.verdicts import judge
+from robustness.corpus import cut
+from robustness.execution import sweep
+from robustness.model import open_model
+
+name, text = [*sys.argv[1:], "builtin", "builtin"][:2]
+model = open_model(name)
+corpus = cut(text, model.tokenizer, context=64, tokens=6400)
+out = Path("outputs") / "example"
+sweep(model, corpus, interventions=("drop", "swap"), out=out / "sweep.nc")
+
+for verdict in judge([Files(out)]):
+    if verdict.recipe.name == "E1" and verdict.numbers:
+        print(f"{verdict.claim.name} {verdict.claim.text} {verdict.verdict.upper()}")
+        for number in verdict.numbers:
+            print(f"    {number.check.what}: {number.text}")
