@@ -751,14 +751,17 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
 
 def _list_experiments() -> None:
     from recipes.catalogue import RECIPES
+    from recipes.checkpoints import PAPER
 
     for recipe in RECIPES:
         figures = [name for picture in recipe.pictures for name in picture.names]
-        paper = recipe.models + (f", {recipe.tokens}" if recipe.tokens else "")
+        claims = [claim.name for claim in recipe.claims]
+        names = ", ".join(model.name.rpartition("/")[2] for model in recipe.models)
+        models = "all sixteen models" if recipe.models == PAPER else names
         click.echo(f"{recipe.name:4} {recipe.title}. {recipe.question}")
-        click.echo(f"     figures {', '.join(figures)}; {len(recipe.claims)} claims")
+        click.echo(f"     figures {', '.join(figures)}; claims {', '.join(claims)}")
         click.echo(f"     cost: {recipe.cost}")
-        click.echo(f"     in the paper: {paper}")
+        click.echo(f"     in the paper: {models}; {recipe.data or 'on how much is not said'}")
 
 
 def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -> Path:

@@ -39,3 +39,17 @@ PAPER = (
     Checkpoint("meta-llama/Llama-3.2-3B", "Llama", 28, "sequential"),
 )
 """The paper's sixteen (its Table 3)."""
+
+
+def of(*families: str) -> tuple[Checkpoint, ...]:
+    """Return those of the sixteen that are of some families."""
+    return tuple(model for model in PAPER if model.family in families)
+
+
+FIRST = of("GPT-NeoX", "GPT-2", "Phi")
+"""The eleven of the paper's first version."""
+
+
+def named(*names: str) -> tuple[Checkpoint, ...]:
+    """Return those of the sixteen that have some names."""
+    return tuple(model for model in PAPER if model.name.rpartition("/")[2] in names)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.checkpoints import PAPER, Checkpoint
+
 
 @dataclass(frozen=True)
 class Source:
@@ -163,9 +165,9 @@ class Recipe:
     claims: tuple[Claim, ...]
     cost: str
     """In forward passes over the text, or what else it takes."""
-    models: str = "the paper's sixteen"
-    """Which models the paper ran it on."""
-    tokens: str = ""
-    """On how much text the paper ran it."""
+    models: tuple[Checkpoint, ...] = PAPER
+    """Which models the paper shows it on."""
+    data: str = ""
+    """On what and how much of it; empty where the paper does not say."""
     notes: Sequence[str] = ()
     """Where the paper leaves something open, what is chosen here."""

@@ -64,18 +64,17 @@ def drawn(
         labels = values["document"].values
     else:
         labels = np.arange(values.sizes[over])
-    _, cluster = np.unique(labels, return_inverse=True)
-    count = int(cluster.max()) + 1
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    count = len(starts)
     random = np.random.default_rng(seed)
     weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
     if count < 2:
         weights[:] = np.nan
     weights = np.concatenate([np.ones((1, count)), weights])
     numbers = values.transpose(over, ...).values.astype(np.float64)
-    member = np.zeros((count, len(cluster)))
-    member[cluster, np.arange(len(cluster))] = 1
-    sums = weights @ (member @ numbers.reshape(len(cluster), -1))
-    means = sums / (weights @ member.sum(1))[:, None]
+    per_document = np.add.reduceat(numbers.reshape(len(labels), -1)[order], starts)
+    means = weights @ per_document / (weights @ sizes)[:, None]
     rest = values.isel({over: 0}, drop=True)
     return xr.DataArray(
         means.reshape(-1, *rest.shape),

@@ -57,8 +57,7 @@ RECIPE = Recipe(
     question="Do tasks survive where predictions do?",
     sources=(TASKS,),
     cost="L - 1 forward passes over the tasks' items",
-    models="all sixteen",
-    tokens="HellaSwag, ARC-Easy, LAMBADA",
+    data="HellaSwag, ARC-Easy, LAMBADA",
     notes=("Prompts and metrics are lm-eval's, without examples in the prompt.",),
     pictures=(
         Picture(

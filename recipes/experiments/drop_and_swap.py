@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import xarray as xr
 
+from recipes.checkpoints import of
 from recipes.curves import interior, rank_correlation_of_models
 from recipes.files import Files
 from recipes.recipe import SWEEP, Check, Claim, Picture, Recipe
@@ -72,8 +73,8 @@ RECIPE = Recipe(
     question="Which blocks can a model lose, or run in another order, and still predict alike?",
     sources=(SWEEP,),
     cost="L - 1 forward passes for both interventions at all L layers",
-    models="GPT-2 and Pythia, four of each (all sixteen in the appendix)",
-    tokens="1,000,000",
+    models=of("GPT-NeoX", "GPT-2"),
+    data="1,000,000 tokens",
     notes=(
         "Agreement is with the clean model's top-1 prediction, which the paper calls accuracy; "
         "accuracy proper is in the file too.",

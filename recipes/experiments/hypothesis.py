@@ -96,6 +96,7 @@ RECIPE = Recipe(
     title="Stages of inference",
     question="Does the model have the paper's four stages, each with its signatures?",
     sources=(SWEEP, LENS, ATTENTION, NORMS, NEURONS, WIC, STAGES),
+    data="by eye",
     cost="nothing: from the files of the other experiments",
     notes=(
         "Stages are where the signatures change, drawn by a rule (`stages segment`), four of them "

@@ -57,8 +57,7 @@ RECIPE = Recipe(
     question="When does the prediction become sure?",
     sources=(LENS, NEURONS),
     cost="1 forward pass, shared, and an unembedding at every depth",
-    models="all sixteen",
-    tokens="10 documents, 500 characters of each",
+    data="10 documents, 500 characters of each",
     notes=(
         "The paper divided every residual stream by the scale that the final norm found in the "
         "last one, which makes early predictions look uniform; the claim is judged for that lens "

@@ -34,8 +34,7 @@ RECIPE = Recipe(
     question="Do early layers look at the tokens just before?",
     sources=(ATTENTION,),
     cost="1 forward pass, shared",
-    models="all sixteen",
-    tokens="100 documents",
+    data="100 documents",
     notes=(
         "Queries have 33 tokens before them, and all windows are of one length: attention thins "
         "out with length, which the authors let differ between families.",

@@ -19,8 +19,6 @@ RECIPE = Recipe(
     question="Where do MLPs write most?",
     sources=(NORMS,),
     cost="1 forward pass, shared",
-    models="all sixteen",
-    tokens="not stated",
     notes=("The first token, with its massive activations, is left out.",),
     pictures=(
         Picture(

@@ -2,6 +2,7 @@
 
 import xarray as xr
 
+from recipes.checkpoints import FIRST
 from recipes.curves import part
 from recipes.files import Files
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
@@ -33,8 +34,7 @@ RECIPE = Recipe(
     question="Where does attention write more than the MLP?",
     sources=(NORMS,),
     cost="1 forward pass, shared",
-    models="the eleven of the first version",
-    tokens="not stated",
+    models=FIRST,
     notes=(
         "The ratio of L2 norms is taken token by token, and its median over tokens; the first "
         "token, with its massive activations, is left out. The paper does not say which it took.",

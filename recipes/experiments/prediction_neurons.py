@@ -100,8 +100,6 @@ RECIPE = Recipe(
     question="Does the prediction take shape where prediction neurons are?",
     sources=(LENS, NEURONS),
     cost="1 forward pass, shared; neurons from weights alone",
-    models="all sixteen",
-    tokens="not stated",
     notes=(
         "Neurons of which the cosine with the vocabulary has kurtosis above 10; positive skew is "
         "prediction, negative suppression. In gated MLPs (Llama, Qwen) activations have no fixed "

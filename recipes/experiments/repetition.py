@@ -62,8 +62,6 @@ RECIPE = Recipe(
     question="Does executing late blocks twice sharpen the prediction?",
     sources=(REPEAT, TASKS_REPEAT),
     cost="about 2 L forward passes for four kinds of repetition",
-    models="all sixteen; HellaSwag on Qwen",
-    tokens="not stated",
     notes=(
         "Each block twice in a row (4-4-5-5), as in the paper's example; the file also has whole "
         "spans twice (4-5-4-5).",

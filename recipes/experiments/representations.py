@@ -22,30 +22,32 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     The best is over all divisions into two to four contiguous segments of two depths or more; the
     diagonal is left out. Sums over squares come from a table of cumulative sums.
     """
-    draws, depths, _ = matrices.shape
-    off = matrices * (1 - np.eye(depths))
-    table = np.zeros((draws, depths + 1, depths + 1))
-    table[:, 1:, 1:] = off.cumsum(1).cumsum(2)
-    every = table[:, -1, -1, None]
-    best = np.full(draws, -np.inf)
-    for count in SEGMENTS:
-        inner = [
-            cuts
-            for cuts in combinations(range(2, depths - 1), count - 1)
-            if all(after - before >= 2 for before, after in pairwise(cuts))
-        ]
-        if not inner:
-            continue
-        edges = np.pad(np.array(inner), ((0, 0), (1, 1)), constant_values=(0, depths))
-        low, high = edges[:, :-1], edges[:, 1:]
-        squares = (
-            table[:, high, high] - table[:, low, high] - table[:, high, low] + table[:, low, low]
-        )
-        within = squares.sum(-1)
-        pairs = ((high - low) * (high - low - 1)).sum(-1)
-        between = (every - within) / (depths * (depths - 1) - pairs)
-        best = np.maximum(best, (within / pairs - between).max(1))
-    return best
+    depths = matrices.shape[-1]
+    divisions = [_divisions(depths, count) for count in SEGMENTS]
+    found = []
+    for matrix in matrices * (1 - np.eye(depths)):
+        table = np.pad(matrix.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        best = -np.inf
+        for edges in divisions:
+            if not len(edges):
+                continue
+            low, high = edges[:, :-1], edges[:, 1:]
+            squares = table[high, high] - table[low, high] - table[high, low] + table[low, low]
+            within, pairs = squares.sum(1), ((high - low) * (high - low - 1)).sum(1)
+            between = (table[-1, -1] - within) / (depths * (depths - 1) - pairs)
+            best = max(best, float((within / pairs - between).max()))
+        found.append(best)
+    return np.array(found)
+
+
+def _divisions(depths: int, count: int) -> NDArray[np.int64]:
+    """Return the edges of all divisions into so many segments, (division, edge)."""
+    inner = [
+        (0, *cuts, depths)
+        for cuts in combinations(range(2, depths - 1), count - 1)
+        if all(after - before >= 2 for before, after in pairwise(cuts))
+    ]
+    return np.array(inner, np.int64).reshape(-1, count + 1)
 
 
 def toeplitz(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -69,8 +71,7 @@ RECIPE = Recipe(
     question="Do the representations of neighbouring depths form blocks?",
     sources=(CKA,),
     cost="1 forward pass, shared with all of what the clean run shows",
-    models="all sixteen",
-    tokens="batches of 128 sequences of up to 512 tokens, their number not stated",
+    data="batches of 128 sequences of up to 512 tokens, their number not stated",
     notes=(
         "Linear kernel, unbiased minibatch estimator, last token, residual streams as they are; "
         "depth 0 is the embedding.",

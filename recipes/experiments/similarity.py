@@ -4,6 +4,7 @@ from functools import partial
 
 import xarray as xr
 
+from recipes.checkpoints import named
 from recipes.curves import part
 from recipes.files import Files
 from recipes.recipe import SIMILARITY, Check, Claim, Picture, Recipe
@@ -65,8 +66,7 @@ RECIPE = Recipe(
     question="Does a swapped block write what it used to write, or what its new place asks for?",
     sources=(SIMILARITY,),
     cost="3 forward passes, shared with what the clean run shows",
-    models="Pythia 1.4B and GPT-2 XL",
-    tokens="not stated",
+    models=named("pythia-1.4b-deduped", "gpt2-xl"),
     pictures=(
         Picture(
             ("17",),

@@ -3,6 +3,7 @@
 import numpy as np
 import xarray as xr
 
+from recipes.checkpoints import named
 from recipes.files import Files
 from recipes.recipe import SUBJOINER, Check, Claim, Picture, Recipe
 
@@ -32,8 +33,8 @@ RECIPE = Recipe(
     question="Are there heads in early layers that gather the pieces of a word?",
     sources=(SUBJOINER,),
     cost="2,000 inputs of 16 tokens",
-    models="Pythia 2.8B",
-    tokens="988 words in four pieces, 5,000 whole words",
+    models=named("pythia-2.8b-deduped"),
+    data="988 words in four pieces, 5,000 whole words",
     notes=(
         "Heads are found on half of the words and measured on the other half; the authors showed "
         "ten inputs that were chosen by the very head.",

@@ -2,6 +2,7 @@
 
 import xarray as xr
 
+from recipes.checkpoints import named
 from recipes.files import Absent, Files
 from recipes.recipe import SUFFIX, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
@@ -32,8 +33,7 @@ RECIPE = Recipe(
     question="Do neurons, one by one or together, know that the next token ends in -ing?",
     sources=(SUFFIX,),
     cost="10,000 windows of 24 tokens, and about 150 probes",
-    models="GPT-2 XL",
-    tokens="not stated",
+    models=named("gpt2-xl"),
     notes=(
         "Balanced windows, divided by document; neurons are ranked on dev and measured on test. "
         "The model's own answer is whether its top-1 token has the suffix.",

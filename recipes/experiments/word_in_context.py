@@ -26,8 +26,7 @@ RECIPE = Recipe(
     question="At which depth can the meaning of a word in its context be read out best?",
     sources=(WIC,),
     cost="two sentences a pair, and four probes at every depth",
-    models="all sixteen",
-    tokens="WiC: 5,428 pairs to train on, 1,400 to test on",
+    data="WiC: 5,428 pairs to train on, 1,400 to test on",
     notes=(
         "The probe sees |g - h| and g * h of the word's two representations: one that sees only "
         "one after the other can add, and so not compare. The paper does not say what it took.",
