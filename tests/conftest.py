@@ -11,6 +11,8 @@ import pytest
 import torch
 from families import CONFIGS, tiny
 from strict import StrictBackend
+from tokenizers_for_tests import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from robustness.model import Model, open_model
 
@@ -48,6 +50,21 @@ def strict_model(model: Model) -> Model:
 @pytest.fixture(scope="session")
 def gpt2() -> Model:
     return open_model(tiny("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Path:
+    """A model with a byte vocabulary of 257 on disk."""
+    path = tmp_path_factory.mktemp("models") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+        initializer_range=0.4,
+    )  # fmt: skip
+    LlamaForCausalLM(config).double().save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    return path
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
-from tokenizers_for_tests import byte_tokenizer
 from transformers import T5Config
 
 import cli
@@ -14,22 +13,6 @@ from robustness import execution
 from robustness.measurement import MEASUREMENTS
 from robustness.model import ATTENTION, DTYPES
 from robustness.sweep import FORMS
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Path:
-    """A model with a byte vocabulary of 257 on disk."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    path = tmp_path_factory.mktemp("models") / "tiny-llama"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
 
 
 def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):

@@ -1,5 +1,6 @@
 """Every command, every line of Python and every example works as it is shown."""
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -12,7 +13,7 @@ from pages import ROOT, blocks, commands, run_page, run_python
 
 import cli
 from recipes.catalogue import PICTURES
-from robustness import checkpoint
+from robustness import checkpoint, corpus
 from robustness.measurement import MEASUREMENTS
 
 PAGES = [
@@ -32,7 +33,19 @@ APART = ["docs/tasks.md", "docs/remote.md"]
 EVERY = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]]
 
 
-def test_a_reader_can_follow_all_of_it_in_one_directory(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def half_the_text(tmp_path, monkeypatch):
+    """The first half of the built-in prose in its place: the same commands in half the time."""
+    path = tmp_path / "prose.jsonl"
+    texts = [text for _, text in corpus.documents("builtin")]
+    lines = [json.dumps({"text": text}) for text in texts[: len(texts) // 2]]
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setitem(corpus.BUILTIN, "builtin", str(path))
+
+
+def test_a_reader_can_follow_all_of_it_in_one_directory(
+    tmp_path, monkeypatch, capsys, half_the_text
+):
     monkeypatch.chdir(tmp_path)
     # The demonstration is what the README's first command runs.
     monkeypatch.setattr("sys.argv", ["stages", "demo"])

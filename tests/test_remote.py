@@ -18,8 +18,7 @@ from loopback import KEY, completed, configure, result, serving
 from nnsight import CONFIG
 from safetensors.torch import load_file
 from strict import StrictBackend
-from tokenizers_for_tests import byte_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from robustness import remote, scoring
 from robustness.corpus import Corpus, cut
@@ -38,23 +37,9 @@ NAME = "stages/tiny"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-        initializer_range=0.4,
-    )  # fmt: skip
-    LlamaForCausalLM(config).double().save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def running(checkpoint):
+def running(llama):
     """A hub, and a server that runs its one model in float64."""
-    with serving(NAME, checkpoint, torch.float64) as both:
+    with serving(NAME, llama, torch.float64) as both:
         yield both
 
 
@@ -67,8 +52,8 @@ def server(running, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def local(checkpoint):
-    return open_model(checkpoint, dtype="float64")
+def local(llama):
+    return open_model(llama, dtype="float64")
 
 
 @pytest.fixture
@@ -409,21 +394,21 @@ def test_neurons_are_measured_here(server, run, monkeypatch):
     )
 
 
-def test_only_what_writes_to_the_vocabulary_is_fetched(running, server, checkpoint, run):
+def test_only_what_writes_to_the_vocabulary_is_fetched(running, server, llama, run):
     """The tensors that neurons are measured on come alone, by their bytes."""
     hub, _ = running
     before = hub.sent
     assert run("observe", NAME, "neurons")[0] == 0
     sent = hub.sent - before
-    tensors = load_file(checkpoint / "model.safetensors")
+    tensors = load_file(llama / "model.safetensors")
     wanted = ("down_proj", "lm_head", "model.norm.")
     least = sum(t.nbytes for name, t in tensors.items() if any(part in name for part in wanted))
-    small = sum(f.stat().st_size for f in checkpoint.iterdir() if f.suffix != ".safetensors")
-    header = 8 + int.from_bytes((checkpoint / "model.safetensors").read_bytes()[:8], "little")
+    small = sum(f.stat().st_size for f in llama.iterdir() if f.suffix != ".safetensors")
+    header = 8 + int.from_bytes((llama / "model.safetensors").read_bytes()[:8], "little")
     # Small files are asked about before they are fetched, the header once.
     assert least < sent <= least + header + small
     assert least < sum(t.nbytes for t in tensors.values()) / 2
-    run("observe", checkpoint, "neurons", "--out", "local")
+    run("observe", llama, "neurons", "--out", "local")
     there, local = (xr.load_dataset(f"{d}/neurons.nc") for d in ("outputs/tiny", "local"))
     np.testing.assert_array_equal(there.cosine_kurtosis, local.cosine_kurtosis)
 
