@@ -60,7 +60,10 @@ def draw(picture: Picture, models: Models) -> Figure:
         raise Absent(next(reason for reason in missing if reason))
     if not picture.fewest <= len(able) <= picture.most:
         raise Absent(f"it is drawn of {picture.fewest} to {picture.most} models")
-    figure = FIGURES[picture.draw](able, **options)
+    try:
+        figure = FIGURES[picture.draw](able, **options)
+    except KeyError as error:  # a sweep without some readout
+        raise Absent(f"a file that it takes has no {error}") from error
     if len(able) == 1 and not any(
         axis.get_title().startswith(able[0].name) for axis in figure.axes
     ):

@@ -10,6 +10,7 @@ import xarray as xr
 from recipes.recipe import SOURCES, Source
 from robustness.refusal import Refusal
 from robustness.results import digest, load, version_of_project
+from robustness.sweep import intervention
 
 
 class Absent(Refusal):
@@ -84,6 +85,12 @@ class Files:
         dataset = self._load(source.file)
         if "sequences_done" in dataset.attrs:
             return f"{source.file}.nc is not finished"
+        if "layers" in dataset.attrs:
+            return f"{source.file}.nc has layers {dataset.attrs['layers']}, and all are needed"
+        for name in source.arguments if source.command == "sweep" else ():
+            fits = intervention(name).span <= dataset.sizes["layer"]
+            if fits and name not in dataset["intervention"]:
+                return f"{source.file}.nc has no {name}"
         count = _count(dataset, source)
         if count < source.least:
             return f"{source.file}.nc has {count} {source.unit}, and {source.least} are needed"

@@ -69,9 +69,9 @@ def plant(
     )
 
     change = 0.3 * (0.4 - DEPTH)
-    names = ["repeat-5", "repeat-3"]
-    repeated = np.stack([spread(3 + change, noise / 10)] * 2)
-    repeated[0, LAYERS - 4 :] = repeated[1, LAYERS - 2 :] = np.nan
+    names = ["repeat-5", "repeat-3", "repeat-5-contiguous", "repeat-3-contiguous"]
+    repeated = np.stack([spread(3 + change, noise / 10)] * 4)
+    repeated[::2, LAYERS - 4 :] = repeated[1::2, LAYERS - 2 :] = np.nan
     files["repeat"] = xr.Dataset(
         {
             "entropy": (dims, repeated),

@@ -9,10 +9,11 @@ import xarray as xr
 from planted import LAYERS, plant
 
 from recipes import published
-from recipes.catalogue import RECIPES, choose
+from recipes.catalogue import PICTURES, RECIPES, choose
 from recipes.compare import compare
 from recipes.experiments.representations import contrast, toeplitz
-from recipes.files import Files
+from recipes.figures import draw
+from recipes.files import Absent, Files
 from recipes.recipe import SOURCES, Check
 from recipes.stages import stages
 from recipes.tables import table
@@ -99,6 +100,21 @@ def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
     assert found["C10"].reason == "norms.nc is not finished"
     assert {found[name].verdict for name in ("C1.1", "C7.1 frozen", "C10")} == {OPEN}
     assert found["C3.1"].verdict == HOLDS
+
+
+def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
+    planted(tmp_path)
+    whole = load(tmp_path / "sweep.nc")
+    for changed, reason in (
+        (whole.sel(intervention=["drop"]), "sweep.nc has no swap"),
+        (whole.assign_attrs(layers="0..3"), "sweep.nc has layers 0..3, and all are needed"),
+        (whole.drop_vars("agreement"), "a file that it takes has no"),
+    ):
+        save(changed, tmp_path / "sweep.nc")
+        found = {each.claim.name: each for each in judge([Files(tmp_path)])}
+        assert found["C1.1"].verdict == OPEN and reason in found["C1.1"].reason
+        with pytest.raises(Absent, match=reason):
+            draw(PICTURES["5a"], [Files(tmp_path)])
 
 
 def test_a_model_of_few_layers_has_no_interior(tmp_path):
