@@ -437,6 +437,8 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     from recipes.tables import table
     from robustness.results import command_line, save
 
+    if out.suffix != ".nc":
+        raise click.UsageError("--out is the file of the numbers, and ends in .nc")
     dataset = run([Files(directory) for directory in directories], command_line())
     save(dataset, out)
     page = out.with_suffix(".html")

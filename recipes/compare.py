@@ -13,7 +13,7 @@ from recipes.experiments.drop_and_swap import against_interior, interior_agreeme
 from recipes.experiments.local_attention import previous_five
 from recipes.experiments.mlp_norm import mlp_norm
 from recipes.experiments.prediction_neurons import share
-from recipes.experiments.word_in_context import accuracy
+from recipes.experiments.word_in_context import accuracy, at_peak
 from recipes.files import Absent, Files
 from recipes.recipe import Check
 from recipes.verdicts import Number, Verdict, judge, measure
@@ -29,8 +29,8 @@ QUANTITIES = (
     Check("MLP norm peaks at depth", lambda files: place_of_largest(mlp_norm(files))),
     Check("most prediction neurons in a layer", lambda files: share(files, "prediction").max()),
     Check("most suppression neurons in a layer", lambda files: share(files, "suppression").max()),
-    Check("best word-in-context accuracy", lambda files: _best(accuracy(files))),
-    Check("which is at depth", lambda files: place_of_largest(accuracy(files))),
+    Check("best word-in-context accuracy", at_peak),
+    Check("which peaks at depth", lambda files: place_of_largest(accuracy(files))),
 )
 """What is set side by side; depths are relative, 0 to 1."""
 
@@ -100,11 +100,6 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
         },
         attrs=results.provenance(settings, command),
     )
-
-
-def _best(values: xr.DataArray) -> xr.DataArray:
-    """Return a curve where it is largest in the data, by draw."""
-    return values.isel(depth=int(values.isel(draw=0).argmax("depth")))
 
 
 def _about_one(files: Files) -> list[Verdict]:

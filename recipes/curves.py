@@ -43,10 +43,20 @@ def position(values: xr.DataArray) -> Any:
 
 
 def place_of_largest(values: xr.DataArray) -> xr.DataArray:
-    """Relative depth at which a curve is largest."""
+    """Relative depth at which a curve is largest; NaN where a point of it is not finite."""
     dim = along(values)
     where = values.fillna(-np.inf).argmax(dim)
-    return xr.DataArray(position(values)[where.values], dims=where.dims)
+    found = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
+    finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)
+    return found.where(xr.DataArray(finite, dims=where.dims))
+
+
+def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
+    """What a curve gains between two relative depths."""
+    dim, chosen = along(values), part(values, begin, end)
+    if chosen.sizes[dim] < 2:
+        raise Absent(f"of {values.sizes[dim]} places along {dim} one is from {begin:.0%} on")
+    return chosen.isel({dim: -1}, drop=True) - chosen.isel({dim: 0}, drop=True)
 
 
 def rank_correlation(values: xr.DataArray) -> xr.DataArray:

@@ -14,7 +14,7 @@ from recipes.curves import interior, position
 from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map
 from recipes.experiments.drop_and_swap import interior_agreement
 from recipes.experiments.hypothesis import bounds
-from recipes.files import Absent, Files
+from recipes.files import Absent, Files, best_head
 from recipes.recipe import (
     ATTENTION,
     CKA,
@@ -138,7 +138,7 @@ def changes(models: Models) -> Figure:
             label = f"{files.name}, {name}"
             _curve(zoom, kl.sel(intervention=name), index, label, linestyle=style)
         difference = kl.sel(intervention="drop") - kl.sel(intervention="swap")
-        _curve(less, difference, index, files.name)
+        _curve(less, difference.rename("difference"), index, files.name)
     zoom.set_ylabel("KL [nat]")
     zoom.set_title("interior layers: drop —, swap - -", fontsize="medium")
     less.axhline(0, color="grey", linewidth=0.8)
@@ -155,7 +155,7 @@ def signatures(models: Models) -> Figure:
         kl, local, neurons = axes[:, column]
         kl.set_title(files.name, fontsize="medium")
         _curve(kl, files[SWEEP]["kl"].sel(intervention="drop"), 0, "KL, block dropped")
-        kl.set_yscale("log")
+        _logarithmic(kl)
         previous = files[ATTENTION]["previous"].sel(window=5).mean("head")
         _curve(local, previous, 3, "attention to the previous 5")
         local.set_ylim(0)
@@ -219,8 +219,7 @@ def subjoiner(models: Models) -> Figure:
     figure, axes = _panels_each(models)
     for axis, files in zip(axes, models, strict=True):
         data = files[SUBJOINER]
-        place = int(np.argmax(data["finding_score"].values))
-        layer, head = divmod(place, data.sizes["head"])
+        layer, head = best_head(data)
         best = data.isel(layer=layer, head=head)
         pieces = data.attrs["pieces"]
         names = {"pieces": f"a word in {pieces} pieces", "whole": "a whole word"}
@@ -502,9 +501,15 @@ def _band(
     axis.grid(alpha=0.3)
 
 
+def _logarithmic(axis: Axes) -> None:
+    """Make an axis logarithmic, if there is anything above 0 on it."""
+    if any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in axis.lines):
+        axis.set_yscale("log")
+
+
 def _readout(axis: Axes, metric: str) -> None:
     if metric == "kl":
-        axis.set_yscale("log")
+        _logarithmic(axis)
         axis.set_ylabel("KL(clean ‖ intervened) [nat]")
     else:
         axis.set_ylim(0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from recipes.recipe import SOURCES, Source
+from recipes.recipe import SOURCES, STAGES, Source
 from robustness.refusal import Refusal
 from robustness.results import digest, load, version_of_project
 from robustness.sweep import intervention
@@ -36,24 +36,26 @@ class Files:
     def __init__(self, directory: str | Path, left_out: Mapping[str, str] | None = None) -> None:
         self.directory = Path(directory)
         self._read: dict[str, xr.Dataset] = {}
-        there = [each for each in SOURCES if (self.directory / f"{each.file}.nc").exists()]
+        there = [each for each in SOURCES if self._readable(each)]
         self.sources: Sequence[Source] = there
         """Those that are there."""
         if not there:
             raise Refusal(
-                f"{directory} has no file of a model (such as sweep.nc): give the directory that "
-                "`stages reproduce` left"
+                f"{self.directory.name} has no file of a model (such as sweep.nc): give the "
+                "directory that `stages reproduce` left"
             )
         if left_out is None:
             left_out = self._recorded()
         self.left_out = dict(left_out)
         """Why files are not there, by name."""
-        attrs = [self._load(each.file).attrs for each in there]
+        # Boundaries are drawn anew where they are of other files: see `missing`.
+        attrs = [self._load(each.file).attrs for each in there if each != STAGES or len(there) < 2]
         for name in ("model", "weights_sha256", "revision"):
             found = sorted({str(each[name]) for each in attrs if name in each})
             if len(found) > 1:
                 raise Refusal(
-                    f"the files in {directory} are of different models: {', '.join(found)}"
+                    f"the files in {self.directory.name} are of different models: "
+                    f"{', '.join(found)}; keep a directory for each"
                 )
         self.model = str(attrs[0]["model"])
         self.architecture = str(attrs[0].get("architecture", ""))
@@ -68,11 +70,13 @@ class Files:
         """How many blocks the model has."""
         for source in self.sources:
             dataset = self._load(source.file)
+            if "layers" in dataset.attrs:
+                continue  # a sweep of some of them
             if "depth" in dataset.dims:
                 return dataset.sizes["depth"] - 1
             if "layer" in dataset.dims:
                 return dataset.sizes["layer"]
-        raise Absent(f"no file in {self.directory} says how many layers the model has")
+        raise Absent("no file says how many layers the model has")
 
     def has(self, *sources: Source) -> bool:
         """Whether files are there, with enough in them."""
@@ -85,9 +89,13 @@ class Files:
         dataset = self._load(source.file)
         if "sequences_done" in dataset.attrs:
             return f"{source.file}.nc is not finished"
+        if dataset.attrs.get("measurement") != source.kind:
+            return f"{source.file}.nc holds {dataset.attrs.get('measurement')}, not {source.kind}"
+        if source == STAGES and dataset.attrs.get("sources") != self.stamp(STAGES):
+            return "stages.nc is not of these files: run `stages segment` again"
         if "layers" in dataset.attrs:
             return f"{source.file}.nc has layers {dataset.attrs['layers']}, and all are needed"
-        for name in source.arguments if source.command == "sweep" else ():
+        for name in source.arguments if source.command == "sweep" else source.interventions:
             fits = intervention(name).span <= dataset.sizes["layer"]
             if fits and name not in dataset["intervention"]:
                 return f"{source.file}.nc has no {name}"
@@ -124,16 +132,35 @@ class Files:
         return digest((version_of_project(), self.model, made))
 
     def _recorded(self) -> dict[str, str]:
-        path = self.directory / "claims.nc"
-        if not path.exists():
+        try:
+            attrs = load(self.directory / "claims.nc").attrs
+        except Refusal:  # there is none, or a damaged one, which is written anew
             return {}
-        found: dict[str, str] = json.loads(load(path).attrs.get("left_out", "{}"))
+        found: dict[str, str] = json.loads(attrs.get("left_out", "{}"))
         return found
+
+    def _readable(self, source: Source) -> bool:
+        """Whether a file is there; a damaged one is refused, but for what is drawn anew."""
+        if not (self.directory / f"{source.file}.nc").exists():
+            return False
+        try:
+            self._load(source.file)
+        except Refusal:
+            if source != STAGES:
+                raise
+            return False
+        return True
 
     def _load(self, name: str) -> xr.Dataset:
         if name not in self._read:
             self._read[name] = load(self.directory / f"{name}.nc")
         return self._read[name]
+
+
+def best_head(dataset: xr.Dataset) -> tuple[int, int]:
+    """Return layer and index of the head that stands out on the words that heads are found by."""
+    layer, head = divmod(int(dataset["finding_score"].values.argmax()), dataset.sizes["head"])
+    return layer, head
 
 
 def _count(dataset: xr.Dataset, source: Source) -> int:

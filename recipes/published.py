@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import log, nan
 
-from recipes.files import Files
+from recipes.files import Files, best_head
 from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC, Source
 
 TOLERANCE_OF_ATTENTION = 0.003
@@ -105,8 +105,7 @@ def _raising(files: Files) -> dict[str, float]:
 
 
 def _head(files: Files) -> dict[str, float]:
-    scores = files[SUBJOINER]["score"]
-    layer, head = divmod(int(scores.values.argmax()), scores.sizes["head"])
+    layer, head = best_head(files[SUBJOINER])
     return {"layer": float(layer), "head": float(head)}
 
 
@@ -163,7 +162,7 @@ _ATTENTION = {
         "0.0198 0.0189 0.0172 0.0187 0.0215 0.0139 0.0172 0.0173 0.02 0.022 0.0232 0.0238"
     ),
     "phi-1_5": (
-        "- 0.0571 0.0348 0.0247 0.0277 0.0216 0.0244 0.0216 0.0238 0.0225 0.0216 0.0269 - "
+        "0.075 0.0571 0.0348 0.0247 0.0277 0.0216 0.0244 0.0216 0.0238 0.0225 0.0216 0.0269 - "
         "0.0248 0.0203 0.0216 0.0161 0.0189 0.0182 0.0162 0.0166 0.0213 0.0248 0.0259"
     ),
     "phi-2": (

@@ -26,6 +26,12 @@ class Source:
     look: str = ""
     """A line of xarray that draws something of its `data`."""
 
+    @property
+    def kind(self) -> str:
+        """What the file's attribute `measurement` says."""
+        kinds = {"repeat": "sweep", "ing": "suffix", "tasks-repeat": "tasks"}
+        return kinds.get(self.file, self.file)
+
 
 SWEEP = Source(
     "sweep", "sweep", ("drop", "swap"), look='data.kl.mean("sequence").plot.line(x="layer")'

@@ -119,6 +119,8 @@ def _draw_all(
                 path = directory / f"{picture.name}.svg"
                 results.write_whole(path, partial(_write, on_white(text)))
         except Absent as error:
+            if directory is not None:
+                (directory / f"{picture.name}.svg").unlink(missing_ok=True)
             yield picture.name, Drawn(picture, Markup(""), str(error))
     if progress is not None:
         progress(len(pictures), len(pictures))
@@ -203,7 +205,6 @@ def _render(
         published=published.of_model(one) if one else [],
         comparison=[] if comparison is None else comparison_rows(comparison),
         matrix=[] if comparison is None else _matrix(comparison),
-        left_out=one.left_out if one else {},
         attrs=claims.attrs,
         snippets={source.file: snippet(source) for source in SOURCES},
     )
@@ -232,7 +233,17 @@ def _facts(files: Files) -> list[tuple[str, str]]:
         "context": "tokens in a sequence",
     }
     found = [(names[name], str(first.attrs[name])) for name in names if name in first.attrs]
-    return [*found, ("layers", str(files.layers))]
+    texts = {
+        files[source].attrs.get("corpus_sha256")
+        for source in files.sources
+        if source.unit == "documents" and files.has(source)
+    }
+    if len(texts) > 1:
+        found.append(("note", "the files are of different texts: see each experiment"))
+    try:
+        return [*found, ("layers", str(files.layers))]
+    except Absent:
+        return found
 
 
 def _division(files: Files | None) -> str:

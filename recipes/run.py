@@ -18,7 +18,7 @@ from robustness.execution import sweep
 from robustness.model import Model
 from robustness.neurons import neurons
 from robustness.observation import observe, unfit
-from robustness.refusal import OtherSettings, Refusal
+from robustness.refusal import OtherSettings, Refusal, Unwritable
 from robustness.sweep import intervention
 from robustness.tasks import evaluate_tasks
 
@@ -163,22 +163,25 @@ def reproduce(
 def _is_done(directory: Path, wanted: str, left_out: Mapping[str, str]) -> bool:
     """Whether the report was made for this very request from these very files."""
     page, claims = directory / "report.html", directory / "claims.nc"
-    if not (page.exists() and claims.exists()):
+    try:
+        attrs, files = results.load(claims).attrs, Files(directory)
+    except Refusal:  # none yet, or damaged
         return False
-    attrs, files = results.load(claims).attrs, Files(directory)
-    return (attrs.get("asked"), attrs.get("sources"), files.left_out) == (
+    tried = {file: reason for file, reason in files.left_out.items() if file != STAGES.file}
+    there = page.exists() and page.stat().st_size and (directory / "figures").is_dir()
+    return bool(there) and (attrs.get("asked"), attrs.get("sources"), tried) == (
         wanted,
         files.stamp(),
-        dict(left_out),
+        {file: reason for file, reason in left_out.items() if file != STAGES.file},
     )
 
 
 def _divide(directory: Path, left_out: dict[str, str], command: str) -> None:
     """Divide into stages, if that is not done from these very files."""
-    files, path = Files(directory), directory / f"{STAGES.file}.nc"
-    there = files.get(STAGES)
-    if there is not None and there.attrs.get("sources") == files.stamp(STAGES):
+    path = directory / f"{STAGES.file}.nc"
+    if not Files(directory, left_out).missing(STAGES):
         return
+    path.unlink(missing_ok=True)
     try:
         stages(directory, out=path, command=command)
     except Refusal as error:
@@ -252,7 +255,7 @@ def _measure(
         try:
             with watch(names, unit) as progress:
                 MEASURES[group[0].command](task, group, progress)
-        except OtherSettings:
+        except (OtherSettings, Unwritable):
             raise
         except Refusal as error:
             for source in group:

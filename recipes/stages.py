@@ -229,13 +229,13 @@ def read(files: Files) -> list[Found]:
             continue  # a sweep without this intervention, or without KL
     if len(found) < FEWEST:
         raise Refusal(
-            f"{files.directory} has {len(found)} signatures of stages, and {FEWEST} are needed: "
-            "run `stages sweep` and `stages observe` on the model first (missing: "
+            f"{files.directory.name} has {len(found)} signatures of stages, and {FEWEST} are "
+            "needed: run `stages sweep` and `stages observe` on the model first (missing: "
             f"{', '.join(sorted(set(missing)))})"
         )
     if len({values.sizes["layer"] for *_, values in found}) > 1:
         raise Refusal(
-            f"the files in {files.directory} are of different layers: measure all of them"
+            f"the files in {files.directory.name} are of different layers: measure all of them"
         )
     return found
 

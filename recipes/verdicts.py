@@ -86,6 +86,8 @@ def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
 
     if claim.unjudged:
         return undecided(claim.unjudged)
+    if claim.models > 1:
+        models = [files for files in models if files.has(*recipe.sources)]
     if len(models) < claim.models:
         return undecided(f"it is about {claim.models} models or more: see `stages compare`")
     try:

@@ -12,6 +12,10 @@ class OtherSettings(Refusal):
     """A file of other settings stands where a run would save."""
 
 
+class Unwritable(Refusal):
+    """A file that cannot be written."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.metrics import Metric
-from robustness.refusal import OtherSettings, Refusal, first_line
+from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
 from robustness.schedule import Schedule, to_text
 
 SCHEMA = 1
@@ -68,7 +68,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises
     ------
-    Refusal
+    Unwritable
         If the directory cannot be written.
     """
     temporary = path.with_name(f".{path.name}.writing")
@@ -82,7 +82,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         # The NetCDF library reports a full disk as a RuntimeError.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Refusal(
+        raise Unwritable(
             f"{path} cannot be written ({first_line(error)}): make room, or choose another place"
         ) from error
 

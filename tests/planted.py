@@ -202,6 +202,7 @@ def plant(
         {
             "correct": (("probe", "depth", "item"), right),
             **_bounded("accuracy", ("probe", "depth"), right),
+            "dev_accuracy": (("probe", "depth"), right.mean(-1)),
         },
         coords={"probe": probes, **depths, "item": np.arange(right.shape[-1])},
     )

@@ -6,6 +6,7 @@ import scipy.stats
 import xarray as xr
 
 from recipes.curves import (
+    change,
     part,
     place_of_largest,
     position,
@@ -33,9 +34,16 @@ def test_rank_correlation_is_scipys_for_every_draw_with_ties_and_without_what_is
         rank_correlation(curves([[1.0, 2.0]]))
 
 
-def test_the_place_of_the_largest_is_relative_and_passes_over_what_is_missing():
-    found = place_of_largest(curves([[1, 5, 2, np.nan, 0], [0, 0, 0, 0, 3]]))
-    assert found.values.tolist() == [0.25, 1.0]
+def test_the_place_of_the_largest_is_relative_and_unknown_where_a_point_is():
+    found = place_of_largest(curves([[1, 5, 2, 0, 0], [0, 0, 0, 0, 3], [1, 5, np.nan, 0, 0]]))
+    assert found.values[:2].tolist() == [0.25, 1.0] and np.isnan(found[2])
+    assert np.isnan(place_of_largest(curves([1, np.inf, 2])).item())
+
+
+def test_a_change_takes_two_points():
+    assert change(curves([5.0, 1, 4, 7, 9]), 0.75, 1).item() == 2
+    with pytest.raises(Absent, match="of 3 places along layer one is from 75% on"):
+        change(curves([1.0, 2, 3]), 0.75, 1)
     assert place_of_largest(curves([1, 2, 9, 3, 0], "depth")).item() == 0.5
 
 

@@ -28,24 +28,26 @@ def _lost(name: str, files: Files) -> xr.DataArray:
 
 def _ends_less_interior(name: str, layer: int, files: Files) -> xr.DataArray:
     lost = _lost(name, files)
-    return lost.isel(layer=layer) - lost.isel(layer=interior(files)).mean("layer")
+    return lost.isel(layer=layer) - lost.isel(layer=interior(files)).mean("layer", skipna=False)
 
 
 def _checks(name: str, last: int) -> tuple[Check, ...]:
     return (
         Check(
-            f"share of items lost at the first layer less on interior layers, {name}",
+            f"share of items (by acc) lost at the first layer less on interior layers, {name}",
             lambda files: _ends_less_interior(name, 0, files),
             least=0,
         ),
         Check(
-            f"share of items lost at the last place less on interior layers, {name}",
+            f"share of items (by acc) lost at the last place less on interior layers, {name}",
             lambda files: _ends_less_interior(name, last, files),
             least=0,
         ),
         Check(
-            f"share of items lost on interior layers, {name}",
-            lambda files: _lost(name, files).isel(layer=interior(files)).mean("layer"),
+            f"share of items (by acc) lost on interior layers, {name}",
+            lambda files: (
+                _lost(name, files).isel(layer=interior(files)).mean("layer", skipna=False)
+            ),
             most=0.1,
         ),
     )

@@ -6,7 +6,7 @@ import xarray as xr
 
 from recipes.checkpoints import of
 from recipes.curves import interior, rank_correlation_of_models
-from recipes.files import Files
+from recipes.files import Absent, Files
 from recipes.recipe import SWEEP, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
 
@@ -17,13 +17,13 @@ def _means(files: Files, metric: str, name: str) -> xr.DataArray:
 
 def interior_agreement(name: str, files: Files) -> xr.DataArray:
     """Agreement with the clean model, mean over interior layers, by draw."""
-    return _means(files, "agreement", name).isel(layer=interior(files)).mean("layer")
+    return _means(files, "agreement", name).isel(layer=interior(files)).mean("layer", skipna=False)
 
 
 def against_interior(name: str, layer: int, files: Files) -> xr.DataArray:
     """KL at a layer over the median KL of interior layers."""
     kl = _means(files, "kl", name)
-    return kl.isel(layer=layer) / kl.isel(layer=interior(files)).median("layer")
+    return kl.isel(layer=layer) / kl.isel(layer=interior(files)).median("layer", skipna=False)
 
 
 def _entropy_gained(name: str, files: Files) -> xr.DataArray:
@@ -46,7 +46,8 @@ def _milder_than_both(files: Files) -> xr.DataArray:
 
 def _share_milder(files: Files) -> xr.DataArray:
     kl = drawn(files[SWEEP]["kl"].isel(layer=interior(files)))
-    return (kl.sel(intervention="swap") < kl.sel(intervention="drop")).mean("layer")
+    less = kl.sel(intervention="drop") - kl.sel(intervention="swap")
+    return (less > 0).where(less.notnull()).mean("layer", skipna=False)
 
 
 def _only_gpt2(files: Files) -> str:
@@ -54,13 +55,17 @@ def _only_gpt2(files: Files) -> str:
 
 
 def _with_layers(name: str, models: Sequence[Files]) -> tuple[float, float, float]:
-    values = [float(interior_agreement(name, files).isel(draw=0)) for files in models]
-    return rank_correlation_of_models(values, [files.layers for files in models])
+    able = [files for files in models if files.layers >= 5]
+    values = [float(interior_agreement(name, files).isel(draw=0)) for files in able]
+    return rank_correlation_of_models(values, [files.layers for files in able])
 
 
-def _worst_last_pair(models: Sequence[Files]) -> float:
-    ratios = [against_interior("swap", files.layers - 2, files) for files in models]
-    return max(float(ratio.isel(draw=0)) for ratio in ratios)
+def _worst_last_pair(models: Sequence[Files]) -> xr.DataArray:
+    able = [files for files in models if files.layers >= 5]
+    ratios = [against_interior("swap", files.layers - 2, files) for files in able]
+    if not ratios:
+        raise Absent("none of the models has an interior")
+    return xr.concat(ratios, "model", coords="minimal", compat="override").max("model")
 
 
 def _both(check: Callable[[str], Check]) -> tuple[Check, ...]:

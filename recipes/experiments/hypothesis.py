@@ -38,7 +38,10 @@ def bounds(files: Files) -> list[int]:
 def by_stage(values: xr.DataArray, files: Files) -> list[xr.DataArray]:
     """Mean of a curve over the layers of each of the four stages."""
     edges = bounds(files)
-    return [values.isel(layer=slice(begin, end)).mean("layer") for begin, end in pairwise(edges)]
+    return [
+        values.isel(layer=slice(begin, end)).mean("layer", skipna=False)
+        for begin, end in pairwise(edges)
+    ]
 
 
 def across(values: xr.DataArray, files: Files) -> list[xr.DataArray]:
@@ -53,7 +56,10 @@ def _largest_of_others(values: list[xr.DataArray], stage: int) -> xr.DataArray:
 
 
 def _kl_of_first(name: str, files: Files) -> xr.DataArray:
-    values = by_stage(drawn(files[SWEEP]["kl"].sel(intervention=name)), files)
+    kl = files[SWEEP]["kl"].sel(intervention=name)
+    # The last layer has no swap.
+    kl = kl.isel(layer=slice(0, files.layers - (name == "swap")))
+    values = by_stage(drawn(kl), files)
     return values[0] / _largest_of_others(values, 0)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import xarray as xr
 
-from recipes.curves import part, place_of_largest, rank_correlation
+from recipes.curves import change, part, place_of_largest, rank_correlation
 from recipes.experiments.prediction_neurons import share
 from recipes.files import Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
@@ -18,7 +18,7 @@ def entropy(lens: str, files: Files) -> xr.DataArray:
 
 def _lowest_early(lens: str, files: Files) -> xr.DataArray:
     values = entropy(lens, files)
-    return part(values, 0, 0.5).min("depth") / values.max("depth")
+    return part(values, 0, 0.5).min("depth", skipna=False) / values.max("depth", skipna=False)
 
 
 def _fall_late(lens: str, files: Files) -> xr.DataArray:
@@ -26,8 +26,7 @@ def _fall_late(lens: str, files: Files) -> xr.DataArray:
 
 
 def _fall_at_the_end(files: Files) -> xr.DataArray:
-    late = part(entropy("recomputed", files), 0.75, 1)
-    return late.isel(depth=-1) - late.isel(depth=0)
+    return change(entropy("recomputed", files), 0.75, 1)
 
 
 def _high_then_falls(lens: str) -> Claim:

@@ -3,7 +3,7 @@
 import xarray as xr
 
 from recipes.checkpoints import FIRST
-from recipes.curves import part
+from recipes.curves import change, part
 from recipes.files import Files
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
@@ -16,12 +16,12 @@ def _ratio(files: Files) -> xr.DataArray:
 
 def _early_less_late(files: Files) -> xr.DataArray:
     ratio = _ratio(files)
-    return part(ratio, 0, 1 / 3).mean("layer") - part(ratio, 2 / 3, 1).mean("layer")
+    early, late = part(ratio, 0, 1 / 3), part(ratio, 2 / 3, 1)
+    return early.mean("layer", skipna=False) - late.mean("layer", skipna=False)
 
 
 def _rise(files: Files) -> xr.DataArray:
-    late = part(_ratio(files), 0.75, 1)
-    return late.isel(layer=-1) - late.isel(layer=0)
+    return change(_ratio(files), 0.75, 1)
 
 
 def _only_gpt2(files: Files) -> str:

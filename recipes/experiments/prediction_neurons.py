@@ -22,9 +22,11 @@ def share(files: Files, name: str) -> xr.DataArray:
     Raises
     ------
     Absent
-        If the model has next to no such neurons.
+        If the model has next to no such neurons, or gated MLPs, where there is no telling.
     """
     dataset = files[NEURONS]
+    if dataset.attrs["gated"]:
+        raise Absent("in gated MLPs skew does not tell prediction from suppression neurons")
     shares = dataset["share"].sel(neuron_class=["prediction", "suppression"])
     count = round(float(shares.sum()) * dataset.sizes["neuron"])
     if count < FEWEST:
@@ -57,11 +59,14 @@ def _overtakes(files: Files) -> float:
 def _apart(files: Files) -> xr.DataArray:
     """How far the steepest fall of KL is from the steepest rise of prediction neurons."""
     kl = lens_kl(files)
+    if files.layers < 3:
+        raise Absent(f"{files.layers} layers have no steepest rise")
     falls = -kl.diff("depth").values
     fall = (falls.argmax(-1) + 0.5) / (kl.sizes["depth"] - 1)
     rises = np.diff(share(files, "prediction").values)
     rise = (rises.argmax() + 1) / max(1, len(rises))
-    return xr.DataArray(np.abs(fall - rise), dims="draw")
+    found = np.where(np.isfinite(falls).all(-1), np.abs(fall - rise), np.nan)
+    return xr.DataArray(found, dims="draw")
 
 
 def _named(models: Sequence[Files], names: Sequence[str]) -> list[Files]:

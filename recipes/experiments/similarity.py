@@ -6,7 +6,7 @@ import xarray as xr
 
 from recipes.checkpoints import named
 from recipes.curves import part
-from recipes.files import Files
+from recipes.files import Absent, Files
 from recipes.recipe import SIMILARITY, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
 
@@ -19,6 +19,8 @@ def _cosine(component: str, files: Files) -> xr.DataArray:
 
     Centred where the model's norms centre, as the paper's were.
     """
+    if files.layers < 2:
+        raise Absent("one layer has none to be swapped with")
     values = files[SIMILARITY]["cosine"].isel(processing=-1).sel(component=component)
     return drawn(values.isel(layer=slice(0, files.layers - 1)))
 
@@ -33,15 +35,15 @@ def _least_own(component: str, files: Files) -> xr.DataArray:
 
 def _late(files: Files) -> xr.DataArray:
     values = part(_cosine("attention", files), 0.75, 1)
-    return abs(values.sel(comparison=list(OTHERS)).mean("layer")).max("comparison")
+    return abs(values.sel(comparison=list(OTHERS)).mean("layer", skipna=False)).max("comparison")
 
 
 def _late_adjacent(files: Files) -> xr.DataArray:
-    return part(_cosine("attention", files).sel(comparison="adjacent"), 0.75, 1).mean("layer")
+    return part(_cosine("attention", files).sel(comparison="adjacent"), 0.75, 1).mean("layer", skipna=False)
 
 
 def _early_index(other: str, files: Files) -> xr.DataArray:
-    values = part(_cosine("mlp", files), 0.25, 0.5).mean("layer")
+    values = part(_cosine("mlp", files), 0.25, 0.5).mean("layer", skipna=False)
     against = (
         values.sel(comparison=list(SELF)).mean("comparison")
         if other == "self"
@@ -52,7 +54,7 @@ def _early_index(other: str, files: Files) -> xr.DataArray:
 
 def _late_others(files: Files) -> xr.DataArray:
     values = part(_cosine("mlp", files), 0.6, 0.95)
-    return abs(values.sel(comparison=list(OTHERS)).mean("layer")).max("comparison")
+    return abs(values.sel(comparison=list(OTHERS)).mean("layer", skipna=False)).max("comparison")
 
 
 def _only(prefix: str, files: Files) -> str:
@@ -140,7 +142,7 @@ RECIPE = Recipe(
                 ),
                 Check(
                     "self-similarity there",
-                    lambda files: part(_own("mlp", files), 0.6, 0.95).mean("layer"),
+                    lambda files: part(_own("mlp", files), 0.6, 0.95).mean("layer", skipna=False),
                     least=0.5,
                 ),
             ),

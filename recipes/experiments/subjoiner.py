@@ -1,18 +1,17 @@
 """E4: heads that gather the pieces of a word."""
 
-import numpy as np
+import scipy.stats
 import xarray as xr
 
 from recipes.checkpoints import named
-from recipes.files import Files
+from recipes.files import Absent, Files, best_head
 from recipes.recipe import SUBJOINER, Check, Claim, Picture, Recipe
 
 
 def _best(files: Files) -> xr.Dataset:
     """Return the head that was found first, on the words that it was sought on."""
     dataset = files[SUBJOINER]
-    place = int(np.argmax(dataset["finding_score"].values))
-    layer, head = divmod(place, dataset.sizes["head"])
+    layer, head = best_head(dataset)
     return dataset.isel(layer=layer, head=head)
 
 
@@ -21,9 +20,18 @@ def _score(files: Files) -> tuple[float, float, float]:
     return float(best["score"]), float(best["score_low"]), float(best["score_high"])
 
 
+def _monotone(files: Files) -> tuple[float, float, float]:
+    """Share of held-out words with falling weights, and Wilson's interval."""
+    share, words = float(_best(files)["monotone"]), files[SUBJOINER].attrs["words_in_pieces"] // 2
+    found = scipy.stats.binomtest(round(share * words), words).proportion_ci(method="wilson")
+    return share, float(found.low), float(found.high)
+
+
 def _denser_early(files: Files) -> float:
     found = files[SUBJOINER]["found"].sum("head")
-    early = found["layer"] < files.layers / 2
+    if not found.sum():
+        raise Absent("no head stands out")
+    early = found["relative_depth"] < 0.5
     return float(found.where(early, 0).sum() - found.where(~early, 0).sum())
 
 
@@ -78,7 +86,7 @@ RECIPE = Recipe(
             (
                 Check(
                     "share of words with falling weights, best head (chance: one in six)",
-                    lambda files: _best(files)["monotone"],
+                    _monotone,
                     least=0.5,
                 ),
             ),

@@ -22,9 +22,19 @@ def _model(files: Files) -> xr.DataArray:
     return drawn(files[SUFFIX]["model_correct"].sel(reading="hard"), "item")
 
 
+def _able(files: Files) -> str:
+    """Why nothing can be said, if the model itself does not know."""
+    if not files.has(SUFFIX):
+        return ""
+    low = float(files[SUFFIX]["model_accuracy_low"].sel(reading="hard"))
+    return "the model itself does no better than chance" if low <= 0.5 else ""
+
+
 def _signed(files: Files) -> str:
     gated = files.has(SUFFIX) and files[SUFFIX].attrs["gated"]
-    return "in gated MLPs activations have no fixed sign: no neuron is one of either" * bool(gated)
+    if gated:
+        return "in gated MLPs activations have no fixed sign: no neuron is one of either"
+    return _able(files)
 
 
 RECIPE = Recipe(
@@ -32,7 +42,7 @@ RECIPE = Recipe(
     title="Probing for a suffix",
     question="Do neurons, one by one or together, know that the next token ends in -ing?",
     sources=(SUFFIX,),
-    cost="10,000 windows of 24 tokens, and about 150 probes",
+    cost="10,000 windows of 24 tokens, and about 250 probes",
     models=named("gpt2-xl"),
     notes=(
         "Balanced windows, divided by document; neurons are ranked on dev and measured on test. "
@@ -95,6 +105,7 @@ RECIPE = Recipe(
                     lambda f: _group("mixed", 0, f) - _model(f),
                 ),
             ),
+            only=_able,
         ),
         Claim(
             "C9.3",
