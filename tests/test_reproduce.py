@@ -220,3 +220,60 @@ def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monk
     assert code == 1 and "has no file of a model" in err
     code, _, err = run("plot", "one/claims.nc")
     assert code == 1
+
+
+def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, given):
+    assert run(*words(given, "E7", "E10", "E1"))[0] == 0
+    for name in ("claims.nc", "stages.nc", "report.html"):
+        Path("outputs/tiny", name).write_bytes(b"")
+    assert run(*words(given, "E7", "E10", "E1"))[0] == 0
+    for name in ("claims.nc", "stages.nc"):
+        xr.load_dataset(f"outputs/tiny/{name}")
+    assert "</html>" in Path("outputs/tiny/report.html").read_text()
+    Path("outputs/tiny/sweep.nc").write_bytes(b"")
+    code, _, err = run("report", "outputs/tiny")
+    assert code == 1 and "sweep.nc is not a NetCDF file that can be read" in err
+
+
+def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(run, given, tmp_path):
+    shutil.copytree(given["model"], tmp_path / "tiny")
+    here = {**given, "model": tmp_path / "tiny"}
+    assert run(*words(here, "E1", "E10"))[0] == 0
+    torch.manual_seed(5)
+    config = GPT2Config.from_pretrained(tmp_path / "tiny")
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
+    code, _, err = run(*words(here, "E1", "E10"))
+    assert code == 1 and "choose another --out, or --fresh" in err
+    assert run(*words(here, "E1", "E10"), "--fresh")[0] == 0
+    assert run(*words(here, "E7"))[0] == 0
+
+
+def test_one_experiment_without_layers_in_its_file_has_a_report(run, given):
+    assert run(*words(given, "E9"))[0] == 0
+    assert "Single neurons" in Path("outputs/tiny/report.html").read_text()
+
+
+def test_a_full_disk_ends_it_at_once(run, given, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    code, _, err = run(*words(given, "E1", "E4"))
+    assert code == 1 and "cannot be written" in err and "left out" not in err
+
+
+def test_a_model_of_one_layer_is_measured_as_far_as_it_goes(run, given, tmp_path):
+    shutil.copytree(given["model"], tmp_path / "one")
+    config = GPT2Config.from_pretrained(tmp_path / "one")
+    config.n_layer = 1
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "one")
+    command = words({**given, "model": tmp_path / "one"})
+    code, _, err = run(*command, "--task-data", given["tasks"])
+    assert code == 0, err
+    page = Path("outputs/one/report.html").read_text()
+    assert "one layer has none to be swapped with" in page or "is not drawn" in page
+
+
+def test_numbers_of_a_comparison_go_into_a_netcdf_file(run):
+    code, _, err = run("compare", "a", "b", "--out", "x.html")
+    assert code == 2 and "ends in .nc" in err

@@ -14,7 +14,7 @@ from recipes.compare import compare
 from recipes.experiments.representations import contrast, toeplitz
 from recipes.figures import draw
 from recipes.files import Absent, Files
-from recipes.recipe import SOURCES, Check
+from recipes.recipe import SOURCES, STAGES, Check
 from recipes.stages import stages
 from recipes.tables import table
 from recipes.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
@@ -268,3 +268,49 @@ def test_published_values_are_those_of_the_models_of_the_paper_with_their_source
         assert each.where and each.settings and each.values and each.unit in {"1", "bit"}
     peak = published.find("gpt2", "local attention")
     assert peak and peak.peak == 2 and peak.values["2"] == 0.102
+
+
+def test_a_layer_that_is_not_a_number_is_not_averaged_away(tmp_path):
+    planted(tmp_path)
+    sweep = load(tmp_path / "sweep.nc")
+    for name in ("kl", "agreement"):
+        sweep[name][0, 5, 3] = np.nan
+    save(sweep, tmp_path / "sweep.nc")
+    found = {each.claim.name: each for each in judge([Files(tmp_path)])}
+    for name in ("C1.1", "C1.2", "C1.5"):
+        assert found[name].verdict == OPEN and "not defined" in found[name].reason, name
+    draw(PICTURES["5a"], [Files(tmp_path)])
+
+
+def test_where_nothing_is_finite_figures_are_drawn_all_the_same(tmp_path):
+    plant(tmp_path)
+    sweep = load(tmp_path / "sweep.nc")
+    save(sweep.assign(kl=sweep.kl * np.nan), tmp_path / "sweep.nc")
+    for name in ("5a", "v1 3", "1"):
+        draw(PICTURES[name], [Files(tmp_path)])
+
+
+def test_gated_neurons_and_chance_decide_nothing(tmp_path):
+    planted(tmp_path)
+    save(load(tmp_path / "neurons.nc").assign_attrs(gated=1), tmp_path / "neurons.nc")
+    suffix = load(tmp_path / "ing.nc")
+    save(suffix.assign(model_accuracy_low=suffix.model_accuracy * 0 + 0.49), tmp_path / "ing.nc")
+    found = {each.claim.name: each for each in judge([Files(tmp_path)])}
+    for name in ("C7.2", "C8.1", "C8.2", "C8.3"):
+        assert "gated MLPs" in found[name].reason
+    for name in ("C9.1", "C9.2", "C9.3"):
+        assert "no better than chance" in found[name].reason
+
+
+def test_boundaries_of_other_files_are_not_used(tmp_path):
+    planted(tmp_path)
+    sweep = load(tmp_path / "sweep.nc").assign_attrs(created="2001-01-01T00:00:00+00:00")
+    save(sweep, tmp_path / "sweep.nc")
+    assert "run `stages segment` again" in Files(tmp_path).missing(STAGES)
+
+
+def test_a_model_that_lacks_a_file_does_not_keep_others_from_being_judged(tmp_path):
+    models = [planted(tmp_path / name, name=name) for name in ("one", "two", "three")]
+    (tmp_path / "one" / "sweep.nc").unlink()
+    found = {each.claim.name: each for each in judge([Files(tmp_path / "one"), *models[1:]])}
+    assert found["C1.4b"].verdict != OPEN

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from recipes.files import Files
+from recipes.files import Absent, Files
 from recipes.recipe import CKA, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
 
@@ -59,6 +59,8 @@ def toeplitz(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _blocks(files: Files) -> xr.DataArray:
+    if files.layers < 3:
+        raise Absent(f"{files.layers + 1} depths have no two segments of two")
     hsic = drawn(files[CKA]["hsic"].isel(processing=0), "batch", draws=DRAWS).values
     own = np.diagonal(hsic, axis1=1, axis2=2)
     cka = hsic / np.sqrt(own[:, :, None] * own[:, None, :])

@@ -39,7 +39,9 @@ def _late(files: Files) -> xr.DataArray:
 
 
 def _late_adjacent(files: Files) -> xr.DataArray:
-    return part(_cosine("attention", files).sel(comparison="adjacent"), 0.75, 1).mean("layer", skipna=False)
+    return part(_cosine("attention", files).sel(comparison="adjacent"), 0.75, 1).mean(
+        "layer", skipna=False
+    )
 
 
 def _early_index(other: str, files: Files) -> xr.DataArray:
