@@ -325,6 +325,7 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     from robustness.results import command_line
 
     path = out or directory / "stages.nc"
+    _check_kind(path, "stages")
     run(directory, seed=seed, out=path, command=command_line())
     click.echo(path)
 
@@ -439,6 +440,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
 
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of the numbers, and ends in .nc")
+    _check_kind(out, "compare")
     dataset = run([Files(directory) for directory in directories], command_line())
     save(dataset, out)
     page = out.with_suffix(".html")
@@ -751,6 +753,18 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     return Path(out)
 
 
+def _check_kind(path: Path, kind: str) -> None:
+    """Refuse to write over a file that holds something else."""
+    from robustness.results import load
+
+    try:
+        found = load(path).attrs.get("measurement")
+    except Refusal:  # nothing there, or nothing that could be lost
+        return
+    if found != kind:
+        raise Refusal(f"{path} holds {found}, and would be lost: choose another --out")
+
+
 def _list_experiments() -> None:
     from recipes.catalogue import RECIPES
     from recipes.checkpoints import PAPER
@@ -775,6 +789,10 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
     from robustness.results import command_line
 
     directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
+    for option in ("wic_data", "task_data"):
+        given = str(options[option] or "")
+        if given.startswith((".", "/", "~")) and not Path(given).expanduser().exists():
+            raise Refusal(f"--{option.replace('_', '-')}: there is no {given}")
     passed = ("quiet", "resume", "out", "host", "deploy", "sandbox_limit", "listed")
     _check_remote(options)
 

@@ -15,7 +15,7 @@ from robustness.model import open_model
 name, text = [*sys.argv[1:], "builtin", "builtin"][:2]
 model = open_model(name)
 corpus = cut(text, model.tokenizer, context=64, tokens=6400)
-out = Path("outputs") / "example"
+out = Path("outputs") / f"example-{model.name}-{Path(text).stem}"
 sweep(model, corpus, interventions=("drop", "swap"), out=out / "sweep.nc")
 
 for verdict in judge([Files(out)]):

@@ -63,7 +63,8 @@ def draw(picture: Picture, models: Models) -> Figure:
     try:
         figure = FIGURES[picture.draw](able, **options)
     except KeyError as error:  # a sweep without some readout
-        raise Absent(f"a file that it takes has no {error}") from error
+        reason = str(error.args[0]).partition(". ")[0]
+        raise Absent(f"a file that it takes is not whole: {reason}") from error
     if len(able) == 1 and not any(
         axis.get_title().startswith(able[0].name) for axis in figure.axes
     ):

@@ -134,7 +134,10 @@ def reproduce(
     if not fresh and _is_done(directory, wanted, left_out):
         tell("all of it is there: nothing to do")
         return page
+    unavailable = dict(left_out)
     task = Task(name, prepare(), directory, fresh, command)
+    if not fresh:
+        _check_model(task)
     fitting = [source for source in sources if source.file not in left_out]
     left_out |= _measure(task, fitting, watch, tell)
     for file, reason in left_out.items():
@@ -155,9 +158,26 @@ def reproduce(
                 progress=progress,
             )
     for file, reason in left_out.items():
-        if strict and file != STAGES.file:
+        if strict and file not in {STAGES.file, *unavailable}:
             raise Refusal(f"{file} was left out, the rest is in {page}: {reason}")
     return page
+
+
+def _check_model(task: Task) -> None:
+    """Refuse a directory with files of another model before anything is measured."""
+    for source in SOURCES:
+        path = task.path(source)
+        if source == STAGES or not path.exists():
+            continue
+        attrs = results.load(path).attrs
+        for key in ("model", "weights_sha256"):
+            ours = task.inputs.model.identity.get(key)
+            if key in attrs and ours and attrs[key] != ours:
+                raise OtherSettings(
+                    f"{path.name} in {task.directory.name} is of another model ({attrs['model']}, "
+                    f"not {task.inputs.model.name}, or other weights): choose another --out, or "
+                    "--fresh to replace it"
+                )
 
 
 def _is_done(directory: Path, wanted: str, left_out: Mapping[str, str]) -> bool:

@@ -119,7 +119,8 @@ def measure(check: Check, of: Files | Sequence[Files]) -> Number:
     try:
         found = check.value(of)
     except KeyError as error:  # a sweep without some readout, a probe without some group
-        raise Absent(f"a file that it takes has no {error}") from error
+        reason = str(error.args[0]).partition(". ")[0]
+        raise Absent(f"a file that it takes is not whole: {reason}") from error
     if isinstance(found, xr.DataArray) and "draw" in found.dims:
         samples = found.isel(draw=slice(1, None)).values
         low, high = np.quantile(samples, (0.025, 0.975))

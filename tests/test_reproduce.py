@@ -277,3 +277,24 @@ def test_a_model_of_one_layer_is_measured_as_far_as_it_goes(run, given, tmp_path
 def test_numbers_of_a_comparison_go_into_a_netcdf_file(run):
     code, _, err = run("compare", "a", "b", "--out", "x.html")
     assert code == 2 and "ends in .nc" in err
+
+
+def test_another_model_in_the_directory_is_refused_before_anything_is_measured(run, given):
+    assert run(*words(given, "E1"), "--out", "here")[0] == 0
+    before = made(Path("here"))
+    code, _, err = run("reproduce", "builtin", "E10", "--tokens", 2560, "--out", "here")
+    assert code == 1 and "sweep.nc in here is of another model (tiny, not builtin" in err
+    assert made(Path("here")) == before
+
+
+def test_data_that_is_not_there_and_files_that_would_be_lost_are_refused(run, given):
+    for option in ("--wic-data", "--task-data"):
+        code, _, err = run(*words(given, "E1"), option, "/nowhere/at/all")
+        assert code == 1 and f"{option}: there is no /nowhere/at/all" in err
+    assert run(*words(given, "E1", "E7"), "--out", "here")[0] == 0
+    before = made(Path("here"))
+    code, _, err = run("segment", "here", "--out", "here/sweep.nc")
+    assert code == 1 and "here/sweep.nc holds sweep, and would be lost" in err
+    code, _, err = run("compare", "here", "here", "--out", "here/lens.nc")
+    assert code == 1 and "would be lost" in err
+    assert made(Path("here")) == before

@@ -108,7 +108,7 @@ def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
     for changed, reason in (
         (whole.sel(intervention=["drop"]), "sweep.nc has no swap"),
         (whole.assign_attrs(layers="0..3"), "sweep.nc has layers 0..3, and all are needed"),
-        (whole.drop_vars("agreement"), "a file that it takes has no"),
+        (whole.drop_vars("agreement"), "a file that it takes is not whole"),
     ):
         save(changed, tmp_path / "sweep.nc")
         found = {each.claim.name: each for each in judge([Files(tmp_path)])}

@@ -226,7 +226,7 @@ RECIPE = Recipe(
             "C1.7",
             "The first layer is a function of the current token alone.",
             "section 4.1",
-            unjudged="false as it stands: the first block has attention over earlier tokens",
+            unjudged="no experiment asks it; the first block has attention over earlier tokens",
         ),
     ),
 )

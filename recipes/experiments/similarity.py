@@ -85,7 +85,7 @@ RECIPE = Recipe(
             "similarity",
             "What attention and MLP write when swapped",
             "Cosines of what attention (left) and the MLP (right) of two adjacent blocks write, "
-            "swapped and clean, over relative depth, with 95 % bands. The teal line compares the "
+            "swapped and clean, over relative depth, with 95 % bands. The green line compares the "
             "block that runs earlier with the one it replaces.",
             (SIMILARITY,),
         ),
