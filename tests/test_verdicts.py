@@ -287,7 +287,7 @@ def test_where_nothing_is_finite_figures_are_drawn_all_the_same(tmp_path):
     sweep = load(tmp_path / "sweep.nc")
     save(sweep.assign(kl=sweep.kl * np.nan), tmp_path / "sweep.nc")
     for name in ("5a", "v1 3", "1"):
-        draw(PICTURES[name], [Files(tmp_path)])
+        assert draw(PICTURES[name], [Files(tmp_path)]).axes[0].get_yscale() == "linear"
 
 
 def test_gated_neurons_and_chance_decide_nothing(tmp_path):
