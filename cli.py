@@ -57,7 +57,8 @@ options_of_text = together(
         "--data",
         default="builtin",
         show_default=True,
-        help="builtin, a .txt, .jsonl or .parquet file, or a data set, owner/name:config.",
+        help="builtin, a .txt (<|endoftext|> divides its documents), .jsonl or .parquet file, or a "
+        "data set, owner/name:config.",
     ),
     click.option("--field", default="text", show_default=True, help="Column of the text."),
     click.option("--split", default="train", show_default=True, help="Split of a data set."),
@@ -388,7 +389,7 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
     """Judge the paper's claims on the files in DIRECTORY, draw its figures, and make one HTML page.
 
     The files are those that reproduce, sweep, observe, probe, tasks and segment leave; what is not
-    there is said. Verdicts are saved beside them in claims.nc.
+    there is said. Verdicts are saved beside the page in claims.nc.
 
     \b
     stages report outputs/builtin
@@ -401,7 +402,7 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
         run(
             [directory],
             page,
-            claims=directory / "claims.nc",
+            claims=page.parent / "claims.nc",
             figures=figures,
             command=command_line(),
             progress=progress,
@@ -433,7 +434,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     stages compare outputs/builtin outputs/builtin-parallel
     """
     from recipes.compare import compare as run
-    from recipes.files import Files
+    from recipes.files import side_by_side
     from recipes.report import report as write
     from recipes.tables import table
     from robustness.results import command_line, save
@@ -441,7 +442,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of the numbers, and ends in .nc")
     _check_kind(out, "compare")
-    dataset = run([Files(directory) for directory in directories], command_line())
+    dataset = run(side_by_side(directories), command_line())
     save(dataset, out)
     page = out.with_suffix(".html")
     with _progress(None, quiet=quiet, unit="figure") as progress:

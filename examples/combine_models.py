@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 grid = np.linspace(0, 1, 21)
 curves = {}
 for directory in map(Path, sys.argv[1:]):

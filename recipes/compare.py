@@ -30,9 +30,15 @@ QUANTITIES = (
     Check("most prediction neurons in a layer", lambda files: share(files, "prediction").max()),
     Check("most suppression neurons in a layer", lambda files: share(files, "suppression").max()),
     Check("best word-in-context accuracy", at_peak),
-    Check("which peaks at depth", lambda files: place_of_largest(accuracy(files))),
+    Check(
+        "word-in-context accuracy peaks at depth", lambda files: place_of_largest(accuracy(files))
+    ),
 )
 """What is set side by side; depths are relative, 0 to 1."""
+
+
+SAID = ("corpus", "context", "tokens", "dtype")
+"""What is said of each model's run besides: numbers of other texts are not alike in all."""
 
 
 def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
@@ -50,18 +56,16 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
     Dataset
         `value`, `low` and `high` (quantity, model), with 95 % intervals, NaN where a model's files
         do not say; `verdict` (claim, model), of the claims about one model; `verdict_across`
-        (claim_across), of those about several; `layers` (model).
+        (claim_across), of those about several; `numbers` (claim, model), what they stand on, as
+        text; `layers` and those of `SAID` (model).
 
     Raises
     ------
     Refusal
-        If there is one model, or one twice.
+        If there is one model.
     """
-    names = [files.name for files in models]
     if len(models) < 2:
         raise Refusal("one model cannot be compared: give the directories of two or more")
-    if len(set(names)) < len(names):
-        raise Refusal(f"a model is there twice: {', '.join(names)}")
     numbers = [[_or_nothing(check, files) for files in models] for check in QUANTITIES]
     alone = [_about_one(files) for files in models]
     across = judge(models)
@@ -85,6 +89,10 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
                 ("claim", "model"),
                 np.array([[each.verdict for each in row] for row in alone], dtype=object).T,
             ),
+            "numbers": (
+                ("claim", "model"),
+                np.array([[_text(each) for each in row] for row in alone], dtype=object).T,
+            ),
             "verdict_across": (
                 "claim_across",
                 np.array([each.verdict for each in across], dtype=object),
@@ -92,8 +100,9 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
         },
         coords={
             "quantity": [check.what for check in QUANTITIES],
-            "model": names,
+            "model": [files.label for files in models],
             "layers": ("model", [files.layers for files in models]),
+            **{name: ("model", [_said(files, name) for files in models]) for name in SAID},
             "claim": [each.claim.name for each in alone[0]],
             "claim_text": ("claim", [each.claim.text for each in alone[0]]),
             "claim_across": [each.claim.name for each in across],
@@ -104,6 +113,17 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
 
 def _about_one(files: Files) -> list[Verdict]:
     return [each for each in judge([files]) if each.claim.models == 1 and not each.claim.unjudged]
+
+
+def _said(files: Files, name: str) -> str:
+    """Return what the first file that says so says of its run."""
+    found = (files.get(source) for source in files.sources)
+    said = (data.attrs[name] for data in found if data is not None and name in data.attrs)
+    return str(next(said, "-"))
+
+
+def _text(verdict: Verdict) -> str:
+    return "; ".join(number.text for number in verdict.numbers)
 
 
 def _or_nothing(check: Check, files: Files) -> Number:

@@ -8,13 +8,34 @@ import scipy.stats
 import xarray as xr
 
 from recipes.files import Absent, Files
+from robustness.uncertainty import drawn_as
+
+INTERIOR = 3
+"""Fewer layers are no interior."""
+
+FEWEST = INTERIOR + 4
+"""Layers of a model that has one."""
 
 
 def interior(files: Files) -> slice:
     """Layers 2 to L - 3, away from both ends: to be used with `isel`."""
-    if files.layers < 5:
-        raise Absent(f"{files.layers} layers have no interior: 5 are needed")
+    if files.layers < FEWEST:
+        raise Absent(f"{files.layers} layers have no interior: {FEWEST} are needed")
     return slice(2, files.layers - 2)
+
+
+def with_interior(models: Sequence[Files]) -> list[Files]:
+    """Return the models that have an interior.
+
+    Raises
+    ------
+    Absent
+        If none has.
+    """
+    found = [files for files in models if files.layers >= FEWEST]
+    if not found:
+        raise Absent(f"no model has an interior: {FEWEST} layers are needed")
+    return found
 
 
 def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
@@ -48,7 +69,7 @@ def place_of_largest(values: xr.DataArray) -> xr.DataArray:
     where = values.fillna(-np.inf).argmax(dim)
     found = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
     finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)
-    return found.where(xr.DataArray(finite, dims=where.dims))
+    return found.where(xr.DataArray(finite, dims=where.dims)).assign_coords(drawn_as(values))
 
 
 def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
@@ -71,7 +92,8 @@ def rank_correlation(values: xr.DataArray) -> xr.DataArray:
     spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
     product = np.tensordot(order, ranks, axes=(0, 0))
     found = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
-    return xr.DataArray(found, dims=[name for name in values.dims if name != dim])
+    rest = [name for name in values.dims if name != dim]
+    return xr.DataArray(found, dims=rest, coords=drawn_as(values))
 
 
 def rank_correlation_of_models(

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes import diagrams
-from recipes.curves import interior, position
+from recipes.curves import FEWEST, interior, position, with_interior
 from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map
 from recipes.experiments.drop_and_swap import interior_agreement
 from recipes.experiments.hypothesis import bounds
-from recipes.files import Absent, Files, best_head
+from recipes.files import Absent, Files, best_head, task_metric
 from recipes.recipe import (
     ATTENTION,
     CKA,
@@ -32,7 +32,7 @@ from recipes.recipe import (
     WIC,
     Picture,
 )
-from robustness.uncertainty import standard_error
+from robustness.uncertainty import interval, standard_error
 
 PANEL = (4.6, 3.5)
 """Width and height of a panel in inches."""
@@ -66,9 +66,9 @@ def draw(picture: Picture, models: Models) -> Figure:
         reason = str(error.args[0]).partition(". ")[0]
         raise Absent(f"a file that it takes is not whole: {reason}") from error
     if len(able) == 1 and not any(
-        axis.get_title().startswith(able[0].name) for axis in figure.axes
+        axis.get_title().startswith(_name(able[0])) for axis in figure.axes
     ):
-        figure.suptitle(able[0].name, fontsize="medium")
+        figure.suptitle(_name(able[0]), fontsize="medium")
     return figure
 
 
@@ -78,7 +78,7 @@ def interventions(models: Models) -> Figure:
     for row, name in zip(axes, ("swap", "drop"), strict=True):
         for axis, metric in zip(row, ("kl", "agreement"), strict=True):
             for index, files in enumerate(models):
-                _curve(axis, files[SWEEP][metric].sel(intervention=name), index, files.name)
+                _curve(axis, files[SWEEP][metric].sel(intervention=name), index, _name(files))
             _readout(axis, metric)
             axis.set_title(name)
     return _legend(figure, models)
@@ -88,16 +88,11 @@ def agreement_by_layers(models: Models) -> Figure:
     """Interior agreement of every model against its number of layers."""
     figure, axes = _panels(1, 1, (6, 3.8))
     axis = axes[0, 0]
-    able = [files for files in models if files.layers >= 5]
-    if not able:
-        raise Absent("none of the models has an interior")
+    able = with_interior(models)
     for index, name in enumerate(("drop", "swap")):
         found = [interior_agreement(name, files) for files in able]
         middle = np.array([float(each.isel(draw=0)) for each in found])
-        low, high = (
-            np.array([float(each.isel(draw=slice(1, None)).quantile(level)) for each in found])
-            for level in (0.025, 0.975)
-        )
+        low, high = np.array([interval(each) for each in found]).T
         axis.errorbar(
             [files.layers for files in able], middle, np.stack([middle - low, high - middle]),
             color=COLOURS[index], marker=MARKERS[index], linestyle="", label=name,
@@ -105,7 +100,11 @@ def agreement_by_layers(models: Models) -> Figure:
     for files in able:
         height = float(interior_agreement("swap", files).isel(draw=0))
         axis.annotate(
-            files.name, (files.layers, height), (5, 5), textcoords="offset points", fontsize="small"
+            _name(files),
+            (files.layers, height),
+            (5, 5),
+            textcoords="offset points",
+            fontsize="small",
         )
     axis.margins(x=0.3)
     axis.set_xlabel("layers")
@@ -124,7 +123,7 @@ def changes(models: Models) -> Figure:
             gained = (data["entropy"] - data["clean_entropy"]) / log(2)
             shown = (data["kl"], data["agreement"], gained)
             for axis, values in zip(axes[:3, column], shown, strict=True):
-                _curve(axis, values, index, files.name)
+                _curve(axis, values, index, _name(files))
         _readout(axes[0, column], "kl")
         _readout(axes[1, column], "agreement")
         axes[0, column].set_title(name)
@@ -132,14 +131,14 @@ def changes(models: Models) -> Figure:
         axes[2, column].set_ylabel("change in entropy [bit]")
     zoom, less = axes[3]
     for index, files in enumerate(models):
-        if files.layers < 5:
+        if files.layers < FEWEST:
             continue
         kl = files[SWEEP]["kl"].isel(layer=interior(files))
         for name, style in (("drop", "-"), ("swap", "--")):
-            label = f"{files.name}, {name}"
+            label = f"{_name(files)}, {name}"
             _curve(zoom, kl.sel(intervention=name), index, label, linestyle=style)
         difference = kl.sel(intervention="drop") - kl.sel(intervention="swap")
-        _curve(less, difference.rename("difference"), index, files.name)
+        _curve(less, difference.rename("difference"), index, _name(files))
     zoom.set_ylabel("KL [nat]")
     zoom.set_title("interior layers: drop —, swap - -", fontsize="medium")
     less.axhline(0, color="grey", linewidth=0.8)
@@ -154,7 +153,7 @@ def signatures(models: Models) -> Figure:
     axes = figure.subplots(3, len(models), sharex=True, squeeze=False)
     for column, files in enumerate(models):
         kl, local, neurons = axes[:, column]
-        kl.set_title(files.name, fontsize="medium")
+        kl.set_title(_name(files), fontsize="medium")
         _curve(kl, files[SWEEP]["kl"].sel(intervention="drop"), 0, "KL, block dropped")
         _logarithmic(kl)
         previous = files[ATTENTION]["previous"].sel(window=5).mean("head")
@@ -228,7 +227,7 @@ def subjoiner(models: Models) -> Figure:
             line = best["attention"].sel(input_class=kind)
             band = BAND * best["attention_standard_error"].sel(input_class=kind).fillna(0)
             _band(axis, line["key"], line, band, index, names[str(kind)])
-        axis.set_title(f"{files.name}, head {layer}.{head}", fontsize="medium")
+        axis.set_title(f"{_name(files)}, head {layer}.{head}", fontsize="medium")
         axis.set_xlabel("token before the last")
         axis.set_ylabel("attention from the last token")
     axes[0].legend(frameon=False, fontsize="small")
@@ -255,7 +254,7 @@ def word_in_context(models: Models) -> Figure:
     axis = axes[0, 0]
     for index, files in enumerate(models):
         data = files[WIC].sel(probe="pair")
-        bounded(axis, position(data["accuracy"]), data, "accuracy", index, files.name)
+        bounded(axis, position(data["accuracy"]), data, "accuracy", index, _name(files))
     axis.axhline(0.5, color="grey", linewidth=0.8)
     axis.set_xlabel("relative depth")
     axis.set_ylabel("share of test pairs told right")
@@ -269,7 +268,7 @@ def lens_entropy(models: Models) -> Figure:
     for index, files in enumerate(models):
         for lens, style in (("recomputed", "-"), ("frozen", "--")):
             values = files[LENS]["entropy"].sel(lens=lens) / log(2)
-            label = f"{files.name}, {lens}" if len(models) > 1 else lens
+            label = f"{_name(files)}, {lens}" if len(models) > 1 else lens
             _curve(axis, values, index, label, linestyle=style)
     axis.set_ylabel("entropy of the lens [bit]")
     axis.set_ylim(0)
@@ -321,7 +320,7 @@ def suffix_probes(models: Models) -> Figure:
         row[0].axhline(0.5, color="grey", linewidth=0.8)
         row[0].set_xlabel("neurons, by accuracy; size of the group")
         row[0].set_ylabel("share of windows told right")
-        row[0].set_title(files.name, fontsize="medium")
+        row[0].set_title(_name(files), fontsize="medium")
         strongest = [np.flatnonzero(data["shift"].values * sign > 0)[:1] for sign in (1, -1)]
         _effects(row[1], data.isel(neuron=np.concatenate(strongest)))
     axes[0, 0].legend(frameon=False, fontsize="small")
@@ -370,7 +369,7 @@ def repetition(models: Models, span: int) -> Figure:
     for index, files in enumerate(_with_layers(models, span)):
         data = files[REPEAT]
         values = data["entropy"].sel(intervention=f"repeat-{span}") / log(2)
-        _curve(axis, values, index, files.name)
+        _curve(axis, values, index, _name(files))
         clean = float(data["clean_entropy"].mean()) / log(2)
         axis.axhline(clean, color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1.2)
     axis.set_xlabel("relative depth where the span starts")
@@ -384,7 +383,7 @@ def tasks(models: Models, intervention: str) -> Figure:
     figure, axes = _panels(1, len(names))
     for axis, name in zip(axes[0], names, strict=True):
         for index, files in enumerate(models):
-            _task(axis, files[TASKS], str(name), intervention, index, files.name)
+            _task(axis, files[TASKS], str(name), intervention, index, _name(files))
     return _legend(figure, models)
 
 
@@ -392,7 +391,7 @@ def repeated_tasks(models: Models) -> Figure:
     """HellaSwag when each of five blocks is executed twice."""
     figure, axes = _panels(1, 1)
     for index, files in enumerate(_with_layers(models, 5)):
-        _task(axes[0, 0], files[TASKS_REPEAT], "hellaswag", "repeat-5", index, files.name)
+        _task(axes[0, 0], files[TASKS_REPEAT], "hellaswag", "repeat-5", index, _name(files))
     axes[0, 0].set_xlabel("relative depth where the span starts")
     return _legend(figure, models)
 
@@ -409,7 +408,7 @@ def similarity(models: Models) -> Figure:
                 _curve(axis, values, colour, name.replace("_", ", "))
             axis.axhline(0, color="grey", linewidth=0.8)
             label = "MLP" if component == "mlp" else component
-            axis.set_title(f"{files.name}, {label}", fontsize="medium")
+            axis.set_title(f"{_name(files)}, {label}", fontsize="medium")
             axis.set_ylabel("cosine")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
@@ -463,7 +462,7 @@ def _panels_each(models: Models, size: tuple[float, float] = PANEL) -> tuple[Fig
     chosen = list(axes.flat[: len(models)])
     if len(models) > 1:
         for axis, files in zip(chosen, models, strict=True):
-            axis.set_title(files.name, fontsize="medium")
+            axis.set_title(_name(files), fontsize="medium")
     return figure, chosen
 
 
@@ -473,7 +472,7 @@ def _lines(
     """One panel with a line for every model."""
     figure, axes = _panels(1, 1, (5.6, 3.8))
     for index, files in enumerate(models):
-        _curve(axes[0, 0], read(files), index, files.name)
+        _curve(axes[0, 0], read(files), index, _name(files))
     axes[0, 0].set_ylim(low)
     axes[0, 0].set_ylabel(label)
     return _legend(figure, models)
@@ -520,10 +519,10 @@ def _readout(axis: Axes, metric: str) -> None:
 def _task(
     axis: Axes, dataset: xr.Dataset, name: str, intervention: str, index: int, label: str
 ) -> None:
-    """Draw a task's accuracy under an intervention, by HellaSwag's metric or the plain one."""
+    """Draw a task's accuracy under an intervention, by the metric that it is reported in."""
     if name not in dataset["task"]:
         return
-    metric = "acc_norm" if name == "hellaswag" and "acc_norm" in dataset["metric"] else "acc"
+    metric = task_metric(dataset, name)
     chosen = dataset.sel(task=name, metric=metric)
     here = chosen.sel(intervention=intervention)
     band = BAND * here["standard_error"].fillna(0)
@@ -567,6 +566,11 @@ def _with_layers(models: Models, span: int) -> Models:
     if not able:
         raise Absent(f"{models[0].layers} layers have no span of {span} blocks")
     return able
+
+
+def _name(files: Files) -> str:
+    """What a model is called in a figure, where a dollar sign would begin a formula."""
+    return files.label.replace("$", r"\$")
 
 
 def _legend(figure: Figure, models: Models) -> Figure:

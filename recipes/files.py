@@ -59,6 +59,8 @@ class Files:
                 )
         self.model = str(attrs[0]["model"])
         self.architecture = str(attrs[0].get("architecture", ""))
+        self.label = self.name
+        """What the model is called among others."""
 
     @property
     def name(self) -> str:
@@ -157,10 +159,41 @@ class Files:
         return self._read[name]
 
 
+def side_by_side(directories: Sequence[str | Path]) -> list[Files]:
+    """Read the files of several models; those of one name are told apart by their directories.
+
+    Raises
+    ------
+    Refusal
+        If a directory is given twice.
+    """
+    paths = [Path(directory).resolve() for directory in directories]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise Refusal(f"{path.name} is there twice: give every directory once")
+    models = [Files(directory) for directory in directories]
+    names = [files.name for files in models]
+    for files, path in zip(models, paths, strict=True):
+        if names.count(files.name) > 1:
+            files.label = f"{files.name} ({path.name})"
+    if len({files.label for files in models}) < len(models):
+        for files, path in zip(models, paths, strict=True):
+            files.label = f"{files.name} ({path.parent.name}/{path.name})"
+    return models
+
+
 def best_head(dataset: xr.Dataset) -> tuple[int, int]:
     """Return layer and index of the head that stands out on the words that heads are found by."""
     layer, head = divmod(int(dataset["finding_score"].values.argmax()), dataset.sizes["head"])
     return layer, head
+
+
+def task_metric(dataset: xr.Dataset, task: str) -> str:
+    """Return by which metric a task is usually reported: normalised by length, or plain."""
+    if task == "arc_easy" or "acc_norm" not in dataset["metric"]:
+        return "acc"
+    normed = dataset["clean_value"].sel(task=task, metric="acc_norm")
+    return "acc_norm" if bool(normed.notnull()) else "acc"
 
 
 def _count(dataset: xr.Dataset, source: Source) -> int:

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map, lines, whole_numbers
+from recipes.files import task_metric
 from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
 from robustness.results import measured
@@ -320,10 +321,7 @@ def tasks_figure(dataset: xr.Dataset) -> Figure:
     names = dataset["task"].values
     figure = Figure(figsize=(4.4 * len(names) + 0.6, 4.2), layout="constrained")
     for axis, task in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        # The harness's own choice where it has one: normalised by length.
-        normed = {"task": task, "metric": "acc_norm"}
-        has = "acc_norm" in dataset["metric"] and bool(dataset["clean_value"].sel(normed) >= 0)
-        metric = "acc_norm" if has and task != "arc_easy" else "acc"
+        metric = task_metric(dataset, str(task))
         chosen = dataset.sel(task=task, metric=metric)
         for index, name in enumerate(dataset["intervention"].values):
             line = chosen["value"].sel(intervention=name)

@@ -19,7 +19,7 @@ from recipes.catalogue import RECIPES
 from recipes.drawing import COLOURS, LIGHT_ON_DARK, svg_style
 from recipes.experiments.hypothesis import bounds
 from recipes.figures import draw
-from recipes.files import Absent, Files
+from recipes.files import Absent, Files, side_by_side
 from recipes.panels import stages_figure
 from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
 from recipes.tables import comparison_rows
@@ -89,7 +89,9 @@ def report(
     Refusal
         If a directory has no files of a model, or `out` cannot be written.
     """
-    models = [Files(directory, left_out) for directory in directories]
+    models = (
+        [Files(directories[0], left_out)] if len(directories) == 1 else side_by_side(directories)
+    )
     verdicts = judge(models)
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
     drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
@@ -113,7 +115,7 @@ def _draw_all(
             progress(index, len(pictures))
         try:
             text = to_svg(draw(picture, models))
-            alt = f"{picture.title}: {', '.join(files.name for files in models)}"
+            alt = f"{picture.title}: {', '.join(files.label for files in models)}"
             yield picture.name, Drawn(picture, inline(text, picture.name, alt))
             if directory is not None:
                 path = directory / f"{picture.name}.svg"
@@ -176,13 +178,13 @@ def _render(
         loader=PackageLoader("recipes", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "asked": _asked}
-    stages = None if one is None else one.get(STAGES)
+    stages = one[STAGES] if one is not None and one.has(STAGES) else None
     image = Markup("")
     if stages is not None:
         alt = f"Signatures of {models[0].name} over layers, with the boundaries of stages"
         image = inline(to_svg(stages_figure(stages)), "stages", alt)
     return environment.get_template("report.html").render(
-        title=", ".join(files.name for files in models),
+        title=", ".join(files.label for files in models),
         models=models,
         one=one,
         facts=_facts(one) if one else [],
@@ -248,9 +250,11 @@ def _facts(files: Files) -> list[tuple[str, str]]:
 
 def _division(files: Files | None) -> str:
     """Say in a sentence where the stages begin."""
-    dataset = None if files is None else files.get(STAGES)
-    if files is None or dataset is None:
+    if files is None or STAGES not in files.sources:
         return ""
+    if files.missing(STAGES):
+        return f"{files.missing(STAGES)}."
+    dataset = files[STAGES]
     count = int(dataset.attrs["criterion_segments"])
     chosen = dataset["boundary"].sel(partition="chosen").dropna("edge")
     starts = ", ".join(str(int(edge)) for edge in chosen)
@@ -290,18 +294,20 @@ def _sources(recipe: Recipe, files: Files) -> list[dict[str, Any]]:
     for source in recipe.sources:
         dataset = files.get(source)
         attrs = {} if dataset is None else dataset.attrs
-        rows = [(name, str(attrs[name])) for name in shown if name in attrs]
+        # What is of weights alone has layers in the place of sequences.
+        passed = () if "corpus" in attrs else ("sequences",)
+        rows = [(name, str(attrs[name])) for name in shown if name in attrs and name not in passed]
         found.append({"source": source, "rows": rows, "missing": files.missing(source)})
     return found
 
 
-def _matrix(comparison: xr.Dataset) -> list[tuple[str, str, list[str]]]:
-    """Return of every claim about one model the verdict for each of the models."""
+def _matrix(comparison: xr.Dataset) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Return of every claim about one model verdict and numbers for each of the models."""
     claims = zip(comparison["claim"].values, comparison["claim_text"].values, strict=True)
-    verdicts = comparison["verdict"].transpose("claim", "model").values
+    cells = (comparison[name].transpose("claim", "model").values for name in ("verdict", "numbers"))
     return [
-        (str(name), str(text), [str(each) for each in row])
-        for (name, text), row in zip(claims, verdicts, strict=True)
+        (str(name), str(text), list(zip(map(str, verdicts), map(str, numbers), strict=True)))
+        for (name, text), verdicts, numbers in zip(claims, *cells, strict=True)
     ]
 
 

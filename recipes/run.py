@@ -10,7 +10,7 @@ from probes.subjoiner import probe_subjoiner
 from probes.suffix import probe_suffix
 from probes.wic import probe_wic
 from recipes.files import Files
-from recipes.recipe import SOURCES, STAGES, SUBJOINER, SUFFIX, WIC, Recipe, Source
+from recipes.recipe import SOURCES, STAGES, SUBJOINER, SUFFIX, SWEEP, WIC, Recipe, Source
 from recipes.report import report
 from recipes.stages import stages
 from robustness import checkpoint, corpus, results
@@ -136,9 +136,14 @@ def reproduce(
         return page
     unavailable = dict(left_out)
     task = Task(name, prepare(), directory, fresh, command)
-    if not fresh:
-        _check_model(task)
     fitting = [source for source in sources if source.file not in left_out]
+    _check_model(task, fitting if fresh else [])
+    documents, least = len(set(task.inputs.corpus.document.tolist())), SWEEP.least
+    if documents < least and any(source.unit == "documents" for source in fitting):
+        tell(
+            f"the text has {documents} document(s): with fewer than {least} what is measured on it "
+            "is neither drawn nor judged (a line <|endoftext|> divides the documents of a .txt)"
+        )
     left_out |= _measure(task, fitting, watch, tell)
     for file, reason in left_out.items():
         if len(left_out) == len(sources):
@@ -163,11 +168,14 @@ def reproduce(
     return page
 
 
-def _check_model(task: Task) -> None:
-    """Refuse a directory with files of another model before anything is measured."""
+def _check_model(task: Task, replaced: Sequence[Source]) -> None:
+    """Refuse a directory with files of another model before anything is measured.
+
+    Those that are measured anew do not count.
+    """
     for source in SOURCES:
         path = task.path(source)
-        if source == STAGES or not path.exists():
+        if source == STAGES or source in replaced or not path.exists():
             continue
         attrs = results.load(path).attrs
         for key in ("model", "weights_sha256"):
@@ -176,7 +184,7 @@ def _check_model(task: Task) -> None:
                 raise OtherSettings(
                     f"{path.name} in {task.directory.name} is of another model ({attrs['model']}, "
                     f"not {task.inputs.model.name}, or other weights): choose another --out, or "
-                    "--fresh to replace it"
+                    + ("remove it" if replaced else "--fresh to replace it")
                 )
 
 

@@ -96,7 +96,7 @@ SIGNATURES = (
         "mlp_norm",
         NORMS,
         "norm of what the MLP writes",
-        lambda dataset: dataset["mlp_norm"].isel(processing=0).sel(statistic="mean"),
+        lambda dataset: dataset["mlp_norm"].isel(processing=-1).sel(statistic="mean"),
         True,
     ),
     Signature("cka", CKA, "first principal coordinate of CKA", _coordinate),

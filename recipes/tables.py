@@ -227,11 +227,13 @@ def _stages(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def _compare(dataset: xr.Dataset) -> Iterator[Section]:
-    rows = [comparison_rows(dataset)[0][1:], *(row[1:] for row in comparison_rows(dataset)[1:])]
-    labels = ["layers", *map(str, dataset["quantity"].values)]
+    (_, *models), *rows = comparison_rows(dataset)
+    labels = [label for label, *_ in rows]
     columns = {
-        name: xr.DataArray(list(cells), dims="quantity", coords={"quantity": labels})
-        for name, *cells in zip(*rows, strict=True)
+        name: xr.DataArray(
+            [row[place] for row in rows], dims="quantity", coords={"quantity": labels}
+        )
+        for place, name in enumerate(models, 1)
     }
     yield "", "quantity", columns
     claims = dataset["verdict"]
@@ -244,7 +246,9 @@ def _compare(dataset: xr.Dataset) -> Iterator[Section]:
 def comparison_rows(dataset: xr.Dataset) -> list[list[str]]:
     """Lay out models side by side as rows of text, the first of them the headings."""
     models = dataset["model"].values
-    rows = [["", *map(str, models)], ["layers", *map(str, dataset["layers"].values)]]
+    rows = [["", *map(str, models)]]
+    for name in ("layers", "corpus", "context", "tokens", "dtype"):
+        rows.append([name, *map(str, dataset[name].values)])
     for quantity in dataset["quantity"].values:
         cells = []
         for model in models:
@@ -260,7 +264,11 @@ def _claims(dataset: xr.Dataset) -> Iterator[Section]:
     yield (
         "",
         "claim",
-        {"verdict": dataset["verdict"].astype(str), "why": dataset["reason"].astype(str)},
+        {
+            "verdict": dataset["verdict"].astype(str),
+            "what the paper says": dataset["text"].astype(str),
+            "why it cannot be judged": dataset["reason"].astype(str),
+        },
     )
     numbers = dataset.set_index(check="check_text").rename(check="number")
     yield (
@@ -333,8 +341,12 @@ def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
         cells = [_cell(values.isel({dim: index})) for index in range(len(labels))]
         shown.append([name, *cells])
     widths = [max(map(len, column)) for column in shown]
+    texts = [False, *(values.dtype.kind in "OUS" for values in columns.values())]
     for row in zip(*shown, strict=True):
-        padded = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        padded = (
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(row, widths, texts, strict=True)
+        )
         yield "  ".join(padded).rstrip()
 
 

@@ -13,6 +13,7 @@ from recipes.catalogue import RECIPES
 from recipes.files import Absent, Files
 from recipes.recipe import Check, Claim, Recipe
 from robustness import results
+from robustness.uncertainty import interval
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be judged"
 
@@ -86,10 +87,13 @@ def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
 
     if claim.unjudged:
         return undecided(claim.unjudged)
+    alone = len(models) == 1
     if claim.models > 1:
         models = [files for files in models if files.has(*recipe.sources)]
     if len(models) < claim.models:
-        return undecided(f"it is about {claim.models} models or more: see `stages compare`")
+        there = "this is one" if alone else f"{len(models)} of these have its files"
+        where = ": see `stages compare`" if alone else ""
+        return undecided(f"it takes {claim.models} models or more, and {there}{where}")
     try:
         if claim.models == 1 and claim.only(models[0]):
             return undecided(claim.only(models[0]))
@@ -122,9 +126,7 @@ def measure(check: Check, of: Files | Sequence[Files]) -> Number:
         reason = str(error.args[0]).partition(". ")[0]
         raise Absent(f"a file that it takes is not whole: {reason}") from error
     if isinstance(found, xr.DataArray) and "draw" in found.dims:
-        samples = found.isel(draw=slice(1, None)).values
-        low, high = np.quantile(samples, (0.025, 0.975))
-        return Number(check, float(found.isel(draw=0)), float(low), float(high))
+        return Number(check, float(found.isel(draw=0)), *map(float, interval(found)))
     if isinstance(found, tuple):
         return Number(check, *map(float, found))
     return Number(check, float(found), float(found), float(found))

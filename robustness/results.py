@@ -281,12 +281,17 @@ class Run:
         found, wanted = dataset.attrs, self.dataset.attrs
         # A finished file may have been made with other versions; one run may not mix them.
         passed = {*UNCOMPARED, *(() if there == self.partial else ("versions", "server_versions"))}
-        for name in sorted((found.keys() | wanted.keys()) - passed):
-            if str(found.get(name)) != str(wanted.get(name)):
-                raise OtherSettings(
-                    f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
-                    "choose another --out, or --fresh to replace it"
-                )
+        names = sorted(
+            name
+            for name in (found.keys() | wanted.keys()) - passed
+            if str(found.get(name)) != str(wanted.get(name))
+        )
+        # A hash says less than what it is of, where that differs too.
+        for name in sorted(names, key=lambda name: name.endswith("_sha256"))[:1]:
+            raise OtherSettings(
+                f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
+                "choose another --out, or --fresh to replace it"
+            )
         for name, variable in self.dataset.data_vars.items():
             if there == self.partial or name in dataset:
                 if name not in dataset or set(dataset[name].dims) != set(variable.dims):
@@ -439,7 +444,10 @@ def load(path: Path) -> xr.Dataset:
     try:
         dataset = xr.load_dataset(path, engine="netcdf4")
     except (OSError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise Refusal(f"{path} is not a NetCDF file that can be read") from error
+        raise Refusal(
+            f"{path} is not a NetCDF file that can be read: if it is damaged, remove it, and the "
+            "command that made it makes it anew"
+        ) from error
     if "stages_schema" not in dataset.attrs:
         raise Refusal(f"{path} is a NetCDF file, but not one that stages wrote")
     found = int(dataset.attrs["stages_schema"])

@@ -49,6 +49,9 @@ LOADING_ERRORS = (
 )
 """What the harness, the hub's client and prompts raise over data that does not fit."""
 
+BY_ITEM = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+"""Metrics by which an item is answered right or wrong."""
+
 BOOTSTRAP = 100
 """Samples for the errors of metrics that are no means, as of perplexity."""
 
@@ -106,9 +109,10 @@ def evaluate_tasks(
     -------
     Dataset
         `value` and `standard_error` (task, metric, intervention, layer), as the harness gives them,
-        `clean_value` and `clean_standard_error` (task, metric); per item `correct` (intervention,
-        layer, item) and `clean_correct` (item), by the metric acc, NaN for a task that has none;
-        `item_task` and `item_index` tell items apart.
+        `clean_value` and `clean_standard_error` (task, metric); per item `correct` (metric,
+        intervention, layer, item) and `clean_correct` (metric, item), NaN where a task has no such
+        metric or an item is neither right nor wrong by it; `item_task` and `item_index` tell items
+        apart.
 
     Raises
     ------
@@ -429,13 +433,13 @@ def _summarise(
     correct = np.array(
         [
             [
-                _number(sample.get("acc"))
+                [_number(sample.get(metric)) if metric in BY_ITEM else np.nan for metric in metrics]
                 for name in tasks
                 for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
             ]
             for found in harness
         ]
-    )
+    ).transpose(0, 2, 1)
     dims = ("task", "metric")
 
     def described(name: str) -> dict[str, str]:
@@ -453,11 +457,15 @@ def _summarise(
             "clean_value": (dims, value[0], described(f"{metric_text}, clean model")),
             "clean_standard_error": (dims, error[0], described("standard error of clean_value")),
             "correct": (
-                (*labels.dims, "item"),
+                (*labels.dims, "metric", "item"),
                 labels.spread(correct[1:]),
-                described("whether an item is answered right, by acc"),
+                described("whether an item is answered right"),
             ),
-            "clean_correct": ("item", correct[0], described("the same, clean model")),
+            "clean_correct": (
+                ("metric", "item"),
+                correct[0],
+                described("whether an item is answered right, clean model"),
+            ),
         },
         coords={
             **labels.coords,

@@ -1,10 +1,14 @@
 """Uncertainty of means over sequences, which within a document are not independent."""
 
 import numpy as np
+import scipy.stats
 import xarray as xr
 
 DRAWS = 1000
 """Samples of a bootstrap."""
+
+DRAWN_FROM = "drawn_from"
+"""Scalar coordinate of draws: how many documents, or other independent units, they are of."""
 
 
 def standard_error(values: xr.DataArray) -> xr.DataArray:
@@ -59,6 +63,7 @@ def drawn(
     DataArray
         With `draw` in the place of `over`, first; draw 0 is the mean of the data themselves. NaN
         where a value is missing, and, but for draw 0, where there are fewer than two documents.
+        The coordinate `drawn_from` is how many documents there are.
     """
     if over == "sequence" or "document" in values.coords:
         labels = values["document"].values
@@ -79,6 +84,42 @@ def drawn(
     return xr.DataArray(
         means.reshape(-1, *rest.shape),
         dims=("draw", *rest.dims),
-        coords={name: each for name, each in rest.coords.items() if name != "document"},
+        coords={name: each for name, each in rest.coords.items() if name != "document"}
+        | {DRAWN_FROM: count},
         name=values.name,
     )
+
+
+def interval(draws: xr.DataArray) -> tuple[float, float]:
+    """Ends of the 95 % interval of what follows from means that were drawn.
+
+    Percentiles of the draws, wider where they are of few documents, by as much as an interval by
+    Student's t is wider than one that divides the variance by n (the expanded percentile interval:
+    Hesterberg 2015, What Teachers Should Know About the Bootstrap, section 5.2). Plain percentiles
+    of ten documents would cover in 90 of 100 cases.
+
+    Parameters
+    ----------
+    draws : DataArray
+        (draw,), as from `drawn` or made of it; draw 0 is left out. Without a coordinate
+        `drawn_from`, documents are taken to be many.
+
+    Returns
+    -------
+    tuple of float
+        Both NaN where a draw is.
+    """
+    samples, level = draws.isel(draw=slice(1, None)).values, 0.025
+    if DRAWN_FROM in draws.coords:
+        count = int(np.min(draws[DRAWN_FROM]))
+        if count < 2:
+            return np.nan, np.nan
+        wider = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf(level, count - 1)
+        level = float(scipy.stats.norm.cdf(wider))
+    low, high = np.quantile(samples, (level, 1 - level))
+    return float(low), float(high)
+
+
+def drawn_as(draws: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Return the coordinate that says what draws are of, for what is made of their values."""
+    return {DRAWN_FROM: draws[DRAWN_FROM]} if DRAWN_FROM in draws.coords else {}

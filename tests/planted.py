@@ -9,6 +9,7 @@ from robustness.results import layer_coords, provenance, save
 
 LAYERS, DOCUMENTS = 24, 20
 HEADS, WIDTH = 4, 200
+PROCESSING = ["raw", "centred"]
 
 DEPTH = np.arange(LAYERS) / (LAYERS - 1)
 STREAM = np.arange(LAYERS + 1) / LAYERS
@@ -123,11 +124,11 @@ def plant(
     dims = ("processing", "statistic", "layer", "sequence")
 
     def norms(curve):
-        return np.stack([np.stack([spread(curve)] * 3)])
+        return np.stack([[spread(curve) for _ in statistic] for _ in PROCESSING])
 
     files["norms"] = xr.Dataset(
         {"attention_mlp_ratio": (dims, norms(ratio)), "mlp_norm": (dims, norms(norm))},
-        coords={"processing": ["raw"], "statistic": statistic, **layers, **sequences},
+        coords={"processing": PROCESSING, "statistic": statistic, **layers, **sequences},
     )
 
     own, other = 0.9 - 0.1 * DEPTH, 0.5 - 0.45 * (DEPTH > 0.55)
@@ -143,11 +144,11 @@ def plant(
     shown[..., -1, :] = np.nan
     dims = ("comparison", "component", "processing", "layer", "sequence")
     files["similarity"] = xr.Dataset(
-        {"cosine": (dims, shown[:, :, None])},
+        {"cosine": (dims, np.stack([shown] * 2, 2))},
         coords={
             "comparison": ["adjacent", "self_first", "self_second", "index_early", "index_late"],
             "component": ["attention", "mlp"],
-            "processing": ["raw"],
+            "processing": PROCESSING,
             **layers,
             **sequences,
         },
@@ -162,11 +163,11 @@ def plant(
     hsic = alike[..., None] * (1 + noise * random.normal(size=8))
     files["cka"] = xr.Dataset(
         {
-            "hsic": (("processing", "depth", "depth_to", "batch"), hsic[None]),
-            "cka": (("processing", "depth", "depth_to"), alike[None]),
+            "hsic": (("processing", "depth", "depth_to", "batch"), np.stack([hsic] * 2)),
+            "cka": (("processing", "depth", "depth_to"), np.stack([alike] * 2)),
         },
         coords={
-            "processing": ["raw"],
+            "processing": PROCESSING,
             **depths,
             "depth_to": depths["depth"],
             "batch": np.arange(8),
@@ -252,7 +253,7 @@ def plant(
         {
             "attention": (
                 ("input_class", "layer", "head", "key"),
-                np.full((2, LAYERS, HEADS, 16), 1 / 16),
+                random.dirichlet(np.ones(16), (2, LAYERS, HEADS)),
             ),
             "attention_standard_error": (
                 ("input_class", "layer", "head", "key"),
@@ -312,8 +313,13 @@ def _tasks(names, reverse, answers, interventions=("drop", "swap")):
         right[0] = whole * 0.9
         right[0, int(0.8 * LAYERS) : int(0.9 * LAYERS) + 1] = 0 if reverse else 1
     of = np.repeat(names, items)
-    value = np.stack([right[..., of == name].mean(-1) for name in names])[:, None]
-    clean = np.array([[whole[of == name].mean()] for name in names])
+    value = np.stack([[right[..., of == name].mean(-1)] * 2 for name in names])
+    clean = np.array([[whole[of == name].mean()] * 2 for name in names])
+    # LAMBADA has one metric.
+    plain = np.array([name == "lambada_openai" for name in names])
+    value[plain, 1] = clean[plain, 1] = np.nan
+    both = np.stack([right] * 2)
+    both[1, ..., of == "lambada_openai"] = np.nan
     dims = ("task", "metric", "intervention", "layer")
     return xr.Dataset(
         {
@@ -321,12 +327,12 @@ def _tasks(names, reverse, answers, interventions=("drop", "swap")):
             "standard_error": (dims, np.full(value.shape, 0.02)),
             "clean_value": (dims[:2], clean),
             "clean_standard_error": (dims[:2], np.full(clean.shape, 0.02)),
-            "correct": (("intervention", "layer", "item"), right),
-            "clean_correct": ("item", whole.astype(float)),
+            "correct": (("metric", "intervention", "layer", "item"), both),
+            "clean_correct": (("metric", "item"), np.stack([whole.astype(float)] * 2)),
         },
         coords={
             "task": names,
-            "metric": ["acc"],
+            "metric": ["acc", "acc_norm"],
             "intervention": list(interventions),
             "item": np.arange(len(of)),
             "item_task": ("item", of),

@@ -2,12 +2,15 @@
 
 import re
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from planted import plant
 
 from recipes.catalogue import PICTURES, RECIPES
 from recipes.figures import DIAGRAMS, FIGURES, draw
 from recipes.files import Absent, Files
+from recipes.report import to_svg
 from recipes.stages import stages
 from robustness.results import load, save
 
@@ -74,6 +77,37 @@ def test_entropy_is_drawn_in_bits(models):
     nats = load(models[0].directory / "lens.nc").entropy.sel(lens="recomputed").mean("sequence")
     assert axis.lines[0].get_ydata() == pytest.approx(nats.values / 0.6931471805599453)
     assert "[bit]" in axis.get_ylabel()
+
+
+def test_entropy_of_repeated_blocks_and_its_change_are_in_bits_too(models):
+    bit = np.log(2)
+    repeat = load(models[0].directory / "repeat.nc")
+    curve, clean = draw(PICTURES["25"], models[:1]).axes[0].lines[:2]
+    expected = repeat.entropy.sel(intervention="repeat-5").mean("sequence", skipna=False) / bit
+    np.testing.assert_allclose(curve.get_ydata(), expected)
+    np.testing.assert_allclose(clean.get_ydata(), repeat.clean_entropy.mean() / bit)
+    sweep = load(models[0].directory / "sweep.nc")
+    axes = draw(PICTURES["v1 3"], models[:1]).axes
+    gained = (sweep.entropy - sweep.clean_entropy).mean("sequence", skipna=False) / bit
+    for axis, name in zip(axes[4:6], ("swap", "drop"), strict=True):
+        np.testing.assert_allclose(axis.lines[0].get_ydata(), gained.sel(intervention=name))
+
+
+def test_the_green_line_is_of_the_block_that_runs_earlier(models):
+    attention = draw(PICTURES["18"], models[:1]).axes[0]
+    (green,) = (line for line in attention.lines if line.get_label() == "index, early")
+    red, shade, blue = to_rgb(green.get_color())
+    assert shade > max(red, blue)
+    cosine = load(models[0].directory / "similarity.nc").cosine.sel(processing="centred")
+    chosen = cosine.sel(component="attention", comparison="index_early")
+    np.testing.assert_allclose(green.get_ydata(), chosen.mean("sequence", skipna=False))
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    plant(tmp_path, name="a$_b$")
+    figure = draw(PICTURES["5a"], [Files(tmp_path)])
+    to_svg(figure)
+    assert figure.get_suptitle() == r"a\$_b\$"
 
 
 def test_with_too_little_data_nothing_is_drawn(tmp_path):

@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -167,11 +168,14 @@ def test_metrics_and_errors_are_the_harnesss(found, plain, data):
 
 
 def test_items_are_kept_for_paired_comparisons(found):
-    assert found.correct.dims == ("intervention", "layer", "item")
-    for task in NAMES:
-        mine = found.item_task == task
-        mean = found.correct.isel(item=mine).mean("item", skipna=False)
-        np.testing.assert_allclose(mean, found.value.sel(task=task, metric="acc"))
+    assert found.correct.dims == ("metric", "intervention", "layer", "item")
+    for task, metric in product(NAMES, ("acc", "acc_norm")):
+        mine = (found.item_task == task).values
+        mean = found.correct.sel(metric=metric).isel(item=mine).mean("item", skipna=False)
+        np.testing.assert_allclose(mean, found.value.sel(task=task, metric=metric))
+        clean = found.clean_correct.sel(metric=metric).isel(item=mine).mean("item", skipna=False)
+        np.testing.assert_allclose(clean, found.clean_value.sel(task=task, metric=metric))
+    assert found.correct.sel(metric="perplexity").isnull().all()
     assert np.isnan(found.value.sel(task="hellaswag", metric="perplexity")).all()
     assert np.isnan(found.value.sel(intervention="swap", layer=2)).all()
 

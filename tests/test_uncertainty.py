@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from robustness.uncertainty import drawn, standard_error
+from robustness.uncertainty import drawn, interval, standard_error
 
 
 def array(values, documents):
@@ -91,3 +91,28 @@ def test_items_are_drawn_one_by_one_unless_they_have_documents():
     alone, together = (drawn(each, "item")[1:].std() for each in (items, grouped))
     assert float(alone) == pytest.approx(float(items.std()) / 40**0.5, rel=0.1)
     assert float(together) > 2 * float(alone)
+
+
+@pytest.mark.parametrize("documents", [4, 10, 40])
+def test_intervals_of_few_documents_cover_as_often_as_they_say(documents):
+    """Plain percentiles of four cover in about 78 of 100 cases, of ten in 90."""
+    random, covered, plain = np.random.default_rng(5), 0, 0
+    for _ in range(400):
+        found = drawn(array(random.normal(size=documents), np.arange(documents)), draws=999)
+        low, high = interval(found)
+        covered += low < 0 < high
+        low, high = interval(found.drop_vars("drawn_from"))
+        plain += low < 0 < high
+    assert covered / 400 > {4: 0.84, 10: 0.92, 40: 0.92}[documents]
+    assert covered >= plain
+
+
+def test_intervals_are_students_for_means_of_normal_values():
+    values = np.random.default_rng(6).normal(size=200)
+    low, high = interval(drawn(array(values, np.arange(200)), draws=20_000))
+    expected = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
+    np.testing.assert_allclose([low, high], expected, atol=0.005)
+
+
+def test_one_document_has_no_interval():
+    assert np.isnan(interval(drawn(array([1.0, 2.0], [3, 3])))).all()

@@ -13,7 +13,7 @@ from recipes.catalogue import PICTURES, RECIPES, choose
 from recipes.compare import compare
 from recipes.experiments.representations import contrast, toeplitz
 from recipes.figures import draw
-from recipes.files import Absent, Files
+from recipes.files import Absent, Files, side_by_side
 from recipes.recipe import SOURCES, STAGES, Check
 from recipes.stages import stages
 from recipes.tables import table
@@ -210,12 +210,81 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     one = planted(tmp_path / "one")
     with pytest.raises(Refusal, match="two or more"):
         compare([one])
-    with pytest.raises(Refusal, match="there twice: planted, planted"):
-        compare([one, Files(tmp_path / "one")])
+    with pytest.raises(Refusal, match="one is there twice"):
+        side_by_side([tmp_path / "one", tmp_path / "one"])
+    planted(tmp_path / "two")
+    planted(tmp_path / "other" / "two")
+    models = side_by_side([tmp_path / "one", tmp_path / "two"])
+    assert compare(models).model.values.tolist() == ["planted (one)", "planted (two)"]
+    models = side_by_side([tmp_path / "two", tmp_path / "other" / "two"])
+    assert models[1].label == "planted (other/two)"
+    assert one.label == "planted"
+
+
+PHI = {"phi-1": 0.4, "phi-1_5": 0.9, "phi-2": 1.0}
+"""How dense prediction neurons are, and how steeply the lens falls, of the densest and steepest."""
+
+
+def phi(path, scales, others):
+    """Files of models whose densest layers have 15 % prediction and 25 % suppression neurons."""
+    for name, scale in (scales | others).items():
+        plant(path / name, name=name)
+        neurons, lens = (load(path / name / f"{file}.nc") for file in ("neurons", "lens"))
+        share = neurons["share"] * scale
+        share[0] *= 0.15 * scale / float(share[0].max())
+        share[1] *= 0.25 * scale / float(share[1].max())
+        save(neurons.assign(share=share), path / name / "neurons.nc")
+        save(lens.assign(kl=lens["kl"] * scale), path / name / "lens.nc")
+    return [Files(path / name) for name in scales | others]
+
+
+def test_claims_about_phi_are_judged_on_phi_and_others(tmp_path):
+    def verdicts(name, scales, others):
+        found = judge(phi(tmp_path / name, scales, others))
+        return {each.claim.name: each for each in found}
+
+    others = {"gpt2": 0.2, "gpt2-xl": 0.25, "pythia-410m": 0.21}
+    found = verdicts("as published", PHI, others)
+    assert (found["C8.4"].verdict, found["C8.5"].verdict) == (HOLDS, HOLDS)
+    numbers = {each.check.what: each.value for each in found["C8.5"].numbers}
+    assert numbers["prediction, over GPT-2's"] == pytest.approx(1 / 0.25)
+    assert numbers["prediction, over Pythia's"] == pytest.approx(1 / 0.21)
+    assert numbers["most suppression neurons in a layer of Phi"] == pytest.approx(0.25)
+    backwards = dict(zip(PHI, reversed(PHI.values())))
+    assert verdicts("backwards", backwards, others)["C8.4"].verdict == FAILS
+    assert verdicts("dense others", PHI, {"gpt2": 0.9, "pythia-1b": 0.21})["C8.5"].verdict == FAILS
+    found = verdicts("no pythia", PHI, {"gpt2": 0.2})
+    assert "missing: pythia" in found["C8.5"].reason and found["C8.4"].verdict == HOLDS
+
+
+@pytest.mark.parametrize(("pair", "wanted"), [(LAYERS - 2, HOLDS), (LAYERS - 3, FAILS)])
+def test_only_the_last_pair_counts_as_the_last_pair(tmp_path, pair, wanted):
+    models = [planted(tmp_path / name, name=name) for name in ("one", "two")]
+    sweep = load(tmp_path / "two" / "sweep.nc")
+    sweep["kl"].loc[{"intervention": "swap", "layer": pair}] *= 100
+    save(sweep, tmp_path / "two" / "sweep.nc")
+    found = {each.claim.name: each for each in judge([models[0], Files(tmp_path / "two")])}
+    assert found["C1.4b"].verdict == wanted
+
+
+def test_intervals_of_draws_know_how_many_documents_they_are_of(tmp_path):
+    """Or they would be too narrow where documents are few."""
+    files, counted = planted(tmp_path), 0
+    for claim in (claim for recipe in RECIPES for claim in recipe.claims if claim.models == 1):
+        for check in claim.checks:
+            try:
+                found = check.value(files)
+            except Absent:
+                continue
+            if isinstance(found, xr.DataArray) and "draw" in found.dims:
+                assert int(found["drawn_from"]) in {8, 20, 500, 1000, 1400, 1500}, check.what
+                counted += 1
+    assert counted > 40
 
 
 def test_recipes_are_whole():
-    assert [recipe.name for recipe in RECIPES] == [*(f"E{n}" for n in range(1, 14)), "T1"]
+    names = [recipe.name for recipe in RECIPES]
+    assert {*(f"E{n}" for n in range(1, 14)), "T1"} <= set(names) and len(set(names)) == len(names)
     names = [claim.name for recipe in RECIPES for claim in recipe.claims]
     assert len(names) == len(set(names))
     for recipe in RECIPES:
@@ -300,6 +369,21 @@ def test_gated_neurons_and_chance_decide_nothing(tmp_path):
         assert "gated MLPs" in found[name].reason
     for name in ("C9.1", "C9.2", "C9.3"):
         assert "no better than chance" in found[name].reason
+
+
+def test_tasks_that_the_clean_model_cannot_do_do_not_count(tmp_path):
+    files = planted(tmp_path)
+    before = {each.claim.name: each for each in judge([files])}["C12"]
+    tasks = load(tmp_path / "tasks.nc")
+    at = (tasks["item_task"] == "arc_easy").values
+    guessed = np.arange(at.sum()) % 4 == 0
+    tasks["clean_correct"][:, at] = guessed
+    tasks["correct"][..., at] = 1 - guessed
+    save(tasks, tmp_path / "tasks.nc")
+    after = {each.claim.name: each for each in judge([Files(tmp_path)])}["C12"]
+    assert after.verdict == HOLDS
+    for one, other in zip(before.numbers, after.numbers):
+        assert one.value == pytest.approx(other.value, abs=0.05)
 
 
 def test_boundaries_of_other_files_are_not_used(tmp_path):

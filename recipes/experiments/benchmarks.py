@@ -3,9 +3,9 @@
 import xarray as xr
 
 from recipes.curves import interior
-from recipes.files import Absent, Files
+from recipes.files import Absent, Files, task_metric
 from recipes.recipe import TASKS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.uncertainty import drawn, interval
 
 CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "lambada_openai": 0.0}
 
@@ -13,17 +13,16 @@ CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "lambada_openai": 0.0}
 def _lost(name: str, files: Files) -> xr.DataArray:
     """Share of items lost, (draw, layer), over the tasks that the clean model can do."""
     dataset = files[TASKS]
-    can = []
-    for task in dataset["task"].values:
-        clean = dataset["clean_correct"].where(dataset["item_task"] == task, drop=True)
-        low = float(drawn(clean, "item").isel(draw=slice(1, None)).quantile(0.025))
-        if low > CHANCE.get(str(task), 0.0) + 0.02:
-            can.append(str(task))
-    if not can:
+    lost = []
+    for task in map(str, dataset["task"].values):
+        items = (dataset["item_task"] == task).values
+        chosen = dataset.sel(metric=task_metric(dataset, task), drop=True).isel(item=items)
+        low, _ = interval(drawn(chosen["clean_correct"], "item"))
+        if low > CHANCE.get(task, 0.0) + 0.02:
+            lost.append(chosen["clean_correct"] - chosen["correct"].sel(intervention=name))
+    if not lost:
         raise Absent("the clean model does no better than chance on any of the tasks")
-    rows = dataset["item_task"].isin(can)
-    lost = dataset["clean_correct"] - dataset["correct"].sel(intervention=name)
-    return drawn(lost.isel(item=rows.values), "item")
+    return drawn(xr.concat(lost, "item", coords="minimal"), "item")
 
 
 def _ends_less_interior(name: str, layer: int, files: Files) -> xr.DataArray:
@@ -34,17 +33,17 @@ def _ends_less_interior(name: str, layer: int, files: Files) -> xr.DataArray:
 def _checks(name: str, last: int) -> tuple[Check, ...]:
     return (
         Check(
-            f"share of items (by acc) lost at the first layer less on interior layers, {name}",
+            f"share of items lost at the first layer less on interior layers, {name}",
             lambda files: _ends_less_interior(name, 0, files),
             least=0,
         ),
         Check(
-            f"share of items (by acc) lost at the last place less on interior layers, {name}",
+            f"share of items lost at the last place less on interior layers, {name}",
             lambda files: _ends_less_interior(name, last, files),
             least=0,
         ),
         Check(
-            f"share of items (by acc) lost on interior layers, {name}",
+            f"share of items lost on interior layers, {name}",
             lambda files: (
                 _lost(name, files).isel(layer=interior(files)).mean("layer", skipna=False)
             ),

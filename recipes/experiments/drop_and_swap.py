@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import xarray as xr
 
 from recipes.checkpoints import of
-from recipes.curves import interior, rank_correlation_of_models
-from recipes.files import Absent, Files
+from recipes.curves import interior, rank_correlation_of_models, with_interior
+from recipes.files import Files
 from recipes.recipe import SWEEP, Check, Claim, Picture, Recipe
 from robustness.uncertainty import drawn
 
@@ -55,16 +55,14 @@ def _only_gpt2(files: Files) -> str:
 
 
 def _with_layers(name: str, models: Sequence[Files]) -> tuple[float, float, float]:
-    able = [files for files in models if files.layers >= 5]
+    able = with_interior(models)
     values = [float(interior_agreement(name, files).isel(draw=0)) for files in able]
     return rank_correlation_of_models(values, [files.layers for files in able])
 
 
 def _worst_last_pair(models: Sequence[Files]) -> xr.DataArray:
-    able = [files for files in models if files.layers >= 5]
+    able = with_interior(models)
     ratios = [against_interior("swap", files.layers - 2, files) for files in able]
-    if not ratios:
-        raise Absent("none of the models has an interior")
     return xr.concat(ratios, "model", coords="minimal", compat="override").max("model")
 
 

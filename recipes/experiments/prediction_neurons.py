@@ -8,7 +8,7 @@ import xarray as xr
 from recipes.curves import part, place_of_largest
 from recipes.files import Absent, Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.uncertainty import drawn, drawn_as
 
 FEWEST = 10
 """Neurons of both classes without which their place says nothing."""
@@ -66,7 +66,7 @@ def _apart(files: Files) -> xr.DataArray:
     rises = np.diff(share(files, "prediction").values)
     rise = (rises.argmax() + 1) / max(1, len(rises))
     found = np.where(np.isfinite(falls).all(-1), np.abs(fall - rise), np.nan)
-    return xr.DataArray(found, dims="draw")
+    return xr.DataArray(found, dims="draw", coords=drawn_as(kl))
 
 
 def _named(models: Sequence[Files], names: Sequence[str]) -> list[Files]:

@@ -47,6 +47,9 @@ RECIPE = Recipe(
     notes=(
         "Balanced windows, divided by document; neurons are ranked on dev and measured on test. "
         "The model's own answer is whether its top-1 token has the suffix.",
+        "A prediction neuron is here one that raises the logits of tokens with the suffix, a "
+        "suppression neuron one that lowers them; in E8 they are told apart over the whole "
+        "vocabulary.",
     ),
     pictures=(
         Picture(
