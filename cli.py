@@ -458,33 +458,62 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     click.echo(f"\nnumbers: {out}\nreport:  {page}")
 
 
+options_of_statistics = together(
+    click.option(
+        "--minus",
+        metavar="NAME|FILE",
+        help="Paired differences: less one of its interventions, or less another file.",
+    ),
+    click.option(
+        "--bootstrap", is_flag=True, help="Bootstrap intervals in the place of standard errors."
+    ),
+)
+
+
 @stages.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def show(file: Path) -> None:
+@options_of_statistics
+def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     """Print FILE as a table: means with standard errors clustered by document.
 
     \b
     stages show outputs/builtin/sweep.nc
+    stages show outputs/builtin/sweep.nc --minus drop
+    stages show outputs/builtin/sweep.nc --minus outputs/builtin-parallel/sweep.nc --bootstrap
     """
     from recipes.tables import table
-    from robustness.results import load
 
-    click.echo(table(load(file)))
+    click.echo(table(_less(file, minus), by_bootstrap=bootstrap))
 
 
 @stages.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@options_of_statistics
 @click.option("--out", type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
-def plot(file: Path, out: Path | None) -> None:
+def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> None:
     """Draw FILE, and print where the figure is: beside FILE, unless --out says otherwise.
 
     \b
     stages plot outputs/builtin/sweep.nc --out sweep.svg
+    stages plot outputs/builtin/sweep.nc --minus drop --bootstrap
     """
     from recipes.panels import draw
-    from robustness.results import load, save_figure
+    from robustness.results import save_figure
 
-    click.echo(save_figure(draw(load(file)), out or file.with_suffix(".png")))
+    figure = draw(_less(file, minus), by_bootstrap=bootstrap)
+    click.echo(save_figure(figure, out or file.with_suffix(".png")))
+
+
+def _less(file: Path, minus: str | None) -> Any:
+    """Read a file, and take it less what was asked."""
+    from robustness.difference import difference
+    from robustness.results import load, measured
+
+    dataset = load(file)
+    if minus is None:
+        return dataset
+    less = measured(load(Path(minus))) if Path(minus).is_file() else minus
+    return difference(measured(dataset), less)
 
 
 @stages.command()

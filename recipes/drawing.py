@@ -1,6 +1,8 @@
 """How lines with bands, points with bars and heat maps are drawn, the same in every figure."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib
@@ -27,6 +29,27 @@ BAND = 1.96
 """Standard errors either side of a mean: 95 % where it is normal."""
 
 
+def normal(values: xr.DataArray) -> xr.DataArray:
+    """Return the ends of the band around a mean over sequences, (…, end)."""
+    mean, error = values.mean("sequence", skipna=False), standard_error(values)
+    return xr.concat(
+        [mean - BAND * error, mean + BAND * error], xr.Variable("end", ["low", "high"])
+    )
+
+
+_BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=normal)
+
+
+@contextmanager
+def bands(of: Callable[[xr.DataArray], xr.DataArray]) -> Iterator[None]:
+    """Draw bands around means of another kind, such as `robustness.uncertainty.bootstrap`."""
+    before = _BANDS.set(of)
+    try:
+        yield
+    finally:
+        _BANDS.reset(before)
+
+
 def svg_style() -> AbstractContextManager[None]:
     """Have SVG written with text as text, and the same at every run."""
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stages"})
@@ -35,13 +58,13 @@ def svg_style() -> AbstractContextManager[None]:
 def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
     """Draw means over sequences against layer or depth, with a band, a line for each name."""
     along = "depth" if "depth" in values.dims else "layer"
-    mean, error = values.mean("sequence", skipna=False), standard_error(values)
+    mean, ends = values.mean("sequence", skipna=False), _BANDS.get()(values)
     for index, name in enumerate(values[names].values):
-        line, band = mean.sel({names: name}), BAND * error.sel({names: name}).fillna(0)
+        line, band = mean.sel({names: name}), ends.sel({names: name})
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axis.plot(line[along], line, color=colour, marker=marker, markersize=4, label=str(name))
-        lower, upper = line - band, line + band
-        if values.name == "kl":
+        lower, upper = (band.sel(end=end).fillna(line) for end in ("low", "high"))
+        if values.name == "kl" and (line > 0).any():
             lower = lower.clip(min=line / 10)
         axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
     whole_numbers(axis, label)

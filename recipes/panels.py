@@ -6,12 +6,22 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from recipes.drawing import BAND, COLOURS, MARKERS, bounded, heat_map, lines, whole_numbers
+from recipes.drawing import (
+    BAND,
+    COLOURS,
+    MARKERS,
+    bands,
+    bounded,
+    heat_map,
+    lines,
+    normal,
+    whole_numbers,
+)
 from recipes.files import task_metric
 from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
 from robustness.results import measured
-from robustness.uncertainty import standard_error
+from robustness.uncertainty import bootstrap, standard_error
 
 FIRST = "layer (the first that is changed)"
 
@@ -25,8 +35,8 @@ EFFECTS = 6
 """Neurons whose effect on logits is drawn."""
 
 
-def draw(dataset: xr.Dataset) -> Figure:
-    """Draw the figure of a dataset.
+def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
+    """Draw the figure of a dataset, with bands from standard errors or by bootstrap.
 
     Raises
     ------
@@ -34,7 +44,8 @@ def draw(dataset: xr.Dataset) -> Figure:
         If it holds nothing that is drawn.
     """
     kind = dataset.attrs.get("measurement", "")
-    figure = FIGURES.get(kind, any_figure)(measured(dataset))
+    with bands(bootstrap if by_bootstrap else normal):
+        figure = FIGURES.get(kind, any_figure)(measured(dataset))
     figure.suptitle(_title(dataset))
     return figure
 
@@ -46,8 +57,13 @@ def sweep_figure(dataset: xr.Dataset) -> Figure:
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         lines(axis, dataset[name], "intervention", FIRST)
         label, title = READINGS.get(name, (_named(dataset[name]), name))
+        if "difference" in dataset.attrs:
+            label, title = _named(dataset[name]), name
+            axis.axhline(0, color="grey", linewidth=0.8)
         axis.set_ylabel(label)
         axis.set_title(title)
+        if "difference" in dataset.attrs:
+            continue
         if name == "kl":
             axis.set_yscale("log")
         elif name in {"agreement", "accuracy"}:

@@ -9,7 +9,7 @@ import xarray as xr
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.refusal import Refusal
 from robustness.results import measured
-from robustness.uncertainty import standard_error
+from robustness.uncertainty import bootstrap, standard_error
 
 Section = tuple[str, str, Mapping[str, xr.DataArray]]
 """A heading, the dimension of the rows, and the columns by name.
@@ -17,8 +17,14 @@ Section = tuple[str, str, Mapping[str, xr.DataArray]]
 A column has that dimension and perhaps `sequence`, over which its mean and error are taken."""
 
 
-def table(dataset: xr.Dataset) -> str:
+Spread = Callable[[xr.DataArray], str]
+"""Writes how uncertain a mean over sequences is."""
+
+
+def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> str:
     """Write a dataset as a text table: means over sequences with standard errors.
+
+    By bootstrap, with 95 % intervals instead.
 
     Raises
     ------
@@ -31,9 +37,10 @@ def table(dataset: xr.Dataset) -> str:
     sections = list(SECTIONS.get(kind, _any)(dataset))
     if not sections:
         raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")
-    lines = list(_header(dataset, planned))
+    spread = _interval if by_bootstrap else _error
+    lines = list(_header(dataset, planned, spread))
     for heading, dim, columns in sections:
-        lines += ["", *([heading] if heading else []), *_rows(dim, columns)]
+        lines += ["", *([heading] if heading else []), *_rows(dim, columns, spread)]
     return "\n".join(lines)
 
 
@@ -301,11 +308,13 @@ SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
 """The tables of every kind of file; for others, whatever has layers or depths and sequences."""
 
 
-def _header(dataset: xr.Dataset, planned: int) -> Iterator[str]:
+def _header(dataset: xr.Dataset, planned: int, spread: Spread) -> Iterator[str]:
     attrs = dataset.attrs
     dtype = f", {attrs['dtype']}" if "dtype" in attrs else ""
     text = f" on {attrs['corpus']}" if "corpus" in attrs else ""
     yield f"{attrs['model']} ({attrs['architecture']}{dtype}){text}"
+    if "difference" in attrs:
+        yield f"{attrs['difference']}: paired differences"
     if "batch_sequences" in attrs:
         groups = dataset.sizes["batch"]
         yield (
@@ -322,7 +331,7 @@ def _header(dataset: xr.Dataset, planned: int) -> Iterator[str]:
     if sequences < planned:
         yield f"unfinished: {sequences} of {planned} sequences are measured"
     parts = [
-        f"{metric.name.removeprefix('clean_')} {_cell(dataset[metric.name])}"
+        f"{metric.name.removeprefix('clean_')} {_cell(dataset[metric.name], spread)}"
         for metric in CLEAN_READOUTS
         if metric.name in dataset
     ]
@@ -331,14 +340,17 @@ def _header(dataset: xr.Dataset, planned: int) -> Iterator[str]:
     bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
     if bad:
         yield f"{bad} predictions had NaN or infinite logits: what they enter is shown as -"
-    yield "mean ± standard error clustered by document; KL, loss and entropy in nats"
+    what = "± standard error clustered by document"
+    if spread is _interval:
+        what = "[95 % bootstrap interval over documents]"
+    yield f"mean {what}; KL, loss and entropy in nats"
 
 
-def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
+def _rows(dim: str, columns: Mapping[str, xr.DataArray], spread: Spread) -> Iterator[str]:
     labels = [str(label) for label in next(iter(columns.values()))[dim].values]
     shown = [[dim, *labels]]
     for name, values in columns.items():
-        cells = [_cell(values.isel({dim: index})) for index in range(len(labels))]
+        cells = [_cell(values.isel({dim: index}), spread) for index in range(len(labels))]
         shown.append([name, *cells])
     widths = [max(map(len, column)) for column in shown]
     texts = [False, *(values.dtype.kind in "OUS" for values in columns.values())]
@@ -350,14 +362,22 @@ def _rows(dim: str, columns: Mapping[str, xr.DataArray]) -> Iterator[str]:
         yield "  ".join(padded).rstrip()
 
 
-def _cell(values: xr.DataArray) -> str:
+def _cell(values: xr.DataArray, spread: Spread) -> str:
     if values.dtype.kind in "OUS":
         return str(values.values)
     if values.dtype.kind in "iu" and not values.dims:
         return str(int(values))
     if "sequence" not in values.dims:
         return "-" if isnan(values) else f"{float(values):.3f}"
-    mean, error = float(values.mean("sequence", skipna=False)), float(standard_error(values))
-    if isnan(mean):
-        return "-"
-    return f"{mean:.3f}" if isnan(error) else f"{mean:.3f} ±{error:.3f}"
+    mean = float(values.mean("sequence", skipna=False))
+    return "-" if isnan(mean) else f"{mean:.3f}{spread(values)}"
+
+
+def _error(values: xr.DataArray) -> str:
+    error = float(standard_error(values))
+    return "" if isnan(error) else f" ±{error:.3f}"
+
+
+def _interval(values: xr.DataArray) -> str:
+    low, high = map(float, bootstrap(values))
+    return "" if isnan(low) else f" [{low:.3f}, {high:.3f}]"

@@ -1,5 +1,7 @@
 """Uncertainty of means over sequences, which within a document are not independent."""
 
+import warnings
+
 import numpy as np
 import scipy.stats
 import xarray as xr
@@ -123,3 +125,85 @@ def interval(draws: xr.DataArray) -> tuple[float, float]:
 def drawn_as(draws: xr.DataArray) -> dict[str, xr.DataArray]:
     """Return the coordinate that says what draws are of, for what is made of their values."""
     return {DRAWN_FROM: draws[DRAWN_FROM]} if DRAWN_FROM in draws.coords else {}
+
+
+def bootstrap(
+    values: xr.DataArray, *, level: float = 0.95, draws: int = DRAWS - 1, seed: int = 0
+) -> xr.DataArray:
+    """Bootstrap interval of the mean over sequences, whole documents drawn at a time.
+
+    scipy's bias-corrected and accelerated interval (Efron 1987), which need not be symmetric: the
+    one to look at where few documents are far from the rest. Its percentile interval where that is
+    not defined, as for values that are all alike.
+
+    Parameters
+    ----------
+    values : DataArray
+        With a dimension `sequence` and a coordinate `document` along it; perhaps a difference, from
+        `robustness.difference`, whose interval is then that of paired data.
+    level : float
+        Of confidence.
+    draws : int
+        How many samples.
+    seed : int
+        Of the samples.
+
+    Returns
+    -------
+    DataArray
+        Without `sequence`, with `end` (low, high) last; NaN where there are fewer than two
+        documents, or a value is missing.
+    """
+    labels = values["document"].values
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    rest = values.isel(sequence=0, drop=True)
+    numbers = values.transpose(..., "sequence").values.astype(np.float64)
+    rows = numbers.reshape(-1, len(labels))[:, order]
+    known = np.isfinite(rows).all(1)
+    ends = np.full((len(rows), 2), np.nan)
+    if len(starts) > 1 and known.any():
+        sums = np.add.reduceat(rows[known], starts, axis=1)
+        counts = np.broadcast_to(sizes.astype(np.float64), sums.shape)
+        for method in ("percentile", "BCa"):
+            with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+                warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
+                found = scipy.stats.bootstrap(
+                    (sums, counts),
+                    lambda total, count, axis: total.sum(axis) / count.sum(axis),
+                    n_resamples=draws,
+                    batch=100,
+                    vectorized=True,
+                    paired=True,
+                    axis=-1,
+                    confidence_level=level,
+                    method=method,
+                    rng=np.random.default_rng(seed),
+                ).confidence_interval
+            both = np.stack([found.low, found.high], -1)
+            ends[known] = np.where(np.isfinite(both), both, ends[known])
+    return xr.DataArray(
+        ends.reshape(*rest.shape, 2),
+        dims=(*rest.dims, "end"),
+        coords={**rest.coords, "end": ["low", "high"]},
+        name=values.name,
+    )
+
+
+def intervals(dataset: xr.Dataset, *, level: float = 0.95, seed: int = 0) -> xr.Dataset:
+    """Return the means of a dataset's variables over sequences, with bootstrap intervals.
+
+    Returns
+    -------
+    Dataset
+        Every variable NAME that has sequences, averaged over them, and `NAME_low` and `NAME_high`.
+    """
+    found = {}
+    for name, values in dataset.data_vars.items():
+        if "sequence" in values.dims and values.dtype.kind == "f":
+            ends = bootstrap(values, level=level, seed=seed)
+            found[str(name)] = values.mean("sequence", skipna=False, keep_attrs=True)
+            for end in ("low", "high"):
+                attrs = {**values.attrs, "long_name": f"{end} end of the {level:.0%} interval"}
+                found[f"{name}_{end}"] = ends.sel(end=end, drop=True).assign_attrs(attrs)
+    return xr.Dataset(found, attrs=dataset.attrs)

@@ -50,6 +50,16 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(run, llama, stories,
     assert run(*words, "--fresh", "--quiet")[2] == ""
 
 
+def test_differences_are_shown_and_drawn_from_files(run, llama, stories):
+    words = ["sweep", llama, "--data", stories, "--tokens", 300, "--context", 32]
+    assert run(*words, "--out", "a.nc")[0] == 0
+    _, out, _ = run("show", "a.nc", "--minus", "drop", "--bootstrap")
+    assert "less drop: paired differences" in out and "[95 % bootstrap interval" in out
+    assert run("plot", "a.nc", "--minus", "a.nc", "--out", "d.svg")[:2] == (0, "d.svg\n")
+    code, _, err = run("show", "a.nc", "--minus", "dorp")
+    assert code == 1 and "it has drop, swap" in err
+
+
 def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
     words = ("observe", llama, "--data", stories, "--context", 40)
     code, out, err = run(*words)

@@ -20,6 +20,7 @@ PAGES = [
     "README.md",
     "docs/tutorial.md",
     "docs/recipes.md",
+    "docs/statistics.md",
     "docs/measurements.md",
     "docs/measurements/stages.md",
     "docs/probes.md",

@@ -40,6 +40,7 @@ ORDER = [
     "robustness.measurement",
     # labels
     "robustness.uncertainty",
+    "robustness.difference",
     "robustness.results",
     # one trace each
     "robustness.execution",
