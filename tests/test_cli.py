@@ -74,7 +74,7 @@ def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
         assert str(stories.parent) not in str(xr.load_dataset(file).attrs)
     assert run(*words)[0] == 0
     code, _, err = run(*words, "--seed", 1)
-    assert code == 1 and "was made with corpus_sha256" in err
+    assert code == 1 and "was made with seed 0, not 1" in err
     assert run(*words, "lens", "--fresh", "--seed", 1)[0] == 0
 
 

@@ -187,6 +187,8 @@ def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
     across = data.verdict_across
     assert across.claim_across.values.tolist() == ["C1.4b", "C1.6", "C8.4", "C8.5"]
     assert across.sel(claim_across="C1.6") == OPEN, "all have the same number of layers"
+    assert data.corpus.values.tolist() == ["planted"] * 4
+    assert re.match(r"0\.7\d* \[0\.7", str(data.numbers.sel(claim="C1.1", model="small").item()))
     shown = table(data)
     assert re.search(r"interior agreement, swap +0\.7", shown) and "claims about several" in shown
 
