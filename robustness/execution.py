@@ -67,7 +67,7 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
         If the schedule is empty or names a block that is not there.
     """
     schedule = check(schedule, model.layers)
-    blocks = model.blocks
+    blocks, returns = model.blocks, model.returns
     with model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
         for _ in Iterations()[:]:
@@ -75,12 +75,12 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
             for block in blocks[:-1]:
                 hidden, context = interpreter.split_inputs(block.inputs)
                 contexts.append(context)
-                block.skip(hidden)
+                block.skip(interpreter.as_returned(hidden, returns))
             hidden, context = interpreter.split_inputs(blocks[-1].inputs)
             contexts.append(context)
             for step in schedule:
                 hidden = interpreter.call(blocks[step], hidden, contexts[step])
-            blocks[-1].skip(hidden)
+            blocks[-1].skip(interpreter.as_returned(hidden, returns))
     return edited
 
 

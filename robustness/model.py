@@ -78,6 +78,8 @@ class Model:
         Name, revision, hash of the weights, architecture, dtype, device, attention.
     grows : dict of tuple to bool
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
+    returns : int
+        How many values a block returns in a tuple; 0 where it returns the residual stream alone.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     sandboxed : bool
@@ -95,6 +97,7 @@ class Model:
     tokenizer: Any
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
+    returns: int = 0
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
 
@@ -470,6 +473,8 @@ def _check_itself(model: Model) -> Model:
             interpreter.pass_over(head)
         with traced.trace(two, use_cache=False):
             states, contexts = interpreter.enter(blocks)
+            left = blocks[-1].output
+            found["returns"] = len(left) if isinstance(left, tuple) else 0
             found["grows"] = interpreter.growing(interpreter.sizes(contexts), sizes)
             found["device"] = states[0].device.type
             found["attention"] = str(traced.config._attn_implementation)
@@ -511,6 +516,7 @@ def _check_itself(model: Model) -> Model:
     return replace(
         model,
         grows=found["grows"],
+        returns=found["returns"],
         identity=model.identity | {"dtype": dtype} | known,
         sandboxed=found["apart"],
     )
