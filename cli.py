@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import indent
 from time import monotonic
 from typing import Any
 
@@ -35,6 +36,8 @@ def stages() -> None:
     stages tasks openai-community/gpt2       HellaSwag, ARC-Easy, LAMBADA under every schedule
     stages reproduce openai-community/gpt2   the paper's experiments, and a report
     stages segment outputs/gpt2              the stages' boundaries, with intervals
+    stages generate builtin --schedule ..    what it writes when its blocks run in another order
+    stages export builtin --schedule .. DIR  that order as a checkpoint, for transformers
     stages compare outputs/gpt2 outputs/phi  models side by side
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
@@ -471,6 +474,78 @@ options_of_statistics = together(
 
 
 @stages.command()
+@click.argument("model")
+@click.argument("prompt")
+@click.option(
+    "--schedule",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="TEXT",
+    help='The order of the blocks, as in "0..3-5-4-6..".',
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), default=40, show_default=True, help="Most tokens written."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0 takes the most likely token each time; above, tokens are drawn.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
+@options_of_model
+@click.option("--quiet", is_flag=True, help="No progress.")
+def generate(model: str, prompt: str, **options: Any) -> None:
+    """Continue PROMPT with MODEL as it is, and with its blocks in other orders.
+
+    A PROMPT of - is read from standard input. Every order is a line that ends in a colon; what the
+    model writes follows, indented.
+
+    \b
+    stages generate builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.." "Once upon"
+    """
+    for schedule, text in _generate(model, prompt, options):
+        click.echo(f"{schedule}:\n{indent(text.strip(chr(10)), '    ')}")
+
+
+@stages.command()
+@click.argument("model")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--schedule",
+    "text",
+    required=True,
+    metavar="TEXT",
+    help='The order of the blocks, as in "0..3-5-4-6..".',
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
+    default="auto",
+    show_default=True,
+    help="Of the weights; auto is the checkpoint's.",
+)
+@click.option("--device", help="Where it is tried out.  [default: a GPU if there is one]")
+@click.option("--revision", help="Branch, tag or commit on the hub.")
+@click.option("--fresh", is_flag=True, help="Replace what an earlier export left in DIRECTORY.")
+@click.option("--quiet", is_flag=True, help="Say nothing on the way.")
+def export(model: str, directory: Path, **options: Any) -> None:
+    """Write MODEL with its blocks in another order to DIRECTORY, as a checkpoint for transformers.
+
+    The configuration says the order, where it can; blocks that run twice are written twice. What is
+    written is loaded by plain transformers and compared with the rewired model before it is put in
+    its place. The command prints the directory, which is a MODEL for all commands.
+
+    \b
+    stages export builtin --schedule "0..5-7..9-11" outputs/pruned
+    stages sweep outputs/pruned
+    """
+    click.echo(_export(model, directory, options))
+
+
+@stages.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @options_of_statistics
 def show(file: Path, minus: str | None, bootstrap: bool) -> None:
@@ -781,6 +856,48 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
         else:
             probe_subjoiner(model, source, pieces=options["pieces"], **text, **common)
     return Path(out)
+
+
+def _generate(name: str, prompt: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Open the model, and yield every schedule as text with what is written under it."""
+    from robustness.generation import generate as run
+    from robustness.schedule import clean, from_text, to_text
+
+    if prompt == "-":
+        prompt = sys.stdin.read().rstrip("\n")
+    model = _open(name, options)
+    schedules = [clean(model.layers)]
+    schedules += [from_text(text, model.layers) for text in options["texts"]]
+    wanted = ("tokens", "temperature", "seed")
+    with _progress(None, quiet=options["quiet"], unit="token") as progress:
+        found = run(
+            model,
+            prompt,
+            list(dict.fromkeys(schedules)),
+            **{key: options[key] for key in wanted},
+            progress=progress,
+        )
+    for each in found:
+        yield to_text(each.schedule), each.text
+
+
+def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
+    """Open the model and write its checkpoint in another order."""
+    from robustness.export import export as run
+    from robustness.model import open_model
+    from robustness.results import command_line
+    from robustness.schedule import from_text
+
+    _hush()
+    model = open_model(name, **{key: options[key] for key in ("dtype", "device", "revision")})
+    return run(
+        model,
+        from_text(options["text"], model.layers),
+        directory,
+        fresh=options["fresh"],
+        command=command_line(),
+        notify=partial(_tell, options=options),
+    )
 
 
 def _check_kind(path: Path, kind: str) -> None:

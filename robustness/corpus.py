@@ -377,6 +377,11 @@ def _stream(source: str, *, seed: int | None, split: str) -> Iterator[tuple[int,
         yield item["index"], item["row"]
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a text, the tokenizer's BOS first where it has one."""
+    return _bos(tokenizer)[0] + _encode(tokenizer, text)
+
+
 def _encode(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids

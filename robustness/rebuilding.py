@@ -146,12 +146,12 @@ def _build(module: Any, schedule: Schedule) -> Any:
             odd = _difference(part, twin, place, step)
             if odd:
                 raise Refusal(
-                    f"in place {place} block {step} would have another {odd}, and no setting of "
+                    f"in place {place} block {step} would have {odd}, and no setting of "
                     f"{type(module).__name__} says otherwise"
                 )
         # The very tensors: what is tied in the module is tied here.
         part._parameters = dict(twin._parameters)
-        part._buffers = dict(twin._buffers)
+        part._buffers = {name: twin._buffers[name] for name in part._buffers}
         for name, value in vars(part).items():
             if isinstance(value, Tensor):
                 setattr(part, name, getattr(twin, name))
@@ -164,15 +164,15 @@ def _difference(part: Any, twin: Any, place: int, step: int) -> str:
     What is the block's number in both is no difference.
     """
     if type(part) is not type(twin):
-        return f"part {type(part).__name__}"
+        return f"a {type(part).__name__} instead of a {type(twin).__name__}"
     for name in part._parameters.keys() | twin._parameters.keys():
         weights = [each._parameters.get(name) for each in (part, twin)]
         if len({None if weight is None else weight.shape for weight in weights}) > 1:
-            return name
+            return f"another {name}"
     for name, value in vars(part).items():
         there = vars(twin).get(name)
         plain = isinstance(value, (int, float, str, bool, type(None)))
         if name.startswith("_") or not plain or value == there or (value, there) == (place, step):
             continue
-        return name
+        return f"another {name}"
     return ""

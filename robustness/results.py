@@ -8,6 +8,7 @@ file beside its output, and goes on from there.
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -420,6 +421,64 @@ def write_into(directory: Path, write: Callable[[Path], Any]) -> None:
         write(Path(temporary))
         for file in sorted(Path(temporary).iterdir()):
             write_whole(directory / file.name, partial(os.replace, file))
+
+
+def write_directory(
+    directory: Path,
+    write: Callable[[Path], Any],
+    *,
+    size: int = 0,
+    replaceable: Callable[[Path], bool] = lambda directory: False,
+) -> None:
+    """Write a directory by way of a temporary neighbour, so that it is never half-written.
+
+    Parameters
+    ----------
+    directory : path
+        The directory. One that is there must be empty, or `replaceable`.
+    write : callable
+        Given the temporary path, an empty directory, writes into it; what it raises leaves nothing.
+    size : int
+        Bytes that will be written, for which there must be room.
+    replaceable : callable
+        Whether what is in a directory may be thrown away.
+
+    Raises
+    ------
+    Unwritable
+        If something else is there, there is no room, or the place cannot be written.
+    """
+    directory = directory.expanduser().absolute()
+    there = directory.exists() or directory.is_symlink()
+    if there and not directory.is_dir():
+        raise Unwritable(f"{directory.name} is a file: choose another place")
+    if there and any(directory.iterdir()) and not replaceable(directory):
+        raise Unwritable(f"the directory {directory.name} is not empty: choose another place")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory.parent).free
+        if size > free:
+            raise Unwritable(
+                f"{directory.name} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free "
+                "there: make room, or choose another place"
+            )
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".writing-") as temporary:
+            whole = Path(temporary) / "new"
+            whole.mkdir()
+            write(whole)
+            for file in whole.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as written:
+                        os.fsync(written.fileno())
+            if there:
+                # Not deleted before the new one stands in its place.
+                directory.rename(Path(temporary) / "old")
+            whole.rename(directory)
+    except (OSError, RuntimeError) as error:
+        raise Unwritable(
+            f"{directory.name} cannot be written ({first_line(error)}): make room, or choose "
+            "another place"
+        ) from error
 
 
 def save_figure(figure: Any, path: Path) -> Path:

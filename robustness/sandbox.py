@@ -85,6 +85,24 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
     return Crossing(calls, state * states + logits)
 
 
+def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossing:
+    """Estimate a request that generates tokens by a rewired model, which has no cache.
+
+    Parameters
+    ----------
+    model : Model
+        On a server.
+    steps : int
+        Of the schedule.
+    prompt, tokens : int
+        How many tokens there are, and how many are generated at most.
+    """
+    positions = sum(range(prompt, prompt + tokens))
+    state, _, _ = _sizes(model, positions, 0)
+    # Every block is read and skipped, and every step called.
+    return Crossing(tokens * (2 * model.layers + steps), state * 2 * (model.layers + steps))
+
+
 def of_lens(model: Model, tokens: int) -> int:
     """Return of how many tokens the lens computes logits: at each depth clean and two ways."""
     return (3 * (model.layers + 1) + 1) * tokens

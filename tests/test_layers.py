@@ -44,6 +44,9 @@ ORDER = [
     "robustness.results",
     # one trace each
     "robustness.execution",
+    "robustness.rebuilding",
+    "robustness.generation",
+    "robustness.export",
     "robustness.observation",
     "robustness.neurons",
     "robustness.tasks",
