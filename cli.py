@@ -99,6 +99,16 @@ options_of_model = together(
         help="Of the weights; auto is the checkpoint's.",
     ),
     click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+    click.option(
+        "--device-map",
+        type=click.Choice(("auto", "balanced", "sequential", "cpu", "disk")),
+        help="Where weights are kept: auto fills GPUs, then memory, then the disk.",
+    ),
+    click.option(
+        "--offload",
+        type=click.Path(path_type=Path),
+        help="A directory for weights on the disk that the checkpoint has in another form.",
+    ),
     click.option("--revision", help="Branch, tag or commit on the hub."),
     click.option(
         "--attention",
@@ -940,7 +950,7 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
         given = str(options[option] or "")
         if given.startswith((".", "/", "~")) and not Path(given).expanduser().exists():
             raise Refusal(f"--{option.replace('_', '-')}: there is no {given}")
-    passed = ("quiet", "resume", "out", "host", "deploy", "sandbox_limit", "listed")
+    passed = ("quiet", "resume", "out", "offload", "host", "deploy", "sandbox_limit", "listed")
     _check_remote(options)
 
     def prepare() -> Inputs:
@@ -981,10 +991,13 @@ def _open(name: str, options: dict[str, Any]) -> Any:
     from robustness.model import open_model
 
     _hush()
-    wanted = ("dtype", "device", "revision", "attention", "trust_remote_code")
+    where = ("device", "device_map", "offload")
+    wanted = (*where, "dtype", "revision", "attention", "trust_remote_code")
     there = _check_remote(options)
     if options["remote"]:
         there |= {"remote": True, "notify": partial(_tell, options=options)}
+    if options["offload"] and not options["device_map"]:
+        raise click.UsageError("--offload goes with --device-map")
     return open_model(name, **{key: options[key] for key in wanted}, **there)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from safetensors import SafetensorError
 from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -114,11 +115,13 @@ def hash_directory(directory: Path) -> str:
 
 
 def hash_module(module: Module) -> str:
-    """Hash the weights of a module."""
+    """Hash the weights of a module, wherever accelerate keeps them."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name in module.state_dict():
+        owner, _, leaf = name.rpartition(".")
+        part = module.get_submodule(owner)
         digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-        )
+        with align_module_device(part):
+            tensor = getattr(part, leaf).detach().cpu()
+            digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ head is what transformers calls the output embeddings. Whether that was right is
 measured: run block by block, the clean schedule must give the model's own logits.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import nnsight
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 from nnsight import TransformersModel
 from tokenizers import Tokenizer
@@ -31,6 +33,10 @@ DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 
 ATTENTION = ("sdpa", "eager")
 """Implementations of attention that every family has."""
+
+DEVICE_MAPS = ("auto", "balanced", "sequential", "cpu", "disk")
+"""Where weights can be: on GPUs first, then in memory, then on the disk, as accelerate has it;
+or all in one place, computed with on the CPU."""
 
 # What a trace body reaches is sent to a server by value, but only if its package is registered.
 for _package in ("robustness", "probes", "recipes"):
@@ -144,6 +150,11 @@ class Model:
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
+    def offloaded(self) -> bool:
+        """Whether there are weights that are loaded for each call of their part."""
+        return any(weight.is_meta for weight in self.traced._module.parameters())
+
+    @property
     def epsilon(self) -> float:
         """What the final norm adds to the variance."""
         names = ("eps", "variance_epsilon", "epsilon")
@@ -161,12 +172,14 @@ class Model:
         head = self.head._module
         if self.request or not isinstance(head, Linear):
             return None, None
-        weight = kernels.precise(head.weight.detach())
-        weight = weight - weight.mean(0, dtype=_widest(weight.device)).to(weight.dtype)
-        if head.bias is None:
-            return weight, None
-        bias = kernels.precise(head.bias.detach())
-        return weight, bias - bias.mean()
+        # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
+        with align_module_device(head):
+            weight = kernels.precise(head.weight.detach())
+            weight = weight - weight.mean(0, dtype=_widest(weight.device)).to(weight.dtype)
+            if head.bias is None:
+                return weight, None
+            bias = kernels.precise(head.bias.detach())
+            return weight, bias - bias.mean()
 
 
 def open_model(
@@ -174,6 +187,8 @@ def open_model(
     *,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    offload: str | Path | None = None,
     revision: str | None = None,
     attention: str = "sdpa",
     tokenizer: Any = None,
@@ -196,6 +211,11 @@ def open_model(
         One of `DTYPES`.
     device : str, optional
         As torch names it; the first GPU where there is one.
+    device_map : str or mapping of str to int or str, optional
+        One of `DEVICE_MAPS`, or of submodules their device, or `cpu` or `disk`, as accelerate takes
+        it: weights that have no room where they are computed with are loaded there block by block.
+    offload : path, optional
+        A directory for weights that are kept on the disk in another form than the checkpoint's.
     revision : str, optional
         Branch, tag or commit on the hub.
     attention : str
@@ -229,7 +249,12 @@ def open_model(
     """
     request: dict[str, Any] = {}
     if remote:
-        asked = {"dtype": dtype != "float32", "device": device, "attention": attention != "sdpa"}
+        asked = {
+            "dtype": dtype != "float32",
+            "device": device,
+            "device-map": device_map,
+            "attention": attention != "sdpa",
+        }
         wrong = [name for name, given in asked.items() if given]
         if wrong:
             raise Refusal(
@@ -242,9 +267,9 @@ def open_model(
     elif isinstance(source, Module):
         if not getattr(source, "can_generate", bool)():
             raise Refusal(f"{type(source).__name__} is not a causal language model of transformers")
-        traced = TransformersModel(
-            source.eval(), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
-        )
+        if device_map is not None:
+            raise Refusal("a module is used as it is: give it a device map when it is loaded")
+        traced = _wrap(source.eval(), tokenizer)
         identity = {
             "model": type(source).__name__,
             "weights_sha256": checkpoint.hash_module(source),
@@ -254,8 +279,14 @@ def open_model(
         checkpoint.read_config(name, path, revision, trust_remote_code)
         if dtype not in DTYPES:
             raise Refusal(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        _check_device(device)
+        if device_map is not None and device is not None:
+            raise Refusal("a device map says where weights are: leave out the device")
+        placed: dict[str, Any] = {}
+        if device_map is None:
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+            _check_device(device)
+        else:
+            placed = {"device_map": _placement(device_map), "offload_folder": offload}
         module, tokenizer = checkpoint.load(
             name,
             path,
@@ -263,11 +294,19 @@ def open_model(
             trust_remote_code=trust_remote_code,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=attention,
+            **placed,
         )
-        traced = TransformersModel(
-            module.to(device), task="text-generation", tokenizer=tokenizer or _no_tokenizer()
-        )
+        for part in placed["device_map"] if isinstance(device_map, Mapping) else ():
+            if part not in dict(module.named_modules()):
+                raise Refusal(f"{name} has no part {part!r} that a device map could place")
+        traced = _wrap(module if device is None else module.to(device), tokenizer)
         identity = {"model": name, "revision": checkpoint.commit(path, revision)}
+        if device_map is not None:
+            identity["device_map"] = (
+                device_map
+                if isinstance(device_map, str)
+                else ", ".join(f"{part or 'all'}: {where}" for part, where in device_map.items())
+            )
         if Path(path).is_dir():
             identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
     module = traced._module
@@ -332,6 +371,42 @@ def _open_remote(
     env = traced._remoteable_get_env()
     requests = remote_server.Requests(key_of_model, host, key, env, notify, limit)
     return traced, tokenizer, identity, {"backend": requests}
+
+
+class _Traced(TransformersModel):  # type: ignore[misc]
+    """Leaves its inputs where they are if its first weights are offloaded.
+
+    nnsight would move them to these weights; accelerate moves them to where these are loaded.
+    """
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where inputs are moved."""
+        device: torch.device | None = super().device
+        return None if device is None or device.type == "meta" else device
+
+
+def _wrap(module: Any, tokenizer: Any) -> TransformersModel:
+    """Make an nnsight model of a module, which stays where it is."""
+    # A pipeline would take the first entry of a map for a device, and `disk` is none.
+    placed = vars(module).pop("hf_device_map", None)
+    traced = _Traced(
+        module, task="text-generation", tokenizer=tokenizer or _no_tokenizer(), device=-1
+    )
+    if placed is not None:
+        module.hf_device_map = placed
+    return traced
+
+
+def _placement(device_map: str | Mapping[str, int | str]) -> Any:
+    """Return a device map as transformers takes it."""
+    if not isinstance(device_map, str):
+        for where in set(device_map.values()) - {"cpu", "disk"}:
+            _check_device(f"cuda:{where}" if isinstance(where, int) else where)
+        return dict(device_map)
+    if device_map not in DEVICE_MAPS:
+        raise Refusal(f"no device map {device_map!r}; there are: {', '.join(DEVICE_MAPS)}")
+    return {"": device_map} if device_map in {"cpu", "disk"} else device_map
 
 
 def _check_device(device: str) -> None:
@@ -518,7 +593,8 @@ def _check_itself(model: Model) -> Model:
         grows=found["grows"],
         returns=found["returns"],
         identity=model.identity | {"dtype": dtype} | known,
-        sandboxed=found["apart"],
+        # Offloaded weights look as if they were apart, too.
+        sandboxed=bool(model.request) and found["apart"],
     )
 
 

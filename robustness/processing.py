@@ -79,6 +79,8 @@ def process(
     """
     if model.request:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
+    if model.offloaded:
+        raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
     anatomy = examine(model)
     for need in ("attention", "prediction"):
         if need in anatomy.missing:

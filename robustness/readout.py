@@ -60,6 +60,9 @@ def reference(
         What `compare` needs, and `readout`: the clean `loss` and `entropy` in nats and `accuracy`
         per token, with `top`, the most likely token.
     """
+    if weight is not None:
+        # Of a model over several devices, the last state may be on another than the head.
+        hidden = hidden.to(weight.device, weight.dtype)
     targets = targets.to(hidden.device)
     clean: dict[str, Any] = {
         "hidden": hidden,
@@ -72,8 +75,7 @@ def reference(
     if weight is None:
         sums, target, _ = _by_calls(hidden[None], clean, ())
     else:
-        clean["hidden"] = hidden.to(weight.dtype)
-        sums, target, expected = _by_strips(clean["hidden"][None], clean, True)
+        sums, target, expected = _by_strips(hidden[None], clean, True)
         clean["expected"] = expected[0]
     clean["sums"] = tuple(part[0] for part in sums)
     values = _values(sums, target, targets)
@@ -103,7 +105,7 @@ def compare(hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str] = 
     if clean["weight"] is None:
         sums, target, found = _by_calls(hidden, clean, divergences)
     else:
-        hidden = hidden.to(clean["weight"].dtype)
+        hidden = hidden.to(clean["weight"].device, clean["weight"].dtype)
         sums, target, expected = _by_strips(hidden, clean, "kl_reverse" in divergences)
         difference, before, found = clean["hidden"] - hidden, clean["sums"], {}
         if "kl" in divergences:

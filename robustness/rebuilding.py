@@ -61,7 +61,7 @@ def rebuild(model: Model, schedule: Schedule) -> Module:
     module = model.traced._module
     if model.request:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
-    if any(tensor.is_meta for tensor in module.parameters()):
+    if model.offloaded:
         raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
     try:
         net = _build(module, schedule)
