@@ -23,6 +23,9 @@ from robustness.refusal import Refusal, first_line
 BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
 """The models shipped with the project, and their directories."""
 
+ORIGIN = "stages"
+"""The entry of a configuration that says what a checkpoint of another order was made of."""
+
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
 """What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
 
@@ -98,7 +101,7 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
 
 def hash_config(config: Any) -> str:
     """Hash what a configuration says of the function that the model computes."""
-    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", ORIGIN}
     kept = {key: value for key, value in config.to_dict().items() if key not in volatile}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,14 +10,11 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from robustness import results
-from robustness.checkpoint import LOADING_ERRORS
+from robustness.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.model import Model, find_paths
 from robustness.rebuilding import compare, rebuild
 from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, to_text
-
-ENTRY = "stages"
-"""Of the configuration: where a checkpoint comes from."""
 
 WRITTEN = (".json", ".safetensors", ".md", ".jinja", ".model", ".txt")
 """How the names end of what is written."""
@@ -69,7 +66,7 @@ def export(
     """
     net: Any = rebuild(model, schedule)
     origin = _origin(model, schedule, command)
-    setattr(net.config, ENTRY, origin)
+    setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
     copies = _copies(net, schedule)
     if copies:
@@ -86,10 +83,13 @@ def export(
         for name in copies:
             # Files hold no tensor under two names, unless it is tied.
             weights[name] = weights[name].clone()
-        net.save_pretrained(where, state_dict=weights)
+        try:
+            net.save_pretrained(where, state_dict=weights)
+            if model.tokenizer is not None:
+                model.tokenizer.save_pretrained(where)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise Refusal(f"{model.name} cannot be written: {first_line(error)}") from error
         del weights
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(where)
         (where / "README.md").write_text(_card(Path(directory).name, origin), encoding="utf-8")
         _check(model, schedule, where)
 
@@ -159,7 +159,7 @@ def _is_export(directory: Path) -> bool:
         config = json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):
         return False
-    return ENTRY in config and all(file.suffix in WRITTEN for file in directory.iterdir())
+    return ORIGIN in config and all(file.suffix in WRITTEN for file in directory.iterdir())
 
 
 def _card(name: str, origin: dict[str, str]) -> str:

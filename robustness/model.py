@@ -315,6 +315,9 @@ def open_model(
         "architecture": type(module).__name__,
         "processing": "none",
     }
+    origin = getattr(module.config, checkpoint.ORIGIN, None)
+    if isinstance(origin, dict):
+        identity["made_from"] = f"{origin.get('model')} {origin.get('schedule')}"
     model = Model(
         traced=traced,
         tokenizer=tokenizer,

@@ -63,15 +63,17 @@ def rebuild(model: Model, schedule: Schedule) -> Module:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
     if model.offloaded:
         raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
+    if len({tensor.device for tensor in module.parameters()}) > 1:
+        raise Refusal(f"weights of {model.name} are on several devices: open it on one")
     try:
-        net = _build(module, schedule)
-    except Refusal as error:
-        raise Refusal(f"{model.name} has no checkpoint of {to_text(schedule)}: {error}") from error
+        net = _build(module, schedule, f"{model.name} has no checkpoint of {to_text(schedule)}")
+        compare(model, schedule, net)
+    except Refusal:
+        raise
     except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
         raise Refusal(
             f"{model.name} ({type(module).__name__}) cannot be rebuilt: {first_line(error)}"
         ) from error
-    compare(model, schedule, net)
     return net
 
 
@@ -122,7 +124,7 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
         )
 
 
-def _build(module: Any, schedule: Schedule) -> Any:
+def _build(module: Any, schedule: Schedule, none: str) -> Any:
     """Build the changed configuration without weights, and give it those of the module."""
     with torch.device("meta"):
         net = type(module)._from_config(
@@ -146,7 +148,7 @@ def _build(module: Any, schedule: Schedule) -> Any:
             odd = _difference(part, twin, place, step)
             if odd:
                 raise Refusal(
-                    f"in place {place} block {step} would have {odd}, and no setting of "
+                    f"{none}: in place {place} block {step} would have {odd}, and no setting of "
                     f"{type(module).__name__} says otherwise"
                 )
         # The very tensors: what is tied in the module is tied here.

@@ -448,11 +448,11 @@ def write_directory(
     Unwritable
         If something else is there, there is no room, or the place cannot be written.
     """
-    directory = directory.expanduser().absolute()
-    there = directory.exists() or directory.is_symlink()
-    if there and not directory.is_dir():
+    directory = directory.expanduser().resolve()
+    if directory.exists() and not directory.is_dir():
         raise Unwritable(f"{directory.name} is a file: choose another place")
-    if there and any(directory.iterdir()) and not replaceable(directory):
+    full = directory.exists() and any(directory.iterdir())
+    if full and not replaceable(directory):
         raise Unwritable(f"the directory {directory.name} is not empty: choose another place")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -470,10 +470,15 @@ def write_directory(
                 if file.is_file():
                     with file.open("rb") as written:
                         os.fsync(written.fileno())
-            if there:
-                # Not deleted before the new one stands in its place.
-                directory.rename(Path(temporary) / "old")
-            whole.rename(directory)
+            old = Path(temporary) / "old"
+            if full:
+                directory.rename(old)
+            try:
+                whole.rename(directory)
+            except OSError:
+                if full:
+                    old.rename(directory)
+                raise
     except (OSError, RuntimeError) as error:
         raise Unwritable(
             f"{directory.name} cannot be written ({first_line(error)}): make room, or choose "

@@ -19,6 +19,8 @@ from robustness.measurement import MEASUREMENTS
 PAGES = [
     "README.md",
     "docs/tutorial.md",
+    "docs/pruning.md",
+    "docs/offload.md",
     "docs/recipes.md",
     "docs/statistics.md",
     "docs/measurements.md",

@@ -268,6 +268,10 @@ def test_the_configuration_and_the_card_say_where_it_comes_from(tmp_path):
     assert 'from_pretrained("pruned", dtype="auto")' in code
     again = open_model(path, dtype="auto")
     assert again.identity["dtype"] == "float16" and again.layers == 11
+    assert again.identity["made_from"] == "builtin 0..4-6..11"
+    other = open_model(export(model, drop(clean(12), 5), tmp_path / "again"), dtype="auto")
+    for name in ("weights_sha256", "config_sha256"):
+        assert other.identity[name] == again.identity[name] != model.identity[name]
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path, gpt2):
@@ -307,8 +311,27 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, gpt2, monkeypatch):
     monkeypatch.setattr(results.os, "fsync", full)
     with pytest.raises(Refusal, match=r"out cannot be written .*No space left"):
         export(gpt2, (0, 2), path, fresh=True)
+    monkeypatch.undo()
+    rename = Path.rename
+
+    def failing(self, target):
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(Refusal, match="out cannot be written"):
+        export(gpt2, (0, 2), path, fresh=True)
     assert json.loads((path / "config.json").read_text())["stages"]["schedule"] == "0-1"
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_transformers_will_not_write_is_refused(tmp_path):
+    model = open_model(tiny("gpt2"))
+    model.traced._module.generation_config.max_new_tokens = -1
+    with pytest.raises(Refusal, match="GPT2LMHeadModel cannot be written") as refused:
+        export(model, (0, 1), tmp_path / "out")
+    assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint_of_a_model_whose_weights_are_elsewhere(tmp_path, strict_model):
