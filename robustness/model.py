@@ -376,26 +376,22 @@ def _open_remote(
     return traced, tokenizer, identity, {"backend": requests}
 
 
-class _Traced(TransformersModel):  # type: ignore[misc]
-    """Leaves its inputs where they are if its first weights are offloaded.
+class _Offloaded(TransformersModel):  # type: ignore[misc]
+    """Leaves inputs where they are: accelerate moves them to where weights are loaded.
 
-    nnsight would move them to these weights; accelerate moves them to where these are loaded.
+    nnsight would move them to the first weights, which are nowhere.
     """
 
-    @property
-    def device(self) -> torch.device | None:
-        """Where inputs are moved."""
-        device: torch.device | None = super().device
-        return None if device is None or device.type == "meta" else device
+    device = None
 
 
 def _wrap(module: Any, tokenizer: Any) -> TransformersModel:
     """Make an nnsight model of a module, which stays where it is."""
     # A pipeline would take the first entry of a map for a device, and `disk` is none.
     placed = vars(module).pop("hf_device_map", None)
-    traced = _Traced(
-        module, task="text-generation", tokenizer=tokenizer or _no_tokenizer(), device=-1
-    )
+    # Where weights are in place it is nnsight's own class, which a server knows.
+    kind = _Offloaded if next(module.parameters()).is_meta else TransformersModel
+    traced = kind(module, task="text-generation", tokenizer=tokenizer or _no_tokenizer(), device=-1)
     if placed is not None:
         module.hf_device_map = placed
     return traced
