@@ -1019,10 +1019,13 @@ def _tell(text: str, options: dict[str, Any]) -> None:
 
 def _hush() -> None:
     """Keep libraries from writing bars and notes of their own."""
+    import logging
+
     import datasets
     import huggingface_hub
     import transformers
 
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for library in (transformers, datasets, huggingface_hub):

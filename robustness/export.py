@@ -119,9 +119,10 @@ def _blocks(steps: Sequence[int]) -> str:
 
 
 def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
-    kept = ("model", "revision", "weights_sha256", "config_sha256", "architecture", "dtype")
+    kept = ("model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture")
     return {
         **{name: model.identity[name] for name in kept if model.identity.get(name)},
+        "dtype": model.identity["dtype"],
         "schedule": to_text(schedule),
         "layers": str(model.layers),
         "version": results.version_of_project(),
