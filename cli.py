@@ -495,7 +495,13 @@ options_of_statistics = together(
     help='The order of the blocks, as in "0..3-5-4-6..".',
 )
 @click.option(
-    "--tokens", type=click.IntRange(1), default=40, show_default=True, help="Most tokens written."
+    "--tokens",
+    "--max-new-tokens",
+    "tokens",
+    type=click.IntRange(1),
+    default=40,
+    show_default=True,
+    help="Most tokens written.",
 )
 @click.option(
     "--temperature",

@@ -156,7 +156,7 @@ def test_the_command_prints_each_order_and_what_is_written(run, monkeypatch):
         line for each in found for line in each.text.splitlines() if line.strip()
     ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("Once upon a time\n"))
-    assert run(*words, "-")[1] == out
+    assert run(*words[:-2], "--max-new-tokens", 12, "-")[1] == out
     for wrong, problem in (
         ((*words, " "), "the prompt is empty"),
         ((*words, "a " * 300), "shorten the prompt, or ask for fewer tokens"),
