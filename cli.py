@@ -113,9 +113,7 @@ options_of_model = together(
     click.option(
         "--attention",
         type=click.Choice(("sdpa", "eager")),
-        default="sdpa",
-        show_default=True,
-        help="Implementation of attention.",
+        help="Implementation of attention.  [default: sdpa, or eager where there is no other]",
     ),
     click.option(
         "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."

@@ -21,6 +21,7 @@ from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.windows import ITEMS, LENGTH, SHARES, Task, make_task, tokens_ending_in
 from robustness import kernels, readout, results
 from robustness.corpus import source_name
+from robustness.logits import predictor
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
@@ -150,8 +151,9 @@ def read_answer(
     names = ("activation", "control")
     found = {name: torch.cat([kept[name] for kept in taken[:-1]]) for name in names}
     tops, shares = [], []
+    predict = predictor(parts["head"], parts["squash"])
     for part in hidden.split(text["chunk"]):
-        logits = kernels.precise(parts["head"](part)[:, 0])
+        logits = predict(part)[:, 0]
         wanted = text["wanted"].to(logits.device)
         tops.append((logits.argmax(-1, keepdim=True) == wanted).any(-1).to(logits.dtype))
         shares.append((logits[:, wanted].logsumexp(-1) - logits.logsumexp(-1)).exp())

@@ -6,7 +6,7 @@ from typing import Any
 import nnsight
 import torch
 
-from robustness import interpreter, lens, similarity
+from robustness import interpreter, lens, sublayers
 from robustness.model import Model
 
 SUBLAYERS = ("attention", "mlp", "context")
@@ -17,9 +17,6 @@ TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
 
 TOLERANCE_ELSEWHERE = 1e-4
 
-CLEARLY = 4.0
-"""How many times as wrong the other answer must be for one to be believed."""
-
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -29,6 +26,9 @@ class Anatomy:
     """Whether attention and MLP of a block read the same residual stream."""
     centres: bool
     """Whether the final norm takes the mean over features out, as LayerNorm does."""
+    factors: tuple[tuple[float, ...], ...]
+    """Of every block, by what the outputs of attention and MLP are multiplied when they are added
+    to the residual stream; empty where sublayers cannot be told apart."""
     missing: dict[str, str]
     """Of what cannot be captured, why: `attention`, `mlp`, `context`, `pattern`, `neurons`,
     `prediction`."""
@@ -44,8 +44,9 @@ def examine(model: Model) -> Anatomy:
     missing = _unfound(model)
     whole = "mlp" not in missing
     eager = known["eager"] and "pattern" not in missing
+    numbers = model.numbers
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
-        entering, leaving, contexts, weights = [], [], [], False
+        entering, leaving, contexts, written, weights = [], [], [], [], False
         for layer, block in enumerate(blocks):
             hidden, _ = interpreter.split_inputs(block.inputs)
             if whole:
@@ -54,6 +55,12 @@ def examine(model: Model) -> Anatomy:
             if eager and not layer:
                 out = attentions[0].output
                 weights = isinstance(out, tuple) and out[1] is not None
+            if whole:
+                gave = []
+                for which in (sublayers.ATTENTION, sublayers.MLP):
+                    stream = sublayers.handed(layer, which, hidden, known)
+                    gave.append(sublayers.seen(layer, which, stream, hidden, known))
+                written.append(gave)
             out = block.output
             entering.append(hidden)
             leaving.append(out[0] if isinstance(out, tuple) else out)
@@ -61,24 +68,29 @@ def examine(model: Model) -> Anatomy:
         interpreter.pass_over(head)
         errors = nnsight.save({})
         errors["weights"] = not eager or weights
+        if whole:
+            known["factors"] = sublayers.factors(entering, leaving, written, numbers)
+            errors["factors"] = known["factors"]
         for answer in (False, True):
             known["parallel"] = known["centres"] = answer
             errors["centres", answer] = lens.departure(final, known)
             if whole:
-                errors["parallel", answer] = similarity.mismatch(entering, leaving, contexts, known)
+                errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
     tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
-    found = {}
+    found: dict[str, Any] = {"factors": tuple(errors.get("factors", ()))}
     for question, needs, reason in (
         ("parallel", SUBLAYERS, "attention and MLP, added to what enters a block, miss its output"),
         (
             "centres",
             ("prediction",),
-            "the final norm is neither a layer nor a root-mean-square norm",
+            "what follows the last block is neither a layer nor a root-mean-square norm",
         ),
     ):
         answers = [errors.get((question, answer), 0.0) for answer in (False, True)]
         found[question] = answers[1] < answers[0]
-        unclear = CLEARLY * min(answers) > max(answers) > 0
+        unclear = sublayers.CLEARLY * min(answers) > max(answers) > 0
+        if question == "centres" and not model.normed:
+            unclear = False
         if not min(answers) <= tolerance or unclear:
             text = f"{reason} (off by {min(answers):.2g})"
             missing |= {need: f"{_called(model)}: {text}" for need in needs}
@@ -91,8 +103,7 @@ def _unfound(model: Model) -> dict[str, str]:
     """Return why sublayers cannot be captured where they are not found in every block."""
     missing: dict[str, str] = {}
     for name, found, needs in (
-        ("a norm", [norms for norms in model.block_norms if norms], SUBLAYERS),
-        ("an MLP", model.mlps, (*SUBLAYERS, "neurons")),
+        ("a pair of attention and MLP that add to the residual stream", model.sublayers, SUBLAYERS),
         ("an MLP made of matrices", model.writers, ("neurons",)),
         ("an attention", model.attentions, (*SUBLAYERS, "pattern")),
     ):
@@ -117,11 +128,13 @@ def parts(model: Model) -> dict[str, Any]:
     return {
         "blocks": model.blocks,
         "attentions": model.attentions,
-        "mlps": model.mlps,
+        "sublayers": model.sublayers,
+        "factors": [(1.0, 1.0)] * model.layers,
         "writers": model.writers,
-        "block_norms": model.block_norms,
         "norms": model.norms,
+        "normed": model.normed,
         "head": model.head,
+        "squash": model.squash,
         "epsilon": model.epsilon,
         "eager": model.identity["attention"] == "eager",
     }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import attention, interpreter, kernels
+from robustness import attention, interpreter, kernels, sublayers
 
 Captured = dict[str, Any]
 """What is captured at a depth, by name.
@@ -40,8 +40,8 @@ def walk(
     needs : sequence of str
         What is captured besides the residual stream.
     parts : dict
-        `blocks`, `attentions`, `mlps`, `norms`, `head` of the model; `eager`, whether its attention
-        hands over its weights.
+        `blocks`, `attentions`, `sublayers`, `norms`, `head` of the model; `factors`, as
+        `sublayers.factors` found them; `eager`, whether its attention hands over its weights.
     text : dict
         What is known of the tokens; see `observation`.
 
@@ -86,17 +86,19 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
         # Where the weights are never formed, from what the attention is computed of.
         called, named = parts["attentions"][layer].source.attention_interface_1.inputs
         captured["pattern"] = attention.weights(called[1], called[2], called[4], named["scaling"])
-    if "attention" in needs or ("pattern" in needs and parts["eager"]):
-        out = parts["attentions"][layer].output
-        # Copied, because some models add to it in place afterwards.
-        captured["attention"] = (out[0] if isinstance(out, tuple) else out).clone()
-        if "pattern" in needs and parts["eager"]:
-            captured["pattern"] = kernels.precise(out[1])
-    if "neurons" in needs:
-        captured["neurons"] = parts["writers"][layer].input
+    if "pattern" in needs and parts["eager"]:
+        captured["pattern"] = kernels.precise(parts["attentions"][layer].output[1])
+    if "attention" in needs:
+        stream = sublayers.handed(layer, sublayers.ATTENTION, residual, parts)
+        captured["attention"] = sublayers.seen(layer, sublayers.ATTENTION, stream, residual, parts)
+    between = None
     if "mlp" in needs:
-        out = parts["mlps"][layer].output
-        captured["mlp"] = (out[0] if isinstance(out, tuple) else out).clone()
+        between = sublayers.handed(layer, sublayers.MLP, residual, parts)
+    if "neurons" in needs:
+        neurons = parts["writers"][layer].input
+        captured["neurons"] = neurons.view(*residual.shape[:2], -1)
+    if "mlp" in needs:
+        captured["mlp"] = sublayers.seen(layer, sublayers.MLP, between, residual, parts)
     if "output" in needs:
         out = block.output
         captured["output"] = out[0] if isinstance(out, tuple) else out

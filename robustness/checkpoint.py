@@ -64,7 +64,19 @@ def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
     # Families that fill in masks, as BERT does, decode only where their configuration says so.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
+    check_quantised(name, config)
     return config
+
+
+def check_quantised(name: str, config: Any) -> None:
+    """Refuse weights that are not what is computed with."""
+    found = getattr(config, "quantization_config", None)
+    if found:
+        found = found if isinstance(found, dict) else found.to_dict()
+        raise Refusal(
+            f"{name} has quantised weights ({found.get('quant_method', 'of some kind')}): open the "
+            "checkpoint that they were made of"
+        )
 
 
 def commit(path: str, revision: str | None) -> str:

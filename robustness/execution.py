@@ -14,7 +14,7 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import comparison, interpreter, results, sandbox
+from robustness import comparison, interpreter, logits, results, sandbox
 from robustness.corpus import SHORTEST, Corpus
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
@@ -311,6 +311,7 @@ def run_plan(
         With the arguments of `comparison.measure`; it travels.
     """
     blocks, norms, head, grows = model.blocks, model.norms, model.head, model.grows
+    squash = model.squash
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
         entering, contexts = interpreter.enter(blocks)
@@ -329,7 +330,7 @@ def run_plan(
                 grows,
                 blocks,
                 norms,
-                head,
+                logits.predictor(head, squash),
                 text,
                 matrix,
             )

@@ -74,6 +74,32 @@ def as_returned(hidden: Tensor, count: int) -> Any:
     return (hidden, *([None] * (count - 1))) if count else hidden
 
 
+def forgetful(
+    states: Sequence[Tensor], contexts: Sequence[Context], blocks: Sequence[Callable[..., Any]]
+) -> list[float]:
+    """Return by how much each block, after others have run on something else, misses its output.
+
+    Relative to it. A block that is a function of its input and its context alone misses nothing;
+    one that reads keys and values left behind by another, as in Gemma 3n, does.
+
+    Parameters
+    ----------
+    states : sequence of tensor of shape (sequence, token, width)
+        What enters each block in the clean run, and what leaves the last.
+    contexts, blocks
+        As for `run`.
+    """
+    for hidden, context, block in zip(states, contexts, blocks):
+        call(block, hidden.flip(1), context)
+    missed = [0.0] * len(blocks)
+    # Backwards, so that none has just been given what it should have kept.
+    for index in reversed(range(len(blocks))):
+        out, following = call(blocks[index], states[index], contexts[index]), states[index + 1]
+        miss = (out - following.to(out.device)).float().abs().max()
+        missed[index] = float(miss / following.float().abs().max())
+    return missed
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
     """Return every tensor in a context with its place in it."""
     if isinstance(value, Tensor):

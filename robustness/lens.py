@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import comparison, kernels, readout
+from robustness import comparison, kernels, logits, readout
 
 READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
 
@@ -37,22 +37,23 @@ def read(
         `entropy`, in nats; `agreement` and `accuracy`, shares of tokens. Lens 0 is recomputed, 1 is
         frozen.
     """
-    width = taken[0]["state"].shape[-1]
 
     def normed(state: Tensor) -> Tensor:
         for norm in parts["norms"]:
             state = norm(state)
         return kernels.precise(state)
 
-    head = with_bias_as_feature(parts["head"], width, taken[0]["state"])
+    final = taken[-1]["state"]
+    ending = normed(final)
+    read_by_head = ending.to(final.dtype)
+    head = logits.predictor(with_bias_as_feature(parts["head"], read_by_head), parts["squash"])
     matrix, bias = parts["matrix"]
     if bias is not None:
         matrix = torch.cat([matrix, bias[:, None]], 1)
     # A matrix without a bias needs no feature for it.
     plain = matrix is not None and bias is None
-    final = taken[-1]["state"]
     targets, vocabulary = text["targets"].flatten(), text["vocabulary"]
-    clean = readout.reference(_feature(normed(final), 1, plain), targets, head, vocabulary, matrix)
+    clean = readout.reference(_feature(ending, 1, plain), targets, head, vocabulary, matrix)
     shift = normed(torch.zeros_like(final[:1, :1])) if parts["norms"] else 0
     lens: list[list[dict[str, Tensor]]] = [[], []]
     for kept in taken:
@@ -72,37 +73,49 @@ def read(
 def spread(state: Tensor, parts: dict[str, Any]) -> Tensor:
     """Return by what a norm divides a state, (…, 1) of (…, width).
 
-    The standard deviation, or the root of the mean square for a norm that does not centre.
+    The standard deviation, or the root of the mean square for a norm that does not centre; one
+    where there is no norm.
     """
     state = kernels.precise(state)
+    if not parts["normed"]:
+        return torch.ones_like(state[..., :1])
     if parts["centres"]:
         state = state - state.mean(-1, keepdim=True)
     return (state.square().mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
 
 
 def departure(like: Tensor, parts: dict[str, Any]) -> float:
-    """Return by how much the final norm departs from a linear map divided by `spread`.
+    """Return by how much what follows the last block departs from a linear map over `spread`.
 
     On states of ordinary size, made up, of the width and type of `like` (sequence, token, width);
     relative to what it gives. Without a norm, 0.
     """
     if not parts["norms"]:
         return 0.0
-    norm = parts["norms"][0]
-    shift = kernels.precise(norm(torch.zeros_like(like)))
+
+    def norm(state: Tensor) -> Tensor:
+        for part in parts["norms"]:
+            state = part(state)
+        return kernels.precise(state)
+
+    shift = norm(torch.zeros_like(like))
     waves = torch.arange(like[0].numel(), device=like.device).view_as(like[0])
     one, other = torch.sin(1.7 * waves) + 1, torch.cos(0.9 * waves**1.1)
     mapped = []
     for state in (one, other, one + other):
         rounded = state.to(like.dtype).expand_as(like)
-        mapped.append((kernels.precise(norm(rounded)) - shift) * spread(rounded, parts))
+        mapped.append((norm(rounded) - shift) * spread(rounded, parts))
     return float((mapped[0] + mapped[1] - mapped[2]).abs().max() / mapped[2].abs().max())
 
 
 def with_bias_as_feature(
-    head: Callable[[Tensor], Tensor], width: int, like: Tensor
+    head: Callable[[Tensor], Tensor], like: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """Return the head as a function of states with one more feature, by which its bias counts."""
+    """Return the head as a function of states with one more feature, by which its bias counts.
+
+    States without it are as wide and of the type as `like` (sequence, query, width).
+    """
+    width = like.shape[-1]
 
     def call(states: Tensor) -> Tensor:
         bias = kernels.precise(head(torch.zeros_like(like[:1, 0]))).to(states.device)

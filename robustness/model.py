@@ -6,8 +6,9 @@ head is what transformers calls the output embeddings. Whether that was right is
 measured: run block by block, the clean schedule must give the model's own logits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from torch.nn import Linear, Module, ModuleList
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from robustness import checkpoint, interpreter, kernels
+from robustness import checkpoint, flow, interpreter, kernels, logits
 from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
@@ -32,7 +33,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """What weights can be loaded as; `auto` is what the checkpoint holds."""
 
 ATTENTION = ("sdpa", "eager")
-"""Implementations of attention that every family has."""
+"""Implementations of attention; every family has the second."""
 
 DEVICE_MAPS = ("auto", "balanced", "sequential", "cpu", "disk")
 """Where weights can be: on GPUs first, then in memory, then on the disk, as accelerate has it;
@@ -43,20 +44,26 @@ for _package in ("robustness", "probes", "recipes"):
     nnsight.register(_package)
 
 
+Sublayer = tuple[tuple[str, ...], str, tuple[str, ...], int | None]
+"""What is called before the main part of a sublayer, mostly a norm; that part; norms after it; and
+the place among its further arguments of the residual stream, if it adds to that itself."""
+
+
 @dataclass(frozen=True)
 class Paths:
     """Where in a decoder its parts are, as names of submodules."""
 
     blocks: tuple[str, ...]
     attentions: tuple[str, ...]
-    """Of every block that has one, as for `mlps`."""
-    mlps: tuple[str, ...]
+    """Of every block that has one."""
+    sublayers: tuple[tuple[Sublayer, Sublayer], ...]
+    """Attention and MLP of every block that has two sublayers, one of them an attention."""
+    readers: tuple[tuple[str, ...], ...]
+    """The matrices of every MLP that read its input."""
     writers: tuple[str, ...]
     """The matrix of every MLP that reads its neurons and writes to the residual stream."""
-    block_norms: tuple[tuple[str, ...], ...]
-    """Of every block."""
     norms: tuple[str, ...]
-    """The final norm, or none."""
+    """What is called between the last block and the head: mostly a norm."""
     head: str
 
 
@@ -68,16 +75,17 @@ class Model:
     ----------
     traced : TransformersModel
         The nnsight model.
-    blocks, attentions, mlps : tuple of Envoy
-        Every block and its sublayers; the latter empty where a block has no such part.
+    blocks, attentions : tuple of Envoy
+        Every block, and the attention of every block that has one.
+    sublayers : tuple
+        Attention and MLP of every block that has these two, as in `robustness.sublayers`.
     writers : tuple of Envoy
         The matrix of every MLP that reads its neurons; empty where MLPs are not made of matrices.
-    block_norms : tuple of tuple of Envoy
-        The norms of every block, in order.
     norms : tuple of Envoy
-        What is applied to the last residual stream before the head: one norm, or nothing.
+        What is applied to the last residual stream before the head: mostly one norm, or nothing;
+        some models of the OPT family have a projection.
     head : Envoy
-        From states to logits.
+        From states to what becomes logits.
     tokenizer
         The tokenizer, or None for a module that was given without one.
     identity : dict of str to str
@@ -90,14 +98,16 @@ class Model:
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     sandboxed : bool
         Whether traces run apart from the weights, so that every call crosses a socket.
+    squash : tuple
+        By what logits are scaled and where they are capped; see `robustness.logits`.
     """
 
     traced: TransformersModel
     blocks: tuple[Any, ...]
     attentions: tuple[Any, ...]
-    mlps: tuple[Any, ...]
+    sublayers: tuple[Any, ...]
+    readers: tuple[tuple[Any, ...], ...]
     writers: tuple[Any, ...]
-    block_norms: tuple[tuple[Any, ...], ...]
     norms: tuple[Any, ...]
     head: Any
     tokenizer: Any
@@ -106,6 +116,7 @@ class Model:
     returns: int = 0
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
+    squash: logits.Squash = (1.0, None)
 
     @property
     def name(self) -> str:
@@ -139,6 +150,12 @@ class Model:
         return None if limit is None else int(limit)
 
     @property
+    def numbers(self) -> list[float]:
+        """Numbers of the configuration, one of which a factor that is measured may be; 1 first."""
+        values = self.config.to_dict().values()
+        return [1.0, *(float(v) for v in values if type(v) in (int, float) and v)]
+
+    @property
     def precision(self) -> str:
         """The type of measured numbers: `float32`, or `float64` where the weights are."""
         return "float64" if self.identity["dtype"] == "float64" else "float32"
@@ -155,6 +172,11 @@ class Model:
         return any(weight.is_meta for weight in self.traced._module.parameters())
 
     @property
+    def normed(self) -> bool:
+        """Whether the last residual stream is normed before the head."""
+        return any(_is_norm(part._module) for part in self.norms)
+
+    @property
     def epsilon(self) -> float:
         """What the final norm adds to the variance."""
         names = ("eps", "variance_epsilon", "epsilon")
@@ -165,21 +187,23 @@ class Model:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
 
         Both are centred over the vocabulary: a number added to all logits of a token changes no
-        readout, but GPT-2 adds about -100, which costs float32 its last digits. The first is None
-        where the weights cannot be read, or the head is no matrix; then logits come from calling
-        it.
+        readout, but GPT-2 adds about -100, which costs float32 its last digits. A scale of the
+        logits is in them. The first is None where the weights cannot be read, the head is no
+        matrix, or logits are capped; then they come from calling it.
         """
-        head = self.head._module
-        if self.request or not isinstance(head, Linear):
+        head, (scale, cap) = self.head._module, self.squash
+        if self.request or cap is not None or type(head).forward is not Linear.forward:
             return None, None
         # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
         with align_module_device(head):
             weight = kernels.precise(head.weight.detach())
             weight = weight - weight.mean(0, dtype=_widest(weight.device)).to(weight.dtype)
+            if scale != 1.0:
+                weight *= scale
             if head.bias is None:
                 return weight, None
             bias = kernels.precise(head.bias.detach())
-            return weight, bias - bias.mean()
+            return weight, (bias - bias.mean()) * scale
 
 
 def open_model(
@@ -190,7 +214,7 @@ def open_model(
     device_map: str | Mapping[str, int | str] | None = None,
     offload: str | Path | None = None,
     revision: str | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     remote: bool = False,
@@ -218,8 +242,8 @@ def open_model(
         A directory for weights that are kept on the disk in another form than the checkpoint's.
     revision : str, optional
         Branch, tag or commit on the hub.
-    attention : str
-        One of `ATTENTION`.
+    attention : str, optional
+        One of `ATTENTION`; without it `sdpa`, or `eager` where the family has no other.
     tokenizer : optional
         For a module: its tokenizer.
     trust_remote_code : bool
@@ -253,7 +277,7 @@ def open_model(
             "dtype": dtype != "float32",
             "device": device,
             "device-map": device_map,
-            "attention": attention != "sdpa",
+            "attention": attention,
         }
         wrong = [name for name, given in asked.items() if given]
         if wrong:
@@ -267,6 +291,7 @@ def open_model(
     elif isinstance(source, Module):
         if not getattr(source, "can_generate", bool)():
             raise Refusal(f"{type(source).__name__} is not a causal language model of transformers")
+        checkpoint.check_quantised(type(source).__name__, source.config)
         if device_map is not None:
             raise Refusal("a module is used as it is: give it a device map when it is loaded")
         traced = _wrap(source.eval(), tokenizer)
@@ -310,6 +335,9 @@ def open_model(
         if Path(path).is_dir():
             identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
     module = traced._module
+    if module.dtype == torch.float64:
+        # What computes experts fastest has no double precision.
+        module.set_experts_implementation("eager")
     identity |= {
         "config_sha256": checkpoint.hash_config(module.config),
         "architecture": type(module).__name__,
@@ -329,7 +357,7 @@ def open_model(
         return _check_itself(model)
     except Refusal:
         raise
-    except (ValueError, RuntimeError, LookupError, AttributeError, TypeError) as error:
+    except Exception as error:
         raise Refusal(
             f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
         ) from error
@@ -418,43 +446,103 @@ def _check_device(device: str) -> None:
 def find_paths(module: Any) -> Paths:
     """Find blocks, their parts, the final norm and the head of a decoder by its structure.
 
+    The blocks are the list as long as the configuration says there are layers whose members are
+    called once each, in order. What is called between the last of them and the head reads the last
+    residual stream. In a block, modules that hand on to each other what they write are a sublayer.
+
     Raises
     ------
     Refusal
-        If there is no list of as many blocks as the configuration says, or no head.
+        If there is no such list, or no head, or the model cannot be run.
     """
-    name, layers = type(module).__name__, module.config.get_text_config().num_hidden_layers
+    name, config = type(module).__name__, module.config.get_text_config(decoder=True)
+    layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
     named = dict(module.named_modules())
     lists = [
         path for path, part in named.items() if isinstance(part, ModuleList) and len(part) == layers
     ]
-    head = module.get_output_embeddings()
+    head = next((p for p, part in named.items() if part is module.get_output_embeddings()), None)
     if not lists or head is None:
         missing = "an output head" if lists else f"a list of {layers} blocks"
         raise Refusal(f"{name} cannot be opened: {missing} was not found in it")
-    path, prefix = lists[0], lists[0].rpartition(".")[0]
-    children = list(named[prefix].named_children())
-    after = children[[part for _, part in children].index(named[path]) + 1 :]
-    norms = [child for child, part in after if _is_norm(part)]
+    try:
+        calls = flow.record(module, _tokens(config))
+    except Exception as error:
+        raise Refusal(f"{name} cannot be opened: {first_line(error)}") from error
+    order = sorted(calls, key=lambda call: call.began)
+    times: dict[str, list[flow.Call]] = {}
+    for call in order:
+        times.setdefault(call.path, []).append(call)
+    of_lists = [[times.get(f"{path}.{index}", []) for index in range(layers)] for path in lists]
+    found = next((each for each in of_lists if _in_order(each)), None)
+    if found is None or head not in times:
+        what = "its blocks" if found is None else "its head"
+        raise Refusal(f"{name} cannot be opened: {what} are not called once each, in order")
+    blocks = [each[0] for each in found]
+    after = [call for call in order if blocks[-1].ended < call.began < times[head][-1].began]
+    outer = [call for call in after if not head.startswith(f"{call.path}.")]
+    called = {call.path for call in outer}
+    tail = [call.path for call in outer if call.caller not in called]
+    twice = next((path for path in (*tail, head) if len(times[path]) > 1), None)
+    if twice is not None:
+        raise Refusal(
+            f"{name} cannot be opened: {twice}, which reads the last residual stream, is called "
+            "elsewhere too"
+        )
     attentions: list[str] = []
-    mlps: list[str] = []
-    block_norms = []
-    for index, block in enumerate(named[path]):
-        parts = [(f"{path}.{index}.{child}", part) for child, part in block.named_children()]
-        for kind, found in (("Attention", attentions), ("MLP", mlps)):
-            found += [where for where, part in parts if kind in type(part).__name__][:1]
-        block_norms.append(tuple(where for where, part in parts if _is_norm(part)))
+    sublayers: list[tuple[Sublayer, Sublayer]] = []
+    for block in blocks:
+        inside = [call for call in calls if call.caller == block.path]
+        attentions += [call.path for call in inside if _is_attention(named[call.path])][:1]
+        parts = flow.chains(inside)
+        attending = [any(call.path in attentions for call in part) for part in parts]
+        if sorted(attending) == [False, True]:
+            attention, mlp = (
+                _divide(parts[attending.index(which)], named, attentions) for which in (True, False)
+            )
+            sublayers.append((attention, mlp))
+    matrices_of = []
+    for _, (before, main, *_) in sublayers:
+        inside_mlp = [path for part in (*before, main) for path in _matrices_in(part, named)]
+        if len(inside_mlp) > 1 and all(path in times for path in inside_mlp):
+            matrices_of.append(sorted(inside_mlp, key=lambda path: times[path][0].began))
     return Paths(
-        blocks=tuple(f"{path}.{index}" for index in range(layers)),
+        blocks=tuple(block.path for block in blocks),
         attentions=tuple(attentions),
-        mlps=tuple(mlps),
-        writers=tuple(
-            f"{mlp}.{_matrices(named[mlp])[-1]}" for mlp in mlps if _matrices(named[mlp])
-        ),
-        block_norms=tuple(block_norms),
-        norms=tuple(f"{prefix}.{norm}" for norm in norms[-1:]),
-        head=next(path for path, part in named.items() if part is head),
+        sublayers=tuple(sublayers),
+        readers=tuple(tuple(each[:-1]) for each in matrices_of),
+        writers=tuple(each[-1] for each in matrices_of),
+        norms=tuple(tail),
+        head=head,
     )
+
+
+def _in_order(calls: Sequence[Sequence[flow.Call]]) -> bool:
+    """Whether each was called once, after the one before had ended."""
+    once = all(len(each) == 1 for each in calls)
+    return once and all(one[0].ended < next_one[0].began for one, next_one in pairwise(calls))
+
+
+def _divide(
+    chain: Sequence[flow.Call], named: dict[str, Module], attentions: Sequence[str]
+) -> Sublayer:
+    """Divide a sublayer into what comes before its main part, that part, and the norms after it."""
+    paths = [call.path for call in chain]
+    own = [place for place, path in enumerate(paths) if not _is_norm(named[path])] or [0]
+    attending = [place for place in own if paths[place] in attentions]
+    main = (attending or own)[-1]
+    return tuple(paths[:main]), paths[main], tuple(paths[main + 1 :]), chain[main].handed
+
+
+def _is_attention(part: Module) -> bool:
+    return "Attention" in type(part).__name__
+
+
+def _matrices_in(path: str, named: dict[str, Module]) -> list[str]:
+    """Return the paths of a part's matrices, or of the part if it is one."""
+    if _is_matrix(named[path]):
+        return [path]
+    return [f"{path}.{name}" for name in _matrices(named[path])]
 
 
 def matrices(part: Module) -> list[str]:
@@ -493,7 +581,11 @@ def affine(norm: Module, width: int) -> tuple[Tensor, Tensor, bool]:
 
 
 def _matrices(part: Module) -> list[str]:
-    return [name for name, child in part.named_children() if isinstance(child, (Linear, Conv1D))]
+    return [name for name, child in part.named_children() if _is_matrix(child)]
+
+
+def _is_matrix(part: Module) -> bool:
+    return isinstance(part, (Linear, Conv1D))
 
 
 def oriented(part: Module, weight: Tensor) -> Tensor:
@@ -507,7 +599,7 @@ def _find_parts(traced: TransformersModel) -> dict[str, Any]:
     def envoys(paths: Any) -> Any:
         if isinstance(paths, tuple):
             return tuple(envoys(path) for path in paths)
-        return _envoy(traced, paths)
+        return _envoy(traced, paths) if isinstance(paths, str) else paths
 
     paths = find_paths(traced._module)
     return {each.name: envoys(getattr(paths, each.name)) for each in fields(paths)}
@@ -532,19 +624,22 @@ def _check_itself(model: Model) -> Model:
     costs. What is learned on the way is added to the model: which parts of a block's context grow
     with the batch, found on batches of two and three, and what the weights are and where.
     """
-    length = min(7, model.context or 7)
-    first = [(5 * token + 1) % model.vocabulary for token in range(length)]
+    first = _tokens(model.config)
     second = [*first[:-1], (first[-1] + 1) % model.vocabulary]
     three, two = (
         torch.tensor([first, second, first][:size], device=model.device) for size in (3, 2)
     )
     blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
+    known = model.numbers
     with torch.no_grad(), traced.session(**model.request):
         found = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = interpreter.enter(blocks)
             sizes = interpreter.sizes(contexts)
-            interpreter.pass_over(head)
+            numbers = logits.trial(head.input)
+            head.skip(numbers)
+            squash = logits.fit(numbers, traced.output.logits, known)
+            found["squash"] = squash
         with traced.trace(two, use_cache=False):
             states, contexts = interpreter.enter(blocks)
             left = blocks[-1].output
@@ -553,19 +648,29 @@ def _check_itself(model: Model) -> Model:
             found["device"] = states[0].device.type
             found["attention"] = str(traced.config._attn_implementation)
             found["apart"] = any(weight.is_meta for weight in head.parameters())
+            states.append(norms[0].input if norms else head.input)
+            eps = max(torch.finfo(kind).eps for kind in (states[0].dtype, torch.float32))
+            found["shape"] = list(states[0].shape[:-1])
+            shared = [0.0]
+            if found["shape"] == list(two.shape):
+                shared = interpreter.forgetful(states, contexts, blocks)
+            found["shared"] = shared
+            # What keeps something that another needs cannot even be called on another batch.
+            alone = found["shape"] == list(two.shape) and max(shared) <= 32 * eps
+            predict = logits.predictor(head, (squash["scale"], squash["cap"]))
             ours = []
-            for copies in (1, 2):
+            for copies in (1, 2) if alone else ():
                 hidden = torch.cat([states[0]] * copies)
                 for block, context in zip(blocks, contexts):
                     widened = interpreter.widen(context, 2, copies, found["grows"])
                     hidden = interpreter.call(block, hidden, widened)
                 for norm in norms:
                     hidden = norm(hidden)
-                ours.append(kernels.precise(head(hidden)).cpu())
+                ours.append(predict(hidden).cpu())
             # Of a model over several devices, these may be on another than the head.
-            logits = traced.output.logits
-            own = kernels.precise(logits).cpu()
-            coarsest = max((states[0].dtype, logits.dtype), key=lambda kind: torch.finfo(kind).eps)
+            given = traced.output.logits
+            own = kernels.precise(given).cpu()
+            coarsest = max((states[0].dtype, given.dtype), key=lambda kind: torch.finfo(kind).eps)
             found["dtype"] = str(coarsest)
             found["largest"] = float(own.abs().max())
             found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
@@ -574,27 +679,53 @@ def _check_itself(model: Model) -> Model:
                 for mine, copies in zip(ours, (1, 2))
             ]
     dtype = found["dtype"].removeprefix("torch.")
-    digit = torch.finfo(getattr(torch, dtype)).eps * max(1.0, found["largest"])
+    eps = torch.finfo(getattr(torch, dtype)).eps
+    digit = eps * max(1.0, found["largest"])
+    # Some parts compute in float32 whatever the weights are, and experts group tokens.
+    coarse = max(eps, torch.finfo(torch.float32).eps) * max(1.0, found["largest"])
     name = f"{model.name} ({model.identity['architecture']})"
-    if not found["ahead"] <= 32 * digit:
+    if found["shape"] != list(two.shape):
+        raise Refusal(
+            f"{name} cannot be rewired: what enters its blocks is of shape {found['shape']} and "
+            "not (sequence, token, width)"
+        )
+    block, difference = max(enumerate(found["shared"]), key=lambda pair: pair[1])
+    if not difference <= 32 * max(eps, torch.finfo(torch.float32).eps):
+        raise Refusal(
+            f"{name} cannot be rewired: its blocks share what they keep: what block {block} gives "
+            f"depends on what others were run on (off by {difference:.2g})"
+        )
+    if not found["squash"]["off"] <= logits.ROUNDING * eps:
+        raise Refusal(
+            f"{name} cannot be rewired: its logits are what its head gives neither as it is nor "
+            f"scaled nor softly capped (off by {found['squash']['off']:.2g})"
+        )
+    if not found["ahead"] <= 32 * coarse:
         raise Refusal(
             f"{name} is not a decoder: a later token changes earlier logits by {found['ahead']:.2g}"
         )
-    for difference, tolerance in zip(found["off"], (4 * digit, 32 * digit), strict=True):
+    for difference, tolerance in zip(found["off"], (4 * digit, 32 * coarse)):
         if not difference <= tolerance:
             raise Refusal(
                 f"{name} cannot be rewired: run block by block its logits are off by "
                 f"{difference:.2g}, more than {tolerance:.2g}"
             )
-    known = {key: found[key] for key in ("device", "attention")}
+    placed = {key: found[key] for key in ("device", "attention")}
     return replace(
         model,
         grows=found["grows"],
         returns=found["returns"],
-        identity=model.identity | {"dtype": dtype} | known,
+        identity=model.identity | {"dtype": dtype} | placed,
         # Offloaded weights look as if they were apart, too.
         sandboxed=bool(model.request) and found["apart"],
+        squash=(found["squash"]["scale"], found["squash"]["cap"]),
     )
+
+
+def _tokens(config: Any) -> list[int]:
+    """Return a short text that any model takes."""
+    length = min(7, getattr(config, "max_position_embeddings", None) or 7)
+    return [(5 * token + 1) % config.vocab_size for token in range(length)]
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -99,7 +99,7 @@ def observe(
     known = parts(model)
     if any("prediction" in each.needs for each in wanted):
         known["matrix"] = model.unembedding()
-    known |= {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    known |= _facts(anatomy)
     with ExitStack() as stack:
         runs = [
             stack.enter_context(
@@ -145,6 +145,12 @@ def observe(
         if progress is not None:
             progress(total, total)
         return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
+
+
+def _facts(anatomy: Anatomy) -> dict[str, Any]:
+    """Return what was found out of how a model is put together, as traces are handed it."""
+    found: dict[str, Any] = {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    return found | ({"factors": anatomy.factors} if anatomy.factors else {})
 
 
 def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str, str]:
@@ -354,7 +360,7 @@ def scan(
     """
     anatomy = examine(model)
     _check_needs("this", needs, anatomy)
-    known = parts(model) | {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    known = parts(model) | _facts(anatomy)
     widest = max(map(len, items))
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")

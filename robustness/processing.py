@@ -82,7 +82,7 @@ def process(
     if model.offloaded:
         raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
     anatomy = examine(model)
-    for need in ("attention", "prediction"):
+    for need in ("attention", "neurons", "prediction"):
         if need in anatomy.missing:
             raise Refusal(f"weights cannot be processed: {anatomy.missing[need]}")
     if centre_writes and not anatomy.centres:
@@ -129,12 +129,19 @@ def _untie(module: Any) -> None:
 
 def _fold(module: Any, *, centre: bool) -> None:
     paths = find_paths(module)
+    if len(paths.norms) > 1 or any(
+        len(before) != 1 or after for pair in paths.sublayers for before, _, after, _ in pair
+    ):
+        raise Refusal(
+            f"{type(module).__name__}: its sublayers do not each read the residual stream through "
+            "one norm and write to it as they are"
+        )
     readers: dict[str, list[Any]] = {}
-    for norms, *sublayers in zip(paths.block_norms, paths.attentions, paths.mlps, strict=True):
-        for path, sublayer in zip((norms[0], norms[-1]), sublayers, strict=True):
-            part = module.get_submodule(sublayer)
-            reading = [part.get_submodule(name) for name in matrices(part)[:-1]]
-            readers.setdefault(path, []).extend(reading)
+    for (attention, mlp), inside in zip(paths.sublayers, paths.readers, strict=True):
+        part = module.get_submodule(attention[1])
+        reading = [part.get_submodule(name) for name in matrices(part)[:-1]]
+        readers.setdefault(attention[0][0], []).extend(reading)
+        readers.setdefault(mlp[0][0], []).extend(map(module.get_submodule, inside))
     for path in paths.norms:
         readers[path] = [module.get_output_embeddings()]
     width = module.config.get_text_config().hidden_size
@@ -164,9 +171,11 @@ def _make_identity(norm: Any, width: int) -> None:
 
 def _centre_writes(module: Any) -> None:
     paths = find_paths(module)
-    for path in (*paths.attentions, *paths.mlps):
-        part = module.get_submodule(path)
-        writing = part.get_submodule(matrices(part)[-1])
+    attentions = map(module.get_submodule, paths.attentions)
+    for writing in (
+        *(part.get_submodule(matrices(part)[-1]) for part in attentions),
+        *map(module.get_submodule, paths.writers),
+    ):
         _set(writing, *centre_writing(oriented(writing, writing.weight), writing.bias))
     owner = module.get_submodule(paths.blocks[0].rpartition(".")[0].rpartition(".")[0])
     for child in owner.children():

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Linear, Module
 from transformers import AutoModelForCausalLM
 
 from robustness import checkpoint
-from robustness.model import affine, find_paths, matrices, oriented
+from robustness.model import affine, find_paths, oriented
 from robustness.refusal import Refusal
 from robustness.tensors import Tensors
 
@@ -69,22 +69,23 @@ def open_weights(
         "architecture": type(module).__name__,
     }
     paths = find_paths(module)
-    mlps = [module.get_submodule(path) for path in paths.mlps]
-    if len(mlps) != len(paths.blocks):
-        raise Refusal(f"{identity['model']}: an MLP was found in {len(mlps)} blocks")
-    if any("post_feedforward" in norm or "post_mlp" in norm for norm in paths.block_norms[0]):
+    name = f"{identity['model']} ({identity['architecture']})"
+    if len(paths.writers) != len(paths.blocks):
+        raise Refusal(f"{name}: an MLP made of matrices was found in {len(paths.writers)} blocks")
+    if any(after for _, (_, _, after, _) in paths.sublayers):
         raise Refusal(
-            f"{identity['model']} ({identity['architecture']}) puts a norm between MLP and "
-            "residual stream: what its neurons write is not in their weights alone"
+            f"{name} puts a norm between MLP and residual stream: what its neurons write is not in "
+            "their weights alone"
         )
-    *readers, writer = matrices(mlps[0])
-    written = mlps[0].get_submodule(writer)
-    inner = oriented(written, written.weight).shape[1]
-    reading = mlps[0].get_submodule(readers[0])
-    outer = oriented(reading, reading.weight).shape[0]
+    reading, writing = (
+        oriented(part, part.weight)
+        for part in map(module.get_submodule, (paths.readers[0][0], paths.writers[0]))
+    )
+    outer, inner = reading.shape[0], writing.shape[1]
 
     def down(layer: int) -> Tensor:
-        return oriented(written, tensors[f"{paths.mlps[layer]}.{writer}.weight"]).T.float().cpu()
+        part = module.get_submodule(paths.writers[layer])
+        return oriented(part, tensors[f"{paths.writers[layer]}.weight"]).T.float().cpu()
 
     embedding = next(
         p for p, part in module.named_modules() if part is module.get_input_embeddings()
@@ -92,10 +93,13 @@ def open_weights(
     tied = module.config.get_text_config().tie_word_embeddings
     unembedding = tensors[f"{embedding if tied else paths.head}.weight"].float().cpu()
     gain, centres = None, False
-    for path in paths.norms:
-        norm = copy.deepcopy(module.get_submodule(path)).to_empty(device="cpu").float()
-        norm.load_state_dict({name: tensors[f"{path}.{name}"] for name in norm.state_dict()})
-        gain, _, centres = affine(norm, unembedding.shape[1])
+    for path in reversed(paths.norms):
+        part = copy.deepcopy(module.get_submodule(path)).to_empty(device="cpu").float()
+        part.load_state_dict({name: tensors[f"{path}.{name}"] for name in part.state_dict()})
+        if isinstance(part, Linear):
+            unembedding = unembedding @ part.weight.detach()
+        else:
+            gain, _, centres = affine(part, unembedding.shape[1])
     return Weights(
         unembedding=unembedding,
         gain=gain,
@@ -103,7 +107,7 @@ def open_weights(
         down=down,
         layers=len(paths.blocks),
         neurons=inner,
-        gated=len(readers) > 1 or outer == 2 * inner,
+        gated=len(paths.readers[0]) > 1 or outer == 2 * inner,
         tokens=tokens,
         identity=identity,
     )

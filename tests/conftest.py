@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CONFIGS, tiny
+from families import DEEP, tiny
 from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +24,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
 
 
-@pytest.fixture(scope="session", params=sorted(CONFIGS))
+@pytest.fixture(scope="session", params=DEEP)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -9,26 +9,114 @@ from families import BLOCKS, rebuilt
 from torch import Tensor
 from torch.nn import Module
 
-ATTENTION = {"gpt2": "attn", "gpt_neox": "attention"}
-NORMS = {
-    "gpt2": "transformer.ln_f",
-    "gpt_neox": "gpt_neox.final_layer_norm",
-    "llama": "model.norm",
-    "qwen2": "model.norm",
-    "phi": "model.final_layernorm",
+ATTENTION = {
+    **dict.fromkeys(("gpt2", "gptj", "codegen", "gpt_bigcode", "gpt_neo", "mpt"), "attn"),
+    **dict.fromkeys(("bloom", "falcon", "falcon-alibi", "falcon-new"), "self_attention"),
+    "gpt_neox": "attention",
 }
-PARALLEL = {"gpt_neox", "phi"}
-CENTRED = {"gpt2", "gpt_neox", "phi"}
+MLP = {**dict.fromkeys(("opt", "opt-350m", "opt-projected"), "fc2"), "mpt": "ffn"}
+ADDING = {
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "olmo2", "olmo3", "exaone4"),
+        ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+"""Norms between the sublayers and the residual stream."""
+
+SUMMING = {"bloom": ("self_attention", "mlp"), "mpt": ("ffn",)}
+"""Sublayers that are handed the residual stream, as their second argument, and add to it."""
+
+FACTOR = {"granite": 0.22}
+NORMS = {
+    **dict.fromkeys(
+        (
+            "gpt2",
+            "gptj",
+            "codegen",
+            "gpt_bigcode",
+            "gpt_neo",
+            "bloom",
+            "falcon",
+            "falcon-alibi",
+            "falcon-new",
+        ),
+        "transformer.ln_f",
+    ),
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "phi": "model.final_layernorm",
+    "persimmon": "model.final_layernorm",
+    "mpt": "transformer.norm_f",
+    "mamba": "backbone.norm_f",
+    "opt": "model.decoder.final_layer_norm",
+    "opt-projected": "model.decoder.final_layer_norm",
+}
+PROJECTIONS = {name: "model.decoder.project_out" for name in ("opt-350m", "opt-projected")}
+PARALLEL = {
+    "gpt_neox",
+    "phi",
+    "gptj",
+    "codegen",
+    "cohere",
+    "cohere2",
+    "falcon",
+    "falcon-new",
+    "stablelm-parallel",
+}
+CENTRED = {
+    "gpt2",
+    "gpt_neox",
+    "phi",
+    "gptj",
+    "codegen",
+    "gpt_bigcode",
+    "gpt_neo",
+    "bloom",
+    "falcon",
+    "falcon-alibi",
+    "falcon-new",
+    "cohere",
+    "cohere2",
+    "mpt",
+    "nemotron",
+    "olmo",
+    "opt",
+    "opt-projected",
+    "persimmon",
+    "stablelm",
+    "stablelm-parallel",
+    "starcoder2",
+}
+EXCEEDING = {"gemma", "gemma2", "gemma3", "nemotron"}
+"""Whose norms keep what the gain exceeds 1 by."""
+
+SQUASHED: dict[str, Any] = {
+    "cohere": lambda logits: logits * 0.1,
+    "cohere2": lambda logits: logits * 0.25,
+    "gemma2": lambda logits: 4 * torch.tanh(logits / 4),
+    "gemma4": lambda logits: 5 * torch.tanh(logits / 5),
+    "gemma3": lambda logits: 6 * torch.tanh(logits / 6),
+    "granite": lambda logits: logits / 8,
+}
 
 
 def run(model: Module, tokens: Tensor) -> dict[str, Any]:
     """Run a model and keep what enters and leaves its blocks, and what its sublayers write."""
-    family = model.config.model_type
+    family = model.family
     seen: dict[str, list[Tensor]] = {"in": [], "out": [], "attention": [], "mlp": [], "final": []}
 
     def keep(name):
         def hook(_module, _args, output):
-            seen[name].append((output[0] if isinstance(output, tuple) else output).detach())
+            output = output[0] if isinstance(output, tuple) else output
+            seen[name].append(output.detach().clone())
+
+        return hook
+
+    def keep_added(name, adds):
+        def hook(_module, args, output):
+            output = output[0] if isinstance(output, tuple) else output
+            output = output - args[1] if adds else output * FACTOR.get(family, 1)
+            seen[name].append(output.detach().clone().view_as(seen["in"][-1]))
 
         return hook
 
@@ -40,34 +128,47 @@ def run(model: Module, tokens: Tensor) -> dict[str, Any]:
 
     handles = []
     for block in model.get_submodule(BLOCKS[family]):
-        attention = block.get_submodule(ATTENTION.get(family, "self_attn"))
+        parts = ATTENTION.get(family, "self_attn"), MLP.get(family, "mlp")
         handles += [
             block.register_forward_pre_hook(keep_input("in"), with_kwargs=True),
             block.register_forward_hook(keep("out")),
-            attention.register_forward_hook(keep("attention")),
-            block.mlp.register_forward_hook(keep("mlp")),
         ]
-    norm = model.get_submodule(NORMS[family])
-    handles.append(norm.register_forward_pre_hook(keep_input("final"), with_kwargs=True))
+        for name, part in zip(("attention", "mlp"), ADDING.get(family, parts), strict=True):
+            if hasattr(block, part):
+                adds = part in SUMMING.get(family, ())
+                hook = keep_added(name, adds)
+                handles.append(block.get_submodule(part).register_forward_hook(hook))
+    first = model.get_submodule(_tail(family)[0])
+    handles.append(first.register_forward_pre_hook(keep_input("final"), with_kwargs=True))
     with torch.no_grad():
         patterns = model.config._attn_implementation == "eager"
         out = model(tokens, use_cache=False, output_attentions=patterns)
     for handle in handles:
         handle.remove()
-    return {**seen, "logits": out.logits, "patterns": out.attentions}
+    return {**seen, "logits": out.logits, "patterns": getattr(out, "attentions", None)}
+
+
+def _tail(family: str) -> list[str]:
+    """Return where the final norm and a projection after it are."""
+    norm = [] if family == "opt-350m" else [NORMS.get(family, "model.norm")]
+    return [*norm, *([PROJECTIONS[family]] if family in PROJECTIONS else [])]
 
 
 def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
     """Readouts (lens, depth, sequence), over all but the first and the last query."""
-    family, head = model.config.model_type, model.get_output_embeddings()
+    family, head = model.family, model.get_output_embeddings()
     seen = run(model, tokens)
-    norm = model.get_submodule(NORMS[family])
+    tail = [model.get_submodule(path) for path in _tail(family)]
+    norm = tail[0]
+    squash = SQUASHED.get(family, lambda logits: logits)
     final = torch.log_softmax(seen["logits"], -1)[:, 1:-1]
     following = tokens[:, 2:, None]
     found: dict[str, list[list[Tensor]]] = {}
 
     def scale(state):
         eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+        if family == "olmo":
+            eps = 1e-5
         if family in CENTRED:
             state = state - state.mean(-1, keepdim=True)
         return torch.sqrt((state**2).mean(-1, keepdim=True) + eps)
@@ -77,12 +178,18 @@ def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
             values.append([])
         for state in [*seen["in"], seen["final"][0]]:
             with torch.no_grad():
-                if frozen:
+                if frozen and family != "opt-350m":
                     moved = state - state.mean(-1, keepdim=True) if family in CENTRED else state
-                    normed = moved / scale(seen["final"][0]) * norm.weight
-                    logits = normed @ head.weight.T
+                    gain = getattr(norm, "weight", torch.ones(()))
+                    gain = gain + 1 if family in EXCEEDING else gain
+                    normed = moved / scale(seen["final"][0]) * gain
+                    for part in tail[1:]:
+                        normed = part(normed)
+                    logits = squash(normed @ head.weight.T)
                 else:
-                    logits = head(norm(state))
+                    for part in tail:
+                        state = part(state)
+                    logits = squash(head(state))
             q = torch.log_softmax(logits, -1)[:, 1:-1]
             values = {
                 "kl": (final.exp() * (final - q)).sum(-1),
@@ -121,7 +228,7 @@ def attention(model: Module, tokens: Tensor, offsets: int) -> dict[str, np.ndarr
 
 def norms(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
     """Norms (layer, processing, statistic, sequence), block influence, angles."""
-    family = model.config.model_type
+    family = model.family
     seen = run(model, tokens)
     states = [*seen["in"], seen["final"][0]]
 
@@ -170,7 +277,7 @@ def norms(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
 
 def similarity(model: Module, tokens: Tensor) -> np.ndarray:
     """Cosines (comparison, component, processing, layer, sequence) from models rebuilt in order."""
-    family, layers = model.config.model_type, model.config.num_hidden_layers
+    family, layers = model.family, model.config.num_hidden_layers
     seen = run(model, tokens)
     processings = 2 if family in CENTRED else 1
     found = np.full((5, 2, processings, layers, len(tokens)), np.nan)

@@ -26,6 +26,7 @@ PAGES = [
     "docs/measurements.md",
     "docs/measurements/stages.md",
     "docs/probes.md",
+    "docs/families.md",
     "docs/extending.md",
 ]
 """In the order in which a reader might follow them, in one directory."""

@@ -65,11 +65,13 @@ def reference(plain, schedule, text: Corpus) -> dict[str, np.ndarray]:
 
 
 def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
+    # Some families give logits in float32 whatever the weights are.
+    limit = 1e-10 if data.kl.dtype == np.float64 else 1e-6
     for (name, layer), schedule in named.items():
         found = data.sel(intervention=name, layer=layer)
         for metric, values in reference(plain, schedule, text).items():
             np.testing.assert_allclose(
-                found[metric], values, atol=1e-10, rtol=0, err_msg=f"{name} {layer} {metric}"
+                found[metric], values, atol=limit, rtol=0, err_msg=f"{name} {layer} {metric}"
             )
 
 
@@ -266,7 +268,7 @@ def test_residuals_are_the_hidden_states_of_the_rebuilt_model(model, plain):
         assert found.block.values.tolist() == [-1, *schedule]
         seen = []
         surgery = rebuilt(plain, schedule)
-        for block in surgery.get_submodule(BLOCKS[plain.config.model_type]):
+        for block in surgery.get_submodule(BLOCKS[plain.family]):
             block.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out))
         with torch.no_grad():
             surgery(tokens, use_cache=False)

@@ -15,8 +15,10 @@ ORDER = [
     "robustness.plan",
     # numbers: torch in and out, no model
     "robustness.kernels",
+    "robustness.logits",
     "robustness.readout",
     "robustness.interpreter",
+    "robustness.sublayers",
     "robustness.comparison",
     "robustness.scoring",
     "robustness.attention",
@@ -32,6 +34,7 @@ ORDER = [
     "robustness.checkpoint",
     "robustness.tensors",
     "robustness.remote",
+    "robustness.flow",
     "robustness.model",
     "robustness.sandbox",
     "robustness.anatomy",

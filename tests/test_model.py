@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import CONFIGS, LAYERS, tiny
+from families import DEEP, LAYERS, tiny
 from test_execution import corpus
 from tokenizers_for_tests import byte_tokenizer
 from transformers import (
@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     BertLMHeadModel,
-    CohereConfig,
     GPT2Config,
     MptConfig,
     T5Config,
@@ -37,13 +36,14 @@ def saved(tmp_path):
 
 
 def test_the_parts_of_every_family_are_found(model, family):
-    assert model.layers == LAYERS == len(model.attentions) == len(model.mlps)
+    assert model.layers == LAYERS == len(model.attentions) == len(model.sublayers)
     assert model.vocabulary == 101 and model.context == 32
     assert model.head._module is model.traced._module.get_output_embeddings()
     assert "Norm" in type(model.norms[0]._module).__name__
     for index, block in enumerate(model.blocks):
-        assert model.attentions[index]._module in set(block._module.children())
-        assert model.mlps[index]._module in set(block._module.children())
+        (_, attention, *_), (_, mlp, *_) = model.sublayers[index]
+        assert attention is model.attentions[index]
+        assert {attention._module, mlp._module} <= set(block._module.children())
     assert model.identity["architecture"].lower().startswith(family.replace("_", "")[:4])
 
 
@@ -122,16 +122,19 @@ def test_a_context_with_a_tensor_as_long_as_the_batch_is_not_taken_for_batched(s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_that_are_more_than_a_product_are_refused_in_any_precision(dtype):
-    """Cohere scales what its head gives, which the readout would not know."""
-    config = CohereConfig(
-        vocab_size=101, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, logit_scale=0.1, initializer_range=0.4,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    with pytest.raises(Refusal, match="logits are off by"):
-        open_model(AutoModelForCausalLM.from_config(config, dtype=dtype))
+def test_logits_that_are_neither_scaled_nor_capped_are_refused_in_any_precision(dtype, monkeypatch):
+    """What is done to logits after the head, the readouts would not know."""
+    net = tiny("llama", dtype)
+    original = type(net).forward
+
+    def bent(self, *args, **kwargs):
+        out = original(self, *args, **kwargs)
+        out.logits = out.logits + out.logits.sin()
+        return out
+
+    monkeypatch.setattr(type(net), "forward", bent)
+    with pytest.raises(Refusal, match=r"neither as it is nor scaled nor softly capped \(off by"):
+        open_model(net)
 
 
 def test_dtype_and_attention_are_as_asked(saved):
@@ -231,4 +234,4 @@ def test_bad_options_are_refused(saved):
 
 
 def test_every_family_of_the_tests_is_opened():
-    assert set(CONFIGS) == {"gpt2", "gpt_neox", "llama", "qwen2", "phi"}
+    assert set(DEEP) == {"gpt2", "gpt_neox", "llama", "qwen2", "phi"}

@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 import torch
 import xarray as xr
-from families import LAYERS, other, tiny
+from families import LAYERS, tiny
 from tokenizers_for_tests import word_level
 
 from recipes.panels import draw
@@ -149,7 +149,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
 
 def test_a_norm_after_the_mlp_is_refused():
     with pytest.raises(Refusal, match="puts a norm between MLP and residual stream"):
-        neurons(other("olmo2"))
+        neurons(tiny("olmo2"))
 
 
 def test_an_unfinished_file_is_not_shown(tmp_path):

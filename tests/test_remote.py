@@ -1,4 +1,3 @@
-import copy
 import io
 import os
 import re
@@ -12,7 +11,8 @@ import pytest
 import torch
 import xarray as xr
 import zstandard
-from families import CONFIGS, random_tokens
+from families import config as config_of
+from families import random_tokens
 from hub import COMMIT
 from loopback import KEY, completed, configure, result, serving
 from nnsight import CONFIG
@@ -104,7 +104,7 @@ def test_a_rewired_model_runs_there(server, local):
 def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
     received = []
     for vocabulary in (101, 3001):
-        config = copy.deepcopy(CONFIGS[family])
+        config = config_of(family)
         config.vocab_size = vocabulary
         opened = open_model(AutoModelForCausalLM.from_config(config))
         backend = StrictBackend(opened.traced)
