@@ -84,8 +84,8 @@ class Model:
         Name, revision, hash of the weights, architecture, dtype, device, attention.
     grows : dict of tuple to bool
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
-    returns : int
-        How many values a block returns in a tuple; 0 where it returns the residual stream alone.
+    grows_within : dict of tuple to bool, optional
+        The same of its attention's context, where that was asked for; see `sublayers.ready`.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     sandboxed : bool
@@ -103,7 +103,7 @@ class Model:
     tokenizer: Any
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
-    returns: int = 0
+    grows_within: dict[Any, bool] | None = None
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
 

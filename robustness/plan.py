@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustness.schedule import Attention, Mlp, Step, block, leaves, plain, to_text
+from robustness.schedule import Attention, Mlp, Step, leaves, lowest_block, plain, to_text
 
 RUN, READ = "run", "read"
 
@@ -59,7 +59,7 @@ def lowest(step: Step) -> tuple[int, str]:
     """
     if isinstance(step, int):
         return step, ""
-    return min(map(block, leaves(step))), to_text((step,))
+    return lowest_block(step), to_text((step,))
 
 
 def compile_plan(

@@ -205,9 +205,13 @@ def leaves(step: Step) -> tuple[int | Attention | Mlp, ...]:
     return (step,)
 
 
-def block(leaf: int | Attention | Mlp) -> int:
-    """Return the index of the block that a leaf of a step is, or is of."""
-    return leaf.block if isinstance(leaf, (Attention, Mlp)) else leaf
+def lowest_block(step: Step) -> int:
+    """Return the index of the block that a step calls, or is a part of; of several, the lowest.
+
+    >>> lowest_block(Parallel((3, Attention(2))))
+    2
+    """
+    return min(leaf.block if isinstance(leaf, (Attention, Mlp)) else leaf for leaf in leaves(step))
 
 
 def plain(step: Step) -> Any:
@@ -236,7 +240,7 @@ def check(schedule: Schedule, layers: int) -> Schedule:
     for step in schedule:
         if isinstance(step, Parallel):
             check(step.steps, layers)
-        elif not 0 <= (found := block(step)) < layers:
+        elif not 0 <= (found := lowest_block(step)) < layers:
             raise Refusal(f"there is no block {found}; the model's blocks are 0 to {layers - 1}")
     return tuple(schedule)
 
@@ -318,6 +322,21 @@ def from_text(text: str, layers: int) -> Schedule:
             wanted = [", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted
             raise _pointing(text, position, f"{' or '.join(wanted)} was expected")
         position += 1
+
+
+def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
+    """Read layers as a schedule of whole blocks is read.
+
+    Raises
+    ------
+    Refusal
+        As for `from_text`, and if a step is no block.
+    """
+    steps = from_text(text, layers)
+    found = tuple(step for step in steps if _is_block(step))
+    if len(found) < len(steps):
+        raise Refusal(f"layers are whole blocks, as in 0..3-7, not {text!r}")
+    return found
 
 
 def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:

@@ -65,12 +65,11 @@ def apply(
     layer: int, hidden: Tensor, context: interpreter.Context, parts: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a block sublayer by sublayer; return its output, and what attention and MLP write."""
-    norms = parts["block_norms"][layer]
-    attention = interpreter.call(parts["attentions"][layer], norms[0](hidden), context)
+    attention = interpreter.added("attention", layer, hidden, context, parts)
     # What enters may come from another device than the block's.
     hidden = hidden.to(attention.device)
     read = hidden if parts["parallel"] else hidden + attention
-    mlp = interpreter.call(parts["mlps"][layer], norms[-1](read), ((), {})).to(hidden.device)
+    mlp = interpreter.added("mlp", layer, read, context, parts).to(hidden.device)
     return hidden + attention + mlp, attention, mlp
 
 

@@ -35,6 +35,7 @@ ORDER = [
     "robustness.model",
     "robustness.sandbox",
     "robustness.anatomy",
+    "robustness.sublayers",
     "robustness.weights",
     "robustness.processing",
     "robustness.measurement",
@@ -157,7 +158,7 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         # Passed to `write_whole`, which alone decides where a file goes.
         assert not outside or "robustness.results" in imports(module), module
-    tracing = {"remote", "model", "anatomy", "execution", "observation"}
+    tracing = {"remote", "model", "anatomy", "sublayers", "execution", "observation"}
     for module in set(ORDER) - {f"robustness.{name}" for name in tracing}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
 
