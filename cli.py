@@ -149,8 +149,8 @@ options_of_interventions = together(
         "named",
         multiple=True,
         metavar="NAME",
-        help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, middle-repeat-B, reverse-B, "
-        "shuffle-B, parallel-B or looped-parallel-BxK at every layer; or at every two layers "
+        help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, middle-repeat-B, "
+        "reverse-B, shuffle-B, parallel-B or looped-parallel-BxK; or at every two layers "
         "drop-pair, swap-pair, skip-span or repeat-span.",
     ),
 )

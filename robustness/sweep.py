@@ -26,9 +26,9 @@ Place = tuple[str, *tuple[int, ...]]
 FORMS = {
     "drop": "leave the block out",
     "swap": "exchange it with the next block",
+    "swap-D": "exchange it with the block D later",
     "attention-drop": "leave out its attention, and keep its MLP",
     "mlp-drop": "leave out its MLP, and keep its attention",
-    "swap-D": "exchange it with the block D later",
     "skip-B": "leave out B blocks from it on",
     "repeat-B": "execute each of B blocks twice in a row (4-4-5-5)",
     "repeat-B-contiguous": "execute the span of B blocks twice (4-5-4-5)",

@@ -3,7 +3,8 @@
 import copy
 
 import torch
-from torch.nn import Module, ModuleList
+from surgery import rebuild
+from torch.nn import Module
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -18,6 +19,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
 )
+
+from robustness.schedule import Step
 
 LAYERS = 4
 VOCABULARY = 101
@@ -107,22 +110,9 @@ def other(family: str) -> Module:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
 
 
-def rebuilt(model: Module, schedule: tuple[int, ...]) -> Module:
-    """Return a plain transformers model whose module list is the schedule.
-
-    Some families cut the list to `num_hidden_layers`, and Qwen2 picks masks by the position in
-    `layer_types`; both are made to follow the blocks.
-    """
-    family = model.config.model_type
-    edited = copy.deepcopy(model)
-    parent, _, name = BLOCKS[family].rpartition(".")
-    blocks = model.get_submodule(BLOCKS[family])
-    chosen = ModuleList(copy.deepcopy(blocks[step]) for step in schedule)
-    setattr(edited.get_submodule(parent), name, chosen)
-    edited.config.num_hidden_layers = len(schedule)
-    if getattr(edited.config, "layer_types", None):
-        edited.config.layer_types = [model.config.layer_types[step] for step in schedule]
-    return edited
+def rebuilt(model: Module, schedule: tuple[Step, ...]) -> Module:
+    """Return a plain transformers model whose module list is the schedule."""
+    return rebuild(model, BLOCKS[model.config.model_type], schedule)
 
 
 def random_tokens(sequences: int, length: int, seed: int = 0) -> torch.Tensor:
