@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from families import BLOCKS, LAYERS, OTHERS, other, random_tokens, rebuilt, tiny
 from surgery import ATTENTIONS, rebuild
-from test_execution import assert_equals_surgery, corpus
+from test_execution import assert_equals_surgery, corpus, reference
 
 from recipes.panels import draw
 from recipes.tables import table
@@ -83,15 +83,23 @@ def test_sublayers_of_eager_attention_and_of_sequences_of_different_length(famil
     assert_equals_surgery(data, plain, sweep_schedules(names, LAYERS), text)
 
 
-@pytest.mark.parametrize("sequences", [2, 4, 12])
-def test_sublayers_do_not_depend_on_batch_or_cap(model, sequences):
-    """Whatever is as long as the batch (heads, tokens, features) is not taken for it."""
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("sequences", [1, 4, 12])
+def test_states_that_wait_for_the_same_step_go_through_it_together(family, attention, sequences):
+    """What is as long as the batch (heads, tokens, features) is not taken for it."""
     text = corpus(sequences=sequences, length=12)
-    names = ("attention-drop", "mlp-drop", "looped-parallel-2x2")
-    whole = sweep(model, text, names, batch_tokens=1000, cap=100)
-    alone = sweep(model, text, names, batch_tokens=1, cap=1)
+    opened = open_model(tiny(family, attention=attention))
+    together = (Attention(3), Mlp(2), Parallel((Attention(1), 3)))
+    schedules = [(first, *together) for first in (0, 1, 2)]
+    plan = compile_plan(schedules, clean(LAYERS))
+    assert (plan.calls, plan.applications) == (5, 11), "three states in each of three calls"
+    whole = sweep(opened, text, schedules=schedules, batch_tokens=1000, cap=100)
+    alone = sweep(opened, text, schedules=schedules, batch_tokens=1, cap=1)
     for metric in ("kl", "loss", "entropy"):
         np.testing.assert_allclose(whole[metric], alone[metric], atol=1e-11)
+    plain = tiny(family, attention=attention)
+    expected = np.stack([reference(plain, schedule, text)["kl"] for schedule in schedules])
+    np.testing.assert_allclose(whole.kl, expected, atol=1e-10)
 
 
 def test_a_rewired_model_and_its_residuals_are_those_of_surgery(model, plain, family):
