@@ -6,7 +6,7 @@ from typing import Any
 import nnsight
 import torch
 
-from robustness import interpreter, lens, similarity
+from robustness import interpreter, lens, sublayers
 from robustness.model import Model
 
 SUBLAYERS = ("attention", "mlp", "context")
@@ -65,7 +65,7 @@ def examine(model: Model) -> Anatomy:
             known["parallel"] = known["centres"] = answer
             errors["centres", answer] = lens.departure(final, known)
             if whole:
-                errors["parallel", answer] = similarity.mismatch(entering, leaving, contexts, known)
+                errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
     tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
     found = {}
     for question, needs, reason in (

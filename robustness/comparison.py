@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import interpreter, readout
+from robustness import interpreter, readout, steps
 
 
 def measure(
@@ -38,7 +38,7 @@ def measure(
     final : tensor of shape (sequence, token, width)
         What the clean run hands to the final norm.
     contexts, grows, parts
-        As for `interpreter.execute`.
+        As for `steps.execute`.
     norms, head : callable
         What follows the last block.
     text : dict
@@ -76,7 +76,7 @@ def measure(
             for index in indices:
                 collected[index] = {name: value[position] for name, value in values.items()}
 
-    interpreter.run(rows, states, contexts, grows, parts, read)
+    steps.run(rows, states, contexts, grows, parts, read)
     measured = reduce(collected, text)
     unchanged = reduce([clean["readout"]], text)
     for name in ("loss", "entropy", "accuracy"):

@@ -14,7 +14,7 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import comparison, interpreter, results, sandbox, sublayers
+from robustness import comparison, dissection, interpreter, results, sandbox, steps
 from robustness.corpus import SHORTEST, Corpus
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
@@ -70,9 +70,9 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
         If the schedule is empty or names a block that is not there, or executes a sublayer alone
         and blocks are not the sum of theirs.
     """
-    model = sublayers.ready(model, [check(schedule, model.layers)])
-    steps = [plain(step) for step in schedule]
-    parts, attentions = sublayers.parts(model, steps)
+    model = dissection.ready(model, [check(schedule, model.layers)])
+    order = [plain(step) for step in schedule]
+    parts, attentions = dissection.parts(model, order)
     blocks, last = model.blocks, model.layers - 1
     with model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
@@ -86,8 +86,8 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
                     _, context = interpreter.split_inputs(attentions[layer].inputs)
                     contexts["attentions"][layer] = context
                 if layer == last:
-                    for step in steps:
-                        entering = interpreter.execute(step, entering, contexts, parts)
+                    for step in order:
+                        entering = steps.execute(step, entering, contexts, parts)
                 if layer in attentions:
                     block.output = entering
                 else:
@@ -122,17 +122,17 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
     schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
     ids = torch.as_tensor(np.asarray(tokens), device=model.device)
     _check_tokens(model, ids)
-    model = sublayers.ready(model, [schedule])
-    steps = [plain(step) for step in schedule]
-    parts, attentions = sublayers.parts(model, steps)
+    model = dissection.ready(model, [schedule])
+    order = [plain(step) for step in schedule]
+    parts, attentions = dissection.parts(model, order)
     blocks, head = model.blocks, model.head
     with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
-        entering, contexts = interpreter.enter_within(blocks, attentions)
+        entering, contexts = steps.enter(blocks, attentions)
         interpreter.pass_over(head)
         hidden = entering[0]
         states = [hidden.cpu()]
-        for step in steps:
-            hidden = interpreter.execute(step, hidden, contexts, parts)
+        for step in order:
+            hidden = steps.execute(step, hidden, contexts, parts)
             states.append(hidden.cpu())
         stacked = nnsight.save(torch.stack(states))
     return xr.DataArray(
@@ -231,7 +231,7 @@ def sweep(
         if layers is not None:
             asked["layers"] = ", ".join(map(str, labels.coords["layer"]))
     check_corpus(model, corpus)
-    model = sublayers.ready(model, runs)
+    model = dissection.ready(model, runs)
     batch_tokens = batch_tokens or tokens_of_text(model)
     parts = corpus.batches(batch_tokens)
     cap = cap or state_cap(model, parts[0].stop * corpus.context)
@@ -330,11 +330,11 @@ def run_plan(
         With the arguments of `comparison.measure`; it travels.
     """
     blocks, norms, head = model.blocks, model.norms, model.head
-    grows = {"blocks": model.grows, "attentions": model.grows_within or {}}
+    grows = dissection.grows(model)
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
-    parts, attentions = sublayers.parts(model, {step for _, step, *_ in order})
+    parts, attentions = dissection.parts(model, {step for _, step, *_ in order})
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
-        entering, contexts = interpreter.enter_within(blocks, attentions)
+        entering, contexts = steps.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         interpreter.pass_over(head)
         entering.append(final)

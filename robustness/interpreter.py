@@ -1,9 +1,8 @@
-"""Runs a plan: executes steps on states in the order that the plan says.
+"""Calls the blocks of a model with the context that the model calls them with.
 
-It knows neither models nor tracing. A block is something to call, and its context is what the
-model called it with besides the residual stream: rotary embeddings, mask, positions. The context
-belongs to the block and follows it wherever a schedule takes it. A step is a plain value, as from
-`schedule.plain`: the index of a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
+A block is something to call, and its context is what the model called it with besides the residual
+stream: rotary embeddings, mask, positions. The context belongs to the block and follows it wherever
+a schedule takes it.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -47,22 +46,12 @@ def _is_cache(value: Any) -> bool:
 
 def enter(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Context]]:
     """Wait for every block of the clean run, and return what enters each and its context."""
-    states, contexts = enter_within(blocks, {})
-    return states, contexts["blocks"]
-
-
-def enter_within(
-    blocks: Sequence[Any], attentions: dict[int, Any]
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """As `enter`, and wait for some attentions by layer; return the contexts of both."""
-    states, contexts, within = [], [], {}
-    for layer, block in enumerate(blocks):
+    states, contexts = [], []
+    for block in blocks:
         hidden, context = split_inputs(block.inputs)
         states.append(hidden)
         contexts.append(context)
-        if layer in attentions:
-            _, within[layer] = split_inputs(attentions[layer].inputs)
-    return states, {"blocks": contexts, "attentions": within}
+    return states, contexts
 
 
 def pass_over(head: Any) -> None:
@@ -78,75 +67,6 @@ def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
     rest, named = context
     out = block(hidden, *rest, **named)
     return out[0] if isinstance(out, tuple) else out
-
-
-def added(
-    sublayer: str, layer: int, hidden: Tensor, context: Context, parts: dict[str, Any]
-) -> Tensor:
-    """Return what a sublayer of a block adds to the residual stream that it reads.
-
-    Parameters
-    ----------
-    sublayer : str
-        `attention` or `mlp`.
-    layer : int
-        The block.
-    hidden : tensor of shape (sequence, token, width)
-        The residual stream.
-    context : tuple
-        What the attention is called with besides; an MLP has none.
-    parts : dict
-        `attentions`, `mlps` and `block_norms` of the model.
-    """
-    norms = parts["block_norms"][layer]
-    if sublayer == "attention":
-        return call(parts["attentions"][layer], norms[0](hidden), context)
-    return call(parts["mlps"][layer], norms[-1](hidden), ((), {}))
-
-
-def execute(
-    step: Any,
-    hidden: Tensor,
-    contexts: dict[str, Any],
-    parts: dict[str, Any],
-    copies: int = 1,
-    grows: dict[str, Any] | None = None,
-) -> Tensor:
-    """Execute a step on states stacked along the batch, and return its output, of the same shape.
-
-    Parameters
-    ----------
-    step : int or tuple
-        A plain step.
-    hidden : tensor of shape (copies · sequence, token, width)
-        States of `copies` schedules.
-    contexts : dict
-        The contexts of `blocks` and `attentions`, by layer.
-    parts : dict
-        `blocks`, and for sublayers what `added` takes.
-    copies : int
-        How many states are stacked.
-    grows : dict
-        Of `blocks` and `attentions`, as for `widen`; not needed for a single state.
-    """
-    batch = len(hidden) // copies
-    if not isinstance(step, tuple):
-        known = grows["blocks"] if grows else {}
-        return call(
-            parts["blocks"][step], hidden, widen(contexts["blocks"][step], batch, copies, known)
-        )
-    kind, inner = step
-    if kind == "parallel":
-        outs = [execute(member, hidden, contexts, parts, copies, grows) for member in inner]
-        # Half-precision means are taken in float32: a sum could exceed their range.
-        return torch.stack([out.to(outs[0].device) for out in outs]).mean(0)
-    context: Context = ((), {})
-    if kind == "attention":
-        known = grows["attentions"] if grows else {}
-        context = widen(contexts["attentions"][inner], batch, copies, known)
-    out = added(kind, inner, hidden, context, parts)
-    # What enters may come from another device than the block's.
-    return hidden.to(out.device) + out
 
 
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
@@ -214,41 +134,3 @@ def widen(
             widen(part, batch, copies, grows, (*path, key)) for key, part in enumerate(value)
         )
     return value
-
-
-def run(
-    rows: Sequence[Any],
-    states: dict[int, Tensor],
-    contexts: dict[str, Any],
-    grows: dict[str, Any],
-    parts: dict[str, Any],
-    read: Callable[[list[Tensor], Sequence[Any]], None],
-) -> None:
-    """Interpret the rows of a plan.
-
-    Parameters
-    ----------
-    rows : sequence of tuple
-        The plan's rows.
-    states : dict of int to tensor of shape (sequence, token, width)
-        The clean states that the plan starts from; emptied on the way.
-    contexts, grows, parts : dict
-        As for `execute`.
-    read : callable
-        Given final states and, for each, the indices of the schedules that end in it.
-    """
-    for kind, step, sources, results, done in rows:
-        inputs = [states[state] for state in sources]
-        for state in done:
-            del states[state]
-        if kind == "read":
-            read(inputs, results)
-            continue
-        batch = len(inputs[0])
-        # States come from blocks that may be on several devices.
-        where = inputs[0].device
-        stacked = inputs[0] if len(inputs) == 1 else torch.cat([one.to(where) for one in inputs])
-        del inputs
-        out = execute(step, stacked, contexts, parts, len(sources), grows)
-        for state, part in zip(results, out.split(batch)):
-            states[state] = part

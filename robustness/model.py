@@ -84,8 +84,8 @@ class Model:
         Name, revision, hash of the weights, architecture, dtype, device, attention.
     grows : dict of tuple to bool
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
-    grows_within : dict of tuple to bool, optional
-        The same of its attention's context, where that was asked for; see `sublayers.ready`.
+    dissected : dict, optional
+        What is known of its sublayers, where that was asked for; see `dissection.ready`.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     sandboxed : bool
@@ -103,7 +103,7 @@ class Model:
     tokenizer: Any
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
-    grows_within: dict[Any, bool] | None = None
+    dissected: dict[str, Any] | None = None
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import interpreter, readout
+from robustness import interpreter, readout, steps
 
 
 def score(
@@ -59,5 +59,5 @@ def score(
                 losses[index] = values["loss"][position]
                 hits[index] = values["accuracy"][position]
 
-    interpreter.run(rows, states, contexts, grows, parts, read)
+    steps.run(rows, states, contexts, grows, parts, read)
     return {"loss": torch.stack(losses).cpu(), "hit": torch.stack(hits).cpu()}

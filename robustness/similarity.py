@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import capture, interpreter, kernels
+from robustness import capture, kernels, sublayers
 
 COMPARISONS = ("adjacent", "self_first", "self_second", "index_early", "index_late")
 COMPONENTS = ("attention", "mlp")
@@ -43,8 +43,8 @@ def compare(
     for first, kept in enumerate(taken[:-1]):
         after = taken[first + 1]
         hidden = kept["residual"]
-        hidden, *second = apply(first + 1, hidden, after["context"], parts)
-        _, *moved = apply(first, hidden, kept["context"], parts)
+        hidden, *second = sublayers.apply(first + 1, hidden, after["context"], parts)
+        _, *moved = sublayers.apply(first, hidden, kept["context"], parts)
         components = []
         for index, name in enumerate(COMPONENTS):
             pairs = (
@@ -59,41 +59,6 @@ def compare(
     shape = (len(COMPARISONS), len(COMPONENTS), 1 + text["centres"], len(taken[0]["residual"]))
     layers.append(torch.full(shape, torch.nan, dtype=kernels.precise(taken[0]["mlp"]).dtype))
     return {"cosine": torch.stack(layers, 3)}
-
-
-def apply(
-    layer: int, hidden: Tensor, context: interpreter.Context, parts: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block sublayer by sublayer; return its output, and what attention and MLP write."""
-    attention = interpreter.added("attention", layer, hidden, context, parts)
-    # What enters may come from another device than the block's.
-    hidden = hidden.to(attention.device)
-    read = hidden if parts["parallel"] else hidden + attention
-    mlp = interpreter.added("mlp", layer, read, context, parts).to(hidden.device)
-    return hidden + attention + mlp, attention, mlp
-
-
-def mismatch(
-    entering: Sequence[Tensor],
-    leaving: Sequence[Tensor],
-    contexts: Sequence[interpreter.Context],
-    parts: dict[str, Any],
-) -> float:
-    """Return by how much blocks run sublayer by sublayer miss what leaves them.
-
-    Relative to it, for the worst token of the worst block; infinite if the sublayers cannot be
-    called this way.
-    """
-    worst = 0.0
-    for layer, hidden in enumerate(entering):
-        try:
-            out, _, _ = apply(layer, hidden, contexts[layer], parts)
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
-            return torch.inf
-        whole = leaving[layer].to(out.device).float()
-        error = (out - whole).float().norm(dim=-1) / whole.norm(dim=-1)
-        worst = max(worst, float(error.max()))
-    return worst
 
 
 def _cosine(a: Tensor, b: Tensor, text: dict[str, Any]) -> Tensor:

@@ -1,83 +1,73 @@
-"""Whether a model's blocks are made of sublayers that can be executed alone, and which are."""
+"""What a sublayer adds to the residual stream, and whether that makes up its block.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
-import nnsight
 import torch
+from torch import Tensor
 
 from robustness import interpreter
-from robustness.anatomy import SUBLAYERS, examine
-from robustness.model import Model
-from robustness.refusal import Refusal
-from robustness.schedule import Schedule, leaves, to_text
+
+ATTENTION, MLP = 0, 1
+"""Places of the two sublayers of a block."""
+
+EMPTY: interpreter.Context = ((), {})
 
 
-def ready(model: Model, schedules: Sequence[Schedule]) -> Model:
-    """Return a model that can execute schedules with sublayers in them, if there are any.
+def added(
+    layer: int, which: int, hidden: Tensor, context: interpreter.Context, parts: dict[str, Any]
+) -> Tensor:
+    """Run a sublayer on a residual stream, and return what it adds to it, of the same shape.
 
-    Which parts of an attention's context grow with the batch is found on batches of two and three.
-
-    Raises
-    ------
-    Refusal
-        If sublayers are executed alone and blocks are not their sum.
+    Parameters
+    ----------
+    layer, which : int
+        The block, and `ATTENTION` or `MLP`.
+    hidden : tensor of shape (sequence, token, width)
+    context : tuple
+        What attention is called with besides what it reads; for an MLP, `EMPTY`.
+    parts : dict
+        `attentions`, `mlps` and `block_norms` of the model.
     """
-    alone = next(
-        (
-            leaf
-            for schedule in schedules
-            for step in schedule
-            for leaf in leaves(step)
-            if not isinstance(leaf, int)
-        ),
-        None,
-    )
-    if alone is None or model.grows_within is not None:
-        return model
-    missing = examine(model).missing
-    reason = next((missing[name] for name in SUBLAYERS if name in missing), None)
-    if reason is not None:
-        raise Refusal(f"{to_text((alone,))} cannot be executed alone: {reason}")
-    length = min(7, model.context or 7)
-    ids = [[(5 * token + 1) % model.vocabulary for token in range(length)]]
-    three, two = (torch.tensor(ids * size, device=model.device) for size in (3, 2))
-    blocks, head, traced = model.blocks, model.head, model.traced
-    attentions = dict(enumerate(model.attentions))
-    with torch.no_grad(), traced.session(**model.request):
-        found = nnsight.save({})
-        with traced.trace(three, use_cache=False):
-            _, contexts = interpreter.enter_within(blocks, attentions)
-            larger = interpreter.sizes(list(contexts["attentions"].values()))
-            interpreter.pass_over(head)
-        with traced.trace(two, use_cache=False):
-            _, contexts = interpreter.enter_within(blocks, attentions)
-            smaller = interpreter.sizes(list(contexts["attentions"].values()))
-            found["grows"] = interpreter.growing(smaller, larger)
-            interpreter.pass_over(head)
-    return replace(model, grows_within=found["grows"])
+    norms = parts["block_norms"][layer]
+    if which == ATTENTION:
+        return interpreter.call(parts["attentions"][layer], norms[0](hidden), context)
+    return interpreter.call(parts["mlps"][layer], norms[-1](hidden), context)
 
 
-def parts(model: Model, steps: Iterable[Any]) -> tuple[dict[str, Any], dict[int, Any]]:
-    """Return the parts of a model that plain steps call, and the attentions called alone by layer.
+def apply(
+    layer: int, hidden: Tensor, context: interpreter.Context, parts: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a block sublayer by sublayer; return its output, and what attention and MLP add."""
+    attention = added(layer, ATTENTION, hidden, context, parts)
+    # What enters may come from another device than the block's.
+    hidden = hidden.to(attention.device)
+    read = hidden if parts["parallel"] else hidden + attention
+    mlp = added(layer, MLP, read, EMPTY, parts).to(hidden.device)
+    return hidden + attention + mlp, attention, mlp
 
-    The first is what `interpreter.execute` takes.
+
+def mismatch(
+    entering: Sequence[Tensor],
+    leaving: Sequence[Tensor],
+    contexts: Sequence[interpreter.Context],
+    parts: dict[str, Any],
+) -> float:
+    """Return by how much blocks run sublayer by sublayer miss what leaves them.
+
+    Relative to it, for the worst token of the worst block; infinite if the sublayers cannot be
+    called this way.
     """
-    alone = {leaf for step in steps for leaf in _alone(step)}
-    called: dict[str, Any] = {"blocks": model.blocks}
-    if alone:
-        called |= {
-            "attentions": model.attentions,
-            "mlps": model.mlps,
-            "block_norms": model.block_norms,
-        }
-    return called, {layer: model.attentions[layer] for kind, layer in alone if kind == "attention"}
-
-
-def _alone(step: Any) -> set[tuple[str, int]]:
-    """Return the sublayers that a plain step calls."""
-    if not isinstance(step, tuple):
-        return set()
-    kind, inner = step
-    return set().union(*map(_alone, inner)) if kind == "parallel" else {(kind, inner)}
+    worst = 0.0
+    for layer, hidden in enumerate(entering):
+        try:
+            out, _, _ = apply(layer, hidden, contexts[layer], parts)
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+            return torch.inf
+        whole = leaving[layer].to(out.device).float()
+        error = (out - whole).float().norm(dim=-1) / whole.norm(dim=-1)
+        worst = max(worst, float(error.max()))
+    return worst

@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import checkpoint, results, sandbox, scoring, sublayers
+from robustness import checkpoint, dissection, results, sandbox, scoring
 from robustness.execution import (
     ROOM,
     Progress,
@@ -130,7 +130,7 @@ def evaluate_tasks(
     if "layer_to" in labels.dims:
         raise Refusal(f"tasks are run under interventions at every layer, not {interventions[0]}")
     runs: list[Schedule] = [clean(model.layers), *named.values()]
-    model = sublayers.ready(model, runs)
+    model = dissection.ready(model, runs)
     loaded = _load(tasks, data)
     requests = _wanted(model, loaded, limit)
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))

@@ -12,7 +12,7 @@ from test_execution import assert_equals_surgery, corpus, reference
 
 from recipes.panels import draw
 from recipes.tables import table
-from robustness import execution, results, sublayers
+from robustness import dissection, execution, results
 from robustness.execution import residuals, rewire, sweep
 from robustness.model import open_model
 from robustness.plan import compile_plan
@@ -178,7 +178,7 @@ def test_a_real_run_calls_blocks_and_sublayers_exactly_as_often_as_the_plan_says
     plain = tiny(family)
     names = ("attention-drop", "mlp-drop", "parallel-3", "drop")
     named = sweep_schedules(names, LAYERS)
-    opened = sublayers.ready(open_model(plain), list(named.values()))
+    opened = dissection.ready(open_model(plain), list(named.values()))
     called = Counter()
 
     def count(part: torch.nn.Module, kind: str) -> None:
