@@ -10,11 +10,12 @@ from torch.nn import Module
 from robustness.schedule import Attention, Mlp, Parallel, Step
 
 ATTENTIONS = ("attn", "attention", "self_attn", "self_attention")
+MLPS = ("mlp", "fc2", "ffn")
 POST_NORMS = {
-    Attention: ("post_attention_layernorm",),
-    Mlp: ("post_feedforward_layernorm", "post_mlp_layernorm"),
+    "post_self_attn_layernorm": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    "post_feedforward_layernorm": ("post_attention_layernorm", "post_feedforward_layernorm"),
 }
-"""What norms a sublayer's output is called in families that have such."""
+"""By a name that tells that there are some, the norms that follow attention and MLP."""
 
 Place = tuple[int, Callable[[Module], Module]]
 """The block that stands at a position of the module list, and what is made of a copy of it."""
@@ -48,23 +49,22 @@ def weighted(step: Step, weight: float) -> list[tuple[int, Callable[[Module], Mo
 
 
 def silenced(block: Module, kept: type) -> Module:
-    """Zero what the other sublayer of a block gives, after its norm where one follows it."""
-    other = Mlp if kept is Attention else Attention
+    """Zero what the other sublayer of a block adds, after its norm where one follows it."""
     children = dict(block.named_children())
-    names = ("mlp",) if other is Mlp else ATTENTIONS
-    # Where nothing precedes the first sublayer, a norm of that name follows it.
-    after = [name for name in POST_NORMS[other] if name in children and has_post_norms(children)]
-    (name,) = after or [name for name in names if name in children]
-    children[name].register_forward_hook(lambda _m, _a, out: zero(out))
+    after = [norms for name, norms in POST_NORMS.items() if name in children]
+    names = (*after, (ATTENTIONS, MLPS))[0][kept is Attention]
+    names = (names,) if isinstance(names, str) else names
+    (part,) = [children[name] for name in names if name in children]
+    adds = type(part).__name__ in {"BloomAttention", "BloomMLP", "MptMLP"}
+    part.register_forward_hook(lambda _m, args, out: nothing(out, args[1] if adds else None))
     return block
 
 
-def has_post_norms(children: dict[str, Module]) -> bool:
-    return "post_feedforward_layernorm" in children or "post_mlp_layernorm" in children
-
-
-def zero(out: Any) -> Any:
-    return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else out * 0
+def nothing(out: Any, stream: torch.Tensor | None) -> Any:
+    """Return what a sublayer that adds nothing gives: zero, or the stream that it adds to."""
+    first, *rest = out if isinstance(out, tuple) else (out,)
+    first = torch.zeros_like(first) if stream is None else stream
+    return (first, *rest) if isinstance(out, tuple) else first
 
 
 class Member(Module):
@@ -100,6 +100,6 @@ def rebuild(model: Module, path: str, schedule: tuple[Step, ...]) -> Module:
     chosen = torch.nn.ModuleList(make(copy.deepcopy(blocks[at])) for at, make in places)
     setattr(edited.get_submodule(parent), name, chosen)
     edited.config.num_hidden_layers = len(places)
-    if getattr(edited.config, "layer_types", None):
+    if vars(edited.config).get("layer_types"):
         edited.config.layer_types = [model.config.layer_types[at] for at, _ in places]
     return edited
