@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import xarray as xr
-from matplotlib.colors import LogNorm
+from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
 
 from recipes.drawing import (
@@ -86,10 +86,12 @@ def pairs_figure(dataset: xr.Dataset) -> Figure:
             mean = dataset[name].sel(intervention=intervention).mean("sequence", skipna=False)
             image = heat_map(axis, mean, "layer_to", "layer")
             label, title = READINGS.get(name, (_named(dataset[name]), name))
-            if name == "kl":
-                positive = mean.values[mean.values > 0]
-                if positive.size:
-                    image.set_norm(LogNorm(positive.min(), positive.max()))
+            if "difference" in dataset.attrs:
+                label, title = _named(dataset[name]), name
+                image.set_cmap("RdBu_r")
+                image.set_norm(CenteredNorm())
+            elif name == "kl" and bool((mean > 0).any()):
+                image.set_norm(LogNorm())
             axis.set_title(f"{intervention}: {title}", fontsize="medium")
             axis.set_xlabel("layer")
             axis.set_ylabel("layer_to")

@@ -60,22 +60,20 @@ def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
 
 def _pairs(dataset: xr.Dataset) -> Iterator[Section]:
     names = [metric.name for metric in READOUTS if metric.name in dataset]
-    # Where a prediction is changed least, these are highest.
-    sign = -1 if names[0] in {"agreement", "accuracy"} else 1
     for intervention in dataset["intervention"].values:
         flat = dataset.sel(intervention=intervention).stack(pair=("layer", "layer_to"))
-        mean = sign * flat[names[0]].mean("sequence", skipna=False)
-        order = np.argsort(mean.values, kind="stable")[: int((flat["schedule"] != "").sum())]
         labels = [f"{i},{j}" for i, j in zip(flat["layer"].values, flat["layer_to"].values)]
-        flat = flat.reset_index("pair").drop_vars(("layer", "layer_to", "relative_depth"))
+        mean = flat[names[0]].mean("sequence", skipna=False)
+        fits = flat["schedule"] != "" if "schedule" in flat.coords else mean.notnull()
+        order = np.argsort(mean.values, kind="stable")
+        order = order[fits.values[order]]
+        others = ("layer", "layer_to", "relative_depth", "schedule")
+        flat = flat.reset_index("pair").drop_vars(others, errors="ignore")
         flat = flat.assign_coords(pair=labels)
         parts = {f"all {len(order)} by": order}
         if len(order) > 2 * EXTREMES:
-            of = f"{EXTREMES} of {len(order)} that change"
-            parts = {
-                f"{of} least, by": order[:EXTREMES],
-                f"{of} most, by": order[: -EXTREMES - 1 : -1],
-            }
+            of = f"{EXTREMES} of {len(order)}, with the"
+            parts = {f"{of} lowest": order[:EXTREMES], f"{of} highest": order[: -EXTREMES - 1 : -1]}
         for which, rows in parts.items():
             columns = {name: flat[name].isel(pair=rows).rename(pair="layer,to") for name in names}
             yield f"{intervention}: {which} {names[0]}", "layer,to", columns

@@ -13,6 +13,7 @@ from test_execution import assert_equals_surgery, corpus, reference
 from recipes.panels import draw
 from recipes.tables import table
 from robustness import dissection, execution, results
+from robustness.difference import difference
 from robustness.execution import residuals, rewire, sweep
 from robustness.model import open_model
 from robustness.plan import compile_plan
@@ -309,13 +310,25 @@ def test_a_table_of_many_pairs_keeps_to_the_least_and_the_most_changed():
         {"measurement": "pairs", "model": "x", "architecture": "X", "context": 8},
     )
     text = table(data)
-    ranked = sorted(zip(random.mean(1), named, strict=True), reverse=True)
+    ranked = sorted(zip(random.mean(1), named, strict=True))
     for heading, rows in (
-        ("drop-pair: 10 of 45 that change least, by agreement", ranked[:10]),
-        ("drop-pair: 10 of 45 that change most, by agreement", ranked[:-11:-1]),
+        ("drop-pair: 10 of 45, with the lowest agreement", ranked[:10]),
+        ("drop-pair: 10 of 45, with the highest agreement", ranked[:-11:-1]),
     ):
         lines = text.partition(heading)[2].splitlines()[2:12]
         assert [line.split()[0] for line in lines] == [f"{i},{j}" for _, (_, i, j) in rows]
+
+
+def test_sweeps_over_two_layers_are_taken_less_one_another(gpt2):
+    data = sweep(gpt2, corpus(), ("drop-pair", "skip-span", "swap-pair"))
+    less = difference(data, "swap-pair")
+    both = (data.kl.sel(intervention=name).mean("sequence") for name in ("drop-pair", "swap-pair"))
+    expected = next(both) - next(both)
+    (image, *_) = [axis.images[0] for axis in draw(less).axes if axis.images]
+    shown = np.ma.masked_invalid(np.asarray(image.get_array())).filled(np.nan)
+    np.testing.assert_allclose(shown, expected.transpose("layer_to", "layer"), atol=1e-12)
+    assert image.norm.vmin == -image.norm.vmax, "zero is in the middle"
+    assert "drop-pair: all 6 by kl" in table(less), "where both fit"
 
 
 def test_what_crosses_a_sandboxs_socket_grows_with_what_is_called(gpt2):
