@@ -73,7 +73,7 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
     model = dissection.ready(model, [check(schedule, model.layers)])
     order = [plain(step) for step in schedule]
     parts, attentions = dissection.parts(model, order)
-    blocks, last = model.blocks, model.layers - 1
+    blocks, returns, last = model.blocks, model.returns, model.layers - 1
     with model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
         for _ in Iterations()[:]:
@@ -88,10 +88,11 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
                 if layer == last:
                     for step in order:
                         entering = steps.execute(step, entering, contexts, parts)
+                left = interpreter.as_returned(entering, returns)
                 if layer in attentions:
-                    block.output = entering
+                    block.output = left
                 else:
-                    block.skip(entering)
+                    block.skip(left)
     return edited
 
 

@@ -69,6 +69,11 @@ def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+def as_returned(hidden: Tensor, count: int) -> Any:
+    """Return a state as a block would that returns so many values in a tuple, or none."""
+    return (hidden, *([None] * (count - 1))) if count else hidden
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
     """Return every tensor in a context with its place in it."""
     if isinstance(value, Tensor):

@@ -84,6 +84,8 @@ class Model:
         Name, revision, hash of the weights, architecture, dtype, device, attention.
     grows : dict of tuple to bool
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
+    returns : int
+        How many values a block returns in a tuple; 0 where it returns the residual stream alone.
     dissected : dict, optional
         What is known of its sublayers, where that was asked for; see `dissection.ready`.
     request : dict
@@ -103,6 +105,7 @@ class Model:
     tokenizer: Any
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
+    returns: int = 0
     dissected: dict[str, Any] | None = None
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False

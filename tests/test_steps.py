@@ -17,6 +17,7 @@ from robustness.difference import difference
 from robustness.execution import residuals, rewire, sweep
 from robustness.model import open_model
 from robustness.plan import compile_plan
+from robustness.rebuilding import rebuild as rebuild_plain
 from robustness.refusal import Refusal
 from robustness.sandbox import of_plan
 from robustness.schedule import Attention, Mlp, Parallel, clean, to_text
@@ -343,3 +344,18 @@ def test_what_crosses_a_sandboxs_socket_grows_with_what_is_called(gpt2):
     assert costs["three"].calls - costs["block"].calls == 2
     state = costs["sublayer"].bytes - costs["block"].bytes
     assert costs["three"].bytes - costs["block"].bytes == 2 * state > 0
+
+
+def test_a_checkpoint_is_of_whole_blocks_alone(gpt2):
+    with pytest.raises(Refusal, match="a1 is no whole block: a checkpoint is made of whole"):
+        rebuild_plain(gpt2, (0, Attention(1), 2, 3))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_weights_that_are_offloaded_are_loaded_for_sublayers_too(family, tmp_path):
+    tiny(family).save_pretrained(tmp_path)
+    names, text = ("attention-drop", "mlp-drop", "parallel-2"), corpus(sequences=2)
+    data = sweep(open_model(tmp_path, dtype="auto", device_map="disk"), text, names)
+    expected = sweep(open_model(tmp_path, dtype="auto"), text, names)
+    for metric in ("kl", "loss", "entropy"):
+        xr.testing.assert_equal(data[metric], expected[metric])
