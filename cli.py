@@ -133,6 +133,8 @@ options_of_model = together(
 options_of_interventions = together(
     click.option("--drop", is_flag=True, help="Leave out each block."),
     click.option("--swap", is_flag=True, help="Exchange each block with the next."),
+    click.option("--attention-drop", is_flag=True, help="Leave out each block's attention alone."),
+    click.option("--mlp-drop", is_flag=True, help="Leave out each block's MLP alone."),
     click.option(
         "--repeat",
         type=click.IntRange(1),
@@ -145,7 +147,9 @@ options_of_interventions = together(
         "named",
         multiple=True,
         metavar="NAME",
-        help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, reverse-B or shuffle-B.",
+        help="swap-D, skip-B, repeat-B, repeat-BxK, repeat-B-contiguous, middle-repeat-B, "
+        "reverse-B, shuffle-B, parallel-B or looped-parallel-BxK; or at every two layers "
+        "drop-pair, swap-pair, skip-span or repeat-span.",
     ),
 )
 """The options that say which interventions are run at every layer."""
@@ -169,7 +173,7 @@ options_of_run = together(
     "texts",
     multiple=True,
     metavar="TEXT",
-    help='A schedule of your own instead, as in "0..3-5-4-6..".',
+    help='A schedule of your own instead, as in "0..3-5-4-6.." or "0..2-a3-m3-(4+5)-6..".',
 )
 @click.option(
     "--layers", metavar="TEXT", help='The layers that are changed, as in "0..3-7".  [default: all]'
@@ -192,20 +196,23 @@ options_of_run = together(
 def sweep(model: str, **options: Any) -> None:
     """Change MODEL at every layer and measure how its predictions change.
 
-    MODEL is a hub id, a directory, or builtin. Without --drop, --swap, --repeat, --intervention or
-    --schedule, every block is dropped and every adjacent pair swapped. The command prints the file
-    it leaves; interrupted, the same command goes on.
+    MODEL is a hub id, a directory, or builtin. Without an intervention or --schedule, every block
+    is dropped and every adjacent pair swapped. In a schedule, a3 and m3 are the attention and the
+    MLP of block 3, and (4+5) is both blocks on one input, averaged. The command prints the file it
+    leaves; interrupted, the same command goes on.
 
     \b
     stages sweep builtin
     stages sweep openai-community/gpt2 --repeat 5 --data my.jsonl --tokens 100000
-    stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.."
+    stages sweep builtin --attention-drop --mlp-drop --intervention parallel-3
+    stages sweep builtin --intervention drop-pair --intervention repeat-span --layers 4..8
+    stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..2-a3-m3-(4+5)-6.."
     stages sweep meta-llama/Llama-3.1-70B --remote --layers 0..7 --tokens 20000
     """
     names = _interventions(options)
     if options["texts"] and (names or options["layers"]):
         raise click.UsageError(
-            "--schedule goes without --drop, --swap, --repeat, --intervention and --layers"
+            "--schedule goes without interventions, such as --drop, and without --layers"
         )
     click.echo(_sweep(model, names or ["drop", "swap"], options))
 
@@ -309,8 +316,7 @@ def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
     """Run tasks of lm-eval on MODEL under interventions at every layer.
 
     TASKs are those of lm-eval that score continuations; hellaswag, arc_easy and lambada_openai
-    without any. Without --drop, --swap, --repeat or --intervention, every block is dropped and
-    every adjacent pair swapped.
+    without any. Without an intervention, every block is dropped and every adjacent pair swapped.
 
     \b
     stages tasks openai-community/gpt2 hellaswag arc_easy --limit 500
@@ -725,13 +731,15 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
     from robustness.execution import READOUT_NAMES
     from robustness.execution import sweep as run
     from robustness.results import command_line
-    from robustness.schedule import from_text
+    from robustness.schedule import from_text, layers_from_text
+    from robustness.sweep import PAIRS
 
     model = _open(name, options)
     schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
-    layers = options["layers"] and from_text(options["layers"], model.layers)
+    layers = options["layers"] and layers_from_text(options["layers"], model.layers)
     corpus = _cut(model, options)
-    experiment = "schedules" if schedules else "sweep"
+    pairs = any(name in PAIRS for name in interventions)
+    experiment = "schedules" if schedules else "pairs" if pairs else "sweep"
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
     with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
         dataset = run(
@@ -755,7 +763,8 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path
 
 
 def _interventions(options: dict[str, Any]) -> list[str]:
-    names = [name for name in ("drop", "swap") if options[name]]
+    flags = ("drop", "swap", "attention-drop", "mlp-drop")
+    names = [name for name in flags if options[name.replace("-", "_")]]
     return names + [f"repeat-{length}" for length in options["repeat"]] + list(options["named"])
 
 

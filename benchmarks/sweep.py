@@ -1,4 +1,4 @@
-"""Times a drop and swap sweep against its floor and against two plain ways of doing it.
+"""Times a sweep, of drop and swap unless told, against its floor and two plain ways of doing it.
 
 All four run in one process, in turn, on the same random weights, tokens and metrics:
 
@@ -12,6 +12,7 @@ loop     a good loop over plain transformers: documents batched, one clean pass 
 `--memory` instead runs each in a process of its own and prints how far it raised the peak.
 
     python benchmarks/sweep.py --shape gpt2-small --rounds 3
+    python benchmarks/sweep.py --interventions attention-drop mlp-drop --only ours floor
 """
 
 import argparse
@@ -20,20 +21,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import ModuleList
+from torch.nn import Module, ModuleList
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from robustness.corpus import Corpus
 from robustness.execution import sweep
 from robustness.model import open_model
+from robustness.plan import compile_plan
 from robustness.readout import PIECE
+from robustness.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
 from robustness.sweep import schedules
 
 SHAPES = {
@@ -65,11 +68,36 @@ def make_corpus(tokens: int, vocabulary: int) -> Corpus:
     )
 
 
+class Executed(Module):
+    """A step that is no block, of blocks of GPT-2."""
+
+    def __init__(self, step: Step, blocks: ModuleList) -> None:
+        super().__init__()
+        self.step = step
+        members = step.steps if isinstance(step, Parallel) else ()
+        self.members = ModuleList(executed(member, blocks) for member in members)
+        self.block = None if members else blocks[step.block]
+
+    def forward(self, hidden: Tensor, past: Any, mask: Any, *rest: Any, **named: Any) -> Tensor:
+        """Execute it as a block is executed."""
+        if self.members:
+            outs = [member(hidden, past, mask, *rest, **named) for member in self.members]
+            return sum(outs) / len(outs)
+        if isinstance(self.step, Attention):
+            return hidden + self.block.attn(self.block.ln_1(hidden), attention_mask=mask)[0]
+        return hidden + self.block.mlp(self.block.ln_2(hidden))
+
+
+def executed(step: Step, blocks: ModuleList) -> Module:
+    """Return the module that executes a step."""
+    return blocks[step] if isinstance(step, int) else Executed(step, blocks)
+
+
 @contextmanager
-def surgery(model: GPT2LMHeadModel, schedule: tuple[int, ...]) -> Any:
+def surgery(model: GPT2LMHeadModel, schedule: Schedule) -> Any:
     """Let the model execute a schedule by rebuilding its module list."""
     blocks = model.transformer.h
-    model.transformer.h = ModuleList(blocks[step] for step in schedule)
+    model.transformer.h = ModuleList(executed(step, blocks) for step in schedule)
     try:
         yield
     finally:
@@ -90,9 +118,8 @@ def metrics(clean: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([value.mean(-1) for value in values])
 
 
-def authors(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
+def authors(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> Tensor:
     """Compute the clean pass anew for every intervention, one document at a time."""
-    runs = schedules(("drop", "swap"), model.config.n_layer).values()
     tokens = torch.from_numpy(corpus.tokens)
     found = []
     for schedule in runs:
@@ -104,9 +131,8 @@ def authors(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
     return torch.cat(found, -1).reshape(5, len(runs), len(tokens))
 
 
-def loop(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
+def loop(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> Tensor:
     """Compute one clean pass of all documents, then a pass for every schedule."""
-    runs = schedules(("drop", "swap"), model.config.n_layer).values()
     tokens = torch.from_numpy(corpus.tokens)
     clean = torch.log_softmax(model(tokens, use_cache=False).logits[:, 1:-1], -1)
     found = []
@@ -117,27 +143,33 @@ def loop(model: GPT2LMHeadModel, corpus: Corpus) -> Tensor:
     return torch.stack(found, 1)
 
 
-def floor(model: GPT2LMHeadModel, corpus: Corpus) -> None:
+def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> None:
     """Compute the matrix products that ours computes, in their fastest form, and nothing else."""
     config, count = model.config, corpus.tokens.size
-    layers, width, heads = config.n_layer, config.n_embd, config.n_head
+    width, heads = config.n_embd, config.n_head
     sequences = len(corpus.tokens)
     state = torch.randn(count, width)
     wide = torch.randn(count, 4 * width)
     query = torch.randn(sequences * heads, CONTEXT, width // heads)
     pattern = torch.randn(sequences * heads, CONTEXT, CONTEXT)
-    for application in range(layers + layers * (layers - 1)):
-        block = model.transformer.h[application % layers]
-        torch.mm(state, block.attn.c_attn.weight)
-        torch.bmm(query, query.transpose(1, 2))
-        torch.bmm(pattern, query)
-        torch.mm(state, block.attn.c_proj.weight)
-        torch.mm(state, block.mlp.c_fc.weight)
-        torch.mm(wide, block.mlp.c_proj.weight)
+    whole = clean(config.n_layer)
+    prefixes = {run[:end] for run in runs for end in range(1, len(run) + 1)}
+    computed = [prefix for prefix in prefixes if prefix != whole[: len(prefix)]]
+    assert len(computed) == compile_plan(runs, whole).applications
+    for leaf in (*whole, *(leaf for prefix in computed for leaf in leaves(prefix[-1]))):
+        block = model.transformer.h[leaf if isinstance(leaf, int) else leaf.block]
+        if not isinstance(leaf, Mlp):
+            torch.mm(state, block.attn.c_attn.weight)
+            torch.bmm(query, query.transpose(1, 2))
+            torch.bmm(pattern, query)
+            torch.mm(state, block.attn.c_proj.weight)
+        if not isinstance(leaf, Attention):
+            torch.mm(state, block.mlp.c_fc.weight)
+            torch.mm(wide, block.mlp.c_proj.weight)
     read = sequences * (CONTEXT - 2)
     state, matrix = state[:read], model.lm_head.weight
     strip = max(256, PIECE["cpu"] // read)
-    for _ in range(2 * layers):
+    for _ in {whole, *runs}:
         for start in range(0, len(matrix), strip):
             torch.mm(state, matrix[start : start + strip].T)
     for start in range(0, len(matrix), strip):
@@ -145,16 +177,17 @@ def floor(model: GPT2LMHeadModel, corpus: Corpus) -> None:
         torch.mm(state.new_ones(read, len(part)), part)
 
 
-def ways(shape: str, tokens: int) -> dict[str, Callable[[], Any]]:
+def ways(shape: str, tokens: int, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
     """Return what is compared."""
     model = build(shape)
     opened = open_model(model)
     corpus = make_corpus(tokens, model.config.vocab_size)
+    runs = list(schedules(names, model.config.n_layer).values())
     return {
-        "ours": lambda: sweep(opened, corpus, ("drop", "swap")),
-        "floor": lambda: floor(model, corpus),
-        "authors": lambda: authors(model, corpus),
-        "loop": lambda: loop(model, corpus),
+        "ours": lambda: sweep(opened, corpus, names),
+        "floor": lambda: floor(model, corpus, runs),
+        "authors": lambda: authors(model, corpus, runs),
+        "loop": lambda: loop(model, corpus, runs),
     }
 
 
@@ -163,16 +196,17 @@ def check(ours: Any, other: Tensor) -> float:
     names = ("kl", "agreement", "loss", "entropy", "accuracy")
     worst = 0.0
     for name, values in zip(names, other, strict=True):
-        stacked = ours[name].stack(run=("intervention", "layer")).dropna("run", how="all")
+        dims = [dim for dim in ours[name].dims if dim != "sequence"]
+        stacked = ours[name].stack(run=dims).dropna("run", how="all")
         found = stacked.transpose("run", "sequence").values
         worst = max(worst, float(np.abs(found - values.numpy()).max()))
     return worst
 
 
-def raised(way: str, shape: str, tokens: int) -> None:
+def raised(way: str, shape: str, tokens: int, names: Sequence[str]) -> None:
     """Print by how many MiB a way raises the peak memory of a process that has warmed up."""
-    found = ways(shape, tokens)
-    ways("tiny", CONTEXT)[way]()
+    found = ways(shape, tokens, names)
+    ways("tiny", CONTEXT, names)[way]()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
         found[way]()
@@ -186,20 +220,29 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=["ours", "floor", "authors", "loop"])
+    parser.add_argument("--interventions", nargs="+", default=["drop", "swap"])
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--raised", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.raised:
-        return raised(options.raised, options.shape, options.tokens)
+        return raised(options.raised, options.shape, options.tokens, options.interventions)
     if options.memory:
         for way in options.only:
             command = [sys.executable, __file__, "--raised", way, "--shape", options.shape]
             done = subprocess.run(
-                [*command, "--tokens", str(options.tokens)], capture_output=True, check=True
+                [
+                    *command,
+                    "--tokens",
+                    str(options.tokens),
+                    "--interventions",
+                    *options.interventions,
+                ],
+                capture_output=True,
+                check=True,
             )
             print(f"{way:8} raises the peak by {done.stdout.decode().strip():>6} MiB", flush=True)
         return None
-    found = ways(options.shape, options.tokens)
+    found = ways(options.shape, options.tokens, options.interventions)
     seconds: dict[str, list[float]] = {way: [] for way in options.only}
     results = {}
     with torch.no_grad():

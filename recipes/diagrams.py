@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from recipes.drawing import COLOURS
-from robustness.schedule import Schedule, clean, drop, swap, to_text
+from robustness.schedule import Schedule, clean, drop, lowest_block, swap, to_text
 
 BLOCKS = 6
 CHANGED = 2
@@ -84,7 +84,7 @@ def _column(axis: Axes, x: float, schedule: Schedule) -> None:
     axis.plot([x, x], [-0.9, BLOCKS - 0.3], color="grey", linewidth=1.2, zorder=0)
     axis.plot([x], [BLOCKS - 0.3], color="grey", marker="^", zorder=0)
     shift = 0
-    for place, step in enumerate(schedule):
+    for place, step in enumerate(map(lowest_block, schedule)):
         if len(schedule) < BLOCKS and step > place:
             shift = 1
         height = place + shift

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import xarray as xr
+from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
 
 from recipes.drawing import (
@@ -69,6 +70,37 @@ def sweep_figure(dataset: xr.Dataset) -> Figure:
         elif name in {"agreement", "accuracy"}:
             axis.set_ylim(0, 1)
     figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def pairs_figure(dataset: xr.Dataset) -> Figure:
+    """Readouts over both layers, a row of heat maps an intervention: KL and agreement if there."""
+    shown, names = _shown(dataset), dataset["intervention"].values
+    size = (5.4 * len(shown), 4.4 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    layers = dataset["layer"].values
+    for row, intervention in zip(
+        figure.subplots(len(names), len(shown), squeeze=False), names, strict=True
+    ):
+        for axis, name in zip(row, shown, strict=True):
+            mean = dataset[name].sel(intervention=intervention).mean("sequence", skipna=False)
+            image = heat_map(axis, mean, "layer_to", "layer")
+            label, title = READINGS.get(name, (_named(dataset[name]), name))
+            if "difference" in dataset.attrs:
+                label, title = _named(dataset[name]), name
+                image.set_cmap("RdBu_r")
+                image.set_norm(CenteredNorm())
+            elif name == "kl" and bool((mean > 0).any()):
+                image.set_norm(LogNorm())
+            axis.set_title(f"{intervention}: {title}", fontsize="medium")
+            axis.set_xlabel("layer")
+            axis.set_ylabel("layer_to")
+            for side in (axis.xaxis, axis.yaxis):
+                # Layers that were chosen are not consecutive.
+                side.set_major_formatter(
+                    lambda at, _: str(layers[int(at)]) if 0 <= at < len(layers) else ""
+                )
+            figure.colorbar(image, ax=axis, label=label)
     return figure
 
 
@@ -414,6 +446,7 @@ def stages_figure(dataset: xr.Dataset) -> Figure:
 FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
     "sweep": sweep_figure,
     "schedules": schedule_figure,
+    "pairs": pairs_figure,
     "lens": lens_figure,
     "cka": cka_figure,
     "attention": attention_figure,
@@ -442,7 +475,8 @@ def _title(dataset: xr.Dataset) -> str:
     text = f"model {attrs['model']}, text {attrs['corpus']}: {round(attrs['tokens'] * share):,} "
     if "document" in dataset.coords:
         documents = np.unique(measured(dataset)["document"]).size
-        text += f"tokens of {documents} documents, 95 % bands" if documents > 1 else "tokens"
+        bands = "" if attrs.get("measurement") == "pairs" else ", 95 % bands"
+        text += f"tokens of {documents} documents{bands}" if documents > 1 else "tokens"
     else:
         text += "tokens"
     return text + (f" (unfinished: {share:.0%})" if share < 1 else "")

@@ -16,6 +16,9 @@ Section = tuple[str, str, Mapping[str, xr.DataArray]]
 
 A column has that dimension and perhaps `sequence`, over which its mean and error are taken."""
 
+EXTREMES = 10
+"""Pairs of layers that are shown at either end."""
+
 
 Spread = Callable[[xr.DataArray], str]
 """Writes how uncertain a mean over sequences is."""
@@ -53,6 +56,27 @@ def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
     for name in dataset["intervention"].values:
         chosen = dataset.sel(intervention=name)
         yield str(name), "layer", {name: chosen[name] for name in names}
+
+
+def _pairs(dataset: xr.Dataset) -> Iterator[Section]:
+    names = [metric.name for metric in READOUTS if metric.name in dataset]
+    for intervention in dataset["intervention"].values:
+        flat = dataset.sel(intervention=intervention).stack(pair=("layer", "layer_to"))
+        labels = [f"{i},{j}" for i, j in zip(flat["layer"].values, flat["layer_to"].values)]
+        mean = flat[names[0]].mean("sequence", skipna=False)
+        fits = flat["schedule"] != "" if "schedule" in flat.coords else mean.notnull()
+        order = np.argsort(mean.values, kind="stable")
+        order = order[fits.values[order]]
+        others = ("layer", "layer_to", "relative_depth", "schedule")
+        flat = flat.reset_index("pair").drop_vars(others, errors="ignore")
+        flat = flat.assign_coords(pair=labels)
+        parts = {f"all {len(order)} by": order}
+        if len(order) > 2 * EXTREMES:
+            of = f"{EXTREMES} of {len(order)}, with the"
+            parts = {f"{of} lowest": order[:EXTREMES], f"{of} highest": order[: -EXTREMES - 1 : -1]}
+        for which, rows in parts.items():
+            columns = {name: flat[name].isel(pair=rows).rename(pair="layer,to") for name in names}
+            yield f"{intervention}: {which} {names[0]}", "layer,to", columns
 
 
 def _lens(dataset: xr.Dataset) -> Iterator[Section]:
@@ -291,6 +315,7 @@ def _claims(dataset: xr.Dataset) -> Iterator[Section]:
 SECTIONS: dict[str, Callable[[xr.Dataset], Iterator[Section]]] = {
     "sweep": _sweep,
     "schedules": _sweep,
+    "pairs": _pairs,
     "lens": _lens,
     "cka": _cka,
     "attention": _attention,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import interpreter, readout
+from robustness import interpreter, readout, steps
 
 
 def measure(
@@ -17,9 +17,9 @@ def measure(
     schedules: int,
     states: dict[int, Tensor],
     final: Tensor,
-    contexts: Sequence[interpreter.Context],
-    grows: dict[Any, bool],
-    blocks: Sequence[Callable[..., Any]],
+    contexts: dict[str, Any],
+    grows: dict[str, Any],
+    parts: dict[str, Any],
     norms: Sequence[Callable[..., Any]],
     head: Callable[..., Any],
     text: dict[str, Any],
@@ -37,8 +37,8 @@ def measure(
         The clean states that the plan starts from; emptied on the way.
     final : tensor of shape (sequence, token, width)
         What the clean run hands to the final norm.
-    contexts, grows, blocks
-        As for `interpreter.run`.
+    contexts, grows, parts
+        As for `steps.execute`.
     norms, head : callable
         What follows the last block.
     text : dict
@@ -76,7 +76,7 @@ def measure(
             for index in indices:
                 collected[index] = {name: value[position] for name, value in values.items()}
 
-    interpreter.run(rows, states, contexts, grows, blocks, read)
+    steps.run(rows, states, contexts, grows, parts, read)
     measured = reduce(collected, text)
     unchanged = reduce([clean["readout"]], text)
     for name in ("loss", "entropy", "accuracy"):

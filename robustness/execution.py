@@ -14,13 +14,13 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import comparison, interpreter, logits, results, sandbox
+from robustness import comparison, dissection, interpreter, logits, results, sandbox, steps
 from robustness.corpus import SHORTEST, Corpus
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.model import Model
 from robustness.plan import Plan, compile_plan
 from robustness.refusal import Refusal
-from robustness.schedule import Schedule, check, clean, to_text
+from robustness.schedule import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.sweep import schedules as sweep_schedules
 
 BATCH_TOKENS = {"cpu": 1024}
@@ -32,6 +32,9 @@ STACKED_TOKENS = {"cpu": 2048}
 """Tokens that go through a block together where no cap is asked for, by kind of device."""
 
 STACKED_TOKENS_ELSEWHERE = 65536
+
+ROOM = 256
+"""The most schedules in a group of a plan: about as many states are alive at once."""
 
 READOUT_NAMES = tuple(metric.name for metric in READOUTS)
 
@@ -52,8 +55,8 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
     ----------
     model : Model
         An opened model.
-    schedule : tuple of int
-        The blocks to execute, in order.
+    schedule : tuple of int, Attention, Mlp or Parallel
+        The steps to execute, in order.
 
     Returns
     -------
@@ -64,23 +67,32 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
     Raises
     ------
     Refusal
-        If the schedule is empty or names a block that is not there.
+        If the schedule is empty or names a block that is not there, or executes a sublayer alone
+        and blocks are not the sum of theirs.
     """
-    schedule = check(schedule, model.layers)
-    blocks, returns = model.blocks, model.returns
+    model = dissection.ready(model, [check(schedule, model.layers)])
+    order = [plain(step) for step in schedule]
+    parts, attentions = dissection.parts(model, order)
+    blocks, returns, last = model.blocks, model.returns, model.layers - 1
     with model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
         for _ in Iterations()[:]:
-            contexts = []
-            for block in blocks[:-1]:
-                hidden, context = interpreter.split_inputs(block.inputs)
-                contexts.append(context)
-                block.skip(interpreter.as_returned(hidden, returns))
-            hidden, context = interpreter.split_inputs(blocks[-1].inputs)
-            contexts.append(context)
-            for step in schedule:
-                hidden = interpreter.call(blocks[step], hidden, contexts[step])
-            blocks[-1].skip(interpreter.as_returned(hidden, returns))
+            contexts: dict[str, Any] = {"blocks": [], "attentions": {}}
+            for layer, block in enumerate(blocks):
+                entering, context = interpreter.split_inputs(block.inputs)
+                contexts["blocks"].append(context)
+                if layer in attentions:
+                    # It has to run for its attention to be called; what it makes is replaced.
+                    _, context = interpreter.split_inputs(attentions[layer].inputs)
+                    contexts["attentions"][layer] = context
+                if layer == last:
+                    for step in order:
+                        entering = steps.execute(step, entering, contexts, parts)
+                left = interpreter.as_returned(entering, returns)
+                if layer in attentions:
+                    block.output = left
+                else:
+                    block.skip(left)
     return edited
 
 
@@ -93,31 +105,35 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
         An opened model.
     tokens : array_like of int, shape (sequence, token)
         Token ids.
-    schedule : tuple of int, optional
-        The blocks to execute; the clean schedule without it.
+    schedule : tuple of int, Attention, Mlp or Parallel, optional
+        The steps to execute; the clean schedule without it.
 
     Returns
     -------
     DataArray
         Dimensions (step, sequence, token, feature). Step k is the state after k steps, 0 what
-        enters the first; the coordinate `block` names the block that was executed, -1 at step 0.
+        enters the first; the coordinate `block` names the block that was executed, the lowest of
+        several, and `executed` the step as text; -1 and nothing at step 0.
 
     Raises
     ------
     Refusal
-        If the schedule is empty or names a block that is not there.
+        As for `rewire`.
     """
     schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
     ids = torch.as_tensor(np.asarray(tokens), device=model.device)
     _check_tokens(model, ids)
+    model = dissection.ready(model, [schedule])
+    order = [plain(step) for step in schedule]
+    parts, attentions = dissection.parts(model, order)
     blocks, head = model.blocks, model.head
     with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
-        entering, contexts = interpreter.enter(blocks)
+        entering, contexts = steps.enter(blocks, attentions)
         interpreter.pass_over(head)
         hidden = entering[0]
         states = [hidden.cpu()]
-        for step in schedule:
-            hidden = interpreter.call(blocks[step], hidden, contexts[step])
+        for step in order:
+            hidden = steps.execute(step, hidden, contexts, parts)
             states.append(hidden.cpu())
         stacked = nnsight.save(torch.stack(states))
     return xr.DataArray(
@@ -125,7 +141,8 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
         dims=("step", "sequence", "token", "feature"),
         coords={
             "step": np.arange(len(schedule) + 1),
-            "block": ("step", [-1, *schedule]),
+            "block": ("step", [-1, *map(lowest_block, schedule)]),
+            "executed": ("step", ["", *(to_text((step,)) for step in schedule)]),
             "schedule": to_text(schedule),
         },
         attrs={"long_name": "residual stream", "units": "1", **model.identity},
@@ -160,7 +177,7 @@ def sweep(
     corpus : Corpus
         Token sequences.
     interventions : sequence of str
-        Names as in `robustness.sweep.FORMS`.
+        Names as in `robustness.sweep.FORMS`, or all as in `PAIRS`, made at every two layers.
     schedules : sequence of tuple, optional
         Free schedules, measured instead of interventions.
     layers : sequence of int, optional
@@ -187,7 +204,8 @@ def sweep(
         `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (intervention, layer,
         sequence), `modal_share` (intervention, layer), `clean_loss`, `clean_entropy` and
         `clean_accuracy` (sequence); with free schedules (schedule, …) instead. NaN where an
-        intervention does not fit.
+        intervention does not fit. Interventions on two layers have (intervention, layer, layer_to,
+        sequence).
 
     Raises
     ------
@@ -209,10 +227,12 @@ def sweep(
         named = sweep_schedules(interventions, model.layers, layers)
         runs = list(named.values())
         labels = results.sweep_labels(named, model.layers, layers)
-        asked = {"measurement": "sweep", "interventions": ", ".join(interventions)}
+        kind = "pairs" if "layer_to" in labels.dims else "sweep"
+        asked = {"measurement": kind, "interventions": ", ".join(interventions)}
         if layers is not None:
             asked["layers"] = ", ".join(map(str, labels.coords["layer"]))
     check_corpus(model, corpus)
+    model = dissection.ready(model, runs)
     batch_tokens = batch_tokens or tokens_of_text(model)
     parts = corpus.batches(batch_tokens)
     cap = cap or state_cap(model, parts[0].stop * corpus.context)
@@ -246,7 +266,7 @@ def sweep(
         fresh=fresh,
         complete=complete,
     )
-    plan = compile_plan(runs, clean(model.layers), cap=cap)
+    plan = compile_plan(runs, clean(model.layers), cap=cap, room=ROOM)
     divergences = [name for name in ("kl",) if name in readouts]
     left = [rows for rows in parts if rows.start >= run.done]
     widths = [(rows.stop - rows.start) * int(corpus.lengths[rows].max()) for rows in left]
@@ -310,11 +330,12 @@ def run_plan(
     read : callable
         With the arguments of `comparison.measure`; it travels.
     """
-    blocks, norms, head, grows = model.blocks, model.norms, model.head, model.grows
-    squash = model.squash
+    blocks, norms, head, squash = model.blocks, model.norms, model.head, model.squash
+    grows = dissection.grows(model)
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
+    parts, attentions = dissection.parts(model, {step for _, step, *_ in order})
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
-        entering, contexts = interpreter.enter(blocks)
+        entering, contexts = steps.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         interpreter.pass_over(head)
         entering.append(final)
@@ -328,7 +349,7 @@ def run_plan(
                 final,
                 contexts,
                 grows,
-                blocks,
+                parts,
                 norms,
                 logits.predictor(head, squash),
                 text,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from robustness import results
 from robustness.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.model import Model, find_paths
-from robustness.rebuilding import compare, rebuild
+from robustness.rebuilding import compare, rebuild, whole_blocks
 from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, to_text
 
@@ -68,11 +68,12 @@ def export(
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
-    copies = _copies(net, schedule)
+    blocks = whole_blocks(schedule)
+    copies = _copies(net, blocks)
     if copies:
         more = sum(net.state_dict()[name].nbytes for name in copies)
         size += more
-        steps = sorted(step for step, times in Counter(schedule).items() if times > 1)
+        steps = sorted(step for step, times in Counter(blocks).items() if times > 1)
         notify(
             f"{_blocks(steps)} executed and written more than once: {more / 1e6:,.1f} MB of "
             f"{size / 1e6:,.1f} MB"
@@ -102,7 +103,7 @@ def export(
     return Path(directory)
 
 
-def _copies(net: Any, schedule: Schedule) -> list[str]:
+def _copies(net: Any, schedule: tuple[int, ...]) -> list[str]:
     """Return the names of the tensors of blocks that a schedule has executed before."""
     blocks, again = find_paths(net).blocks, Counter[int]()
     found: list[str] = []

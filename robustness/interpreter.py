@@ -1,8 +1,8 @@
-"""Runs a plan: calls blocks on states in the order that the plan says.
+"""Calls the blocks of a model with the context that the model calls them with.
 
-It knows neither models nor tracing. A block is something to call, and its context is what the
-model called it with besides the residual stream: rotary embeddings, mask, positions. The context
-belongs to the block and follows it wherever a schedule takes it.
+A block is something to call, and its context is what the model called it with besides the residual
+stream: rotary embeddings, mask, positions. The context belongs to the block and follows it wherever
+a schedule takes it.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -165,45 +165,3 @@ def widen(
             widen(part, batch, copies, grows, (*path, key)) for key, part in enumerate(value)
         )
     return value
-
-
-def run(
-    rows: Sequence[Any],
-    states: dict[int, Tensor],
-    contexts: Sequence[Context],
-    grows: dict[Any, bool],
-    blocks: Sequence[Callable[..., Any]],
-    read: Callable[[list[Tensor], Sequence[Any]], None],
-) -> None:
-    """Interpret the rows of a plan.
-
-    Parameters
-    ----------
-    rows : sequence of tuple
-        The plan's rows.
-    states : dict of int to tensor of shape (sequence, token, width)
-        The clean states that the plan starts from; emptied on the way.
-    contexts : sequence
-        The context of every block.
-    grows : dict
-        As for `widen`.
-    blocks : sequence of callable
-        Every block of the model.
-    read : callable
-        Given final states and, for each, the indices of the schedules that end in it.
-    """
-    for kind, step, sources, results, done in rows:
-        inputs = [states[state] for state in sources]
-        for state in done:
-            del states[state]
-        if kind == "read":
-            read(inputs, results)
-            continue
-        batch = len(inputs[0])
-        # States come from blocks that may be on several devices.
-        where = inputs[0].device
-        stacked = inputs[0] if len(inputs) == 1 else torch.cat([one.to(where) for one in inputs])
-        del inputs
-        out = call(blocks[step], stacked, widen(contexts[step], batch, len(sources), grows))
-        for state, part in zip(results, out.split(batch)):
-            states[state] = part

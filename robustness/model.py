@@ -94,6 +94,8 @@ class Model:
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
     returns : int
         How many values a block returns in a tuple; 0 where it returns the residual stream alone.
+    dissected : dict, optional
+        What is known of its sublayers, where that was asked for; see `dissection.ready`.
     request : dict
         Keyword arguments of every trace: where and how it runs. Empty on this machine.
     sandboxed : bool
@@ -114,6 +116,7 @@ class Model:
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
     returns: int = 0
+    dissected: dict[str, Any] | None = None
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
     squash: logits.Squash = (1.0, None)

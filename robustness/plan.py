@@ -3,20 +3,23 @@
 Schedules form a tree of prefixes. Prefixes of the clean schedule cost nothing, because the clean
 run passes through them; every other distinct prefix is one step applied to one state. States that
 wait for the same step are stacked and go through it together, the lowest block first, so that a
-drop sweep visits each block once, and drop and swap together visit it twice.
+drop sweep visits each block once, and drop and swap together visit it twice. All that waits is
+alive, so that very many schedules are taken in groups, none of which shares a prefix with another.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from robustness.schedule import Attention, Mlp, Step, leaves, lowest_block, plain, to_text
 
 RUN, READ = "run", "read"
 
 Row = tuple[str, Any, tuple[int, ...], tuple[Any, ...], tuple[int, ...]]
 """One instruction of a plan.
 
-`(RUN, step, states in, states out, states no longer needed)`, or
+`(RUN, step, states in, states out, states no longer needed)`, the step as `schedule.plain`, or
 `(READ, None, states, the indices of the schedules that end in each, states no longer needed)`.
 """
 
@@ -36,6 +39,10 @@ class Plan:
     """How many schedules are read."""
     applications: int
     """Steps applied to single states: the number of distinct prefixes that are not clean."""
+    block_calls: int
+    """Blocks called on single states: several by a step that executes several on one input."""
+    sublayer_calls: int
+    """Attentions and MLPs called alone on single states."""
     calls: int
     """Steps called, each on all the states stacked for it."""
     peak: int
@@ -44,12 +51,24 @@ class Plan:
     States of one call share their memory, which is free when the last of them is."""
 
 
+def lowest(step: Step) -> tuple[int, str]:
+    """Return the sort key of a step: its lowest block, and among steps of that its text.
+
+    >>> lowest(3) < lowest(Attention(3)) < lowest(4)
+    True
+    """
+    if isinstance(step, int):
+        return step, ""
+    return lowest_block(step), to_text((step,))
+
+
 def compile_plan(
     schedules: Sequence[tuple[Hashable, ...]],
     clean: tuple[Hashable, ...],
     *,
     cap: int | None = None,
-    order: Callable[[Any], Any] = lambda step: step,
+    room: int | None = None,
+    order: Callable[[Any], Any] = lowest,
 ) -> Plan:
     """Compile schedules into a plan.
 
@@ -61,6 +80,9 @@ def compile_plan(
         The clean schedule.
     cap : int, optional
         The most states that are stacked in one call or one reading; without it, all that wait.
+    room : int, optional
+        The most schedules in a group; without it, all are one. Those that leave the clean run by
+        the same step at the same place stay together, even if they are more.
     order : callable
         The sort key of a step; lower ones run first.
 
@@ -71,17 +93,20 @@ def compile_plan(
     """
     if cap is not None and cap < 1:
         raise ValueError(f"a cap of {cap} rows: at least one state must fit")
-    states, parent = _number_prefixes(schedules, clean)
+    ends, parent = _number_prefixes(schedules, clean)
     readers: dict[int, list[int]] = defaultdict(list)
-    for index, schedule in enumerate(schedules):
-        readers[states[schedule]].append(index)
-    children: dict[int, list[tuple[Hashable, int]]] = defaultdict(list)
+    for index, end in enumerate(ends):
+        readers[end].append(index)
+    children: dict[int, list[tuple[Any, int]]] = defaultdict(list)
     for state, (source, step) in parent.items():
         children[source].append((step, state))
-    uses = {state: len(children[state]) + bool(readers[state]) for state in states.values()}
+    states = (*range(len(clean) + 1), *parent)
+    group = _divide(ends, parent, room or len(schedules))
+    uses = {state: len(children[state]) + bool(readers[state]) for state in states}
 
-    start = tuple(sorted(s for s in states.values() if s not in parent and uses[s]))
-    waiting: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
+    start = tuple(state for state in states if state not in parent and uses[state])
+    waiting: list[dict[Any, list[tuple[int, int]]]]
+    waiting = [defaultdict(list) for _ in range(1 + max(group.values(), default=0))]
     rows: list[Row] = []
     alive = peak = len(start)
 
@@ -95,7 +120,7 @@ def compile_plan(
         nonlocal alive
         for state in arrived:
             for step, child in children[state]:
-                waiting[step].append((state, child))
+                waiting[group[child]][step].append((state, child))
         final = [state for state in arrived if readers[state]]
         for part in _parts(final, cap):
             done = release(part)
@@ -104,39 +129,66 @@ def compile_plan(
             alive -= len(done)
 
     arrive(start)
-    while waiting:
-        step = min(waiting, key=order)
-        queue = waiting.pop(step)
-        for part in _parts(queue, cap):
-            sources, results = zip(*part, strict=True)
-            peak = max(peak, alive + len(results))
-            done = release(sources)
-            rows.append((RUN, step, sources, results, done))
-            alive += len(results) - len(done)
-            arrive(results)
+    for steps in waiting:
+        while steps:
+            step = min(steps, key=order)
+            for part in _parts(steps.pop(step), cap):
+                sources, results = zip(*part, strict=True)
+                peak = max(peak, alive + len(results))
+                done = release(sources)
+                rows.append((RUN, plain(step), sources, results, done))
+                alive += len(results) - len(done)
+                arrive(results)
+    called = [leaf for _, step in parent.values() for leaf in leaves(step)]
+    alone = sum(isinstance(leaf, (Attention, Mlp)) for leaf in called)
     return Plan(
         rows=tuple(rows),
         clean_states=start,
         schedules=len(schedules),
         applications=len(parent),
+        block_calls=len(called) - alone,
+        sublayer_calls=alone,
         calls=sum(kind == RUN for kind, *_ in rows),
         peak=peak,
     )
 
 
 def _number_prefixes(
-    schedules: Sequence[tuple[Hashable, ...]], clean: tuple[Hashable, ...]
-) -> tuple[dict[tuple[Hashable, ...], int], dict[int, tuple[int, Hashable]]]:
-    """Number every distinct prefix; return the numbers, and of each computed state its origin."""
-    states = {clean[:depth]: depth for depth in range(len(clean) + 1)}
-    parent: dict[int, tuple[int, Hashable]] = {}
+    schedules: Sequence[tuple[Any, ...]], clean: tuple[Any, ...]
+) -> tuple[list[int], dict[int, tuple[int, Any]]]:
+    """Number every distinct prefix; return each schedule's, and of computed ones the origin."""
+    numbers = {(depth, step): depth + 1 for depth, step in enumerate(clean)}
+    parent: dict[int, tuple[int, Any]] = {}
+    ends = []
     for schedule in schedules:
-        for end in range(1, len(schedule) + 1):
-            prefix = schedule[:end]
-            if prefix not in states:
-                states[prefix] = len(states)
-                parent[states[prefix]] = (states[prefix[:-1]], prefix[-1])
-    return states, parent
+        state = 0
+        for step in schedule:
+            origin = (state, step)
+            if origin not in numbers:
+                numbers[origin] = len(numbers) + 1
+                parent[numbers[origin]] = origin
+            state = numbers[origin]
+        ends.append(state)
+    return ends, parent
+
+
+def _divide(
+    ends: Sequence[int],
+    parent: dict[int, tuple[int, Any]],
+    room: int,
+) -> dict[int, int]:
+    """Return of every computed state the group, given the most schedules in one."""
+    root: dict[int, int] = {}
+    for state, (source, _) in parent.items():
+        root[state] = root.get(source, state)
+    sizes = Counter(root[end] for end in ends if end in root)
+    groups: dict[int, int] = {}
+    group = filled = 0
+    for first, size in sizes.items():
+        if filled and filled + size > room:
+            group, filled = group + 1, 0
+        groups[first], filled = group, filled + size
+    return {state: groups[first] for state, first in root.items()}
 
 
 def _parts(items: Sequence[Any], cap: int | None) -> list[Sequence[Any]]:

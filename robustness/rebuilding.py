@@ -55,9 +55,7 @@ def rebuild(model: Model, schedule: Schedule) -> Module:
         executes the schedule.
     """
     schedule = check(schedule, model.layers)
-    parts = [step for step in schedule if not isinstance(step, int)]
-    if parts:
-        raise Refusal(f"{parts[0]} is no whole block: a checkpoint is made of whole blocks alone")
+    blocks = whole_blocks(schedule)
     module = model.traced._module
     if model.request:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
@@ -66,7 +64,7 @@ def rebuild(model: Model, schedule: Schedule) -> Module:
     if len({tensor.device for tensor in module.parameters()}) > 1:
         raise Refusal(f"weights of {model.name} are on several devices: open it on one")
     try:
-        net = _build(module, schedule, f"{model.name} has no checkpoint of {to_text(schedule)}")
+        net = _build(module, blocks, f"{model.name} has no checkpoint of {to_text(schedule)}")
         compare(model, schedule, net)
     except Refusal:
         raise
@@ -77,7 +75,17 @@ def rebuild(model: Model, schedule: Schedule) -> Module:
     return net
 
 
-def reorder(config: Any, schedule: Schedule) -> Any:
+def whole_blocks(schedule: Schedule) -> tuple[int, ...]:
+    """Return a schedule of whole blocks, and refuse one with other steps."""
+    parts = [step for step in schedule if not isinstance(step, int)]
+    if parts:
+        raise Refusal(
+            f"{to_text((parts[0],))} is no whole block: a checkpoint is made of whole blocks alone"
+        )
+    return tuple(step for step in schedule if isinstance(step, int))
+
+
+def reorder(config: Any, schedule: tuple[int, ...]) -> Any:
     """Return a configuration of a model whose blocks are a schedule.
 
     The number of layers, and what there is a list of with an entry for every layer.
@@ -124,7 +132,7 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
         )
 
 
-def _build(module: Any, schedule: Schedule, none: str) -> Any:
+def _build(module: Any, schedule: tuple[int, ...], none: str) -> Any:
     """Build the changed configuration without weights, and give it those of the module."""
     with torch.device("meta"):
         net = type(module)._from_config(

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from robustness.metrics import Metric
 from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
 from robustness.schedule import Schedule, to_text
+from robustness.sweep import Place
 
 SCHEMA = 1
 """Version of the layout of files; a file with a higher one is refused."""
@@ -117,23 +118,25 @@ class Labels:
 
 
 def sweep_labels(
-    schedules: Mapping[tuple[str, int], Schedule],
+    schedules: Mapping[Place, Schedule],
     layers: int,
     chosen: Sequence[int] | None = None,
 ) -> Labels:
-    """Lay out the schedules of a sweep as (intervention, layer), over all layers or some."""
-    names = list(dict.fromkeys(name for name, _ in schedules))
+    """Lay out the schedules of a sweep as (intervention, layer), over all layers or some.
+
+    Those of interventions on two layers as (intervention, layer, layer_to).
+    """
+    names = list(dict.fromkeys(name for name, *_ in schedules))
     there = range(layers) if chosen is None else sorted(set(chosen))
-    places = tuple((names.index(name), there.index(layer)) for name, layer in schedules)
-    texts = np.full((len(names), len(there)), "", dtype=object)
+    dims = ("intervention", "layer", "layer_to")[: len(next(iter(schedules)))]
+    places = tuple((names.index(name), *map(there.index, at)) for name, *at in schedules)
+    texts = np.full((len(names), *[len(there)] * len(dims[1:])), "", dtype=object)
     for place, schedule in zip(places, schedules.values(), strict=True):
         texts[place] = to_text(schedule)
-    coords = {
-        "intervention": names,
-        **layer_coords(layers, there),
-        "schedule": (("intervention", "layer"), texts),
-    }
-    return Labels(("intervention", "layer"), coords, places)
+    coords = {"intervention": names, **layer_coords(layers, there), "schedule": (dims, texts)}
+    if "layer_to" in dims:
+        coords["layer_to"] = coords["layer"]
+    return Labels(dims, coords, places)
 
 
 def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, Any]:

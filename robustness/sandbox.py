@@ -47,9 +47,12 @@ def of_plan(model: Model, plan: Plan, tokens: int, queries: int, divergences: in
     # What is read is sent back, because it may have been changed.
     normed = 2 * queries / tokens * (finals + 1) * len(model.norms)
     heads = finals + 1 + (readings if divergences else 0)
+    # A sublayer is called behind its norm.
+    modules = plan.block_calls + 2 * plan.sublayer_calls
+    stacked = plan.calls / max(1, plan.applications)
     return Crossing(
-        calls=read + plan.calls + (finals + 1) * len(model.norms) + heads * chunks,
-        bytes=state * (2 * read + 2 * plan.applications + normed)
+        calls=read + round(modules * stacked) + (finals + 1) * len(model.norms) + heads * chunks,
+        bytes=state * (2 * read + 2 * modules + normed)
         + heads * (logits + state * queries / tokens),
     )
 

@@ -1,4 +1,4 @@
-"""Schedules: the tuple of blocks that is executed instead of `(0, 1, …, L-1)`.
+"""Schedules: the tuple of steps that is executed instead of `(0, 1, …, L-1)`.
 
 A schedule is a value. Every edit is a function from tuple to tuple, and edits compose:
 
@@ -6,19 +6,60 @@ A schedule is a value. Every edit is a function from tuple to tuple, and edits c
 (0, 2, 1, 3)
 >>> swap(drop(clean(4), 1), 0)
 (2, 0, 3)
+
+A step is mostly the index of a block. It may also be one sublayer of a block, `Attention(3)` or
+`Mlp(3)`, or several steps on one input, `Parallel((3, 4, 5))`.
 """
 
 import random
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from robustness.refusal import Refusal
 
-Step = int
-"""What a schedule is made of: the index of a block in the model."""
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of a block alone, with its norms: it adds what attention would add.
+
+    It reads the residual stream that enters it. `Attention(3)` and then `Mlp(3)` are block 3 where
+    blocks are sequential; where they are parallel, block 3's MLP would have read what enters the
+    attention, and `Mlp(3)` reads what leaves it.
+    """
+
+    block: int
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The MLP of a block alone, with its norms: it adds what the MLP would add.
+
+    It reads the residual stream that enters it; see `Attention`.
+    """
+
+    block: int
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Several steps on one residual stream; what leaves is the mean of what leaves each."""
+
+    steps: "tuple[Step, ...]"
+
+
+Step = int | Attention | Mlp | Parallel
+"""What a schedule is made of: mostly the index of a block in the model."""
 
 Schedule = tuple[Step, ...]
 
-_TOKEN = re.compile(r"(?P<first>\d{0,9})(?P<range>\.\.)?(?P<last>\d{0,9})")
+_TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>\d{0,9})(?P<range>\.\.)?(?P<last>\d{0,9})")
+
+_SUBLAYERS: dict[str, type[Attention] | type[Mlp]] = {"a": Attention, "m": Mlp}
+
+DEEPEST = 9
+"""How deep parentheses may be nested in a text."""
 
 
 def clean(layers: int) -> Schedule:
@@ -86,6 +127,50 @@ def repeat(
     return schedule[:index] + repeated + schedule[index + length :]
 
 
+def drop_attention(schedule: Schedule, index: int) -> Schedule:
+    """Leave out the attention of the block at `index`, and keep its MLP.
+
+    >>> to_text(drop_attention(clean(4), 1))
+    '0-m1-2-3'
+    """
+    return _replace(schedule, index, Mlp)
+
+
+def drop_mlp(schedule: Schedule, index: int) -> Schedule:
+    """Leave out the MLP of the block at `index`, and keep its attention.
+
+    >>> to_text(drop_mlp(clean(4), 1))
+    '0-a1-2-3'
+    """
+    return _replace(schedule, index, Attention)
+
+
+def parallel(schedule: Schedule, index: int, length: int, *, times: int = 1) -> Schedule:
+    """Execute `length` steps from `index` on on one input and average, `times` times over.
+
+    >>> to_text(parallel(clean(6), 1, 3))
+    '0-(1..3)-4-5'
+    >>> to_text(parallel(clean(4), 1, 2, times=2))
+    '0-(1+2)-(1+2)-3'
+    """
+    _check_span(schedule, index, length)
+    if times < 1:
+        raise Refusal(f"a span cannot be executed {times} times; 1 or more")
+    span = (Parallel(schedule[index : index + length]),)
+    return schedule[:index] + span * times + schedule[index + length :]
+
+
+def repeat_middle(schedule: Schedule, index: int, length: int) -> Schedule:
+    """Execute the middle one of `length` steps from `index` on in the place of each of them.
+
+    >>> repeat_middle(clean(6), 1, 4)
+    (0, 2, 2, 2, 2, 5)
+    """
+    _check_span(schedule, index, length)
+    middle = schedule[index + (length - 1) // 2]
+    return schedule[:index] + (middle,) * length + schedule[index + length :]
+
+
 def reverse(schedule: Schedule, index: int = 0, length: int | None = None) -> Schedule:
     """Reverse the order of `length` steps from `index` on, or of all that follow.
 
@@ -109,6 +194,39 @@ def shuffle(
     return schedule[:index] + tuple(span) + schedule[index + length :]
 
 
+def leaves(step: Step) -> tuple[int | Attention | Mlp, ...]:
+    """Return the blocks and sublayers that a step calls.
+
+    >>> leaves(Parallel((3, Attention(4))))
+    (3, Attention(block=4))
+    """
+    if isinstance(step, Parallel):
+        return tuple(leaf for member in step.steps for leaf in leaves(member))
+    return (step,)
+
+
+def lowest_block(step: Step) -> int:
+    """Return the index of the block that a step calls, or is a part of; of several, the lowest.
+
+    >>> lowest_block(Parallel((3, Attention(2))))
+    2
+    """
+    return min(leaf.block if isinstance(leaf, (Attention, Mlp)) else leaf for leaf in leaves(step))
+
+
+def plain(step: Step) -> Any:
+    """Return a step as it travels: an index, `("attention", 3)`, `("mlp", 3)`, `("parallel", …)`.
+
+    >>> plain(Parallel((3, Attention(4))))
+    ('parallel', (3, ('attention', 4)))
+    """
+    if isinstance(step, Parallel):
+        return ("parallel", tuple(plain(member) for member in step.steps))
+    if isinstance(step, (Attention, Mlp)):
+        return (type(step).__name__.lower(), step.block)
+    return step
+
+
 def check(schedule: Schedule, layers: int) -> Schedule:
     """Return the schedule if a model of `layers` blocks can execute it.
 
@@ -120,35 +238,60 @@ def check(schedule: Schedule, layers: int) -> Schedule:
     if not schedule:
         raise Refusal("an empty schedule executes nothing; name at least one block, as in 0-1-2")
     for step in schedule:
-        if not 0 <= step < layers:
-            raise Refusal(f"there is no block {step}; the model's blocks are 0 to {layers - 1}")
+        if isinstance(step, Parallel):
+            check(step.steps, layers)
+        elif not 0 <= (found := lowest_block(step)) < layers:
+            raise Refusal(f"there is no block {found}; the model's blocks are 0 to {layers - 1}")
     return tuple(schedule)
 
 
 def to_text(schedule: Schedule) -> str:
     """Write a schedule as the paper does, with ranges where three or more blocks ascend.
 
+    A sublayer is `a3` or `m3`; what is executed on one input stands in parentheses, joined by `+`.
+
     >>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
     '0..3-5-4-6-7'
+    >>> to_text((0, Mlp(1), Parallel((2, 3)), Parallel((4, 5, 6, Attention(7)))))
+    '0-m1-(2+3)-(4..6+a7)'
     """
-    parts: list[str] = []
+    return "-".join(_texts(schedule))
+
+
+def _texts(steps: Sequence[Step]) -> list[str]:
+    texts: list[str] = []
     start = 0
-    for end in range(1, len(schedule) + 1):
-        if end < len(schedule) and schedule[end] == schedule[end - 1] + 1:
+    for end in range(1, len(steps) + 1):
+        if end < len(steps) and _follows(steps[end - 1], steps[end]):
             continue
-        run = schedule[start:end]
-        parts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else [str(step) for step in run]
+        run = steps[start:end]
+        texts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else [_text(step) for step in run]
         start = end
-    return "-".join(parts)
+    return texts
+
+
+def _follows(step: Step, following: Step) -> bool:
+    return _is_block(step) and _is_block(following) and following == step + 1
+
+
+def _text(step: Step) -> str:
+    if isinstance(step, Parallel):
+        return f"({'+'.join(_texts(step.steps))})"
+    if isinstance(step, (Attention, Mlp)):
+        return f"{type(step).__name__[0].lower()}{step.block}"
+    return str(step)
 
 
 def from_text(text: str, layers: int) -> Schedule:
     """Read a schedule: block indices and ranges, joined by `-`.
 
-    A range runs up or down; an open one begins at block 0 or ends at the last block.
+    A range runs up or down; an open one begins at block 0 or ends at the last block. `a3` and `m3`
+    are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is blocks on one input.
 
     >>> from_text("0..2-4-3-5..", 8)
     (0, 1, 2, 4, 3, 5, 6, 7)
+    >>> from_text("0-a1-(2+m3)", 4)
+    (0, Attention(block=1), Parallel(steps=(2, Mlp(block=3))))
 
     Raises
     ------
@@ -156,30 +299,68 @@ def from_text(text: str, layers: int) -> Schedule:
         If the text is empty, malformed (the message points at the character), or names a block
         that a model of `layers` blocks does not have.
     """
-    steps: list[int] = []
+    # What is open: the schedule itself, and every parenthesis that is not closed yet.
+    groups: list[list[Step]] = [[]]
     position = 0
-    while position <= len(text):
-        match = _TOKEN.match(text, position)
-        if match is None or not (match["first"] or (match["range"] and match["last"])):
-            raise _pointing(text, position, "a block index was expected")
-        if match["last"] and not match["range"]:
-            raise _pointing(text, match.start("last"), "'-' or '..' was expected")
-        first = int(match["first"] or 0)
-        last = int(match["last"] or layers - 1) if match["range"] else first
-        for found, group in ((first, "first"), (last, "last")):
-            if found >= layers:
-                where = match.start(group) if match[group] else match.start()
-                raise _pointing(
-                    text, where, f"there is no block {found}; the blocks are 0 to {layers - 1}"
-                )
-        steps += range(first, last + 1) if first <= last else range(first, last - 1, -1)
-        position = match.end()
-        if position == len(text):
-            return tuple(steps)
-        if text[position] != "-":
-            raise _pointing(text, position, "'-' or '..' was expected")
+    while True:
+        while text.startswith("(", position):
+            if len(groups) > DEEPEST:
+                raise _pointing(text, position, f"parentheses are nested {DEEPEST} deep at most")
+            groups.append([])
+            position += 1
+        found, position, more = _read(text, position, layers)
+        groups[-1] += found
+        while len(groups) > 1 and text.startswith(")", position):
+            members = groups.pop()
+            groups[-1].append(Parallel(tuple(members)))
+            position, more = position + 1, False
+        inside = len(groups) > 1
+        if position == len(text) and not inside:
+            return tuple(groups[0])
+        if not text.startswith("+" if inside else "-", position):
+            wanted = [*(("'+'", "')'") if inside else ("'-'",)), *(("'..'",) if more else ())]
+            wanted = [", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted
+            raise _pointing(text, position, f"{' or '.join(wanted)} was expected")
         position += 1
-    raise _pointing(text, len(text), "a block index was expected")
+
+
+def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
+    """Read layers as a schedule of whole blocks is read.
+
+    Raises
+    ------
+    Refusal
+        As for `from_text`, and if a step is no block.
+    """
+    steps = from_text(text, layers)
+    found = tuple(step for step in steps if _is_block(step))
+    if len(found) < len(steps):
+        raise Refusal(f"layers are whole blocks, as in 0..3-7, not {text!r}")
+    return found
+
+
+def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:
+    """Read blocks or a sublayer; return them, where they end, and whether `..` could follow."""
+    match = _TOKEN.match(text, position)
+    if match is None or not (match["first"] or (match["range"] and match["last"])):
+        where = match.end("kind") if match else position
+        raise _pointing(text, where, "a block index was expected, as in 3, a3, m3 or (3+4)")
+    if match["kind"] and (match["range"] or match["last"]):
+        raise _pointing(text, match.end("first"), "a sublayer is of one block, as in a3-a4")
+    if match["last"] and not match["range"]:
+        raise _pointing(text, match.start("last"), "'-' or '..' was expected")
+    first = int(match["first"] or 0)
+    last = int(match["last"] or layers - 1) if match["range"] else first
+    for found, group in ((first, "first"), (last, "last")):
+        if found >= layers:
+            where = match.start(group) if match[group] else match.start()
+            raise _pointing(
+                text, where, f"there is no block {found}; the blocks are 0 to {layers - 1}"
+            )
+    if match["kind"]:
+        return [_SUBLAYERS[match["kind"]](first)], match.end(), False
+    span = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return list(span), match.end(), not match["range"]
 
 
 def _pointing(text: str, position: int, problem: str) -> Refusal:
@@ -187,6 +368,18 @@ def _pointing(text: str, position: int, problem: str) -> Refusal:
         return Refusal("an empty schedule executes nothing; write blocks as in 0..3-5-4-6..")
     found = repr(text[position]) if position < len(text) else "the end"
     return Refusal(f"schedule {text!r}, character {position + 1} ({found}): {problem}")
+
+
+def _is_block(step: Step) -> TypeGuard[int]:
+    return not isinstance(step, (Attention, Mlp, Parallel))
+
+
+def _replace(schedule: Schedule, index: int, sublayer: type[Attention] | type[Mlp]) -> Schedule:
+    _check_span(schedule, index, 1)
+    step = schedule[index]
+    if not _is_block(step):
+        raise Refusal(f"step {index} is {_text(step)}, and only a whole block has two sublayers")
+    return (*schedule[:index], sublayer(step), *schedule[index + 1 :])
 
 
 def _check_span(schedule: Schedule, index: int, length: int) -> None:

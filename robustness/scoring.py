@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import interpreter, readout
+from robustness import interpreter, readout, steps
 
 
 def score(
@@ -17,9 +17,9 @@ def score(
     schedules: int,
     states: dict[int, Tensor],
     final: Tensor,
-    contexts: Sequence[interpreter.Context],
-    grows: dict[Any, bool],
-    blocks: Sequence[Callable[..., Any]],
+    contexts: dict[str, Any],
+    grows: dict[str, Any],
+    parts: dict[str, Any],
     norms: Sequence[Callable[..., Any]],
     head: Callable[..., Any],
     text: dict[str, Any],
@@ -29,7 +29,7 @@ def score(
 
     Parameters
     ----------
-    rows, schedules, states, final, contexts, grows, blocks, norms, head, matrix
+    rows, schedules, states, final, contexts, grows, parts, norms, head, matrix
         As for `comparison.measure`.
     text : dict
         `targets`, the tokens of all continuations one after another; `item` and `query`, the
@@ -59,5 +59,5 @@ def score(
                 losses[index] = values["loss"][position]
                 hits[index] = values["accuracy"][position]
 
-    interpreter.run(rows, states, contexts, grows, blocks, read)
+    steps.run(rows, states, contexts, grows, parts, read)
     return {"loss": torch.stack(losses).cpu(), "hit": torch.stack(hits).cpu()}

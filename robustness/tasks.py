@@ -22,8 +22,9 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import checkpoint, results, sandbox, scoring
+from robustness import checkpoint, dissection, results, sandbox, scoring
 from robustness.execution import (
+    ROOM,
     Progress,
     batches,
     run_plan,
@@ -126,7 +127,10 @@ def evaluate_tasks(
         raise Refusal(f"the tokenizer of {model.name} has neither BOS nor EOS, which tasks need")
     named = sweep_schedules(interventions, model.layers)
     labels = results.sweep_labels(named, model.layers)
+    if "layer_to" in labels.dims:
+        raise Refusal(f"tasks are run under interventions at every layer, not {interventions[0]}")
     runs: list[Schedule] = [clean(model.layers), *named.values()]
+    model = dissection.ready(model, runs)
     loaded = _load(tasks, data)
     requests = _wanted(model, loaded, limit)
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
@@ -183,7 +187,9 @@ def evaluate_tasks(
     work = []
     for rows in batches(lengths, batch_tokens, run.done):
         width = (rows.stop - rows.start) * lengths[rows.stop - 1]
-        plan = compile_plan(runs, clean(model.layers), cap=cap or state_cap(model, width))
+        plan = compile_plan(
+            runs, clean(model.layers), cap=cap or state_cap(model, width), room=ROOM
+        )
         scored = sum(len(requests[at][1]) for at in order[rows])
         work.append((rows, plan, sandbox.of_plan(model, plan, width, scored, 0)))
     costs = [cost for *_, cost in work]

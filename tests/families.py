@@ -2,11 +2,15 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import Module, ModuleList
+from surgery import rebuild, unfold
+from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from robustness.schedule import Step
 
 LAYERS = 4
 VOCABULARY = 101
@@ -206,26 +210,15 @@ def tiny(family: str, dtype: torch.dtype = torch.float64, attention: str | None 
     return model.eval()
 
 
-def rebuilt(model: Module, schedule: tuple[int, ...]) -> Module:
-    """Return a plain transformers model whose module list is the schedule.
-
-    Some families cut the list to `num_hidden_layers`, and Qwen2 picks masks by the position in
-    `layer_types`; both are made to follow the blocks.
-    """
-    family = getattr(model, "family", model.config.model_type)
-    edited = copy.deepcopy(model)
-    parent, _, name = BLOCKS[family].rpartition(".")
-    blocks = model.get_submodule(BLOCKS[family])
-    chosen = ModuleList(copy.deepcopy(blocks[step]) for step in schedule)
-    setattr(edited.get_submodule(parent), name, chosen)
-    edited.config.num_hidden_layers = len(schedule)
-    if vars(edited.config).get("layer_types"):
-        edited.config.layer_types = [model.config.layer_types[step] for step in schedule]
-    follow_blocks(edited, schedule)
+def rebuilt(model: Module, schedule: tuple[Step, ...]) -> Module:
+    """Return a plain transformers model whose module list is the schedule."""
+    path = BLOCKS[getattr(model, "family", model.config.model_type)]
+    edited = rebuild(model, path, schedule)
+    follow_blocks(edited, [at for step in schedule for at, _ in unfold(step)])
     return edited
 
 
-def follow_blocks(edited: Module, schedule: tuple[int, ...], layers: int = LAYERS) -> None:
+def follow_blocks(edited: Module, schedule: Sequence[int], layers: int = LAYERS) -> None:
     """Let what Gemma 4 makes of the tokens for every layer follow the blocks, as a context does."""
 
     def with_all(part: Any, method: Any) -> Any:

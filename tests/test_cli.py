@@ -12,7 +12,7 @@ import cli
 from robustness import execution
 from robustness.measurement import MEASUREMENTS
 from robustness.model import ATTENTION, DTYPES
-from robustness.sweep import FORMS
+from robustness.sweep import FORMS, PAIRS
 
 
 def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
@@ -127,6 +127,29 @@ def test_free_schedules_have_a_file_of_their_own(run, llama, stories):
     assert code == 2 and "--schedule goes without" in err
 
 
+def test_pairs_of_layers_have_a_file_of_their_own_which_show_and_plot_read(run, llama, stories):
+    words = ("sweep", llama, "--data", stories, "--context", 32, "--tokens", 300)
+    pairs = ("--intervention", "drop-pair", "--intervention", "repeat-span", "--layers", "1..2")
+    assert run(*words, *pairs)[:2] == (0, "outputs/tiny-llama/pairs.nc\n")
+    data = xr.load_dataset("outputs/tiny-llama/pairs.nc")
+    assert data.sizes == {"intervention": 2, "layer": 2, "layer_to": 2, "sequence": 9}
+    code, out, _ = run("show", "outputs/tiny-llama/pairs.nc")
+    assert code == 0 and "repeat-span: all 3 by kl" in out
+    assert run("plot", "outputs/tiny-llama/pairs.nc")[0] == 0
+    code, _, err = run(*words, *pairs, "--drop")
+    assert code == 1 and "run them apart" in err
+    code, _, err = run(*words, "--layers", "1-a2")
+    assert code == 1 and "layers are whole blocks" in err
+
+
+def test_sublayers_have_options_of_their_own(run, llama, stories):
+    words = ("sweep", llama, "--data", stories, "--context", 32, "--tokens", 300)
+    assert run(*words, "--attention-drop", "--mlp-drop")[0] == 0
+    data = xr.load_dataset("outputs/tiny-llama/sweep.nc")
+    assert data.intervention.values.tolist() == ["attention-drop", "mlp-drop"]
+    assert data.schedule.values[0].tolist() == ["m0-1..3", "0-m1-2-3", "0-1-m2-3", "0..2-m3"]
+
+
 def test_the_papers_way_takes_whole_documents(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--paper-compat", "--documents", 5)
     assert run(*words)[0] == 0
@@ -234,7 +257,8 @@ def test_the_choices_of_the_options_are_those_of_the_model():
     options = {option.name: option for option in cli.sweep.params}
     assert tuple(options["dtype"].type.choices) == DTYPES
     assert tuple(options["attention"].type.choices) == ATTENTION
-    assert all(form.partition("-")[0] in options or form in options["named"].help for form in FORMS)
+    for form in (*FORMS, *PAIRS):
+        assert form.replace("-", "_") in options or form in options["named"].help
 
 
 def test_running_out_of_memory_is_one_line(run, llama, stories, monkeypatch):

@@ -15,6 +15,7 @@ import cli
 from recipes.catalogue import PICTURES
 from robustness import checkpoint, corpus
 from robustness.measurement import MEASUREMENTS
+from robustness.sweep import FORMS, PAIRS
 
 PAGES = [
     "README.md",
@@ -74,6 +75,12 @@ def test_a_reader_can_follow_all_of_it_in_one_directory(
     for example in sorted((ROOT / "examples").glob("*.py")):
         arguments = re.findall(r"outputs/builtin\S*", example.read_text().split('"""')[1])
         assert run_python(example.read_text(), *arguments), example.name
+
+
+def test_every_intervention_is_described():
+    text = (ROOT / "docs/measurements/sweep.md").read_text()
+    for form in (*FORMS, *PAIRS):
+        assert f"| `{form}`" in text or f", `{form}`" in text, form
 
 
 def test_every_page_with_commands_or_python_is_run():

@@ -23,6 +23,11 @@ EVERY = (
     "repeat-2-contiguous",
     "reverse-3",
     "shuffle-3",
+    "attention-drop",
+    "mlp-drop",
+    "middle-repeat-3",
+    "parallel-2",
+    "looped-parallel-2x2",
 )
 
 
@@ -67,11 +72,11 @@ def reference(plain, schedule, text: Corpus) -> dict[str, np.ndarray]:
 def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
     # Some families give logits in float32 whatever the weights are.
     limit = 1e-10 if data.kl.dtype == np.float64 else 1e-6
-    for (name, layer), schedule in named.items():
-        found = data.sel(intervention=name, layer=layer)
+    for (name, *at), schedule in named.items():
+        found = data.sel(intervention=name, **dict(zip(("layer", "layer_to"), at, strict=False)))
         for metric, values in reference(plain, schedule, text).items():
             np.testing.assert_allclose(
-                found[metric], values, atol=limit, rtol=0, err_msg=f"{name} {layer} {metric}"
+                found[metric], values, atol=limit, rtol=0, err_msg=f"{name} {at} {metric}"
             )
 
 

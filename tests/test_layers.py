@@ -19,6 +19,7 @@ ORDER = [
     "robustness.readout",
     "robustness.interpreter",
     "robustness.sublayers",
+    "robustness.steps",
     "robustness.comparison",
     "robustness.scoring",
     "robustness.attention",
@@ -38,6 +39,7 @@ ORDER = [
     "robustness.model",
     "robustness.sandbox",
     "robustness.anatomy",
+    "robustness.dissection",
     "robustness.weights",
     "robustness.processing",
     "robustness.measurement",
@@ -160,7 +162,7 @@ def test_only_the_owner_of_a_matter_deals_with_it():
         }
         # Passed to `write_whole`, which alone decides where a file goes.
         assert not outside or "robustness.results" in imports(module), module
-    tracing = {"remote", "model", "anatomy", "execution", "observation"}
+    tracing = {"remote", "model", "anatomy", "dissection", "execution", "observation"}
     for module in set(ORDER) - {f"robustness.{name}" for name in tracing}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
 

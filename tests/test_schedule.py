@@ -1,16 +1,27 @@
 import doctest
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustness import schedule, sweep
+from robustness import plan, schedule, sweep
 from robustness.refusal import Refusal
 from robustness.schedule import (
+    DEEPEST,
+    Attention,
+    Mlp,
+    Parallel,
     check,
     clean,
     drop,
+    drop_attention,
+    drop_mlp,
     from_text,
+    layers_from_text,
+    leaves,
+    parallel,
+    plain,
     repeat,
     reverse,
     shuffle,
@@ -20,11 +31,17 @@ from robustness.schedule import (
 )
 
 LAYERS = 12
-steps = st.integers(0, LAYERS - 1)
+blocks = st.integers(0, LAYERS - 1)
+single = blocks | blocks.map(Attention) | blocks.map(Mlp)
+steps = st.recursive(
+    single,
+    lambda inner: st.lists(inner, min_size=1, max_size=4).map(lambda s: Parallel(tuple(s))),
+    max_leaves=5,
+)
 schedules = st.lists(steps, min_size=1, max_size=20).map(tuple)
 
 
-@pytest.mark.parametrize("module", [schedule, sweep])
+@pytest.mark.parametrize("module", [schedule, sweep, plan])
 def test_the_examples_in_docstrings_hold(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
@@ -74,7 +91,7 @@ def test_a_repeat_executes_each_step_of_its_span_once_more(steps, data):
     span = list(steps[index : index + length])
     for contiguous in (False, True):
         edited = repeat(steps, index, length, times=times, contiguous=contiguous)
-        assert sorted(edited) == sorted([*steps, *span * times])
+        assert Counter(edited) == Counter([*steps, *span * times])
 
 
 def test_repeats_are_interleaved_as_in_the_paper_or_contiguous():
@@ -103,6 +120,22 @@ def test_edits_compose():
         ("0-12-1", 3, "there is no block 12"),
         ("0..12", 4, "there is no block 12"),
         ("..", 1, "block index was expected"),
+        ("0-a", 4, "block index was expected"),
+        ("0-a-2", 4, "block index was expected"),
+        ("m12", 2, "there is no block 12"),
+        ("0-a3..5", 5, "a sublayer is of one block"),
+        ("0-b3", 3, "block index was expected"),
+        ("0-()", 4, "block index was expected"),
+        ("0-(1-2)", 5, r"'\+', '\)' or '..' was expected"),
+        ("0-(1..2-3)", 8, r"'\+' or '\)' was expected"),
+        ("0-(m1-3)", 6, r"'\+' or '\)' was expected"),
+        ("(1+2", 5, r"\(the end\): '\+', '\)' or '..' was expected"),
+        ("(1+2)3", 6, "'-' was expected"),
+        ("1+2", 2, "'-' or '..' was expected"),
+        ("1-2)", 4, "'-' or '..' was expected"),
+        ("(1+2)..", 6, "'-' was expected"),
+        ("0-(1+12)", 6, "there is no block 12"),
+        ("(" * 5000, DEEPEST + 1, "nested 9 deep at most"),
         ("0" * 5000, 10, "'-' or '..' was expected"),
     ],
 )
@@ -123,12 +156,52 @@ def test_ranges_are_open_at_either_end_and_run_both_ways():
     assert from_text("..2-5..3-10..", LAYERS) == (0, 1, 2, 5, 4, 3, 10, 11)
 
 
-@given(st.text(alphabet="0123456789.-x ", max_size=12))
+@given(st.text(alphabet="0123456789.-x am()+", max_size=12))
 def test_any_text_is_read_or_refused(text):
     try:
         assert check(from_text(text, LAYERS), LAYERS)
     except Refusal as refusal:
         assert "\n" not in str(refusal)
+
+
+def test_sublayers_and_blocks_on_one_input_have_a_text():
+    schedule = (0, 1, 2, Attention(3), Mlp(3), Parallel((4, 5, 6)), Parallel((7, Mlp(8))), 9)
+    assert to_text(schedule) == "0..2-a3-m3-(4..6)-(7+m8)-9"
+    for text in ("0..2-a3-m3-(4..6)-(7+m8)-9", "0..2-a3-m3-(4+5+6)-(7+m8)-9"):
+        assert from_text(text, LAYERS) == schedule
+    assert from_text("(..2+(4))", LAYERS) == (Parallel((0, 1, 2, Parallel((4,)))),)
+
+
+@given(schedules)
+def test_a_step_travels_as_plain_values_that_tell_it_apart(steps):
+    def flat(value):
+        return [leaf for part in value for leaf in flat(part)] if type(value) is tuple else [value]
+
+    travelled = tuple(map(plain, steps))
+    assert {type(leaf) for leaf in flat(travelled)} <= {int, str}
+    assert len(set(travelled)) == len(set(steps))
+
+
+def test_only_a_whole_block_can_lose_a_sublayer():
+    assert drop_attention(clean(3), 1) == (0, Mlp(1), 2)
+    assert drop_mlp(clean(3), 1) == (0, Attention(1), 2)
+    with pytest.raises(Refusal, match="step 1 is m1, and only a whole block has two sublayers"):
+        drop_mlp(drop_attention(clean(3), 1), 1)
+
+
+def test_what_is_executed_on_one_input_is_one_step_of_several_calls():
+    looped = parallel(clean(6), 1, 3, times=2)
+    assert looped == (0, Parallel((1, 2, 3)), Parallel((1, 2, 3)), 4, 5)
+    assert [len(leaves(step)) for step in looped] == [1, 3, 3, 1, 1]
+    with pytest.raises(Refusal, match="executed 0 times"):
+        parallel(clean(6), 1, 3, times=0)
+
+
+def test_layers_are_whole_blocks():
+    assert layers_from_text("0..2-7", LAYERS) == (0, 1, 2, 7)
+    for text in ("0-a3", "(0+1)"):
+        with pytest.raises(Refusal, match=r"layers are whole blocks, as in 0..3-7, not"):
+            layers_from_text(text, LAYERS)
 
 
 def test_a_missing_step_or_block_is_refused_with_what_there_is():
@@ -138,5 +211,10 @@ def test_a_missing_step_or_block_is_refused_with_what_there_is():
         swap(clean(4), 3)
     with pytest.raises(Refusal, match="no block 7; the model's blocks are 0 to 3"):
         check((0, 7), 4)
+    for step in (Attention(7), Mlp(7), Parallel((0, Parallel((7,))))):
+        with pytest.raises(Refusal, match="no block 7"):
+            check((0, step), 4)
+    with pytest.raises(Refusal, match="empty"):
+        check((0, Parallel(())), 4)
     with pytest.raises(Refusal, match="no step -1"):
         drop(clean(4), -1)

@@ -1,8 +1,8 @@
 import pytest
 
 from robustness.refusal import Refusal
-from robustness.schedule import clean, repeat, swap
-from robustness.sweep import FORMS, intervention, schedules
+from robustness.schedule import Attention, Mlp, Parallel, clean, repeat, swap
+from robustness.sweep import FORMS, PAIRS, intervention, schedules
 
 
 def test_a_sweep_has_a_schedule_at_every_layer_where_it_fits():
@@ -22,16 +22,27 @@ def test_names_say_how_far_how_long_and_how_often():
     assert intervention("skip-3").edit(whole, 1) == (0, 4, 5, 6, 7)
     assert intervention("reverse-3").edit(whole, 1) == (0, 3, 2, 1, 4, 5, 6, 7)
     assert sorted(intervention("shuffle-4").edit(whole, 2)) == list(whole)
+    assert intervention("middle-repeat-3").edit(whole, 1) == (0, 2, 2, 2, 4, 5, 6, 7)
+    assert intervention("parallel-3").edit(whole, 1) == (0, Parallel((1, 2, 3)), 4, 5, 6, 7)
+    looped = intervention("looped-parallel-3x2").edit(whole, 1)
+    assert looped == (0, Parallel((1, 2, 3)), Parallel((1, 2, 3)), 4, 5, 6, 7)
+    assert intervention("attention-drop").edit(whole, 1) == (0, Mlp(1), 2, 3, 4, 5, 6, 7)
+    assert intervention("mlp-drop").edit(whole, 1) == (0, Attention(1), 2, 3, 4, 5, 6, 7)
 
 
 def test_every_documented_form_is_an_intervention():
-    for form in FORMS:
-        assert intervention(form.replace("-D", "-2").replace("-B", "-2")).schedules(6)
+    for form in (*FORMS, *PAIRS):
+        name = form.replace("-D", "-2").replace("-B", "-2").replace("xK", "x3")
+        assert intervention(name).schedules(6)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "drop-2", "swap-0", "repeat", "swap-2x2", "skip-2-contiguous"]
-)
+    "name",
+    [
+        "", "drop-2", "swap-0", "repeat", "swap-2x2", "skip-2-contiguous", "attention-drop-2",
+        "parallel", "parallel-2x2", "looped-parallel-2", "drop-pair-2", "reverse-span",
+    ],
+)  # fmt: skip
 def test_an_unknown_name_is_refused_with_the_forms_there_are(name):
     with pytest.raises(Refusal, match="there are: drop, swap, swap-D"):
         intervention(name)
@@ -46,3 +57,54 @@ def test_what_leaves_nothing_to_execute_is_refused():
         schedules([], 4)
     with pytest.raises(Refusal, match="asked for twice"):
         schedules(["drop", "drop"], 4)
+
+
+def painters(layers: int, start: int) -> tuple[range, dict[str, tuple[int, ...]]]:
+    """What is done to the middle in Transformer Layers as Painters: all but `start` + 1 each side.
+
+    After the released code: blocks `start` + 1 to L - `start` - 1 are the middle, and block L // 2
+    is the one that is repeated.
+    """
+    middle = range(start + 1, layers - start)
+    before, after = tuple(range(start + 1)), tuple(range(layers - start, layers))
+    return middle, {
+        "skip": before + after,
+        "middle-repeat": before + (layers // 2,) * len(middle) + after,
+        "reverse": before + tuple(reversed(middle)) + after,
+    }
+
+
+@pytest.mark.parametrize(("layers", "start"), [(12, 2), (13, 2), (24, 5), (7, 1)])
+def test_the_painters_interventions_are_those_of_the_paper(layers, start):
+    middle, expected = painters(layers, start)
+    for family, schedule in expected.items():
+        edit = intervention(f"{family}-{len(middle)}").edit
+        assert edit(clean(layers), middle[0]) == schedule, family
+
+
+def test_interventions_on_two_layers_are_made_at_every_two_in_order():
+    found = schedules(list(PAIRS), 4)
+    at = {name: [place for found_name, *place in found if found_name == name] for name in PAIRS}
+    every = [[i, j] for i in range(4) for j in range(i, 4)]
+    assert at["drop-pair"] == at["repeat-span"] == every
+    assert at["swap-pair"] == [[i, j] for i, j in every if i < j]
+    assert at["skip-span"] == [place for place in every if place != [0, 3]], "something is left"
+    assert found["drop-pair", 1, 3] == (0, 2) and found["drop-pair", 1, 1] == (0, 2, 3)
+    assert found["swap-pair", 0, 2] == (2, 1, 0, 3)
+    assert found["skip-span", 1, 2] == (0, 3)
+    assert found["repeat-span", 1, 2] == (0, 1, 2, 1, 2, 3)
+
+
+def test_some_layers_restrict_both():
+    found = schedules(["drop-pair", "swap-pair"], 6, [1, 4])
+    assert [place for place in found if place[0] == "drop-pair"] == [
+        ("drop-pair", 1, 1), ("drop-pair", 1, 4), ("drop-pair", 4, 4),
+    ]  # fmt: skip
+    assert [place for place in found if place[0] == "swap-pair"] == [("swap-pair", 1, 4)]
+
+
+def test_one_layer_and_two_do_not_go_together():
+    with pytest.raises(Refusal, match="drop-pair is made at every two layers and drop at every"):
+        schedules(["drop", "drop-pair"], 4)
+    with pytest.raises(Refusal, match="swap-pair leaves nothing"):
+        schedules(["swap-pair"], 1)
