@@ -41,8 +41,13 @@ ORDER = [
     # labels
     "robustness.uncertainty",
     "robustness.difference",
+    "robustness.stopping",
+    "robustness.lock",
     "robustness.results",
+    "robustness.shard",
     # one trace each
+    "robustness.cost",
+    "robustness.memory",
     "robustness.execution",
     "robustness.rebuilding",
     "robustness.generation",
