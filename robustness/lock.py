@@ -90,7 +90,9 @@ def _acquire(file: Path, path: Path) -> int | None:
         if _is_same(descriptor, file):
             with suppress(OSError):  # on a full disk it is still a lock
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
+                )
             return descriptor
         os.close(descriptor)
 

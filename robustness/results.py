@@ -340,10 +340,10 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what a run that was killed while it wrote has left."""
-        if self.path is None or self._lock is None or not self._lock.held:
+        if self._lock is None or not self._lock.held:
             return
-        for file in (self.path, self.partial):
-            for torn in self.path.parent.glob(f".{glob.escape(file.name)}.*.writing"):
+        for file in filter(None, (self.path, self.partial)):
+            for torn in file.parent.glob(f".{glob.escape(file.name)}.*.writing"):
                 torn.unlink(missing_ok=True)
 
     def _find(self) -> Path | None:
@@ -451,6 +451,13 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
         "command": command or "python",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def modal_share(tally: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
+    """Return the share of the most frequent token, of counts (run, token); NaN where none is."""
+    share = (tally.max(1) / tally.sum(1).clip(1)).astype(dtype)
+    share[share == 0] = np.nan
+    return share
 
 
 def version_of_project() -> str:

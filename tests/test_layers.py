@@ -46,12 +46,12 @@ ORDER = [
     "robustness.results",
     "robustness.shard",
     # one trace each
-    "robustness.cost",
     "robustness.memory",
     "robustness.execution",
     "robustness.rebuilding",
     "robustness.generation",
     "robustness.export",
+    "robustness.cost",
     "robustness.observation",
     "robustness.neurons",
     "robustness.tasks",
