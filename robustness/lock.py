@@ -42,9 +42,10 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         file = path.with_name(f".{path.name}.lock")
+        made = [parent for parent in file.parents if not parent.exists()]
         descriptor = _acquire(file, path)
         self.held = descriptor is not None
-        self._release = weakref.finalize(self, _give_back, descriptor, file, os.getpid())
+        self._release = weakref.finalize(self, _give_back, descriptor, file, made, os.getpid())
 
     def release(self) -> None:
         """Let others have the output; nothing is left beside it."""
@@ -97,13 +98,16 @@ def _acquire(file: Path, path: Path) -> int | None:
         os.close(descriptor)
 
 
-def _give_back(descriptor: int | None, file: Path, owner: int) -> None:
+def _give_back(descriptor: int | None, file: Path, made: list[Path], owner: int) -> None:
+    """Remove the file, and the directories made for it that are empty, and unlock it."""
     if descriptor is None:
         return
     # A forked child shares the lock, which stays its parent's.
     if os.getpid() == owner:
         with suppress(OSError):
             file.unlink()
+            for directory in made:
+                directory.rmdir()
     os.close(descriptor)
 
 

@@ -128,6 +128,29 @@ class Model:
         return int(self.config.hidden_size)
 
     @property
+    def heads(self) -> int:
+        """Attention heads of a block, counted by their queries."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def head_width(self) -> int:
+        """Features of an attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.heads)
+
+    @property
+    def block_parameters(self) -> tuple[int, ...]:
+        """How many numbers the matrices of every block hold."""
+        return tuple(
+            sum(weight.numel() for weight in block._module.parameters() if weight.ndim > 1)
+            for block in self.blocks
+        )
+
+    @property
+    def reads_matrix(self) -> bool:
+        """Whether the head is a matrix that can be read, and need not be called."""
+        return not self.request and isinstance(self.head._module, Linear)
+
+    @property
     def vocabulary(self) -> int:
         """How many logits a token has."""
         return int(self.config.vocab_size)
@@ -169,9 +192,9 @@ class Model:
         where the weights cannot be read, or the head is no matrix; then logits come from calling
         it.
         """
-        head = self.head._module
-        if self.request or not isinstance(head, Linear):
+        if not self.reads_matrix:
             return None, None
+        head = self.head._module
         # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
         with align_module_device(head):
             weight = kernels.precise(head.weight.detach())
