@@ -27,6 +27,7 @@ PAGES = [
     "docs/measurements/stages.md",
     "docs/probes.md",
     "docs/extending.md",
+    "docs/long-runs.md",
 ]
 """In the order in which a reader might follow them, in one directory."""
 
