@@ -35,6 +35,10 @@ SHORT = 64
 STRIPS = 2
 """Pieces of logits that a reading holds at once."""
 
+HEAP = {"cpu": 1.75}
+"""Memory taken from the system for a byte of tensors, by kind of device: on a CPU the C library
+keeps what is freed in pieces that later tensors do not fit into, as `benchmarks/cost.py` shows."""
+
 COUNTS = 3
 """Arrays of counts of tokens: those of all batches, of the last one, and their sum."""
 
@@ -188,7 +192,8 @@ def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]
         STRIPS * _piece_bytes(model, work, plan, size, width) for size in (1, count)
     )
     kept = work.blank.nbytes + COUNTS * len(work.runs) * model.vocabulary * 4
-    memory = held + kept + max(0, live.most - alone) * count + all_of_them
+    tensors = max(0, live.most - alone) * count + all_of_them
+    memory = held + kept + int(HEAP.get(model.identity["device"], 1.0) * tensors)
     points = []
     for length in (max(3, min(SHORT, width // 2)), width):
         lengths = one.lengths.clip(max=length)
