@@ -408,7 +408,10 @@ def _in_portions(
         if failure is not None:
             smaller = portions.lower(part.stop - part.start)
             if smaller is None:
-                raise failure
+                raise Refusal(
+                    f"one sequence of {work.tokens(part)} tokens does not fit into memory: ask for "
+                    "a shorter --context, --dtype bfloat16, or another --device"
+                ) from failure
             tell(f"out of memory: from here on {smaller}")
             lost.append(smaller)
             continue
