@@ -39,6 +39,7 @@ def stages() -> None:
     stages generate builtin --schedule ..    what it writes when its blocks run in another order
     stages export builtin --schedule .. DIR  that order as a checkpoint, for transformers
     stages compare outputs/gpt2 outputs/phi  models side by side
+    stages merge outputs/gpt2/sweep.shard-*  -o outputs/gpt2/sweep.nc, shards into one
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
@@ -191,6 +192,16 @@ options_of_run = together(
 @click.option(
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
+@click.option(
+    "--until-se",
+    type=float,
+    metavar="X",
+    help="Stop when no mean KL has a larger relative standard error, as in 0.02.",
+)
+@click.option("--shard", metavar="I/N", help="Run one of N parts, for stages merge.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what it would cost, from counts and a calibration."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/sweep.nc]")
 @options_of_run
 def sweep(model: str, **options: Any) -> None:
@@ -207,6 +218,9 @@ def sweep(model: str, **options: Any) -> None:
     stages sweep builtin --attention-drop --mlp-drop --intervention parallel-3
     stages sweep builtin --intervention drop-pair --intervention repeat-span --layers 4..8
     stages sweep builtin --schedule "0..3-5-4-6.." --schedule "0..2-a3-m3-(4+5)-6.."
+    stages sweep openai-community/gpt2 --until-se 0.02 --tokens 1000000 --data my.jsonl
+    stages sweep openai-community/gpt2 --shard 1/4 --data my.jsonl
+    stages sweep openai-community/gpt2 --dry-run
     stages sweep meta-llama/Llama-3.1-70B --remote --layers 0..7 --tokens 20000
     """
     names = _interventions(options)
@@ -214,7 +228,29 @@ def sweep(model: str, **options: Any) -> None:
         raise click.UsageError(
             "--schedule goes without interventions, such as --drop, and without --layers"
         )
-    click.echo(_sweep(model, names or ["drop", "swap"], options))
+    for line in _sweep(model, names or ["drop", "swap"], options):
+        click.echo(line)
+
+
+@stages.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
+)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The whole.")
+@click.option(
+    "--resume/--fresh", default=True, help="Keep what is there, or replace it.  [default: resume]"
+)
+def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
+    """Put the FILEs of all shards of a sweep together, exactly as if it had been run in one.
+
+    \b
+    stages merge outputs/gpt2/sweep.shard-*.nc -o outputs/gpt2/sweep.nc
+    """
+    from robustness.results import command_line
+    from robustness.shard import merge as run
+
+    run(files, out, fresh=not resume, command=command_line())
+    click.echo(out)
 
 
 MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
@@ -701,13 +737,17 @@ def pretrain(
     from transformers import AutoTokenizer
 
     from recipes.card import card
-    from recipes.pretrain import Pretraining
+    from recipes.pretrain import CHECKPOINT, Pretraining
     from recipes.pretrain import pretrain as run
+    from robustness.lock import Lock
     from robustness.results import write_whole
 
     _hush()
     wanted = Pretraining(**settings)
-    with tqdm(total=wanted.steps, unit="step", disable=quiet or None, file=sys.stderr) as bar:
+    with (
+        Lock(directory / CHECKPOINT),
+        tqdm(total=wanted.steps, unit="step", disable=quiet or None, file=sys.stderr) as bar,
+    ):
 
         def progress(step: int, _steps: int, loss: float, speed: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{speed:.0f}/s", refresh=False)
@@ -726,40 +766,74 @@ def pretrain(
     click.echo(directory)
 
 
-def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Path:
-    """Open model and corpus, run the sweep, and return the path of its file."""
-    from robustness.execution import READOUT_NAMES
+def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iterator[str]:
+    """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
+    from robustness import shard as shards
+    from robustness.execution import READOUT_NAMES, lay_out
     from robustness.execution import sweep as run
     from robustness.results import command_line
     from robustness.schedule import from_text, layers_from_text
+    from robustness.stopping import check_bound
     from robustness.sweep import PAIRS
 
+    if options["until_se"] is not None:
+        check_bound(options["until_se"])
+    shard = options["shard"] and shards.from_text(options["shard"])
     model = _open(name, options)
     schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
-    layers = options["layers"] and layers_from_text(options["layers"], model.layers)
+    asked: dict[str, Any] = {
+        "schedules": schedules,
+        "layers": options["layers"] and layers_from_text(options["layers"], model.layers),
+        "readouts": options["readouts"] or READOUT_NAMES,
+        "batch_tokens": options["batch_tokens"],
+        "cap": options["state_cap"],
+        "until_se": options["until_se"],
+        "shard": shard,
+        "command": command_line(),
+    }
     corpus = _cut(model, options)
+    if options["dry_run"]:
+        from robustness.cost import describe, estimate
+
+        rows = describe(estimate(lay_out(model, corpus, interventions, **asked)))
+        width = max(len(title) for title, _ in rows)
+        yield from (f"{title:{width}}  {value}" for title, value in rows)
+        return
     pairs = any(name in PAIRS for name in interventions)
     experiment = "schedules" if schedules else "pairs" if pairs else "sweep"
-    out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
+    whole = OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
+    out = options["out"] or (shard.beside(whole) if shard else whole)
     with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
         dataset = run(
             model,
             corpus,
             interventions,
-            schedules=schedules,
-            layers=layers,
-            readouts=options["readouts"] or READOUT_NAMES,
-            batch_tokens=options["batch_tokens"],
-            cap=options["state_cap"],
+            **asked,
             out=out,
             fresh=not options["resume"],
-            command=command_line(),
             progress=progress,
+            tell=partial(_tell, options=options),
         )
     bad = int(dataset["nonfinite"].sum())
     if bad:
         click.echo(f"warning: {bad} predictions had NaN or infinite logits", err=True)
-    return Path(out)
+    if options["until_se"] is not None:
+        _tell(_reached(dataset), options)
+    yield str(out)
+
+
+def _reached(dataset: Any) -> str:
+    """Say where a run stopped that was to stop when it knew enough."""
+    from robustness.stopping import is_enough
+
+    attrs = dataset.attrs
+    text = (
+        f"a relative standard error of {attrs['until_se_reached']:.3g} after "
+        f"{attrs['sequences']:,} sequences of {attrs['documents']:,} documents"
+    )
+    if is_enough(dataset, attrs["until_se"]):
+        return text
+    return f"all of the text did not reach {attrs['until_se']:g}: {text}; read more --tokens"
 
 
 def _interventions(options: dict[str, Any]) -> list[str]:
@@ -956,6 +1030,7 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
     from recipes.run import Inputs
     from recipes.run import reproduce as run
     from robustness.checkpoint import resolve
+    from robustness.lock import Lock
     from robustness.results import command_line
 
     directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
@@ -986,18 +1061,19 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
         _tell(names, options)
         return _progress(None, quiet=options["quiet"], unit=unit)
 
-    return run(
-        name,
-        choose(experiments),
-        Path(directory),
-        prepare,
-        settings={key: value for key, value in options.items() if key not in passed},
-        strict=bool(experiments),
-        fresh=not options["resume"],
-        command=command_line(),
-        watch=watch,
-        tell=partial(_tell, options=options),
-    )
+    with Lock(Path(directory) / "report.html"):
+        return run(
+            name,
+            choose(experiments),
+            Path(directory),
+            prepare,
+            settings={key: value for key, value in options.items() if key not in passed},
+            strict=bool(experiments),
+            fresh=not options["resume"],
+            command=command_line(),
+            watch=watch,
+            tell=partial(_tell, options=options),
+        )
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
@@ -1112,9 +1188,10 @@ def main() -> None:
             "stages: interrupted; what was measured is kept, the same command goes on", err=True
         )
         sys.exit(130)
-    except RuntimeError as error:
-        # Not by class, which torch would have to be imported for.
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        from robustness.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         click.echo("stages: out of memory: lower --batch-tokens or --state-cap", err=True)
         sys.exit(1)

@@ -91,6 +91,8 @@ class Files:
         dataset = self._load(source.file)
         if "sequences_done" in dataset.attrs:
             return f"{source.file}.nc is not finished"
+        if "shard" in dataset.attrs:
+            return f"{source.file}.nc is shard {dataset.attrs['shard']}: merge all of them"
         if dataset.attrs.get("measurement") != source.kind:
             return f"{source.file}.nc holds {dataset.attrs.get('measurement')}, not {source.kind}"
         if source == STAGES and dataset.attrs.get("sources") != self.stamp(STAGES):

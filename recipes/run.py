@@ -18,7 +18,7 @@ from robustness.execution import sweep
 from robustness.model import Model
 from robustness.neurons import neurons
 from robustness.observation import observe, unfit
-from robustness.refusal import OtherSettings, Refusal, Unwritable
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable
 from robustness.sweep import intervention
 from robustness.tasks import evaluate_tasks
 
@@ -283,7 +283,7 @@ def _measure(
         try:
             with watch(names, unit) as progress:
                 MEASURES[group[0].command](task, group, progress)
-        except (OtherSettings, Unwritable):
+        except (InUse, OtherSettings, Unwritable):
             raise
         except Refusal as error:
             for source in group:

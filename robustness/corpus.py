@@ -103,12 +103,15 @@ class Corpus:
 
     def take(self, sequences: int) -> "Corpus":
         """Return the corpus of the first `sequences` sequences."""
-        first = slice(0, sequences)
+        return self.part(slice(0, sequences))
+
+    def part(self, rows: slice) -> "Corpus":
+        """Return the corpus of some of the sequences, as wide as the whole."""
         return replace(
             self,
-            tokens=self.tokens[first],
-            lengths=self.lengths[first],
-            document=self.document[first],
+            tokens=self.tokens[rows],
+            lengths=self.lengths[rows],
+            document=self.document[rows],
         )
 
 

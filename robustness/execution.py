@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,25 @@ from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from robustness import comparison, dissection, interpreter, logits, results, sandbox, steps
+from robustness import (
+    comparison,
+    dissection,
+    interpreter,
+    logits,
+    results,
+    sandbox,
+    steps,
+    stopping,
+)
+from robustness import shard as shards
 from robustness.corpus import SHORTEST, Corpus
-from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
+from robustness.memory import Portions, is_out_of_memory
+from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS, Metric
 from robustness.model import Model
 from robustness.plan import Plan, compile_plan
 from robustness.refusal import Refusal
 from robustness.schedule import Schedule, check, clean, lowest_block, plain, to_text
+from robustness.shard import Shard
 from robustness.sweep import schedules as sweep_schedules
 
 BATCH_TOKENS = {"cpu": 1024}
@@ -160,10 +173,13 @@ def sweep(
     readouts: Sequence[str] = READOUT_NAMES,
     batch_tokens: int | None = None,
     cap: int | None = None,
+    until_se: float | None = None,
+    shard: Shard | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> xr.Dataset:
     """Run interventions at every layer over a corpus and compare each with the clean model.
 
@@ -188,6 +204,11 @@ def sweep(
         Tokens of text in a trace.
     cap : int, optional
         The most states that go through a block together.
+    until_se : float, optional
+        The run stops after the first batch at which no mean KL has a larger relative standard
+        error; see `robustness.stopping`.
+    shard : Shard, optional
+        The part of the batches that is run; see `robustness.shard`.
     out : str or path, optional
         Where the dataset is saved. What is done is kept beside it after every batch, and the same
         call goes on from there.
@@ -197,6 +218,8 @@ def sweep(
         The command line, for the record.
     progress : callable, optional
         Called at the start and after every batch.
+    tell : callable
+        Told when memory ran out and less is run at once from there on.
 
     Returns
     -------
@@ -213,10 +236,126 @@ def sweep(
         If an intervention or schedule is not possible, the corpus does not fit the model, or `out`
         holds a run of other settings.
     """
+    work = lay_out(
+        model,
+        corpus,
+        interventions,
+        schedules=schedules,
+        layers=layers,
+        readouts=readouts,
+        batch_tokens=batch_tokens,
+        cap=cap,
+        until_se=until_se,
+        shard=shard,
+        command=command,
+    )
+    model = work.model
+    portions = Portions(work.plan, work.cap, work.parts[0].stop)
+    divergences = work.divergences
+    lower = "fewer --tokens, some --layers, or --readout agreement alone"
+    matrix = model.unembedding()
+    run = results.Run(
+        work.blank,
+        np.zeros((len(work.runs), model.vocabulary), np.int32),
+        path=out if out is None else Path(out),
+        fresh=fresh,
+        complete=work.complete,
+    )
+    with run:
+        left = [rows for rows in work.parts if rows.start >= run.done]
+        widths = [work.tokens(rows) for rows in left]
+        plan = portions.plan
+        sandbox.allow(
+            model,
+            [sandbox.of_plan(model, plan, width, width, len(divergences)) for width in widths],
+            lower,
+        )
+        total = len(work.corpus.document)
+        if progress is not None:
+            progress(run.done, total)
+        for rows in left:
+            if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
+                break
+            values, counts, lost = _in_portions(model, work, rows, portions, matrix, tell)
+            for text in lost:
+                before = run.dataset.attrs.get("out_of_memory")
+                noted = f"from sequence {rows.start} on {text}"
+                run.dataset.attrs["out_of_memory"] = f"{before}; {noted}" if before else noted
+            run.add(rows, values, counts=counts)
+            if progress is not None:
+                progress(run.done, total)
+        if until_se is None:
+            return run.finish()
+        tokens = int(work.corpus.lengths[: run.done].sum())
+        return run.finish(**stopping.record(run.measured(), tokens))
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a sweep is to do, before any of it is run."""
+
+    model: Model
+    """With what is known of its sublayers, where a schedule has any."""
+    corpus: Corpus
+    """All of the text, or a shard of it."""
+    runs: list[Schedule]
+    labels: results.Labels
+    parts: list[slice]
+    """The sequences of every batch."""
+    cap: int
+    chosen: list[Metric]
+    kept: list[Metric]
+    """Readouts of the clean run."""
+    blank: xr.Dataset
+    """What is to be filled, with settings and provenance."""
+
+    @property
+    def divergences(self) -> list[str]:
+        """The kinds of KL that are read."""
+        return [metric.name for metric in self.chosen if metric.name == "kl"]
+
+    def plan(self, cap: int) -> Plan:
+        """Compile the schedules."""
+        return compile_plan(self.runs, clean(self.model.layers), cap=cap, room=ROOM)
+
+    def tokens(self, rows: slice) -> int:
+        """Return how many tokens a batch has when its sequences are filled up."""
+        return (rows.stop - rows.start) * int(self.corpus.lengths[rows].max())
+
+    def complete(self, dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
+        """Add what follows from the most likely tokens of all sequences."""
+        kind = next(dataset[metric.name].dtype for metric in self.chosen)
+        share = self.labels.spread(results.modal_share(tally, kind))
+        return dataset.assign({MODAL_SHARE.name: (self.labels.dims, share, MODAL_SHARE.attrs)})
+
+
+def lay_out(
+    model: Model,
+    corpus: Corpus,
+    interventions: Sequence[str] = ("drop", "swap"),
+    *,
+    schedules: Sequence[Schedule] = (),
+    layers: Sequence[int] | None = None,
+    readouts: Sequence[str] = READOUT_NAMES,
+    batch_tokens: int | None = None,
+    cap: int | None = None,
+    until_se: float | None = None,
+    shard: Shard | None = None,
+    command: str = "",
+) -> Work:
+    """Check what is asked of a sweep, and return what it is to do; as for `sweep`."""
     strange = [name for name in readouts if name not in READOUT_NAMES]
     if strange or not readouts:
         what = f"no readout {strange[0]!r}" if strange else "no readout was asked for"
         raise Refusal(f"{what}; there are: {', '.join(READOUT_NAMES)}")
+    if until_se is not None:
+        stopping.check_bound(until_se)
+        if "kl" not in readouts:
+            raise Refusal("--until-se looks at the KL, which is not among the readouts asked for")
+        if shard is not None:
+            raise Refusal(
+                "a shard does not know when all of them have enough: leave out --until-se"
+            )
     if schedules:
         if layers is not None:
             raise Refusal("layers go with interventions, not with schedules of one's own")
@@ -236,57 +375,85 @@ def sweep(
     batch_tokens = batch_tokens or tokens_of_text(model)
     parts = corpus.batches(batch_tokens)
     cap = cap or state_cap(model, parts[0].stop * corpus.context)
+    described, first = corpus.settings(), 0
+    if shard is not None:
+        whole, rows = corpus, shard.rows(parts)
+        corpus, first = whole.part(rows), rows.start
+        parts, described = corpus.batches(batch_tokens), shards.settings(whole, corpus, shard)
     settings = {
         **model.identity,
-        **corpus.settings(),
+        **described,
         **asked,
         "batch_tokens": batch_tokens,
         "state_cap": cap,
+        "until_se": until_se,
     }
     chosen = [metric for metric in READOUTS if metric.name in readouts]
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
     variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
     variables |= {metric.name: (metric, ("sequence",)) for metric in kept}
     variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
-
-    def complete(dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
-        share = labels.spread((tally.max(1) / tally.sum(1).clip(1)).astype(model.precision))
-        share[share == 0] = np.nan
-        return dataset.assign({MODAL_SHARE.name: (labels.dims, share, MODAL_SHARE.attrs)})
-
-    run = results.Run(
-        results.blank(
-            variables,
-            {**labels.coords, **results.sequence_coords(corpus.document)},
-            results.provenance(settings, command),
-            model.precision,
-        ),
-        np.zeros((len(runs), model.vocabulary), np.int32),
-        path=out if out is None else Path(out),
-        fresh=fresh,
-        complete=complete,
+    blank = results.blank(
+        variables,
+        {**labels.coords, **results.sequence_coords(corpus.document, first)},
+        results.provenance(settings, command),
+        model.precision,
     )
-    plan = compile_plan(runs, clean(model.layers), cap=cap, room=ROOM)
-    divergences = [name for name in ("kl",) if name in readouts]
-    left = [rows for rows in parts if rows.start >= run.done]
-    widths = [(rows.stop - rows.start) * int(corpus.lengths[rows].max()) for rows in left]
-    costs = [sandbox.of_plan(model, plan, width, width, len(divergences)) for width in widths]
-    lower = "fewer --tokens, some --layers, or --readout agreement alone"
-    matrix = model.unembedding()
-    with run:
-        sandbox.allow(model, costs, lower)
-        if progress is not None:
-            progress(run.done, len(corpus.document))
-        for rows in left:
-            measured = measure(model, corpus, rows, plan, matrix, divergences)
-            top = [tokens[tokens >= 0] for tokens in measured["top"]]
-            counts = np.stack([np.bincount(one, minlength=model.vocabulary) for one in top])
-            unchanged = {metric.name: measured[metric.name] for metric in kept}
-            changed = {m.name: labels.spread(measured[m.name]) for m in (*chosen, NONFINITE)}
-            run.add(rows, changed | unchanged, counts=counts.astype(np.int32))
-            if progress is not None:
-                progress(run.done, len(corpus.document))
-        return run.finish()
+    return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank)
+
+
+def _in_portions(
+    model: Model,
+    work: Work,
+    rows: slice,
+    portions: Portions,
+    matrix: tuple[Tensor | None, Tensor | None],
+    tell: Callable[[str], object],
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32], list[str]]:
+    """Measure a batch, in smaller portions where memory runs out.
+
+    Returns
+    -------
+    values : dict of str to array
+        Of every variable, laid out, its last dimension the sequence.
+    counts : int32 array of shape (run, token)
+        Of the most likely tokens.
+    lost : list of str
+        What is run at once after every time that memory ran out.
+    """
+    found: list[dict[str, NDArray[Any]]] = []
+    lost: list[str] = []
+    counts = np.zeros((len(work.runs), model.vocabulary), np.int32)
+    start = rows.start
+    while start < rows.stop:
+        part = slice(start, min(start + portions.sequences, rows.stop))
+        failure: Exception | None = None
+        measured: dict[str, NDArray[Any]] = {}
+        try:
+            measured = measure(model, work.corpus, part, portions.plan, matrix, work.divergences)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Without its traceback, which would keep all that is to be freed.
+            failure = error.with_traceback(None)
+        if failure is not None:
+            smaller = portions.lower(part.stop - part.start)
+            if smaller is None:
+                raise Refusal(
+                    f"one sequence of {work.tokens(part)} tokens does not fit into memory: ask for "
+                    "a shorter --context, --dtype bfloat16, or another --device"
+                ) from failure
+            tell(f"out of memory: from here on {smaller}")
+            lost.append(smaller)
+            continue
+        for run, tokens in enumerate(measured["top"]):
+            counts[run] += np.bincount(tokens[tokens >= 0], minlength=model.vocabulary)
+        unchanged = {metric.name: measured[metric.name] for metric in work.kept}
+        changed = {m.name: work.labels.spread(measured[m.name]) for m in (*work.chosen, NONFINITE)}
+        found.append(changed | unchanged)
+        start = part.stop
+    joined = {name: np.concatenate([each[name] for each in found], axis=-1) for name in found[0]}
+    return joined, counts, lost
 
 
 def measure(

@@ -142,6 +142,38 @@ class Model:
         return int(self.config.hidden_size)
 
     @property
+    def heads(self) -> int:
+        """Attention heads of a block, counted by their queries."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def head_width(self) -> int:
+        """Features of an attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.heads)
+
+    @property
+    def block_parameters(self) -> tuple[int, ...]:
+        """How many numbers the matrices of every block hold."""
+        return tuple(_matrix_numbers(block) for block in self.blocks)
+
+    @property
+    def sublayer_parameters(self) -> tuple[tuple[int, ...], ...]:
+        """The same of attention and MLP of every block that has these two."""
+        return tuple(
+            tuple(
+                sum(map(_matrix_numbers, (*before, main, *after)))
+                for before, main, after, _ in pair
+            )
+            for pair in self.sublayers
+        )
+
+    @property
+    def reads_matrix(self) -> bool:
+        """Whether the head is a matrix that can be read, and need not be called."""
+        plain = type(self.head._module).forward is Linear.forward
+        return plain and not self.request and self.squash[1] is None
+
+    @property
     def vocabulary(self) -> int:
         """How many logits a token has."""
         return int(self.config.vocab_size)
@@ -194,9 +226,9 @@ class Model:
         logits is in them. The first is None where the weights cannot be read, the head is no
         matrix, or logits are capped; then they come from calling it.
         """
-        head, (scale, cap) = self.head._module, self.squash
-        if self.request or cap is not None or type(head).forward is not Linear.forward:
+        if not self.reads_matrix:
             return None, None
+        head, (scale, _) = self.head._module, self.squash
         # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
         with align_module_device(head):
             weight = kernels.precise(head.weight.detach())
@@ -518,6 +550,10 @@ def find_paths(module: Any) -> Paths:
         norms=tuple(tail),
         head=head,
     )
+
+
+def _matrix_numbers(part: Any) -> int:
+    return sum(weight.numel() for weight in part._module.parameters() if weight.ndim > 1)
 
 
 def _in_order(calls: Sequence[Sequence[flow.Call]]) -> bool:

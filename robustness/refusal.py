@@ -16,6 +16,10 @@ class Unwritable(Refusal):
     """A file that cannot be written."""
 
 
+class InUse(Refusal):
+    """Another run writes where a run would save."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its name if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,8 @@ power cut leaves the old file or the new one. A run that is not finished keeps w
 file beside its output, and goes on from there.
 """
 
+import errno
+import glob
 import hashlib
 import os
 import platform
@@ -26,6 +28,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from robustness import stopping
+from robustness.lock import Lock
 from robustness.metrics import Metric
 from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
 from robustness.schedule import Schedule, to_text
@@ -54,8 +58,34 @@ PATH_OPTIONS = ("--out", "--tokenizer")
 KEEPING = 0.05
 """Largest share of a run's time that saving what is done so far takes."""
 
-UNCOMPARED = ("created", "command", "sequences_done")
+UNCOMPARED = (
+    "created",
+    "command",
+    "sequences_done",
+    "out_of_memory",
+    "shards_created",
+    "shards_command",
+)
 """Attributes in which two calls of the same run may differ."""
+
+TALLY = "tally"
+"""The group of a file that holds counts which the run may still be in need of."""
+
+TALLIED = ("until_se", "shard")
+"""Attributes of runs that are gone on with, or merged, when they are finished."""
+
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EACCES: "have writing permitted",
+    errno.EPERM: "have writing permitted",
+    errno.EROFS: "mount it for writing",
+    errno.EEXIST: "move the file that stands where a directory would be",
+    errno.ENOTDIR: "move the file that stands where a directory would be",
+    errno.EISDIR: "move the directory that has its name",
+}
+"""What would do where a file cannot be written, by the kind of error."""
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -73,7 +103,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Unwritable
         If the directory cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -81,12 +111,28 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # The NetCDF library reports a full disk as a RuntimeError.
+        reason = _reason(error, temporary)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise Unwritable(
-            f"{path} cannot be written ({first_line(error)}): make room, or choose another place"
-        ) from error
+        raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
+
+
+def _reason(error: Exception, temporary: Path) -> str:
+    """Say why a file cannot be written, and what would do.
+
+    The NetCDF library reports a full disk as an error of its own, and a read-only one as a lack of
+    permission, so it is tried again without it.
+    """
+    if not isinstance(error, OSError) or error.errno in (None, errno.EACCES):
+        try:
+            with temporary.open("ab", buffering=0) as file:
+                file.write(bytes(2**20))
+                os.fsync(file.fileno())
+        except OSError as found:
+            error = found
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
+        return f"({first_line(error)}): mend that"
+    return f"({os.strerror(error.errno or 0)}): {REMEDIES[error.errno or 0]}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +224,8 @@ class Run:
     Raises
     ------
     Refusal
-        If there is a run of other settings, or the output cannot be written.
+        If there is a run of other settings, another process has the output, or it cannot be
+        written.
     """
 
     def __init__(
@@ -199,22 +246,34 @@ class Run:
         self._complete = complete
         self._finished = False
         self._kept, self._keeping = 0.0, 0.0
-        there = None if fresh or path is None else self._find()
-        if there is None:
-            self._keep()
-        else:
-            self._resume(there)
+        self._lock = None if path is None else Lock(path)
+        try:
+            self._clear()
+            there = None if fresh or path is None else self._find()
+            if there is None:
+                self._keep()
+            else:
+                self._resume(there)
+        except BaseException:
+            self._release()
+            raise
 
     def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or self._finished:
-            return
-        if self.done:
-            self._keep()
-        elif self.partial is not None:
-            self.partial.unlink(missing_ok=True)
+        try:
+            if kind is None or self._finished:
+                return
+            if not self.done:
+                if self.partial is not None:
+                    self.partial.unlink(missing_ok=True)
+                return
+            # Where writing failed it will again, and the reason is known.
+            with suppress(*((Unwritable,) if issubclass(kind, Unwritable) else ())):
+                self._keep()
+        finally:
+            self._release()
 
     def add(
         self,
@@ -247,12 +306,24 @@ class Run:
         if monotonic() - self._kept >= self._keeping / KEEPING:
             self._keep()
 
-    def finish(self) -> xr.Dataset:
-        """Return the dataset of a run of which all is done, and save it in its place."""
+    def measured(self) -> xr.Dataset:
+        """Return the part that is done, without copying it."""
+        return self.dataset.isel(sequence=slice(0, self.done))
+
+    def finish(self, **stopped: Any) -> xr.Dataset:
+        """Return the dataset of a run of which all is done, and save it in its place.
+
+        Parameters
+        ----------
+        **stopped
+            Attributes of a run that ends with what is measured so far.
+        """
         if not self._finished:
-            completed = self._complete(self.dataset, self.tally)
+            dataset = self.measured().assign_attrs(stopped) if stopped else self.dataset
+            completed = self._complete(dataset, self.tally)
             if self.path is not None:
-                save(completed, self.path)
+                kept = any(name in completed.attrs for name in TALLIED)
+                save(completed, self.path, self.tally if kept else None)
             # Only now: interrupted before, what is kept must be what can be gone on with.
             self.dataset, self._finished = completed, True
         if self.partial is not None:
@@ -262,15 +333,21 @@ class Run:
     def _keep(self) -> None:
         if self.partial is not None:
             started = monotonic()
-            entries = np.flatnonzero(self.tally)
-            kept = self.dataset
-            if self.tally.size:
-                kept = kept.assign(
-                    tally_entry=("tally", entries), tally_count=("tally", self.tally.flat[entries])
-                )
-            save(kept.assign_attrs(sequences_done=self.done), self.partial)
+            save(self.dataset.assign_attrs(sequences_done=self.done), self.partial, self.tally)
             self._kept = monotonic()
             self._keeping = self._kept - started
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _clear(self) -> None:
+        """Remove what a run that was killed while it wrote has left."""
+        if self._lock is None or not self._lock.held:
+            return
+        for file in filter(None, (self.path, self.partial)):
+            for torn in file.parent.glob(f".{glob.escape(file.name)}.*.writing"):
+                torn.unlink(missing_ok=True)
 
     def _find(self) -> Path | None:
         """Return the file to go on from; one in which nothing is done yet is none."""
@@ -282,9 +359,13 @@ class Run:
 
     def _resume(self, there: Path) -> None:
         dataset = load(there)
-        found, wanted = dataset.attrs, self.dataset.attrs
+        found, wanted = stopping.asked(dataset.attrs), self.dataset.attrs
+        # A run that stopped is gone on with by one that is to stop later.
+        further = stopping.goes_further(found, wanted)
+        finished = there == self.path and not further
         # A finished file may have been made with other versions; one run may not mix them.
-        passed = {*UNCOMPARED, *(() if there == self.partial else ("versions", "server_versions"))}
+        passed = {*UNCOMPARED, *(("versions", "server_versions") if finished else ())}
+        passed |= {"until_se"} if further else set()
         names = sorted(
             name
             for name in (found.keys() | wanted.keys()) - passed
@@ -297,18 +378,30 @@ class Run:
                 "choose another --out, or --fresh to replace it"
             )
         for name, variable in self.dataset.data_vars.items():
-            if there == self.partial or name in dataset:
+            if not finished or name in dataset:
                 if name not in dataset or set(dataset[name].dims) != set(variable.dims):
                     raise OtherSettings(
                         f"{there} holds no {name} {variable.dims}, as is wanted; choose another "
                         "--out, or --fresh to replace it"
                     )
-        self._finished = there == self.path
-        self.done = int(dataset.attrs.pop("sequences_done", found["sequences"]))
-        if "tally_entry" in dataset:
-            self.tally.flat[dataset["tally_entry"].values] = dataset["tally_count"].values
-            dataset = dataset.drop_vars(("tally_entry", "tally_count"))
-        self.dataset = dataset
+        done = int(dataset.attrs.pop("sequences_done", dataset.attrs["sequences"]))
+        if not finished and self.tally.size:
+            tally = load_tally(there)
+            if tally is None or tally.shape != self.tally.shape:
+                raise OtherSettings(
+                    f"{there} holds no counts to go on from; choose another --out, or --fresh to "
+                    "replace it"
+                )
+            self.tally = tally
+        if further:
+            for name, variable in self.dataset.data_vars.items():
+                known = dataset[name].transpose(*variable.dims).values
+                variable.values[..., :done] = known[..., :done]
+            lost = dataset.attrs.get("out_of_memory")
+            self.dataset.attrs |= {} if lost is None else {"out_of_memory": lost}
+        else:
+            self.dataset = dataset
+        self.done, self._finished = done, finished
 
 
 def blank(
@@ -338,11 +431,11 @@ def blank(
     return empty
 
 
-def sequence_coords(document: NDArray[np.int64]) -> dict[str, Any]:
+def sequence_coords(document: NDArray[np.int64], first: int = 0) -> dict[str, Any]:
     """Return the coordinates of sequences, given the document that each was cut from."""
     described = {"long_name": "index of the document in the corpus"}
     return {
-        "sequence": np.arange(len(document)),
+        "sequence": np.arange(first, first + len(document)),
         "document": ("sequence", document, described),
     }
 
@@ -361,6 +454,13 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
         "command": command or "python",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def modal_share(tally: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
+    """Return the share of the most frequent token, of counts (run, token); NaN where none is."""
+    share = (tally.max(1) / tally.sum(1).clip(1)).astype(dtype)
+    share[share == 0] = np.nan
+    return share
 
 
 def version_of_project() -> str:
@@ -399,9 +499,31 @@ def command_line(arguments: Sequence[str] = ()) -> str:
     return " ".join(["stages", *words])
 
 
-def save(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset as NetCDF."""
-    write_whole(path, lambda file: dataset.to_netcdf(file, engine="netcdf4"))
+def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
+    """Write a dataset as NetCDF, and counts, of which most are 0, into a group of the file."""
+    write_whole(path, partial(_write, dataset, tally))
+
+
+def _write(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Path) -> None:
+    dataset.to_netcdf(file, engine="netcdf4")
+    if tally is not None and tally.size:
+        entries = np.flatnonzero(tally)
+        counts = xr.Dataset(
+            {"entry": ("cell", entries), "count": ("cell", tally.flat[entries])},
+            attrs={"shape": tally.shape, "long_name": "counts that are not 0"},
+        )
+        counts.to_netcdf(file, engine="netcdf4", group=TALLY, mode="a")
+
+
+def load_tally(path: Path) -> NDArray[np.int32] | None:
+    """Read the counts that were saved with a dataset, if there are any."""
+    try:
+        counts = xr.load_dataset(path, engine="netcdf4", group=TALLY)
+    except OSError:
+        return None
+    tally = np.zeros(tuple(counts.attrs["shape"]), np.int32)
+    tally.flat[counts["entry"].values] = counts["count"].values
+    return tally
 
 
 def measured(dataset: xr.Dataset) -> xr.Dataset:

@@ -30,13 +30,17 @@ def standard_error(values: xr.DataArray) -> xr.DataArray:
     DataArray
         Without `sequence`; NaN where there is a single document, or a value is missing.
     """
-    residual = values.astype("float64") - values.mean("sequence", dtype="float64", skipna=False)
-    per_document = residual.groupby("document").sum("sequence", skipna=False)
-    documents = per_document.sizes["document"]
-    if documents < 2:
-        return xr.full_like(per_document.isel(document=0, drop=True), np.nan)
-    variance = (per_document**2).sum("document", skipna=False) * documents / (documents - 1)
-    return variance**0.5 / values.sizes["sequence"]
+    labels = values["document"].values
+    order = np.argsort(labels, kind="stable")
+    starts = np.unique(labels[order], return_index=True)[1]
+    numbers = values.transpose(..., "sequence").values.astype(np.float64)
+    residual = numbers - numbers.mean(-1, keepdims=True)
+    per_document = np.add.reduceat(residual[..., order], starts, axis=-1)
+    documents = len(starts)
+    factor = documents / (documents - 1) if documents > 1 else np.nan
+    error = np.sqrt(np.square(per_document).sum(-1) * factor) / len(labels)
+    rest = values.isel(sequence=0, drop=True)
+    return rest.astype(np.float64, keep_attrs=False).copy(data=error)
 
 
 def drawn(

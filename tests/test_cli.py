@@ -9,7 +9,7 @@ import xarray as xr
 from transformers import T5Config
 
 import cli
-from robustness import execution
+from robustness import execution, observation
 from robustness.measurement import MEASUREMENTS
 from robustness.model import ATTENTION, DTYPES
 from robustness.sweep import FORMS, PAIRS
@@ -262,11 +262,17 @@ def test_the_choices_of_the_options_are_those_of_the_model():
 
 
 def test_running_out_of_memory_is_one_line(run, llama, stories, monkeypatch):
-    def out_of_memory(*_):
+    def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(execution, "measure", out_of_memory)
-    code, _, err = run("sweep", llama, "--data", stories, "--context", 32)
+    code, _, err = run("sweep", llama, "--data", stories, "--context", 32, "--quiet")
+    assert code == 1 and err.startswith(
+        "stages: one sequence of 32 tokens does not fit into memory"
+    )
+    assert err.count("\n") == 1
+    monkeypatch.setattr(observation, "observe", out_of_memory)
+    code, _, err = run("observe", llama, "lens", "--data", stories, "--context", 32)
     assert code == 1 and err == "stages: out of memory: lower --batch-tokens or --state-cap\n"
 
 

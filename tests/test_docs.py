@@ -29,6 +29,7 @@ PAGES = [
     "docs/probes.md",
     "docs/families.md",
     "docs/extending.md",
+    "docs/long-runs.md",
 ]
 """In the order in which a reader might follow them, in one directory."""
 

@@ -46,12 +46,17 @@ ORDER = [
     # labels
     "robustness.uncertainty",
     "robustness.difference",
+    "robustness.stopping",
+    "robustness.lock",
     "robustness.results",
+    "robustness.shard",
     # one trace each
+    "robustness.memory",
     "robustness.execution",
     "robustness.rebuilding",
     "robustness.generation",
     "robustness.export",
+    "robustness.cost",
     "robustness.observation",
     "robustness.neurons",
     "robustness.tasks",

@@ -1,0 +1,153 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from families import BLOCKS, LAYERS, tiny
+from test_execution import corpus
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from robustness import cost
+from robustness.cost import describe, estimate
+from robustness.execution import lay_out, sweep
+from robustness.model import open_model
+from robustness.plan import compile_plan
+from robustness.schedule import clean, reverse
+
+ASKED = {"batch_tokens": 36, "cap": 3}
+
+
+def attention(query, key, value, *_, out_val=None, **__):
+    return sdpa_flop_count(query, key, value)
+
+
+def products(run):
+    """Floating-point operations of matrix products while something runs, as torch counts them.
+
+    Without `bmm`, by which rotary embeddings multiply positions and frequencies, once in a batch.
+    """
+    # What attention calls on a CPU, torch does not count.
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        run()
+    found = counter.get_flop_counts()["Global"]
+    return sum(count for op, count in found.items() if op != torch.ops.aten.bmm)
+
+
+def counted(plain, run):
+    """Calls of blocks and the sequences in them, by hooks, while something runs."""
+    seen = Counter()
+
+    def note(_module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        seen.update(calls=1, applications=len(hidden))
+
+    hooks = [
+        block.register_forward_pre_hook(note, with_kwargs=True)
+        for block in plain.get_submodule(BLOCKS[plain.config.model_type])
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("names", [("drop", "swap"), ("repeat-2", "reverse-3", "skip-2")])
+def test_counts_are_those_of_a_real_run(family, names):
+    plain = tiny(family)
+    opened = open_model(plain)
+    text = corpus(sequences=7)
+    found = estimate(lay_out(opened, text, names, **ASKED))
+    seen = counted(plain, lambda: sweep(opened, text, names, **ASKED))
+    assert (found.block_calls, found.block_applications) == (seen["calls"], seen["applications"])
+    flops = products(lambda: sweep(opened, text, names, **ASKED))
+    assert found.block_flops + found.head_flops == flops
+    assert (found.sequences, found.tokens, found.batches) == (7, 84, 3)
+
+
+def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
+    text = corpus(sequences=6, lengths=[12, 7, 3, 12, 9, 5])
+    schedules = [reverse(clean(LAYERS)), (2, 2)]
+    found = estimate(lay_out(gpt2, text, schedules=schedules, **ASKED))
+    flops = products(lambda: sweep(gpt2, text, schedules=schedules, **ASKED))
+    assert found.block_flops + found.head_flops == flops
+
+
+@pytest.mark.parametrize("readouts", [("kl",), ("agreement",)])
+def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, readouts):
+    text = corpus(sequences=4)
+    found = estimate(lay_out(strict_model, text, readouts=readouts, **ASKED))
+    flops = products(lambda: sweep(strict_model, text, readouts=readouts, **ASKED))
+    assert found.block_flops + found.head_flops == flops
+    assert found.seconds is None and found.memory_bytes is None
+    assert dict(describe(found))["minutes"] == "known to the server alone"
+
+
+def test_drop_and_swap_take_the_block_applications_that_are_promised(gpt2):
+    found = estimate(lay_out(gpt2, corpus(sequences=6), **ASKED))
+    assert found.block_applications == 6 * (LAYERS + LAYERS * (LAYERS - 1))
+
+
+def test_the_states_are_those_of_the_plan(gpt2):
+    work = lay_out(gpt2, corpus(sequences=7), **ASKED)
+    found = estimate(work)
+    assert found.states == compile_plan(work.runs, clean(LAYERS), cap=3).peak
+    assert found.state_bytes == found.states * 36 * 32 * 8  # tokens, width, float64
+
+
+@pytest.mark.parametrize("sequences", [5, 400])
+def test_the_size_of_the_file_is_foretold(gpt2, tmp_path, sequences):
+    text, path = corpus(sequences=sequences), tmp_path / "a.nc"
+    found = estimate(lay_out(gpt2, text, command="x" * 200))
+    sweep(gpt2, text, out=path, command="x" * 200)
+    assert found.file_bytes == pytest.approx(path.stat().st_size, rel=0.02)
+
+
+def test_live_bytes_are_those_of_the_tensors_that_are_there():
+    with cost._Live() as live:
+        first = torch.ones(1000, dtype=torch.float64)
+        second = first + 1
+        view = second[:10]
+        del second
+        assert live.most == 16_000
+        third = torch.ones(500, dtype=torch.float64)
+        assert live.most == 20_000, "a view keeps all that it is of"
+        del view, third
+        first.add_(1)
+        fourth = first * 2
+        assert live.most == 20_000, "what is gone is not counted"
+        assert len(fourth) == 1000
+
+
+def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
+    text, matrix = corpus(sequences=8), gpt2.unembedding()
+    work = lay_out(gpt2, text, batch_tokens=96, cap=8)
+    plan, most = work.plan(8), {}
+    for count in (1, 8):
+        with cost._Live() as live:
+            cost.measure(gpt2, text, slice(0, count), plan, matrix, work.divergences)
+        most[count] = live.most
+    alone, all_of_them = (
+        cost.STRIPS * cost._piece_bytes(gpt2, work, plan, count, 12) for count in (1, 8)
+    )
+    assert (most[1] - alone) * 8 + all_of_them == pytest.approx(most[8], rel=0.2)
+
+
+def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(run, llama, stories):
+    before = sorted(Path().rglob("*"))
+    words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 640]
+    code, out, err = run(*words, "--dry-run")
+    assert code == 0, err
+    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    assert rows.keys() == {
+        "sequences", "block calls", "block applications", "floating-point operations",
+        "states at the peak", "memory at the peak", "file", "minutes",
+    }  # fmt: skip
+    assert rows["sequences"].strip() == "20 of 640 tokens in 1 batches"
+    assert rows["block applications"].strip() == "320, to single sequences"
+    assert "calibration" in rows["minutes"]
+    assert sorted(Path().rglob("*")) == before
+    code, out, _ = run(*words, "--dry-run", "--shard", "1/2", "--batch-tokens", 320)
+    assert "10 of 320 tokens" in out
+    code, _, err = run(*words, "--dry-run", "--schedule", "0..9")
+    assert code == 1 and "there is no block 9" in err
