@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_counts_are_those_of_a_real_run(family, names):
     flops = products(lambda: sweep(opened, text, names, **ASKED))
     assert found.block_flops + found.head_flops == flops
     assert (found.sequences, found.tokens, found.batches) == (7, 84, 3)
+
+
+def test_sublayers_and_blocks_on_one_input_are_counted(family):
+    plain, names = tiny(family), ("attention-drop", "mlp-drop", "parallel-2")
+    work = lay_out(open_model(plain), corpus(sequences=5), names, **ASKED)
+    found = estimate(work)
+    # What finds the sublayers has run, and is not counted.
+    seen = counted(plain, lambda: sweep(work.model, corpus(sequences=5), names, **ASKED))
+    assert (found.block_calls, found.block_applications) == (seen["calls"], seen["applications"])
+    flops = products(lambda: sweep(work.model, corpus(sequences=5), names, **ASKED))
+    assert found.block_flops + found.head_flops == flops
+    assert found.sublayer_calls == 2 * 2 * LAYERS
+    assert (
+        "8 of attentions and MLPs alone"
+        in dict(describe(replace(found, sublayer_calls=8)))["block calls"]
+    )
 
 
 def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
