@@ -193,6 +193,11 @@ options_of_run = together(
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
 @click.option(
+    "--per-token",
+    is_flag=True,
+    help="Keep the readouts of every token too, beside the output, in NAME.tokens.nc.",
+)
+@click.option(
     "--until-se",
     type=float,
     metavar="X",
@@ -788,6 +793,7 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iter
         "batch_tokens": options["batch_tokens"],
         "cap": options["state_cap"],
         "until_se": options["until_se"],
+        "per_token": options["per_token"],
         "shard": shard,
         "command": command_line(),
     }

@@ -45,7 +45,7 @@ def measure(
         `targets`, the tokens to predict (sequence, query); `first` and `last`, the range of query
         positions; `compared` and `predicted`, which of them count (sequence, query): for KL,
         agreement and entropy, and for loss and accuracy; `vocabulary`, the number of logits;
-        `divergences`, as for `readout.compare`.
+        `divergences`, as for `readout.compare`; `per_token`, whether single tokens are wanted.
     matrix : tuple
         The head's matrix and bias, or None for each.
 
@@ -55,6 +55,8 @@ def measure(
         Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite`
         (schedule, sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where
         none counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
+        Where single tokens are wanted, of each readout `token_NAME` too (…, sequence, query), NaN
+        where none counts or is known.
     """
     text = interpreter.move(text, final.device)
 
@@ -81,6 +83,8 @@ def measure(
     unchanged = reduce([clean["readout"]], text)
     for name in ("loss", "entropy", "accuracy"):
         measured[f"clean_{name}"] = unchanged[name][0]
+        if text.get("per_token"):
+            measured[f"token_clean_{name}"] = unchanged[f"token_{name}"][0]
     return measured
 
 
@@ -104,6 +108,8 @@ def reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict[
         known = torch.where(finite, value, torch.full_like(value, torch.nan))
         kept = torch.where(mask, known, torch.zeros_like(value)).double().sum(-1)
         reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
+        if text.get("per_token"):
+            reduced[f"token_{name}"] = torch.where(mask, known, torch.full_like(value, torch.nan))
     reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
     counted = compared & finite
     reduced["top"] = torch.where(counted, top, torch.full_like(top, -1)).to(torch.int32)

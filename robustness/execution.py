@@ -24,6 +24,7 @@ from robustness import (
     sandbox,
     steps,
     stopping,
+    token_file,
 )
 from robustness import shard as shards
 from robustness.corpus import SHORTEST, Corpus
@@ -175,6 +176,7 @@ def sweep(
     cap: int | None = None,
     until_se: float | None = None,
     shard: Shard | None = None,
+    per_token: bool = False,
     out: str | Path | None = None,
     fresh: bool = False,
     command: str = "",
@@ -209,6 +211,9 @@ def sweep(
         error; see `robustness.stopping`.
     shard : Shard, optional
         The part of the batches that is run; see `robustness.shard`.
+    per_token : bool
+        Whether readouts are kept of every token too, (…, sequence, token), in a file beside `out`,
+        `NAME.tokens.nc`; see `robustness.token_file`.
     out : str or path, optional
         Where the dataset is saved. What is done is kept beside it after every batch, and the same
         call goes on from there.
@@ -247,8 +252,11 @@ def sweep(
         cap=cap,
         until_se=until_se,
         shard=shard,
+        per_token=per_token,
         command=command,
     )
+    if per_token and out is None:
+        raise Refusal("values of single tokens are streamed to disk: say where, with out")
     model = work.model
     portions = Portions(work.plan, work.cap, work.parts[0].stop)
     divergences = work.divergences
@@ -261,7 +269,15 @@ def sweep(
         fresh=fresh,
         complete=work.complete,
     )
+    single = None
+    if per_token:
+        metrics = [*work.chosen, *work.kept]
+        single = token_file.Tokens(
+            Path(str(out)), work.blank, work.corpus, metrics, work.labels.dims, model.precision
+        )
     with run:
+        if single is not None:
+            single.begin(run.done, run.finished)
         left = [rows for rows in work.parts if rows.start >= run.done]
         widths = [work.tokens(rows) for rows in left]
         plan = portions.plan
@@ -281,13 +297,19 @@ def sweep(
                 before = run.dataset.attrs.get("out_of_memory")
                 noted = f"from sequence {rows.start} on {text}"
                 run.dataset.attrs["out_of_memory"] = f"{before}; {noted}" if before else noted
+            if single is not None:
+                each = [name for name in values if name.startswith(token_file.PREFIX)]
+                single.add(rows, {name: values.pop(name) for name in each})
             run.add(rows, values, counts=counts)
             if progress is not None:
                 progress(run.done, total)
         if until_se is None:
-            return run.finish()
-        tokens = int(work.corpus.lengths[: run.done].sum())
-        return run.finish(**stopping.record(run.measured(), tokens))
+            dataset = run.finish()
+            if single is not None:
+                single.finish()
+            return dataset
+        read = int(work.corpus.lengths[: run.done].sum())
+        return run.finish(**stopping.record(run.measured(), read))
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +330,7 @@ class Work:
     """Readouts of the clean run."""
     blank: xr.Dataset
     """What is to be filled, with settings and provenance."""
+    per_token: bool
 
     @property
     def divergences(self) -> list[str]:
@@ -341,6 +364,7 @@ def lay_out(
     cap: int | None = None,
     until_se: float | None = None,
     shard: Shard | None = None,
+    per_token: bool = False,
     command: str = "",
 ) -> Work:
     """Check what is asked of a sweep, and return what it is to do; as for `sweep`."""
@@ -352,6 +376,8 @@ def lay_out(
         stopping.check_bound(until_se)
         if "kl" not in readouts:
             raise Refusal("--until-se looks at the KL, which is not among the readouts asked for")
+        if per_token:
+            raise Refusal("a run that stops by itself keeps no single tokens: leave one out")
         if shard is not None:
             raise Refusal(
                 "a shard does not know when all of them have enough: leave out --until-se"
@@ -387,6 +413,7 @@ def lay_out(
         "batch_tokens": batch_tokens,
         "state_cap": cap,
         "until_se": until_se,
+        "per_token": "yes" if per_token else None,
     }
     chosen = [metric for metric in READOUTS if metric.name in readouts]
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
@@ -399,7 +426,7 @@ def lay_out(
         results.provenance(settings, command),
         model.precision,
     )
-    return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank)
+    return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank, per_token)
 
 
 def _in_portions(
@@ -430,7 +457,15 @@ def _in_portions(
         failure: Exception | None = None
         measured: dict[str, NDArray[Any]] = {}
         try:
-            measured = measure(model, work.corpus, part, portions.plan, matrix, work.divergences)
+            measured = measure(
+                model,
+                work.corpus,
+                part,
+                portions.plan,
+                matrix,
+                work.divergences,
+                per_token=work.per_token,
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -446,11 +481,18 @@ def _in_portions(
             tell(f"out of memory: from here on {smaller}")
             lost.append(smaller)
             continue
-        for run, tokens in enumerate(measured["top"]):
-            counts[run] += np.bincount(tokens[tokens >= 0], minlength=model.vocabulary)
+        for run, top in enumerate(measured["top"]):
+            counts[run] += np.bincount(top[top >= 0], minlength=model.vocabulary)
         unchanged = {metric.name: measured[metric.name] for metric in work.kept}
         changed = {m.name: work.labels.spread(measured[m.name]) for m in (*work.chosen, NONFINITE)}
-        found.append(changed | unchanged)
+        singles = {}
+        if work.per_token:
+            names = [f"{token_file.PREFIX}{metric.name}" for metric in (*work.chosen, *work.kept)]
+            first = 0 if work.corpus.authors_alignment else 1
+            singles = token_file.spread(
+                {name: measured[name] for name in names}, work.labels, first, work.corpus.context
+            )
+        found.append(changed | unchanged | singles)
         start = part.stop
     joined = {name: np.concatenate([each[name] for each in found], axis=-1) for name in found[0]}
     return joined, counts, lost
@@ -463,15 +505,18 @@ def measure(
     plan: Plan,
     matrix: tuple[Tensor | None, Tensor | None],
     divergences: Sequence[str] = ("kl",),
+    *,
+    per_token: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
-    tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
+    ids = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
     text = {
         "vocabulary": model.vocabulary,
         "divergences": list(divergences),
-        **queries(corpus, rows, tokens),
+        "per_token": per_token,
+        **queries(corpus, rows, ids),
     }
-    return run_plan(model, tokens, plan, text, matrix, comparison.measure)
+    return run_plan(model, ids, plan, text, matrix, comparison.measure)
 
 
 def run_plan(

@@ -306,6 +306,11 @@ class Run:
         if monotonic() - self._kept >= self._keeping / KEEPING:
             self._keep()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the output is there, whole."""
+        return self._finished
+
     def measured(self) -> xr.Dataset:
         """Return the part that is done, without copying it."""
         return self.dataset.isel(sequence=slice(0, self.done))
@@ -456,6 +461,11 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
     }
 
 
+def load_part(path: Path) -> xr.Dataset:
+    """Read a part of a file, which has no provenance of its own."""
+    return xr.load_dataset(path, engine="netcdf4")
+
+
 def modal_share(tally: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
     """Return the share of the most frequent token, of counts (run, token); NaN where none is."""
     share = (tally.max(1) / tally.sum(1).clip(1)).astype(dtype)
@@ -527,7 +537,12 @@ def load_tally(path: Path) -> NDArray[np.int32] | None:
 
 
 def measured(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the sequences of a file that are measured: all, unless its run is not finished."""
+    """Return the sequences of a file that are measured: all, unless its run is not finished.
+
+    Of one with values of single tokens, their means.
+    """
+    if "token" in dataset.dims:
+        dataset = dataset.drop_vars("token_id", errors="ignore").mean("token", keep_attrs=True)
     if "sequences_done" not in dataset.attrs:
         return dataset
     done = int(dataset.attrs["sequences_done"])

@@ -25,6 +25,7 @@ PAGES = [
     "docs/recipes.md",
     "docs/statistics.md",
     "docs/measurements.md",
+    "docs/measurements/sweep.md",
     "docs/measurements/stages.md",
     "docs/probes.md",
     "docs/families.md",

@@ -49,6 +49,7 @@ ORDER = [
     "robustness.stopping",
     "robustness.lock",
     "robustness.results",
+    "robustness.token_file",
     "robustness.shard",
     # one trace each
     "robustness.memory",

@@ -1,0 +1,137 @@
+"""Values of single tokens: against plain models, in parts, after interruptions."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from families import LAYERS, rebuilt, tiny
+from test_execution import corpus
+
+from robustness import execution, results, token_file
+from robustness.execution import sweep
+from robustness.model import open_model
+from robustness.refusal import Refusal
+from robustness.results import load
+from robustness.schedule import clean, drop
+
+NAMES = ("kl", "agreement", "loss", "entropy", "accuracy")
+
+
+def of_tokens(path):
+    return xr.load_dataset(token_file.beside(path))
+
+
+def test_every_token_is_that_of_a_rebuilt_model(family, tmp_path):
+    plain, text = tiny(family), corpus(sequences=3)
+    sweep(open_model(plain), text, ("drop",), per_token=True, out=tmp_path / "a.nc")
+    data, tokens = of_tokens(tmp_path / "a.nc"), torch.from_numpy(text.tokens)
+    assert data.kl.dims == ("intervention", "layer", "sequence", "token")
+    np.testing.assert_array_equal(data.token_id, text.tokens)
+    for layer in range(LAYERS):
+        with torch.no_grad():
+            p, q = (
+                torch.log_softmax(each(tokens, use_cache=False).logits, -1)
+                for each in (plain, rebuilt(plain, drop(clean(LAYERS), layer)))
+            )
+        here = data.sel(intervention="drop", layer=layer).isel(token=slice(1, -1))
+        kl = (p.exp() * (p - q)).sum(-1)[:, 1:-1]
+        np.testing.assert_allclose(here.kl, kl, atol=1e-10)
+        following = -q[:, :-1].gather(-1, tokens[:, 1:, None])[:, 1:, 0]
+        np.testing.assert_allclose(here.loss, following, atol=1e-10)
+        np.testing.assert_array_equal(here.agreement, (p.argmax(-1) == q.argmax(-1))[:, 1:-1])
+    assert data.kl.isel(token=[0, -1]).isnull().all()
+
+
+@pytest.mark.parametrize("lengths", [None, [12, 7, 3, 12, 9, 5]])
+def test_means_of_tokens_are_what_the_file_of_sequences_holds(gpt2, tmp_path, lengths):
+    text = corpus(sequences=6, lengths=lengths)
+    whole = sweep(gpt2, text, per_token=True, batch_tokens=24, out=tmp_path / "a.nc")
+    data = of_tokens(tmp_path / "a.nc")
+    for name in (*NAMES, "clean_loss", "clean_entropy", "clean_accuracy"):
+        np.testing.assert_allclose(data[name].mean("token"), whole[name], atol=1e-12, err_msg=name)
+        assert data[name].attrs["units"] == whole[name].attrs["units"]
+    assert data.document.values.tolist() == whole.document.values.tolist()
+    assert data.attrs["created"] and data.attrs["per_token"] == "yes"
+    averaged = results.measured(load(token_file.beside(tmp_path / "a.nc")))
+    np.testing.assert_allclose(averaged.kl, whole.kl, atol=1e-12)
+    assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
+
+
+def test_on_a_server_it_is_the_same(model, strict_model, tmp_path):
+    for name, opened in (("here", model), ("there", strict_model)):
+        sweep(opened, corpus(sequences=2), per_token=True, out=tmp_path / f"{name}.nc")
+    here, there = (of_tokens(tmp_path / f"{name}.nc") for name in ("here", "there"))
+    xr.testing.assert_allclose(here, there)
+
+
+class Stop(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_an_interrupted_run_goes_on_and_leaves_the_same(gpt2, tmp_path, monkeypatch, after):
+    text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
+    sweep(gpt2, text, out=tmp_path / "whole.nc", **options)
+
+    def stop(done, _):
+        if done >= 2 * after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        sweep(gpt2, text, out=tmp_path / "a.nc", progress=stop, **options)
+    measured, run = [], execution.measure
+    monkeypatch.setattr(
+        execution, "measure", lambda *args, **more: measured.append(1) or run(*args, **more)
+    )
+    sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    assert len(measured) == 3 - after
+    xr.testing.assert_identical(
+        of_tokens(tmp_path / "a.nc").drop_attrs(), of_tokens(tmp_path / "whole.nc").drop_attrs()
+    )
+    sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    assert len(measured) == 3 - after, "nothing is left to be done"
+
+
+def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
+    gpt2, tmp_path, monkeypatch
+):
+    text, options = corpus(sequences=4), {"per_token": True, "batch_tokens": 24}
+    with monkeypatch.context() as patch:
+        patch.setattr(token_file.Tokens, "finish", lambda self: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    assert (tmp_path / "a.nc").exists() and not (tmp_path / "a.tokens.nc").exists()
+    sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    np.testing.assert_allclose(
+        of_tokens(tmp_path / "a.nc").kl.mean("token"), load(tmp_path / "a.nc").kl
+    )
+    assert not (tmp_path / "a.tokens.parts").exists()
+
+
+def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
+    text = corpus(sequences=4)
+    with pytest.raises(Refusal, match="say where"):
+        sweep(gpt2, text, per_token=True)
+    with pytest.raises(Refusal, match="stops by itself"):
+        sweep(gpt2, text, per_token=True, until_se=0.1, out=tmp_path / "a.nc")
+    sweep(gpt2, text, out=tmp_path / "a.nc")
+    with pytest.raises(Refusal, match="per_token"):
+        sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc")
+    sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc", fresh=True)
+    (tmp_path / "a.tokens.nc").unlink()
+    with pytest.raises(Refusal, match=r"a\.tokens\.nc is not there.*--fresh"):
+        sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc")
+
+
+def test_no_more_than_a_batch_is_held(gpt2, tmp_path, monkeypatch):
+    """What is read back while the file is made is one part at a time, of one batch."""
+    sizes, read = [], results.load_part
+
+    def load_part(path):
+        found = read(path)
+        sizes.append(found.sizes["sequence"])
+        return found
+
+    monkeypatch.setattr(results, "load_part", load_part)
+    sweep(gpt2, corpus(sequences=6), per_token=True, batch_tokens=24, out=tmp_path / "a.nc")
+    assert sizes == [2, 2, 2]
