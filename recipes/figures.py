@@ -108,6 +108,7 @@ def agreement_by_layers(models: Models) -> Figure:
         )
     axis.margins(x=0.3)
     axis.set_xlabel("layers")
+    axis.set_xticks(sorted({files.layers for files in able}))
     axis.set_ylabel("interior agreement with the clean model")
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
