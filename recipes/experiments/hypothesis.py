@@ -36,11 +36,15 @@ def bounds(files: Files) -> list[int]:
 
 
 def by_stage(values: xr.DataArray, files: Files) -> list[xr.DataArray]:
-    """Mean of a curve over the layers of each of the four stages."""
+    """Mean of a curve over the layers of each of the four stages.
+
+    A curve of swaps ends a layer early, and a last stage of one layer is then left out.
+    """
     edges = bounds(files)
     return [
         values.isel(layer=slice(begin, end)).mean("layer", skipna=False)
         for begin, end in pairwise(edges)
+        if begin < values.sizes["layer"]
     ]
 
 
