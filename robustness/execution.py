@@ -464,7 +464,7 @@ def _in_portions(
                 portions.plan,
                 matrix,
                 work.divergences,
-                per_token=work.per_token,
+                work.per_token,
             )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -505,7 +505,6 @@ def measure(
     plan: Plan,
     matrix: tuple[Tensor | None, Tensor | None],
     divergences: Sequence[str] = ("kl",),
-    *,
     per_token: bool = False,
 ) -> dict[str, NDArray[Any]]:
     """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
