@@ -61,9 +61,8 @@ def examine(model: Model) -> Anatomy:
                     stream = sublayers.handed(layer, which, hidden, known)
                     gave.append(sublayers.seen(layer, which, stream, hidden, known))
                 written.append(gave)
-            out = block.output
             entering.append(hidden)
-            leaving.append(out[0] if isinstance(out, tuple) else out)
+            leaving.append(interpreter.first(block.output))
         final = norms[0].input if norms else head.input
         interpreter.pass_over(head)
         errors = nnsight.save({})

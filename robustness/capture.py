@@ -100,8 +100,7 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
     if "mlp" in needs:
         captured["mlp"] = sublayers.seen(layer, sublayers.MLP, between, residual, parts)
     if "output" in needs:
-        out = block.output
-        captured["output"] = out[0] if isinstance(out, tuple) else out
+        captured["output"] = interpreter.first(block.output)
     # Sublayers of a block may be on several devices.
     return interpreter.move(captured, residual.device)
 

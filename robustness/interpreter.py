@@ -65,8 +65,12 @@ def pass_over(head: Any) -> None:
 def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
     """Run a block on states stacked along the batch, and return its output, of the same shape."""
     rest, named = context
-    out = block(hidden, *rest, **named)
-    return out[0] if isinstance(out, tuple) else out
+    return first(block(hidden, *rest, **named))
+
+
+def first(out: Any) -> Tensor:
+    """Return the first of what a module returns: it may return several things, or one."""
+    return out[0] if isinstance(out, (tuple, list)) else out
 
 
 def as_returned(hidden: Tensor, count: int) -> Any:

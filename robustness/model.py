@@ -392,6 +392,7 @@ def open_model(
         return _check_itself(model)
     except Refusal:
         raise
+    # Whatever a model's own code raises.
     except Exception as error:
         raise Refusal(
             f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
@@ -502,7 +503,7 @@ def find_paths(module: Any) -> Paths:
         raise Refusal(f"{name} cannot be opened: {missing} was not found in it")
     try:
         calls = flow.record(module, _tokens(config))
-    except Exception as error:
+    except Exception as error:  # whatever its code raises
         raise Refusal(f"{name} cannot be opened: {first_line(error)}") from error
     order = sorted(calls, key=lambda call: call.began)
     times: dict[str, list[flow.Call]] = {}
@@ -682,7 +683,7 @@ def _check_itself(model: Model) -> Model:
         with traced.trace(two, use_cache=False):
             states, contexts = interpreter.enter(blocks)
             left = blocks[-1].output
-            found["returns"] = len(left) if isinstance(left, tuple) else 0
+            found["returns"] = len(left) if isinstance(left, (tuple, list)) else 0
             found["grows"] = interpreter.growing(interpreter.sizes(contexts), sizes)
             found["device"] = states[0].device.type
             found["attention"] = str(traced.config._attn_implementation)

@@ -80,9 +80,8 @@ def seen(
         What `handed` returned.
     """
     _, main, after, _ = parts["sublayers"][layer][which]
-    out = (*after[-1:], main)[0].output
     # Copied, because some models add to it in place; some MLPs see one long text.
-    out = (out[0] if isinstance(out, tuple) else out).clone().view_as(like)
+    out = interpreter.first((*after[-1:], main)[0].output).clone().view_as(like)
     return scaled(out if stream is None else out - stream, layer, which, parts)
 
 

@@ -1,16 +1,25 @@
 """Uncertainty of means over sequences, which within a document are not independent."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import scipy.stats
 import xarray as xr
+from numpy.typing import NDArray
 
 DRAWS = 1000
 """Samples of a bootstrap."""
 
 DRAWN_FROM = "drawn_from"
 """Scalar coordinate of draws: how many documents, or other independent units, they are of."""
+
+
+def _sums(numbers: NDArray[np.float64], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return sums over each document, along the last dimension, and how many values it has."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    return np.add.reduceat(numbers[..., order], starts, axis=-1), sizes
 
 
 def standard_error(values: xr.DataArray) -> xr.DataArray:
@@ -30,15 +39,12 @@ def standard_error(values: xr.DataArray) -> xr.DataArray:
     DataArray
         Without `sequence`; NaN where there is a single document, or a value is missing.
     """
-    labels = values["document"].values
-    order = np.argsort(labels, kind="stable")
-    starts = np.unique(labels[order], return_index=True)[1]
     numbers = values.transpose(..., "sequence").values.astype(np.float64)
     residual = numbers - numbers.mean(-1, keepdims=True)
-    per_document = np.add.reduceat(residual[..., order], starts, axis=-1)
-    documents = len(starts)
+    per_document, sizes = _sums(residual, values["document"].values)
+    documents = len(sizes)
     factor = documents / (documents - 1) if documents > 1 else np.nan
-    error = np.sqrt(np.square(per_document).sum(-1) * factor) / len(labels)
+    error = np.sqrt(np.square(per_document).sum(-1) * factor) / sizes.sum()
     rest = values.isel(sequence=0, drop=True)
     return rest.astype(np.float64, keep_attrs=False).copy(data=error)
 
@@ -75,17 +81,15 @@ def drawn(
         labels = values["document"].values
     else:
         labels = np.arange(values.sizes[over])
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    count = len(starts)
+    numbers = values.transpose(..., over).values.astype(np.float64)
+    per_document, sizes = _sums(numbers.reshape(-1, len(labels)), labels)
+    count = len(sizes)
     random = np.random.default_rng(seed)
     weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
     if count < 2:
         weights[:] = np.nan
     weights = np.concatenate([np.ones((1, count)), weights])
-    numbers = values.transpose(over, ...).values.astype(np.float64)
-    per_document = np.add.reduceat(numbers.reshape(len(labels), -1)[order], starts)
-    means = weights @ per_document / (weights @ sizes)[:, None]
+    means = weights @ per_document.T / (weights @ sizes)[:, None]
     rest = values.isel({over: 0}, drop=True)
     return xr.DataArray(
         means.reshape(-1, *rest.shape),
@@ -158,16 +162,13 @@ def bootstrap(
         Without `sequence`, with `end` (low, high) last; NaN where there are fewer than two
         documents, or a value is missing.
     """
-    labels = values["document"].values
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     rest = values.isel(sequence=0, drop=True)
     numbers = values.transpose(..., "sequence").values.astype(np.float64)
-    rows = numbers.reshape(-1, len(labels))[:, order]
+    rows = numbers.reshape(-1, numbers.shape[-1])
     known = np.isfinite(rows).all(1)
     ends = np.full((len(rows), 2), np.nan)
-    if len(starts) > 1 and known.any():
-        sums = np.add.reduceat(rows[known], starts, axis=1)
+    sums, sizes = _sums(rows[known], values["document"].values)
+    if len(sizes) > 1 and known.any():
         counts = np.broadcast_to(sizes.astype(np.float64), sums.shape)
         for method in ("percentile", "BCa"):
             with warnings.catch_warnings(), np.errstate(invalid="ignore"):

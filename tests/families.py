@@ -153,6 +153,7 @@ SPECS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmo2": ("olmo2", "model.layers", _GROUPED),
     "olmo3": ("olmo3", "model.layers", {**_WINDOWED, **_TYPES}),
     "olmoe": ("olmoe", "model.layers", {**_GROUPED, **_EXPERTS}),
+    "openai-gpt": ("openai-gpt", "transformer.h", _GPT2),
     "opt": ("opt", "model.decoder.layers", _OPT),
     "opt-350m": (
         "opt",

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 
 ATTENTION = {
-    **dict.fromkeys(("gpt2", "gptj", "codegen", "gpt_bigcode", "gpt_neo", "mpt"), "attn"),
+    **dict.fromkeys(
+        ("gpt2", "gptj", "codegen", "gpt_bigcode", "gpt_neo", "mpt", "openai-gpt"), "attn"
+    ),
     **dict.fromkeys(("bloom", "falcon", "falcon-alibi", "falcon-new"), "self_attention"),
     "gpt_neox": "attention",
 }
@@ -29,20 +31,7 @@ SUMMING = {"bloom": ("self_attention", "mlp"), "mpt": ("ffn",)}
 
 FACTOR = {"granite": 0.22}
 NORMS = {
-    **dict.fromkeys(
-        (
-            "gpt2",
-            "gptj",
-            "codegen",
-            "gpt_bigcode",
-            "gpt_neo",
-            "bloom",
-            "falcon",
-            "falcon-alibi",
-            "falcon-new",
-        ),
-        "transformer.ln_f",
-    ),
+    **{family: "transformer.ln_f" for family, path in BLOCKS.items() if path == "transformer.h"},
     "gpt_neox": "gpt_neox.final_layer_norm",
     "phi": "model.final_layernorm",
     "persimmon": "model.final_layernorm",
@@ -51,6 +40,7 @@ NORMS = {
     "opt": "model.decoder.final_layer_norm",
     "opt-projected": "model.decoder.final_layer_norm",
 }
+NORMLESS = {"openai-gpt", "opt-350m"}
 PROJECTIONS = {name: "model.decoder.project_out" for name in ("opt-350m", "opt-projected")}
 PARALLEL = {
     "gpt_neox",
@@ -62,30 +52,6 @@ PARALLEL = {
     "falcon",
     "falcon-new",
     "stablelm-parallel",
-}
-CENTRED = {
-    "gpt2",
-    "gpt_neox",
-    "phi",
-    "gptj",
-    "codegen",
-    "gpt_bigcode",
-    "gpt_neo",
-    "bloom",
-    "falcon",
-    "falcon-alibi",
-    "falcon-new",
-    "cohere",
-    "cohere2",
-    "mpt",
-    "nemotron",
-    "olmo",
-    "opt",
-    "opt-projected",
-    "persimmon",
-    "stablelm",
-    "stablelm-parallel",
-    "starcoder2",
 }
 EXCEEDING = {"gemma", "gemma2", "gemma3", "nemotron"}
 """Whose norms keep what the gain exceeds 1 by."""
@@ -107,14 +73,14 @@ def run(model: Module, tokens: Tensor) -> dict[str, Any]:
 
     def keep(name):
         def hook(_module, _args, output):
-            output = output[0] if isinstance(output, tuple) else output
+            output = output[0] if isinstance(output, (tuple, list)) else output
             seen[name].append(output.detach().clone())
 
         return hook
 
     def keep_added(name, adds):
         def hook(_module, args, output):
-            output = output[0] if isinstance(output, tuple) else output
+            output = output[0] if isinstance(output, (tuple, list)) else output
             output = output - args[1] if adds else output * FACTOR.get(family, 1)
             seen[name].append(output.detach().clone().view_as(seen["in"][-1]))
 
@@ -138,7 +104,8 @@ def run(model: Module, tokens: Tensor) -> dict[str, Any]:
                 adds = part in SUMMING.get(family, ())
                 hook = keep_added(name, adds)
                 handles.append(block.get_submodule(part).register_forward_hook(hook))
-    first = model.get_submodule(_tail(family)[0])
+    tail = _tail(family)
+    first = model.get_submodule(tail[0]) if tail else model.get_output_embeddings()
     handles.append(first.register_forward_pre_hook(keep_input("final"), with_kwargs=True))
     with torch.no_grad():
         patterns = model.config._attn_implementation == "eager"
@@ -150,8 +117,14 @@ def run(model: Module, tokens: Tensor) -> dict[str, Any]:
 
 def _tail(family: str) -> list[str]:
     """Return where the final norm and a projection after it are."""
-    norm = [] if family == "opt-350m" else [NORMS.get(family, "model.norm")]
+    norm = [] if family in NORMLESS else [NORMS.get(family, "model.norm")]
     return [*norm, *([PROJECTIONS[family]] if family in PROJECTIONS else [])]
+
+
+def centred(model: Module) -> bool:
+    """Whether the final norm takes the mean out: by its class, which is of either kind."""
+    norm, *_ = [*_tail(model.family), ""]
+    return "LayerNorm" in type(model.get_submodule(norm)).__name__
 
 
 def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
@@ -159,7 +132,7 @@ def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
     family, head = model.family, model.get_output_embeddings()
     seen = run(model, tokens)
     tail = [model.get_submodule(path) for path in _tail(family)]
-    norm = tail[0]
+    norm = tail[0] if tail else None
     squash = SQUASHED.get(family, lambda logits: logits)
     final = torch.log_softmax(seen["logits"], -1)[:, 1:-1]
     following = tokens[:, 2:, None]
@@ -169,7 +142,7 @@ def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
         eps = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
         if family == "olmo":
             eps = 1e-5
-        if family in CENTRED:
+        if centred(model):
             state = state - state.mean(-1, keepdim=True)
         return torch.sqrt((state**2).mean(-1, keepdim=True) + eps)
 
@@ -178,8 +151,8 @@ def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
             values.append([])
         for state in [*seen["in"], seen["final"][0]]:
             with torch.no_grad():
-                if frozen and family != "opt-350m":
-                    moved = state - state.mean(-1, keepdim=True) if family in CENTRED else state
+                if frozen and family not in NORMLESS:
+                    moved = state - state.mean(-1, keepdim=True) if centred(model) else state
                     gain = getattr(norm, "weight", torch.ones(()))
                     gain = gain + 1 if family in EXCEEDING else gain
                     normed = moved / scale(seen["final"][0]) * gain
@@ -238,7 +211,7 @@ def norms(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
 
     def over(make):
         kinds = [lambda x: x]
-        if family in CENTRED:
+        if centred(model):
             kinds.append(lambda x: x - x.mean(-1, keepdims=True))
         return np.stack([statistics(make(kind)) for kind in kinds])
 
@@ -277,9 +250,9 @@ def norms(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
 
 def similarity(model: Module, tokens: Tensor) -> np.ndarray:
     """Cosines (comparison, component, processing, layer, sequence) from models rebuilt in order."""
-    family, layers = model.family, model.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
     seen = run(model, tokens)
-    processings = 2 if family in CENTRED else 1
+    processings = 2 if centred(model) else 1
     found = np.full((5, 2, processings, layers, len(tokens)), np.nan)
     for low in range(layers - 1):
         order = list(range(layers))

@@ -34,6 +34,7 @@ UNFIT = {
     "falcon-new": {"attention"},
     "gemma4": {"norms", "similarity"},
     "mamba": {"attention", "norms", "similarity"},
+    "openai-gpt": {"attention", "norms", "similarity"},
     "opt-350m": {"norms", "similarity"},
 }
 """What is refused of a family, of what there is."""
@@ -119,9 +120,9 @@ def test_what_cannot_be_measured_is_refused_with_a_reason(family, model):
         assert "\n" not in str(refused.value)
 
 
-def test_how_blocks_and_logits_are_put_together_is_measured(family, model):
+def test_how_blocks_and_logits_are_put_together_is_measured(family, model, plain):
     found = examine(model)
-    assert found.centres == (family in reference.CENTRED)
+    assert found.centres == reference.centred(plain)
     if "norms" not in UNFIT.get(family, ()):
         assert found.parallel == (family in reference.PARALLEL)
         assert set(found.factors) == {(reference.FACTOR.get(family, 1.0),) * 2}
