@@ -774,12 +774,12 @@ def pretrain(
 def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iterator[str]:
     """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
     from robustness import shard as shards
-    from robustness.execution import READOUT_NAMES, lay_out
     from robustness.execution import sweep as run
     from robustness.results import command_line
     from robustness.schedule import from_text, layers_from_text
     from robustness.stopping import check_bound
     from robustness.sweep import PAIRS
+    from robustness.work import READOUT_NAMES, lay_out
 
     if options["until_se"] is not None:
         check_bound(options["until_se"])

@@ -18,8 +18,9 @@ from sweep import build, make_corpus
 
 from robustness.corpus import cut
 from robustness.cost import estimate
-from robustness.execution import lay_out, sweep
+from robustness.execution import sweep
 from robustness.model import open_model
+from robustness.work import lay_out
 
 TOKENS = {"builtin": 8192, "gpt2-small": 1024}
 

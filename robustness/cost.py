@@ -26,9 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from robustness import readout, results
-from robustness.execution import Work, measure
+from robustness.execution import measure
 from robustness.model import Model
 from robustness.plan import RUN, Plan
+from robustness.work import Work
 
 SHORT = 64
 """Tokens of the shorter sequence of the calibration."""
@@ -79,7 +80,7 @@ def estimate(work: Work) -> Cost:
     Parameters
     ----------
     work : Work
-        As from `execution.lay_out`.
+        As from `work.lay_out`.
     """
     model, plan = work.model, work.plan(work.cap)
     called = [part for kind, step, *_ in plan.rows if kind == RUN for part in parts_of(step)]

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +25,16 @@ from robustness import (
     stopping,
     token_file,
 )
-from robustness import shard as shards
-from robustness.corpus import SHORTEST, Corpus
+from robustness.batches import Progress, check_tokens, queries
+from robustness.corpus import Corpus
 from robustness.memory import Portions, is_out_of_memory
-from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS, Metric
+from robustness.metrics import NONFINITE
 from robustness.model import Model
-from robustness.plan import Plan, compile_plan
+from robustness.plan import Plan
 from robustness.refusal import Refusal
 from robustness.schedule import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.shard import Shard
-from robustness.sweep import schedules as sweep_schedules
-
-BATCH_TOKENS = {"cpu": 1024}
-"""Tokens of text in a trace where none are asked for, by kind of device."""
-
-BATCH_TOKENS_ELSEWHERE = 8192
-
-STACKED_TOKENS = {"cpu": 2048}
-"""Tokens that go through a block together where no cap is asked for, by kind of device."""
-
-STACKED_TOKENS_ELSEWHERE = 65536
-
-ROOM = 256
-"""The most schedules in a group of a plan: about as many states are alive at once."""
-
-READOUT_NAMES = tuple(metric.name for metric in READOUTS)
-
-Progress = Callable[[int, int], object]
-"""Told how many sequences are done, and how many there are."""
+from robustness.work import READOUT_NAMES, Work, lay_out
 
 # A rewired model asks for its blocks at every step of a generation, and so for one step too many.
 warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
@@ -136,7 +117,7 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
     """
     schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
     ids = torch.as_tensor(np.asarray(tokens), device=model.device)
-    _check_tokens(model, ids)
+    check_tokens(model, ids)
     model = dissection.ready(model, [schedule])
     order = [plain(step) for step in schedule]
     parts, attentions = dissection.parts(model, order)
@@ -312,123 +293,6 @@ def sweep(
         return run.finish(**stopping.record(run.measured(), read))
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What a sweep is to do, before any of it is run."""
-
-    model: Model
-    """With what is known of its sublayers, where a schedule has any."""
-    corpus: Corpus
-    """All of the text, or a shard of it."""
-    runs: list[Schedule]
-    labels: results.Labels
-    parts: list[slice]
-    """The sequences of every batch."""
-    cap: int
-    chosen: list[Metric]
-    kept: list[Metric]
-    """Readouts of the clean run."""
-    blank: xr.Dataset
-    """What is to be filled, with settings and provenance."""
-    per_token: bool
-
-    @property
-    def divergences(self) -> list[str]:
-        """The kinds of KL that are read."""
-        return [metric.name for metric in self.chosen if metric.name == "kl"]
-
-    def plan(self, cap: int) -> Plan:
-        """Compile the schedules."""
-        return compile_plan(self.runs, clean(self.model.layers), cap=cap, room=ROOM)
-
-    def tokens(self, rows: slice) -> int:
-        """Return how many tokens a batch has when its sequences are filled up."""
-        return (rows.stop - rows.start) * int(self.corpus.lengths[rows].max())
-
-    def complete(self, dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
-        """Add what follows from the most likely tokens of all sequences."""
-        kind = next(dataset[metric.name].dtype for metric in self.chosen)
-        share = self.labels.spread(results.modal_share(tally, kind))
-        return dataset.assign({MODAL_SHARE.name: (self.labels.dims, share, MODAL_SHARE.attrs)})
-
-
-def lay_out(
-    model: Model,
-    corpus: Corpus,
-    interventions: Sequence[str] = ("drop", "swap"),
-    *,
-    schedules: Sequence[Schedule] = (),
-    layers: Sequence[int] | None = None,
-    readouts: Sequence[str] = READOUT_NAMES,
-    batch_tokens: int | None = None,
-    cap: int | None = None,
-    until_se: float | None = None,
-    shard: Shard | None = None,
-    per_token: bool = False,
-    command: str = "",
-) -> Work:
-    """Check what is asked of a sweep, and return what it is to do; as for `sweep`."""
-    strange = [name for name in readouts if name not in READOUT_NAMES]
-    if strange or not readouts:
-        what = f"no readout {strange[0]!r}" if strange else "no readout was asked for"
-        raise Refusal(f"{what}; there are: {', '.join(READOUT_NAMES)}")
-    if until_se is not None:
-        stopping.check_bound(until_se)
-        if "kl" not in readouts:
-            raise Refusal("--until-se looks at the KL, which is not among the readouts asked for")
-        if per_token:
-            raise Refusal("a run that stops by itself keeps no single tokens: leave one out")
-        if shard is not None:
-            raise Refusal(
-                "a shard does not know when all of them have enough: leave out --until-se"
-            )
-    if schedules:
-        if layers is not None:
-            raise Refusal("layers go with interventions, not with schedules of one's own")
-        runs = [check(schedule, model.layers) for schedule in schedules]
-        labels = results.schedule_labels(runs)
-        asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
-    else:
-        named = sweep_schedules(interventions, model.layers, layers)
-        runs = list(named.values())
-        labels = results.sweep_labels(named, model.layers, layers)
-        kind = "pairs" if "layer_to" in labels.dims else "sweep"
-        asked = {"measurement": kind, "interventions": ", ".join(interventions)}
-        if layers is not None:
-            asked["layers"] = ", ".join(map(str, labels.coords["layer"]))
-    check_corpus(model, corpus)
-    model = dissection.ready(model, runs)
-    batch_tokens = batch_tokens or tokens_of_text(model)
-    parts = corpus.batches(batch_tokens)
-    cap = cap or state_cap(model, parts[0].stop * corpus.context)
-    described, first = corpus.settings(), 0
-    if shard is not None:
-        whole, rows = corpus, shard.rows(parts)
-        corpus, first = whole.part(rows), rows.start
-        parts, described = corpus.batches(batch_tokens), shards.settings(whole, corpus, shard)
-    settings = {
-        **model.identity,
-        **described,
-        **asked,
-        "batch_tokens": batch_tokens,
-        "state_cap": cap,
-        "until_se": until_se,
-        "per_token": "yes" if per_token else None,
-    }
-    chosen = [metric for metric in READOUTS if metric.name in readouts]
-    kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
-    variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
-    variables |= {metric.name: (metric, ("sequence",)) for metric in kept}
-    variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
-    blank = results.blank(
-        variables,
-        {**labels.coords, **results.sequence_coords(corpus.document, first)},
-        results.provenance(settings, command),
-        model.precision,
-    )
-    return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank, per_token)
-
-
 def _in_portions(
     model: Model,
     work: Work,
@@ -568,71 +432,3 @@ def run_plan(
             )
         )
     return {name: value.numpy() for name, value in measured.items()}
-
-
-def queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
-    """Return which query positions are read, and which of them count for what.
-
-    The query at position t predicts token t + 1. The first and the last query position are left
-    out. In the alignment of the paper's authors, loss takes all that have a next token, and the
-    other readouts all but the first.
-    """
-    width = tokens.shape[1]
-    lengths = torch.from_numpy(corpus.lengths[rows]).to(tokens.device)[:, None]
-    first, last = (0, width) if corpus.authors_alignment else (1, width - 1)
-    query = torch.arange(first, last, device=tokens.device)
-    following = torch.cat([tokens[:, 1:], tokens[:, -1:]], dim=1)
-    compared = (query >= 1) & (query < lengths - (0 if corpus.authors_alignment else 1))
-    predicted = (query >= first) & (query < lengths - 1)
-    return {
-        "targets": following[:, first:last],
-        "first": first,
-        "last": last,
-        "compared": compared,
-        "predicted": predicted,
-    }
-
-
-def tokens_of_text(model: Model) -> int:
-    """Return how many tokens of text a trace has where no number is asked for."""
-    return BATCH_TOKENS.get(model.identity["device"], BATCH_TOKENS_ELSEWHERE)
-
-
-def state_cap(model: Model, tokens: int) -> int:
-    """Return how many states of so many tokens go through a block together."""
-    stacked = STACKED_TOKENS.get(model.identity["device"], STACKED_TOKENS_ELSEWHERE)
-    return max(1, stacked // tokens)
-
-
-def batches(lengths: Sequence[int], tokens: int, begin: int = 0) -> list[slice]:
-    """Divide texts, in order of length, into batches that have so many tokens when filled up."""
-    found = []
-    while begin < len(lengths):
-        end = begin + 1
-        while end < len(lengths) and (end + 1 - begin) * lengths[end] <= tokens:
-            end += 1
-        found.append(slice(begin, end))
-        begin = end
-    return found
-
-
-def check_corpus(model: Model, corpus: Corpus) -> None:
-    """Refuse a corpus whose sequences are too short to be measured, or not for this model."""
-    if corpus.lengths.min() < SHORTEST:
-        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
-    _check_tokens(model, torch.from_numpy(corpus.tokens))
-
-
-def _check_tokens(model: Model, tokens: Tensor) -> None:
-    if tokens.ndim != 2 or not tokens.numel():
-        raise Refusal(f"tokens are of shape (sequence, token), not {tuple(tokens.shape)}")
-    if model.context is not None and tokens.shape[1] > model.context:
-        raise Refusal(
-            f"sequences of {tokens.shape[1]} tokens are longer than {model.name} takes: "
-            f"ask for --context {model.context} or less"
-        )
-    if tokens.max() >= model.vocabulary or tokens.min() < 0:
-        raise Refusal(
-            f"there is no token {int(tokens.max() if tokens.min() >= 0 else tokens.min())}: "
-            f"{model.name} has tokens 0 to {model.vocabulary - 1}"
-        )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from robustness import corpus, sandbox
-from robustness.execution import Progress, rewire
+from robustness.batches import Progress
+from robustness.execution import rewire
 from robustness.model import Model
 from robustness.rebuilding import rebuild
 from robustness.refusal import Refusal

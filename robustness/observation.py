@@ -17,14 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from robustness import capture, results, sandbox
 from robustness.anatomy import Anatomy, examine, parts
+from robustness.batches import Progress, batches, check_corpus, queries, tokens_of_text
 from robustness.corpus import Corpus
-from robustness.execution import (
-    Progress,
-    batches,
-    check_corpus,
-    queries,
-    tokens_of_text,
-)
 from robustness.measurement import MEASUREMENTS, Measurement
 from robustness.model import Model
 from robustness.refusal import Refusal

@@ -23,14 +23,8 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from robustness import checkpoint, dissection, results, sandbox, scoring
-from robustness.execution import (
-    ROOM,
-    Progress,
-    batches,
-    run_plan,
-    state_cap,
-    tokens_of_text,
-)
+from robustness.batches import ROOM, Progress, batches, state_cap, tokens_of_text
+from robustness.execution import run_plan
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.plan import compile_plan

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from robustness import cost
 from robustness.cost import describe, estimate
-from robustness.execution import lay_out, sweep
+from robustness.execution import sweep
 from robustness.model import open_model
 from robustness.plan import compile_plan
 from robustness.schedule import clean, reverse
+from robustness.work import lay_out
 
 ASKED = {"batch_tokens": 36, "cap": 3}
 

@@ -53,6 +53,8 @@ ORDER = [
     "robustness.shard",
     # one trace each
     "robustness.memory",
+    "robustness.batches",
+    "robustness.work",
     "robustness.execution",
     "robustness.rebuilding",
     "robustness.generation",

@@ -12,7 +12,7 @@ from test_execution import assert_equals_surgery, corpus, reference
 
 from recipes.panels import draw
 from recipes.tables import table
-from robustness import dissection, execution, results
+from robustness import dissection, results, work
 from robustness.difference import difference
 from robustness.execution import residuals, rewire, sweep
 from robustness.model import open_model
@@ -62,7 +62,7 @@ def test_a_pair_of_one_block_is_its_drop_and_a_span_of_one_its_repeat(gpt2):
 def test_groups_of_schedules_change_no_number(gpt2, monkeypatch, room):
     text = corpus()
     whole = sweep(gpt2, text, ("drop-pair", "repeat-span"))
-    monkeypatch.setattr(execution, "ROOM", room)
+    monkeypatch.setattr(work, "ROOM", room)
     xr.testing.assert_allclose(
         whole, sweep(gpt2, text, ("drop-pair", "repeat-span")), atol=1e-11, rtol=0
     )
