@@ -29,6 +29,9 @@ from robustness import checkpoint, flow, interpreter, kernels, logits
 from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
+PIECE = 4096
+"""Rows of a matrix that are added up in a wider type at once."""
+
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """What weights can be loaded as; `auto` is what the checkpoint holds."""
 
@@ -232,7 +235,10 @@ class Model:
         # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
         with align_module_device(head):
             weight = kernels.precise(head.weight.detach())
-            weight = weight - weight.mean(0, dtype=_widest(weight.device)).to(weight.dtype)
+            # In pieces: torch would copy all of the matrix into the wider type.
+            wide, pieces = _widest(weight.device), weight.split(PIECE)
+            mean = torch.stack([piece.sum(0, dtype=wide) for piece in pieces]).sum(0) / len(weight)
+            weight = weight - mean.to(weight.dtype)
             if scale != 1.0:
                 weight *= scale
             if head.bias is None:
