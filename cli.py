@@ -56,6 +56,8 @@ def together(*options: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
+SEEDS = click.IntRange(0, 2**32 - 1)
+
 options_of_text = together(
     click.option(
         "--data",
@@ -77,7 +79,9 @@ options_of_text = together(
         help="Tokens in a sequence.  [default: 256, or the model's limit if lower]",
     ),
     click.option("--pack", is_flag=True, help="Join documents instead of dropping tails."),
-    click.option("--seed", default=0, show_default=True, help="Of the documents' order."),
+    click.option(
+        "--seed", type=SEEDS, default=0, show_default=True, help="Of the documents' order."
+    ),
     click.option(
         "--paper-compat",
         is_flag=True,
@@ -233,7 +237,7 @@ def sweep(model: str, **options: Any) -> None:
         raise click.UsageError(
             "--schedule goes without interventions, such as --drop, and without --layers"
         )
-    for line in _sweep(model, names or ["drop", "swap"], options):
+    for line in _sweep(model, names, options):
         click.echo(line)
 
 
@@ -315,7 +319,9 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
     help="For subjoiner: a word's.",
 )
 @click.option("--items", type=click.IntRange(1), help="The most windows or words that are taken.")
-@click.option("--seed", default=0, show_default=True, help="Of all that is drawn at random.")
+@click.option(
+    "--seed", type=SEEDS, default=0, show_default=True, help="Of all that is drawn at random."
+)
 @options_of_model
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
 @click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/TASK.nc]")
@@ -368,7 +374,9 @@ def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
 
 @stages.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="Of the documents that are drawn.")
+@click.option(
+    "--seed", type=SEEDS, default=0, show_default=True, help="Of the documents that are drawn."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: DIRECTORY/stages.nc]")
 def segment(directory: Path, seed: int, out: Path | None) -> None:
     """Divide a model's layers into stages, from the files in DIRECTORY.
@@ -555,7 +563,7 @@ options_of_statistics = together(
     show_default=True,
     help="0 takes the most likely token each time; above, tokens are drawn.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
+@click.option("--seed", type=SEEDS, default=0, show_default=True, help="Of what is drawn.")
 @options_of_model
 @click.option("--quiet", is_flag=True, help="No progress.")
 def generate(model: str, prompt: str, **options: Any) -> None:
@@ -716,7 +724,7 @@ def models(remote: bool, host: str | None) -> None:
 @click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
 @click.option("--learning-rate", type=float, default=2e-3, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEEDS, default=0, show_default=True)
 @click.option("--compile", is_flag=True, help="Compile the model first; needs a C++ compiler.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), help="A model whose tokenizer is used instead."
@@ -771,7 +779,7 @@ def pretrain(
     click.echo(directory)
 
 
-def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iterator[str]:
+def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str]:
     """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
     from robustness import shard as shards
     from robustness.execution import sweep as run
@@ -801,11 +809,11 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iter
     if options["dry_run"]:
         from robustness.cost import describe, estimate
 
-        rows = describe(estimate(lay_out(model, corpus, interventions, **asked)))
+        rows = describe(estimate(lay_out(model, corpus, names or None, **asked)))
         width = max(len(title) for title, _ in rows)
         yield from (f"{title:{width}}  {value}" for title, value in rows)
         return
-    pairs = any(name in PAIRS for name in interventions)
+    pairs = any(name in PAIRS for name in names)
     experiment = "schedules" if schedules else "pairs" if pairs else "sweep"
     whole = OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
     out = options["out"] or (shard.beside(whole) if shard else whole)
@@ -813,7 +821,7 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iter
         dataset = run(
             model,
             corpus,
-            interventions,
+            names or None,
             **asked,
             out=out,
             fresh=not options["resume"],
@@ -830,7 +838,7 @@ def _sweep(name: str, interventions: list[str], options: dict[str, Any]) -> Iter
 
 def _reached(dataset: Any) -> str:
     """Say where a run stopped that was to stop when it knew enough."""
-    from robustness.stopping import is_enough
+    from robustness.stopping import FEWEST_DOCUMENTS, is_enough
 
     attrs = dataset.attrs
     text = (
@@ -839,7 +847,10 @@ def _reached(dataset: Any) -> str:
     )
     if is_enough(dataset, attrs["until_se"]):
         return text
-    return f"all of the text did not reach {attrs['until_se']:g}: {text}; read more --tokens"
+    missed = f"all of the text did not reach {attrs['until_se']:g}"
+    if attrs["documents"] < FEWEST_DOCUMENTS:
+        missed = f"no run stops before {FEWEST_DOCUMENTS} documents, and the text is of fewer"
+    return f"{missed}: {text}; read more --tokens, into another --out"
 
 
 def _interventions(options: dict[str, Any]) -> list[str]:
@@ -1163,14 +1174,17 @@ def _progress(
     """Show how far long work is: as a bar in a terminal, as a line now and then in a log."""
     from tqdm import tqdm
 
-    said = monotonic()
+    said, begun = monotonic(), False
     with tqdm(total=total, unit=unit, disable=quiet or None, file=sys.stderr) as bar:
 
         def show(done: int, whole: int) -> None:
-            nonlocal said
+            nonlocal said, begun
             bar.total = whole
-            if not bar.n:
+            if not begun:
                 bar.initial = done  # what an earlier run did says nothing about this one's speed
+                if done and bar.disable and not quiet:
+                    click.echo(f"stages: going on from {done} of {whole} {unit}", err=True)
+            begun = True
             bar.update(done - bar.n)
             if bar.disable and not quiet and monotonic() - said >= LINE_EVERY:
                 said = monotonic()

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
+import scipy.stats
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -28,16 +29,27 @@ MARKERS = "osD^vPX"
 BAND = 1.96
 """Standard errors either side of a mean: 95 % where it is normal."""
 
+TICKS = 16
+"""The most layers of which each has a tick."""
 
-def normal(values: xr.DataArray) -> xr.DataArray:
-    """Return the ends of the band around a mean over sequences, (…, end)."""
+
+def of_errors(values: xr.DataArray) -> xr.DataArray:
+    """Return the ends of the 95 % band around a mean over sequences, (…, end).
+
+    As many standard errors either side as Student's t has for so many documents.
+    """
     mean, error = values.mean("sequence", skipna=False), standard_error(values)
-    return xr.concat(
-        [mean - BAND * error, mean + BAND * error], xr.Variable("end", ["low", "high"])
-    )
+    documents = np.unique(values["document"]).size
+    half = error * scipy.stats.t.ppf(0.975, max(1, documents - 1))
+    return xr.concat([mean - half, mean + half], xr.Variable("end", ["low", "high"]))
 
 
-_BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=normal)
+_BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=of_errors)
+
+
+def ends(values: xr.DataArray) -> xr.DataArray:
+    """Return the ends of the band around a mean over sequences, (…, end), of the kind asked for."""
+    return _BANDS.get()(values)
 
 
 @contextmanager
@@ -55,19 +67,24 @@ def svg_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "stages"})
 
 
-def lines(axis: Axes, values: xr.DataArray, names: str, label: str) -> None:
+def lines(axis: Axes, values: xr.DataArray, names: str, label: str, *, log: bool = False) -> None:
     """Draw means over sequences against layer or depth, with a band, a line for each name."""
     along = "depth" if "depth" in values.dims else "layer"
-    mean, ends = values.mean("sequence", skipna=False), _BANDS.get()(values)
+    mean, around = values.mean("sequence", skipna=False), ends(values)
+    log = log and bool((mean > 0).any())
     for index, name in enumerate(values[names].values):
-        line, band = mean.sel({names: name}), ends.sel({names: name})
+        line, band = mean.sel({names: name}), around.sel({names: name})
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         axis.plot(line[along], line, color=colour, marker=marker, markersize=4, label=str(name))
         lower, upper = (band.sel(end=end).fillna(line) for end in ("low", "high"))
-        if values.name == "kl" and (line > 0).any():
+        if log:  # where a band may not reach zero
             lower = lower.clip(min=line / 10)
         axis.fill_between(line[along], lower, upper, color=colour, alpha=0.25, linewidth=0)
+    if log:
+        axis.set_yscale("log")
     whole_numbers(axis, label)
+    if values.sizes[along] <= TICKS:
+        axis.set_xticks(values[along].values)
 
 
 def bounded(

@@ -1,36 +1,59 @@
 """Datasets to figures: nothing is measured and no file is touched."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.colors import CenteredNorm, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
 from recipes.drawing import (
     BAND,
     COLOURS,
     MARKERS,
+    TICKS,
     bands,
     bounded,
+    ends,
     heat_map,
     lines,
-    normal,
+    of_errors,
     whole_numbers,
 )
 from recipes.files import task_metric
+from recipes.tables import counted
 from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
 from robustness.results import measured
-from robustness.uncertainty import bootstrap, standard_error
+from robustness.uncertainty import bootstrap
 
 FIRST = "layer (the first that is changed)"
+
+SINGLE = {"drop", "attention-drop", "mlp-drop"}
+"""Interventions that change one layer."""
 
 READINGS = {
     "kl": ("KL(clean ‖ intervened) [nat]", "Change of the prediction"),
     "agreement": ("share of tokens with the clean top-1", "Agreement with the clean model"),
+    "loss": ("cross-entropy of the next token [nat]", "Loss"),
+    "entropy": ("entropy of the prediction [nat]", "Entropy"),
+    "accuracy": ("share of tokens with the right top-1", "Accuracy"),
 }
-"""Of a sweep's main readouts the label and the title."""
+"""Of a sweep's readouts the label and the title."""
+
+DIFFERENCES = {name: f"{name} [nat]" for name in ("loss", "entropy")} | {"kl": "KL [nat]"}
+"""What readouts are called where differences of them are drawn, where not by their names."""
+
+CROWD = 4
+"""Lines from which on a legend is beside the panels."""
+
+ABREAST = 3
+"""Panels of variables side by side."""
+
+POSITIONS = 32
+"""The most bins of the positions of tokens."""
 
 EFFECTS = 6
 """Neurons whose effect on logits is drawn."""
@@ -45,31 +68,45 @@ def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
         If it holds nothing that is drawn.
     """
     kind = dataset.attrs.get("measurement", "")
-    with bands(bootstrap if by_bootstrap else normal):
-        figure = FIGURES.get(kind, any_figure)(measured(dataset))
-    figure.suptitle(_title(dataset))
+    make = FIGURES.get(kind, any_figure)
+    if "difference" in dataset.attrs and make not in (sweep_figure, schedule_figure, pairs_figure):
+        make = any_figure
+    if "token" in dataset.dims and {"layer", "intervention"} <= set(dataset.dims):
+        make = positions_figure
+    asked: list[str] = []
+
+    def by_draws(values: xr.DataArray) -> xr.DataArray:
+        asked.append(str(values.name))
+        return bootstrap(values)
+
+    with bands(by_draws if by_bootstrap else of_errors):
+        figure = make(dataset if make is positions_figure else measured(dataset))
+    if by_bootstrap and not asked:
+        raise Refusal("this figure has no bands that a bootstrap could give: leave out --bootstrap")
+    figure.suptitle(_title(dataset), wrap=True)
     return figure
 
 
 def sweep_figure(dataset: xr.Dataset) -> Figure:
     """Readouts over layers, a line an intervention, with 95 % bands: KL and agreement if there."""
     shown = _shown(dataset)
-    figure = Figure(figsize=(5 * len(shown), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7.5, 5 * len(shown)), 4.2), layout="constrained")
+    names = {str(name) for name in dataset["intervention"].values}
+    where = "layer" if names <= SINGLE else FIRST
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        lines(axis, dataset[name], "intervention", FIRST)
-        label, title = READINGS.get(name, (_named(dataset[name]), name))
-        if "difference" in dataset.attrs:
-            label, title = _named(dataset[name]), name
-            axis.axhline(0, color="grey", linewidth=0.8)
+        label, title = _reading(dataset, name)
+        less = "difference" in dataset.attrs
+        lines(axis, dataset[name], "intervention", where, log=name == "kl" and not less)
         axis.set_ylabel(label)
         axis.set_title(title)
-        if "difference" in dataset.attrs:
-            continue
-        if name == "kl":
-            axis.set_yscale("log")
+        if less:
+            axis.axhline(0, color="grey", linewidth=0.8)
         elif name in {"agreement", "accuracy"}:
             axis.set_ylim(0, 1)
-    figure.axes[0].legend(frameon=False)
+        if f"clean_{name}" in dataset:
+            clean = float(dataset[f"clean_{name}"].mean())
+            axis.axhline(clean, color="black", linewidth=1, label="clean")
+    _legend(figure)
     return figure
 
 
@@ -79,23 +116,26 @@ def pairs_figure(dataset: xr.Dataset) -> Figure:
     size = (5.4 * len(shown), 4.4 * len(names))
     figure = Figure(figsize=size, layout="constrained")
     layers = dataset["layer"].values
+    means = dataset[shown].mean("sequence", skipna=False)
     for row, intervention in zip(
         figure.subplots(len(names), len(shown), squeeze=False), names, strict=True
     ):
         for axis, name in zip(row, shown, strict=True):
-            mean = dataset[name].sel(intervention=intervention).mean("sequence", skipna=False)
-            image = heat_map(axis, mean, "layer_to", "layer")
-            label, title = READINGS.get(name, (_named(dataset[name]), name))
-            if "difference" in dataset.attrs:
-                label, title = _named(dataset[name]), name
-                image.set_cmap("RdBu_r")
-                image.set_norm(CenteredNorm())
-            elif name == "kl" and bool((mean > 0).any()):
-                image.set_norm(LogNorm())
+            # One scale for all interventions, so that colours can be compared.
+            image = heat_map(axis, means[name].sel(intervention=intervention), "layer_to", "layer")
+            _colour(image, means[name], name, "difference" in dataset.attrs)
+            label, title = _reading(dataset, name)
             axis.set_title(f"{intervention}: {title}", fontsize="medium")
-            axis.set_xlabel("layer")
-            axis.set_ylabel("layer_to")
+            if str(intervention).endswith("-span"):
+                axis.set_xlabel("first layer of the span")
+                axis.set_ylabel("last layer of the span")
+            else:
+                alone = " (on the diagonal, it alone)" if intervention == "drop-pair" else ""
+                axis.set_xlabel(f"one layer{alone}")
+                axis.set_ylabel("the other layer")
             for side in (axis.xaxis, axis.yaxis):
+                if len(layers) <= TICKS:
+                    side.set_major_locator(FixedLocator(range(len(layers))))
                 # Layers that were chosen are not consecutive.
                 side.set_major_formatter(
                     lambda at, _: str(layers[int(at)]) if 0 <= at < len(layers) else ""
@@ -104,34 +144,94 @@ def pairs_figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def positions_figure(dataset: xr.Dataset) -> Figure:
+    """Readouts over layers and positions of tokens, a row of heat maps an intervention."""
+    shown, names = _shown(dataset), dataset["intervention"].values
+    figure = Figure(figsize=(6 * len(shown), 3.8 * len(names)), layout="constrained")
+    width = -(-dataset.sizes["token"] // POSITIONS)
+    binned = dataset[shown].coarsen(token=width, boundary="pad").mean()
+    means = binned.mean("sequence").dropna("token", how="all")
+    for row, intervention in zip(
+        figure.subplots(len(names), len(shown), squeeze=False), names, strict=True
+    ):
+        for axis, name in zip(row, shown, strict=True):
+            values = means[name].sel(intervention=intervention)
+            image = heat_map(axis, values, "layer", "token")
+            count, layers = values.sizes["token"], values["layer"].values
+            image.set_extent((0, count * width, -0.5, len(layers) - 0.5))
+            _colour(image, means[name], name, False)
+            if len(layers) <= TICKS:
+                axis.set_yticks(range(len(layers)), layers)
+            label, title = _reading(dataset, name)
+            axis.set_xlabel("position of the token that predicts")
+            axis.set_title(f"{intervention}: {title}", fontsize="medium")
+            figure.colorbar(image, ax=axis, label=label)
+    return figure
+
+
 def schedule_figure(dataset: xr.Dataset) -> Figure:
     """KL and agreement of free schedules, a row a schedule, with 95 % bars."""
     count = dataset.sizes["schedule"]
-    figure = Figure(figsize=(10, 1.8 + 0.35 * count), layout="constrained")
+    longest = max(map(len, dataset["schedule"].values))
+    figure = Figure(figsize=(8 + 0.08 * longest, 1.8 + 0.35 * count), layout="constrained")
     shown = _shown(dataset)
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axis, name, colour in zip(axes, shown, COLOURS, strict=False):
-        mean, error = dataset[name].mean("sequence", skipna=False), standard_error(dataset[name])
+        mean, around = dataset[name].mean("sequence", skipna=False), ends(dataset[name])
         rows = np.arange(count)
-        axis.errorbar(mean, rows, xerr=BAND * error.fillna(0), fmt="o", color=colour)
+        bars = [mean - around.sel(end="low"), around.sel(end="high") - mean]
+        axis.errorbar(mean, rows, xerr=np.stack(bars).clip(min=0), fmt="o", capsize=3, color=colour)
         axis.set_yticks(rows, dataset["schedule"].values)
-        axis.set_xlabel(READINGS[name][0] if name in READINGS else _named(dataset[name]))
+        label, title = _reading(dataset, name)
+        axis.set_xlabel(label)
+        axis.set_title(title)
         axis.grid(axis="x", alpha=0.3)
-        if name in {"agreement", "accuracy"}:
+        if "difference" in dataset.attrs:
+            axis.axvline(0, color="grey", linewidth=0.8)
+        elif name in {"agreement", "accuracy"}:
             axis.set_xlim(0, 1)
+        elif name == "kl" and bool((mean > 0).all()):
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].invert_yaxis()
     axes[0].set_ylabel("schedule")
     return figure
 
 
+def _reading(dataset: xr.Dataset, name: str) -> tuple[str, str]:
+    """Return what a readout's axis and panel are called."""
+    label, title = READINGS[name]
+    if "difference" in dataset.attrs:
+        return f"Δ {DIFFERENCES.get(name, name)}", title
+    return label, title
+
+
+def _colour(image: Any, values: xr.DataArray, name: str, less: bool) -> None:
+    """Give a heat map the scale that fits all of these values: of a difference, about zero."""
+    low, high = float(values.min()), float(values.max())
+    if less:
+        image.set_cmap("RdBu_r")
+        image.set_norm(CenteredNorm(halfrange=max(-low, high) or None))
+    elif name == "kl" and high > 0:
+        image.set_norm(LogNorm(float(values.where(values > 0).min()), high))
+    elif np.isfinite(low):
+        image.set_clim(low, high)
+
+
+def _legend(figure: Figure) -> None:
+    """Say what the lines are: in the first panel, or beside the panels if there are many."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > CROWD:
+        figure.legend(handles, labels, loc="outside right center", frameon=False)
+    else:
+        figure.axes[0].legend(frameon=False)
+
+
 def _shown(dataset: xr.Dataset) -> list[str]:
     """Return the readouts that are drawn: two of those that were measured."""
     return [metric.name for metric in READOUTS if metric.name in dataset][:2]
-
-
-def _named(values: xr.DataArray) -> str:
-    unit = values.attrs["units"]
-    return str(values.attrs["long_name"]) + ("" if unit == "1" else f" [{unit}]")
 
 
 def lens_figure(dataset: xr.Dataset) -> Figure:
@@ -386,28 +486,39 @@ def tasks_figure(dataset: xr.Dataset) -> Figure:
 
 
 def any_figure(dataset: xr.Dataset) -> Figure:
-    """Whatever has a layer or a depth and sequences, a panel each.
+    """Whatever has a layer or a depth, sequences, and at most one dimension more, a panel each.
 
     Raises
     ------
     Refusal
         If there is none.
     """
-    shown = [
-        (str(name), dim, values)
-        for name, values in dataset.data_vars.items()
-        for dim in ("layer", "depth")
-        if set(values.dims) == {dim, "sequence"}
-    ]
+    shown = []
+    for name, values in dataset.data_vars.items():
+        over = [dim for dim in ("layer", "depth") if dim in values.dims]
+        rest = [str(dim) for dim in values.dims if dim not in (*over, "sequence")]
+        if len(over) == 1 and "sequence" in values.dims and len(rest) < 2:
+            shown.append((str(name), values, over[0], (*rest, "of")[0]))
     if not shown:
         raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
-    figure = Figure(figsize=(4.6 * len(shown) + 0.5, 4.2), layout="constrained")
-    for axis, (name, dim, values) in zip(
-        np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True
-    ):
-        lines(axis, values.expand_dims(of=[name]), "of", dim)
-        axis.set_title(values.attrs.get("long_name", name))
-        axis.set_ylabel(f"{name} [{values.attrs['units']}]" if "units" in values.attrs else name)
+    rows, less = -(-len(shown) // ABREAST), dataset.attrs.get("difference")
+    size = (max(7.5, 4.6 * min(len(shown), ABREAST)), 4.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, min(len(shown), ABREAST), squeeze=False)
+    for axis in grid.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis, (name, values, along, names) in zip(grid.flat, shown, strict=False):
+        if names not in values.dims:
+            values = values.expand_dims({names: [name]})
+        lines(axis, values, names, along)
+        unit = values.attrs.get("units", "1")
+        label = f"Δ {name}" if less else name
+        axis.set_ylabel(label if unit == "1" else f"{label} [{unit}]")
+        axis.set_title(name if less else values.attrs.get("long_name", name), wrap=True)
+        if less:
+            axis.axhline(0, color="grey", linewidth=0.8)
+        if values.sizes[names] > 1:
+            axis.legend(frameon=False, fontsize="small")
     return figure
 
 
@@ -464,19 +575,22 @@ FIGURES: Mapping[str, Callable[[xr.Dataset], Figure]] = {
 
 def _title(dataset: xr.Dataset) -> str:
     attrs = dataset.attrs
+    text = f"model {attrs.get('model', 'unknown')}"
     if attrs.get("measurement") == "tasks":
-        return f"model {attrs['model']}, {dataset.sizes['item']:,} items, 95 % bands"
+        return f"{text}, {dataset.sizes['item']:,} items, 95 % bands"
     if "corpus" not in attrs:
-        return f"model {attrs.get('model', 'unknown')}"
+        return text
+    text += f", text {attrs['corpus']}"
+    if "difference" in attrs:
+        text += f", {attrs['difference']}"
     if "tokens" not in attrs:
-        return f"model {attrs['model']}, text {attrs['corpus']}, 95 % intervals"
+        return f"{text}, 95 % intervals"
     done = int(attrs.get("sequences_done", attrs["sequences"]))
     share = done / attrs["sequences"]
-    text = f"model {attrs['model']}, text {attrs['corpus']}: {round(attrs['tokens'] * share):,} "
+    text += f": {round(attrs['tokens'] * share):,} tokens"
     if "document" in dataset.coords:
         documents = np.unique(measured(dataset)["document"]).size
-        bands = "" if attrs.get("measurement") == "pairs" else ", 95 % bands"
-        text += f"tokens of {documents} documents{bands}" if documents > 1 else "tokens"
-    else:
-        text += "tokens"
+        bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
+        text += f" of {counted(documents, 'document')}"
+        text += "" if bare or documents == 1 else ", 95 % bands"
     return text + (f" (unfinished: {share:.0%})" if share < 1 else "")

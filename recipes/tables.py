@@ -1,7 +1,7 @@
 """Datasets to text tables."""
 
 from collections.abc import Callable, Iterator, Mapping
-from math import isnan
+from math import floor, inf, isnan, log10
 
 import numpy as np
 import xarray as xr
@@ -16,12 +16,15 @@ Section = tuple[str, str, Mapping[str, xr.DataArray]]
 
 A column has that dimension and perhaps `sequence`, over which its mean and error are taken."""
 
+FEW = 10
+"""Documents below which standard errors, and intervals made of them, are too small."""
+
 EXTREMES = 10
 """Pairs of layers that are shown at either end."""
 
 
-Spread = Callable[[xr.DataArray], str]
-"""Writes how uncertain a mean over sequences is."""
+Spread = Callable[[xr.DataArray, float], str]
+"""Writes the mean of values over sequences, and how uncertain it is."""
 
 
 def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> str:
@@ -59,24 +62,49 @@ def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def _pairs(dataset: xr.Dataset) -> Iterator[Section]:
-    names = [metric.name for metric in READOUTS if metric.name in dataset]
+    shares = [MODAL_SHARE.name] if MODAL_SHARE.name in dataset else []
+    names = [*(metric.name for metric in READOUTS if metric.name in dataset), *shares]
     for intervention in dataset["intervention"].values:
-        flat = dataset.sel(intervention=intervention).stack(pair=("layer", "layer_to"))
+        chosen = dataset.sel(intervention=intervention)
+        more = {}
+        if intervention == "drop-pair" and "kl" in dataset:
+            more["kl beyond sum"] = _beyond_sum(chosen["kl"])
+        flat = chosen.assign(more).stack(pair=("layer", "layer_to"))
         labels = [f"{i},{j}" for i, j in zip(flat["layer"].values, flat["layer_to"].values)]
+        schedules = flat["schedule"] if "schedule" in flat.coords else None
         mean = flat[names[0]].mean("sequence", skipna=False)
-        fits = flat["schedule"] != "" if "schedule" in flat.coords else mean.notnull()
+        fits = mean.notnull() if schedules is None else schedules != ""
         order = np.argsort(mean.values, kind="stable")
         order = order[fits.values[order]]
+        alone = (flat["layer"].values == flat["layer_to"].values)[order]
         others = ("layer", "layer_to", "relative_depth", "schedule")
         flat = flat.reset_index("pair").drop_vars(others, errors="ignore")
         flat = flat.assign_coords(pair=labels)
-        parts = {f"all {len(order)} by": order}
-        if len(order) > 2 * EXTREMES:
-            of = f"{EXTREMES} of {len(order)}, with the"
-            parts = {f"{of} lowest": order[:EXTREMES], f"{of} highest": order[: -EXTREMES - 1 : -1]}
-        for which, rows in parts.items():
-            columns = {name: flat[name].isel(pair=rows).rename(pair="layer,to") for name in names}
-            yield f"{intervention}: {which} {names[0]}", "layer,to", columns
+        for what, rows in (("two layers", order[~alone]), ("one layer alone", order[alone])):
+            parts = {f"all {len(rows)} by": rows} if len(rows) else {}
+            if len(rows) > 2 * EXTREMES:
+                of = f"{EXTREMES} of {len(rows)}, with the"
+                parts = {
+                    f"{of} lowest": rows[:EXTREMES],
+                    f"{of} highest": rows[: -EXTREMES - 1 : -1],
+                }
+            shown = names if what == "one layer alone" else [names[0], *more, *names[1:]]
+            for which, part in parts.items():
+                columns = {name: flat[name].isel(pair=part) for name in shown}
+                if schedules is not None:
+                    columns["schedule"] = flat["pair"].copy(data=schedules.values).isel(pair=part)
+                columns = {name: each.rename(pair="layer,to") for name, each in columns.items()}
+                yield f"{intervention}, {what}: {which} {names[0]}", "layer,to", columns
+
+
+def _beyond_sum(kl: xr.DataArray) -> xr.DataArray:
+    """Return by how much dropping two layers changes more than dropping each, (…, layer_to)."""
+    alone = xr.DataArray(
+        np.diagonal(kl.transpose("sequence", "layer", "layer_to"), axis1=1, axis2=2),
+        dims=("sequence", "layer"),
+        coords={"layer": kl["layer"]},
+    )
+    return kl - alone - alone.rename(layer="layer_to")
 
 
 def _lens(dataset: xr.Dataset) -> Iterator[Section]:
@@ -352,7 +380,8 @@ def _header(dataset: xr.Dataset, planned: int, spread: Spread) -> Iterator[str]:
     if "sequence" not in dataset.dims:
         return
     sequences, documents = dataset.sizes["sequence"], np.unique(dataset["document"]).size
-    yield f"{sequences} sequences of {documents} documents, context {attrs['context']}"
+    text = f"{counted(sequences, 'sequence')} of {counted(documents, 'document')}"
+    yield f"{text}, context {attrs['context']}"
     if sequences < planned:
         yield f"unfinished: {sequences} of {planned} sequences are measured"
     parts = [
@@ -369,6 +398,13 @@ def _header(dataset: xr.Dataset, planned: int, spread: Spread) -> Iterator[str]:
     if spread is _interval:
         what = "[95 % bootstrap interval over documents]"
     yield f"mean {what}; KL, loss and entropy in nats"
+    if 1 < documents < FEW:
+        yield f"of fewer than {FEW} documents, how uncertain a mean is can hardly be told"
+
+
+def counted(number: int, what: str) -> str:
+    """Write how many there are of something."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _rows(dim: str, columns: Mapping[str, xr.DataArray], spread: Spread) -> Iterator[str]:
@@ -393,16 +429,28 @@ def _cell(values: xr.DataArray, spread: Spread) -> str:
     if values.dtype.kind in "iu" and not values.dims:
         return str(int(values))
     if "sequence" not in values.dims:
-        return "-" if isnan(values) else f"{float(values):.3f}"
+        return "-" if isnan(values) else f"{float(values):.{_decimals(float(values))}f}"
     mean = float(values.mean("sequence", skipna=False))
-    return "-" if isnan(mean) else f"{mean:.3f}{spread(values)}"
+    return "-" if isnan(mean) else spread(values, mean)
 
 
-def _error(values: xr.DataArray) -> str:
+def _error(values: xr.DataArray, mean: float) -> str:
     error = float(standard_error(values))
-    return "" if isnan(error) else f" ±{error:.3f}"
+    if isnan(error):
+        return f"{mean:.{_decimals(mean)}f}"
+    places = _decimals(mean, error)
+    return f"{mean:.{places}f} ±{error:.{places}f}"
 
 
-def _interval(values: xr.DataArray) -> str:
+def _interval(values: xr.DataArray, mean: float) -> str:
     low, high = map(float, bootstrap(values))
-    return "" if isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    if isnan(low):
+        return f"{mean:.{_decimals(mean)}f}"
+    places = _decimals(mean, low, high)
+    return f"{mean:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def _decimals(*numbers: float) -> int:
+    """Return how many decimals show at least two digits of the largest of some numbers."""
+    largest = max(map(abs, numbers))
+    return 3 if largest in (0, inf) else min(9, max(3, 1 - floor(log10(largest))))

@@ -59,6 +59,9 @@ class Corpus:
         Seed of the document order.
     authors_alignment : bool
         Whether readouts take the positions that the paper's authors took.
+    source_sha256 : str
+        Of the file, or of the name of the data set, and of the column and split that were read:
+        equal where indices of documents mean the same.
     """
 
     tokens: NDArray[np.int64]
@@ -69,6 +72,7 @@ class Corpus:
     bos: str
     seed: int
     authors_alignment: bool = False
+    source_sha256: str = ""
 
     @property
     def context(self) -> int:
@@ -92,6 +96,7 @@ class Corpus:
         return {
             "corpus": self.name,
             "corpus_sha256": self.sha256(),
+            "source_sha256": self.source_sha256 or None,
             "context": self.context,
             "sequences": len(self.tokens),
             "tokens": int(self.lengths.sum()),
@@ -237,6 +242,7 @@ def cut(
         rule="packed windows" if pack else "windows within documents",
         bos=rule,
         seed=seed,
+        source_sha256=_hash(source, field, split),
     )
 
 
@@ -289,6 +295,7 @@ def first_documents(
         bos=rule,
         seed=0,
         authors_alignment=True,
+        source_sha256=_hash(source, field, split),
     )
 
 
@@ -296,6 +303,16 @@ def source_name(source: str | Path) -> str:
     """Return the base name of a file, the id of a data set, or the name of a built-in text."""
     path = Path(source).expanduser()
     return path.name if isinstance(source, Path) or path.exists() else str(source)
+
+
+def _hash(source: str | Path, field: str, split: str) -> str:
+    path = _local_path(source)
+    if path is None:
+        return hashlib.sha256(f"{source} {split} {field}".encode()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(field.encode())
+    return digest.hexdigest()
 
 
 def _local_path(source: str | Path) -> Path | None:
@@ -414,8 +431,10 @@ def _too_few(
     remedy = next((f"--context {shorter} would be enough" for shorter in enough), None)
     if remedy is None and not pack and (sum(sizes) // max(1, context - bos)) * context >= tokens:
         remedy = "--pack would be enough"
-    if remedy is None:
-        remedy = f"it has {sum(sizes)} in all: ask for fewer"
+    if remedy is None and windows:
+        remedy = f"ask for --tokens {windows * context}, or read a longer text"
+    elif remedy is None:
+        remedy = f"all of it is {sum(sizes)} tokens long: read a longer text"
     return (
         f"{tokens} tokens were asked for, {name} has {windows * context} "
         f"in sequences of {context}; {remedy}"

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robustness import readout, results
+from robustness import readout, results, token_file
 from robustness.execution import measure
 from robustness.model import Model
 from robustness.plan import RUN, Plan
@@ -66,6 +66,10 @@ class Cost:
     """Of all these states."""
     file_bytes: int
     """Of the file that is left; on the way there are two of them."""
+    token_bytes: int
+    """Of the file of single tokens before it is compressed; 0 where they are not kept."""
+    at_most: bool
+    """Whether the run may stop before it has read all of the text."""
     memory_bytes: int | None
     """At the peak, of the process, or on a GPU of its tensors; None for a model on a server."""
     seconds: float | None
@@ -106,6 +110,8 @@ def estimate(work: Work) -> Cost:
         states=plan.peak,
         state_bytes=plan.peak * largest * model.width * _item(model),
         file_bytes=_file_bytes(model, work),
+        token_bytes=_token_bytes(work),
+        at_most=work.blank.attrs.get("until_se") is not None,
         memory_bytes=memory,
         seconds=seconds,
         calibration=perf_counter() - began,
@@ -115,14 +121,17 @@ def estimate(work: Work) -> Cost:
 def describe(cost: Cost) -> list[tuple[str, str]]:
     """Return what a sweep costs as names and values to be read."""
     unknown = "known to the server alone"
-    minutes = unknown
+    time = unknown
     alone = f"{cost.sublayer_calls:,} of attentions and MLPs alone"
     sublayers = f", and {alone}" if cost.sublayer_calls else ""
     if cost.seconds is not None:
         taken = f"a calibration on one sequence, which took {cost.calibration:.1f} s"
-        minutes = f"{cost.seconds / 60:.1f}, from {taken}"
+        time = f"about {_time(cost.seconds)}, from {taken}"
+    least = "at most " if cost.at_most else ""
+    tokens = f"up to {_size(cost.token_bytes)}, before it is compressed"
     return [
-        ("sequences", f"{cost.sequences:,} of {cost.tokens:,} tokens in {cost.batches:,} batches"),
+        ("sequences", f"{least}{cost.sequences:,}, of {cost.tokens:,} tokens"),
+        ("batches", f"{least}{cost.batches:,}"),
         ("block calls", f"{cost.block_calls:,}{sublayers}"),
         ("block applications", f"{cost.block_applications:,}, to single sequences"),
         (
@@ -136,12 +145,20 @@ def describe(cost: Cost) -> list[tuple[str, str]]:
             unknown if cost.memory_bytes is None else f"about {_size(cost.memory_bytes)}",
         ),
         ("file", f"{_size(cost.file_bytes)}, twice that while it is saved"),
-        ("minutes", minutes),
+        *([("file of single tokens", tokens)] if cost.token_bytes else []),
+        ("time", time),
     ]
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def _shapes(work: Work) -> Iterator[tuple[int, int]]:
@@ -237,7 +254,7 @@ def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]
 
 
 def _measure(model: Model, work: Work, corpus: Any, plan: Plan, matrix: Any) -> None:
-    measure(model, corpus, slice(0, 1), plan, matrix, work.divergences)
+    measure(model, corpus, slice(0, 1), plan, matrix, work.divergences, work.per_token)
 
 
 def _piece_bytes(model: Model, work: Work, plan: Plan, sequences: int, width: int) -> int:
@@ -268,10 +285,21 @@ def _file_bytes(model: Model, work: Work) -> int:
     """Bytes of the file that is left: of one with a single sequence, and of the numbers missing."""
     empty = work.complete(work.blank, np.zeros((len(work.runs), 1), np.int32))
     first = empty.isel(sequence=slice(0, 1))
+    kept = any(name in empty.attrs for name in results.TALLIED)
+    tally = np.zeros((len(work.runs), model.vocabulary), np.int32) if kept else None
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "one.nc"
-        results.save(first, path)
+        results.save(first, path, tally)
         return path.stat().st_size + empty.nbytes - first.nbytes
+
+
+def _token_bytes(work: Work) -> int:
+    """Bytes of what is known and measured of every position of every window."""
+    if not work.per_token:
+        return 0
+    names = [metric.name for metric in (*work.chosen, *work.kept)]
+    numbers = sum(work.blank[name].nbytes for name in names) * work.corpus.context
+    return numbers + work.corpus.tokens.size * token_file.KNOWN_BYTES
 
 
 class _Live(TorchDispatchMode):

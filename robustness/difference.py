@@ -1,12 +1,16 @@
 """Paired differences: between interventions of one run, or between two runs on the same text."""
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import xarray as xr
 
 from robustness.refusal import Refusal
+from robustness.schedule import from_text, to_text
 
-SAME_TEXT = ("corpus", "corpus_sha256")
-"""What two runs on the very same token sequences have in common."""
+CLEAN = "clean"
+"""What a run's own clean model is called."""
 
 ALONG = ("intervention", "schedule", "lens", "probe")
 """Dimensions along which a run is taken less one of its own labels, the first that it has."""
@@ -25,8 +29,9 @@ def difference(data: xr.Dataset, less: xr.Dataset | str) -> xr.Dataset:
         A sweep, or what was observed over sequences.
     less : Dataset or str
         Another run of the same measurement, or the name of an intervention (a schedule, a lens) of
-        this one. Two runs on the same token sequences are paired by sequence; on the same text cut
-        otherwise, as by another tokenizer, by document, whose means are then taken.
+        this one, or `clean`: loss, entropy and accuracy less the clean model's. Two runs on the
+        same token sequences are paired by sequence; on the same text cut otherwise, as by another
+        tokenizer, by document, whose means are then taken, without the last that either has read.
 
     Returns
     -------
@@ -45,47 +50,85 @@ def difference(data: xr.Dataset, less: xr.Dataset | str) -> xr.Dataset:
 
 
 def _within(data: xr.Dataset, name: str) -> xr.Dataset:
+    if name == CLEAN and any(f"clean_{each}" in data for each in data):
+        kept = [each for each in _measured(data) if f"clean_{each}" in data]
+        changed = xr.Dataset({each: data[each] - data[f"clean_{each}"] for each in kept})
+        return _described(changed, data, "less the clean model")
     dim = next((dim for dim in ALONG if dim in data.dims), None)
     there = [] if dim is None else [str(label) for label in data[dim].values]
+    name = _spelt(name, there) if dim == "schedule" else name
     if dim is None or name not in there or len(there) < 2:
         held = f"it has {', '.join(there)}" if there else "it has nothing of that kind"
-        raise Refusal(f"the file cannot be taken less {name!r}: {held}")
-    kept = data[[each for each in _measured(data) if dim in data[each].dims]]
+        raise Refusal(f"there is no file {name}, and nothing of that name in this one: {held}")
+    kept = [each for each in _measured(data) if dim in data[each].dims]
     rest = [label for label in there if label != name]
-    found = kept.sel({dim: rest}) - kept.sel({dim: name}, drop=True)
+    found = data[kept].sel({dim: rest}) - data[kept].sel({dim: name}, drop=True)
     return _described(found, data, f"less {name}")
 
 
+def _spelt(name: str, there: Sequence[str]) -> str:
+    """Return the schedule of a file that a text means, or the text."""
+    blocks = max((int(number) for text in there for number in re.findall(r"\d+", text)), default=0)
+    try:
+        return to_text(from_text(name, blocks + 1))
+    except Refusal:
+        return name
+
+
 def _between(data: xr.Dataset, less: xr.Dataset) -> xr.Dataset:
-    for name in ("measurement", "corpus"):
+    for name in ("measurement", "corpus", "source_sha256"):
         if data.attrs.get(name) != less.attrs.get(name):
-            raise Refusal(
-                f"the files are of different {name}: {data.attrs.get(name)} and "
-                f"{less.attrs.get(name)}"
-            )
+            what = "text under one name" if name == "source_sha256" else name
+            values = f": {data.attrs.get(name)} and {less.attrs.get(name)}"
+            raise Refusal(f"the files are of different {what}{values if what == name else ''}")
     names = [name for name in _measured(data) if name in _measured(less)]
-    one, other = data[names], less[names]
-    for dim in set(one.dims) - {"sequence"}:
-        sizes = (one.sizes[dim], other.sizes.get(dim, 0))
-        if dim in ("layer", "depth", "head") and sizes[0] != sizes[1]:
-            raise Refusal(
-                f"the files have {sizes[0]} and {sizes[1]} along {dim}: models of different size "
-                "are set side by side over relative depth by `stages compare`"
-            )
-    if any(data.attrs.get(name) != less.attrs.get(name) for name in SAME_TEXT):
-        one, other = by_document(one), by_document(other)
-        shared = np.intersect1d(one["document"], other["document"])
-        if not shared.size:
-            raise Refusal("the files have no document in common")
-        one, other = (
-            each.isel(sequence=np.isin(each["document"], shared)) for each in (one, other)
+    if not names:
+        raise Refusal(
+            "the files have no numbers of sequences in common: "
+            f"{', '.join(map(str, data))} and {', '.join(map(str, less))}"
         )
-        one = one.assign_coords(sequence=np.arange(shared.size))
-        other = other.assign_coords(sequence=np.arange(shared.size))
+    one, other = data[names], less[names]
+    same_model = data.attrs.get("config_sha256") == less.attrs.get("config_sha256")
+    for dim in () if same_model else set(one.dims) & {"layer", "depth", "head"}:
+        if one.sizes[dim] != other.sizes[dim]:
+            raise Refusal(
+                f"the files have {one.sizes[dim]} and {other.sizes[dim]} along {dim}: models of "
+                "different size are set side by side over relative depth by `stages compare`"
+            )
+    if data.attrs.get("corpus_sha256") != less.attrs.get("corpus_sha256"):
+        one, other = _paired(one, other)
     found = one - other
-    if not all(found.sizes.values()):
-        raise Refusal("the files have nothing in common")
+    for dim in found.dims:
+        if not found.sizes[dim]:
+            labels = (", ".join(map(str, each[dim].values)) for each in (one, other))
+            raise Refusal(f"the files have no {dim} in common: {' and '.join(labels)}")
     return _described(found, data, f"less {less.attrs['model']}")
+
+
+def _paired(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return the means of the documents that both have read to the end."""
+    for name in ("windows", "alignment"):
+        if one.attrs.get(name) != other.attrs.get(name):
+            raise Refusal(
+                f"the files are of text with different {name}: {one.attrs.get(name)} and "
+                f"{other.attrs.get(name)}"
+            )
+    if str(one.attrs.get("windows", "")).startswith("packed"):
+        raise Refusal(
+            "windows of different tokens that cross documents cannot be paired: measure both "
+            "without --pack"
+        )
+    # Where reading stopped, the last document may have been cut off.
+    one, other = (
+        each.isel(sequence=each["document"] != each["document"][-1]) for each in (one, other)
+    )
+    shared = np.intersect1d(one["document"], other["document"])
+    if not shared.size:
+        raise Refusal("the files have no document in common that both have read to the end")
+    pair = [
+        by_document(each.isel(sequence=np.isin(each["document"], shared))) for each in (one, other)
+    ]
+    return pair[0], pair[1]
 
 
 def by_document(data: xr.Dataset) -> xr.Dataset:

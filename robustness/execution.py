@@ -40,7 +40,7 @@ from robustness.work import READOUT_NAMES, Work, lay_out
 warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
 
 
-def rewire(model: Model, schedule: Schedule) -> TransformersModel:
+def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
     """Return an nnsight model that executes a schedule; the original is left as it is.
 
     In a trace of it, the natural pass hands the entering residual stream from block to block
@@ -50,7 +50,7 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
     ----------
     model : Model
         An opened model.
-    schedule : tuple of int, Attention, Mlp or Parallel
+    schedule : tuple of int, Attention, Mlp or Parallel, or str
         The steps to execute, in order.
 
     Returns
@@ -65,7 +65,8 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
         If the schedule is empty or names a block that is not there, or executes a sublayer alone
         and blocks are not the sum of theirs.
     """
-    model = dissection.ready(model, [check(schedule, model.layers)])
+    schedule = check(schedule, model.layers)
+    model = dissection.ready(model, [schedule])
     order = [plain(step) for step in schedule]
     parts, attentions = dissection.parts(model, order)
     blocks, returns, last = model.blocks, model.returns, model.layers - 1
@@ -91,7 +92,9 @@ def rewire(model: Model, schedule: Schedule) -> TransformersModel:
     return edited
 
 
-def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None) -> xr.DataArray:
+def residuals(
+    model: Model, tokens: ArrayLike, schedule: Schedule | str | None = None
+) -> xr.DataArray:
     """Return the residual stream before the first and after every step of a schedule.
 
     Parameters
@@ -100,7 +103,7 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
         An opened model.
     tokens : array_like of int, shape (sequence, token)
         Token ids.
-    schedule : tuple of int, Attention, Mlp or Parallel, optional
+    schedule : tuple of int, Attention, Mlp or Parallel, or str, optional
         The steps to execute; the clean schedule without it.
 
     Returns
@@ -148,9 +151,9 @@ def residuals(model: Model, tokens: ArrayLike, schedule: Schedule | None = None)
 def sweep(
     model: Model,
     corpus: Corpus,
-    interventions: Sequence[str] = ("drop", "swap"),
+    interventions: Sequence[str] | None = None,
     *,
-    schedules: Sequence[Schedule] = (),
+    schedules: Sequence[Schedule | str] = (),
     layers: Sequence[int] | None = None,
     readouts: Sequence[str] = READOUT_NAMES,
     batch_tokens: int | None = None,
@@ -175,9 +178,10 @@ def sweep(
         An opened model.
     corpus : Corpus
         Token sequences.
-    interventions : sequence of str
-        Names as in `robustness.sweep.FORMS`, or all as in `PAIRS`, made at every two layers.
-    schedules : sequence of tuple, optional
+    interventions : sequence of str, optional
+        Names as in `robustness.sweep.FORMS`, or all as in `PAIRS`, made at every two layers; drop
+        and swap where neither these nor schedules are given.
+    schedules : sequence of tuple or str, optional
         Free schedules, measured instead of interventions.
     layers : sequence of int, optional
         The layers at which interventions are made; all without it.
@@ -259,6 +263,8 @@ def sweep(
     with run:
         if single is not None:
             single.begin(run.done, run.finished)
+        elif fresh and out is not None:
+            token_file.beside(Path(out)).unlink(missing_ok=True)
         left = [rows for rows in work.parts if rows.start >= run.done]
         widths = [work.tokens(rows) for rows in left]
         plan = portions.plan
@@ -287,7 +293,8 @@ def sweep(
         if until_se is None:
             dataset = run.finish()
             if single is not None:
-                single.finish()
+                kept = {"out_of_memory"} & dataset.attrs.keys()
+                single.finish(**{name: dataset.attrs[name] for name in kept})
             return dataset
         read = int(work.corpus.lengths[: run.done].sum())
         return run.finish(**stopping.record(run.measured(), read))

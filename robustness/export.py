@@ -14,7 +14,7 @@ from robustness.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.model import Model, find_paths
 from robustness.rebuilding import compare, rebuild, whole_blocks
 from robustness.refusal import Refusal, first_line
-from robustness.schedule import Schedule, to_text
+from robustness.schedule import Schedule, check, to_text
 
 WRITTEN = (".json", ".safetensors", ".md", ".jinja", ".model", ".txt")
 """How the names end of what is written."""
@@ -25,7 +25,7 @@ BESIDES = 2**24
 
 def export(
     model: Model,
-    schedule: Schedule,
+    schedule: Schedule | str,
     directory: str | Path,
     *,
     fresh: bool = False,
@@ -64,6 +64,7 @@ def export(
         If no checkpoint of the model's class executes the schedule, or the directory cannot be
         written.
     """
+    schedule = check(schedule, model.layers)
     net: Any = rebuild(model, schedule)
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)

@@ -31,7 +31,7 @@ class Continuation:
 def generate(
     model: Model,
     prompt: str | Sequence[int],
-    schedules: Sequence[Schedule],
+    schedules: Sequence[Schedule | str],
     *,
     tokens: int = 40,
     temperature: float = 0.0,
@@ -50,7 +50,7 @@ def generate(
         An opened model.
     prompt : str or sequence of int
         A text, which is given the tokenizer's BOS where it has one, or token ids.
-    schedules : sequence of tuple
+    schedules : sequence of tuple or str
         What is executed, one after the other.
     tokens : int
         The most that are generated; fewer where a text is ended by the model.
@@ -73,7 +73,7 @@ def generate(
         tokenizer; a schedule is not possible; or draws are asked of a server, whose random numbers
         have no seed.
     """
-    schedules = [check(schedule, model.layers) for schedule in schedules]
+    checked = [check(schedule, model.layers) for schedule in schedules]
     if tokens < 1 or not 0 <= temperature < float("inf"):
         raise Refusal("one token or more is generated, at a temperature of 0 or more")
     if temperature and model.request:
@@ -94,13 +94,13 @@ def generate(
     if temperature:
         options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     crossings = [
-        sandbox.of_generation(model, len(schedule), ids.shape[1], tokens) for schedule in schedules
+        sandbox.of_generation(model, len(schedule), ids.shape[1], tokens) for schedule in checked
     ]
     sandbox.allow(model, crossings, "fewer tokens")
     told = progress or (lambda done, whole: None)
-    found, whole = [], tokens * len(schedules)
+    found, whole = [], tokens * len(checked)
     devices = [model.device] if model.device.type == "cuda" else []
-    for number, schedule in enumerate(schedules):
+    for number, schedule in enumerate(checked):
 
         def tell(done: int, before: int = number * tokens) -> None:
             told(before + done, whole)

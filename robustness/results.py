@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from robustness import stopping
 from robustness.lock import Lock
-from robustness.metrics import Metric
+from robustness.metrics import METRICS, Metric
 from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
 from robustness.schedule import Schedule, to_text
 from robustness.sweep import Place
@@ -240,6 +241,12 @@ class Run:
         self.dataset = dataset
         self.tally = np.zeros(0, np.int32) if tally is None else tally
         self.path = path
+        if path is not None and path.suffix != ".nc":
+            raise Refusal(
+                f"{path} is no name of a NetCDF file, as numbers are kept in: it ends in .nc"
+            )
+        if path is not None and path.is_dir():
+            raise Refusal(f"{path} is a directory: name the file in it, as {path / 'sweep.nc'}")
         self.partial = path and path.with_name(f"{path.stem}.partial{path.suffix}")
         """Where an unfinished run keeps what it has."""
         self.done = 0
@@ -378,8 +385,11 @@ class Run:
         )
         # A hash says less than what it is of, where that differs too.
         for name in sorted(names, key=lambda name: name.endswith("_sha256"))[:1]:
+            ours, theirs = (
+                f"{name} {each[name]}" if name in each else f"no {name}" for each in (found, wanted)
+            )
             raise OtherSettings(
-                f"{there} was made with {name} {found.get(name)}, not {wanted.get(name)}; "
+                f"{there} was made with {ours}, not {theirs.removeprefix(f'{name} ')}; "
                 "choose another --out, or --fresh to replace it"
             )
         for name, variable in self.dataset.data_vars.items():
@@ -542,7 +552,7 @@ def measured(dataset: xr.Dataset) -> xr.Dataset:
     Of one with values of single tokens, their means.
     """
     if "token" in dataset.dims:
-        dataset = dataset.drop_vars("token_id", errors="ignore").mean("token", keep_attrs=True)
+        dataset = _over_tokens(dataset)
     if "sequences_done" not in dataset.attrs:
         return dataset
     done = int(dataset.attrs["sequences_done"])
@@ -553,6 +563,18 @@ def measured(dataset: xr.Dataset) -> xr.Dataset:
     if "sequence" not in dataset.dims:
         raise Refusal("the run is not finished, and what it measures is known when all of it is")
     return dataset.isel(sequence=slice(0, done))
+
+
+def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
+    """Return means over the positions that count, of which one without a number is no number."""
+    found = {}
+    for name, values in dataset.data_vars.items():
+        if name in METRICS:
+            loss = str(name).removeprefix("clean_") in {"loss", "accuracy"}
+            counts = dataset["predicted" if loss else "compared"] == 1
+            mean = values.where(counts, 0).sum("token", skipna=False) / counts.sum("token")
+            found[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
+    return dataset.drop_dims("token").assign(found)
 
 
 def write_into(directory: Path, write: Callable[[Path], Any]) -> None:
@@ -593,23 +615,35 @@ def write_directory(
         raise Unwritable(f"{directory.name} is a file: choose another place")
     full = directory.exists() and any(directory.iterdir())
     if full and not replaceable(directory):
-        raise Unwritable(f"the directory {directory.name} is not empty: choose another place")
+        raise Unwritable(
+            f"the directory {directory.name} is not empty: choose another place, or --fresh to "
+            "replace what stages wrote there"
+        )
+    with Lock(directory):
+        _write_directory(directory, write, size, full)
+
+
+def _write_directory(directory: Path, write: Callable[[Path], Any], size: int, full: bool) -> None:
+    prefix = f".{directory.name}.writing-"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        for left in directory.parent.glob(f"{glob.escape(prefix)}*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         free = shutil.disk_usage(directory.parent).free
         if size > free:
             raise Unwritable(
                 f"{directory.name} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free "
                 "there: make room, or choose another place"
             )
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".writing-") as temporary:
+        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
             whole = Path(temporary) / "new"
             whole.mkdir()
             write(whole)
-            for file in whole.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as written:
-                        os.fsync(written.fileno())
+            for file in filter(Path.is_file, whole.rglob("*")):
+                # Weights are written for their owner alone, the rest as all of the user's files.
+                file.chmod(stat.S_IMODE((whole / "config.json").stat().st_mode))
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
             old = Path(temporary) / "old"
             if full:
                 directory.rename(old)

@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, TypeGuard
 
 from robustness.refusal import Refusal
@@ -227,22 +228,38 @@ def plain(step: Step) -> Any:
     return step
 
 
-def check(schedule: Schedule, layers: int) -> Schedule:
-    """Return the schedule if a model of `layers` blocks can execute it.
+def check(schedule: Schedule | str, layers: int) -> Schedule:
+    """Return the schedule, which may be a text, if a model of `layers` blocks can execute it.
+
+    >>> check("0-2..", 4)
+    (0, 2, 3)
 
     Raises
     ------
     Refusal
-        If it is empty or names a block that is not there.
+        If it is empty, names a block that is not there, or has something in it that is no step.
     """
+    if isinstance(schedule, str):
+        return from_text(schedule, layers)
     if not schedule:
         raise Refusal("an empty schedule executes nothing; name at least one block, as in 0-1-2")
-    for step in schedule:
-        if isinstance(step, Parallel):
-            check(step.steps, layers)
-        elif not 0 <= (found := lowest_block(step)) < layers:
-            raise Refusal(f"there is no block {found}; the model's blocks are 0 to {layers - 1}")
-    return tuple(schedule)
+    return tuple(_checked(step, layers) for step in schedule)
+
+
+def _checked(step: Any, layers: int) -> Step:
+    if isinstance(step, Parallel):
+        return Parallel(check(step.steps, layers))
+    sublayer = isinstance(step, (Attention, Mlp))
+    try:
+        found = index(step.block if sublayer else step)
+    except TypeError:
+        raise Refusal(
+            f"{step!r} is no step of a schedule: it takes block indices, Attention, Mlp and "
+            'Parallel, or is a text as a whole, as in "0..3-5-4-6.."'
+        ) from None
+    if not 0 <= found < layers:
+        raise Refusal(f"there is no block {found}; the model's blocks are 0 to {layers - 1}")
+    return step if sublayer else found
 
 
 def to_text(schedule: Schedule) -> str:
@@ -285,7 +302,8 @@ def _text(step: Step) -> str:
 def from_text(text: str, layers: int) -> Schedule:
     """Read a schedule: block indices and ranges, joined by `-`.
 
-    A range runs up or down; an open one begins at block 0 or ends at the last block. `a3` and `m3`
+    A range runs up or down; an open one begins at block 0 or ends at the last block, and `..` is
+    all of them. `a3` and `m3`
     are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is blocks on one input.
 
     >>> from_text("0..2-4-3-5..", 8)
@@ -332,7 +350,10 @@ def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
     Refusal
         As for `from_text`, and if a step is no block.
     """
-    steps = from_text(text, layers)
+    try:
+        steps = from_text(text, layers)
+    except Refusal as refusal:
+        raise Refusal(str(refusal).replace("schedule", "layers", 1)) from None
     found = tuple(step for step in steps if _is_block(step))
     if len(found) < len(steps):
         raise Refusal(f"layers are whole blocks, as in 0..3-7, not {text!r}")
@@ -342,7 +363,7 @@ def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
 def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:
     """Read blocks or a sublayer; return them, where they end, and whether `..` could follow."""
     match = _TOKEN.match(text, position)
-    if match is None or not (match["first"] or (match["range"] and match["last"])):
+    if match is None or not (match["first"] or match["range"]):
         where = match.end("kind") if match else position
         raise _pointing(text, where, "a block index was expected, as in 3, a3, m3 or (3+4)")
     if match["kind"] and (match["range"] or match["last"]):
@@ -387,5 +408,9 @@ def _check_span(schedule: Schedule, index: int, length: int) -> None:
         raise Refusal(f"a span of {length} steps is none; it takes at least 1")
     if not 0 <= index <= len(schedule) - length:
         there = f"0 to {len(schedule) - 1}" if schedule else "none"
-        wanted = f"step {index}" if length == 1 else f"steps {index} to {index + length - 1}"
-        raise Refusal(f"there is no {wanted}; the schedule's {len(schedule)} steps are {there}")
+        wanted = (
+            f"is no step {index}"
+            if length == 1
+            else f"are no steps {index} to {index + length - 1}"
+        )
+        raise Refusal(f"there {wanted}; the schedule's {len(schedule)} steps are {there}")

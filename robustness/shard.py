@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from robustness import results
+from robustness import results, token_file
 from robustness.corpus import Corpus
 from robustness.metrics import METRICS, MODAL_SHARE
 from robustness.refusal import OtherSettings, Refusal
@@ -66,7 +66,11 @@ def from_text(text: str) -> Shard:
     """
     match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
     if match is None or int(match[1]) > int(match[2]):
-        raise Refusal(f"--shard {text}: there is no such shard; the shards of four are 1/4 to 4/4")
+        count = int(match[2]) if match else 4
+        raise Refusal(
+            f"--shard {text}: there is no such shard; the first of {count} is 1/{count}, and the "
+            f"last {count}/{count}"
+        )
     return Shard(int(match[1]), int(match[2]))
 
 
@@ -90,7 +94,8 @@ def merge(
     Parameters
     ----------
     files : sequence of path
-        What `sweep` left of every shard, in any order.
+        What `sweep` left of every shard, in any order. The files of their tokens are found beside
+        them, whether they are named or not.
     out : path, optional
         Where the whole is saved.
     fresh : bool
@@ -111,7 +116,11 @@ def merge(
         If a file is no shard or not finished, settings differ, a shard is missing or there twice,
         or `out` holds something else.
     """
-    shards = _in_order({file: _load(file) for file in files})
+    again = [file for file in files if files.count(file) > 1]
+    if again:
+        raise Refusal(f"{again[0]} was given twice")
+    tokens = {token_file.beside(file) for file in files}
+    shards = _in_order({file: _load(file) for file in files if file not in tokens})
     datasets = list(shards.values())
     first = datasets[0]
     described = _whole(shards)
@@ -150,6 +159,9 @@ def merge(
             begin = rows.stop
             if rows.start >= run.done:
                 run.add(rows, {name: dataset[name].values for name in variables}, counts=tally)
+        if out is not None and first.attrs.get("per_token") and not run.finished:
+            # Before the file that says that they are there.
+            token_file.merge(list(shards), out, run.dataset)
         return run.finish()
 
 
@@ -159,6 +171,8 @@ def _load(file: Path) -> xr.Dataset:
     if not file.exists() and unfinished.exists():
         file = unfinished
     dataset = results.load(file)
+    if "token" in dataset.dims:
+        raise Refusal(f"{file} holds single tokens: give the file of the shard that it is beside")
     if "sequences_done" in dataset.attrs:
         raise Refusal(
             f"{file} is not finished ({dataset.attrs['sequences_done']} of "
@@ -178,6 +192,7 @@ def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
         for name in sorted((first.keys() | attrs[file].keys()) - {*OWN}):
             ours, theirs = first.get(name), attrs[file].get(name)
             if str(ours) != str(theirs):
+                ours, theirs = ("not set" if each is None else each for each in (ours, theirs))
                 raise OtherSettings(
                     f"{files[0]} and {file} are not of one run: {name} is {ours} in the first and "
                     f"{theirs} in the second"

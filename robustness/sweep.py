@@ -37,8 +37,9 @@ FORMS = {
     "shuffle-B": "execute B blocks in a random order, the same at every run",
     "parallel-B": "execute B blocks on one input, and average what leaves them",
     "looped-parallel-BxK": "the same, K times over",
+    "repeat-BxK": "execute each of B blocks K times more",
 }
-"""How an intervention's name is formed, and what it does at a layer. `repeat-BxK` adds K times."""
+"""How an intervention's name is formed, with numbers from 1, and what it does at a layer."""
 
 PAIRS = {
     "drop-pair": "leave out both blocks; of a block and itself, that block",
@@ -78,7 +79,9 @@ class Intervention:
             found = {place: schedule for place, schedule in edits if schedule}
         else:
             found = {(layer,): self.edit(whole, layer) for layer in first}
-        if not found or () in found.values():
+        if not found:
+            raise Refusal(f"{self.name} takes {self.span} blocks, and the model has {layers}")
+        if () in found.values():
             raise Refusal(f"{self.name} leaves nothing to execute on {layers} block(s)")
         return found
 
@@ -93,7 +96,10 @@ def intervention(name: str) -> Intervention:
         return Intervention(name, 2 if name == "swap-pair" else 1, _PAIR_EDITS[name], pair=True)
     match = _NAME.fullmatch(name)
     if match is None or not _well_formed(match):
-        raise Refusal(f"no intervention {name!r}; there are: {', '.join((*FORMS, *PAIRS))}")
+        raise Refusal(
+            f"no intervention {name!r}; there are: {', '.join((*FORMS, *PAIRS))}, with whole "
+            "numbers from 1"
+        )
     size = int(match["size"] or 1)
     times = int(match["times"] or 1)
     whole = match["contiguous"] is not None
@@ -126,6 +132,8 @@ def schedules(
     >>> schedules(["skip-span"], 2)
     {('skip-span', 0, 0): (1,), ('skip-span', 1, 1): (0,)}
     """
+    if isinstance(names, str):
+        raise Refusal(f"interventions are a list of names: [{names!r}]")
     if not names:
         raise Refusal(f"no intervention was asked for; there are: {', '.join((*FORMS, *PAIRS))}")
     for name in names:

@@ -5,23 +5,41 @@ any file; the run that goes on after an interruption writes those again that it 
 is then filled part by part, so that no more than one is held at a time.
 """
 
+import glob
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import netCDF4
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
 from robustness import results
+from robustness.batches import queries
 from robustness.corpus import Corpus
-from robustness.metrics import Metric
+from robustness.metrics import METRICS, Metric
 from robustness.refusal import Refusal
 
 PREFIX = "token_"
 """Of what is measured of single tokens, among what a batch yields."""
+
+
+KNOWN = {
+    "token_id": "token at the query position",
+    "compared": "whether KL, agreement and entropy are of the query position (0 or 1)",
+    "predicted": "whether loss and accuracy are of the query position (0 or 1)",
+}
+"""What is known of every position before anything is measured."""
+
+KNOWN_BYTES = 4 + 1 + 1
+"""Bytes of that for a position."""
+
+TOGETHER = 64
+"""Sequences that are copied at once."""
 
 
 def beside(path: Path) -> Path:
@@ -93,17 +111,9 @@ class Tokens:
     ) -> None:
         self.path = beside(path)
         self.parts = self.path.with_name(f"{self.path.stem}.parts")
+        self._removed = self.path.with_name(f".{self.parts.name}.removed")
         self._metrics, self._dims, self._kind = metrics, dims, kind
-        kept = [name for name in blank.coords if name in (*dims, "relative_depth", "schedule")]
-        self._frame = xr.Dataset(
-            {"token_id": (("sequence", "token"), corpus.tokens.astype(np.int32))},
-            coords={
-                **{name: blank[name] for name in (*kept, "sequence", "document")},
-                "token": ("token", np.arange(corpus.context), {"long_name": "query position"}),
-            },
-            attrs={**blank.attrs, "conventions": "information in nats; KL(clean || intervened)"},
-        )
-        self._frame["token_id"].attrs = {"units": "1", "long_name": "token at the query position"}
+        self._frame = _frame(blank, dims, {"token_id": corpus.tokens, **_counting(corpus)})
 
     def begin(self, done: int, finished: bool) -> None:
         """Refuse to go on from a run whose tokens are not there.
@@ -115,6 +125,9 @@ class Tokens:
         finished : bool
             Whether all of it is done.
         """
+        for torn in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.writing"):
+            torn.unlink(missing_ok=True)
+        shutil.rmtree(self._removed, ignore_errors=True)
         there = self.parts.is_dir() or (finished and self.path.exists())
         if done and not there:
             raise Refusal(f"{self.path} is not there, or its parts: measure anew with --fresh")
@@ -126,11 +139,15 @@ class Tokens:
         part = xr.Dataset({name: (self._dims_of(name), value) for name, value in values.items()})
         results.save(part, self.parts / f"{rows.start:012}.nc")
 
-    def finish(self) -> None:
-        """Put the parts together, and remove them."""
-        if self.parts.is_dir():
-            results.write_whole(self.path, self._join)
-            shutil.rmtree(self.parts)
+    def finish(self, **more: Any) -> None:
+        """Put the parts together, with further attributes, and remove them."""
+        if not self.parts.is_dir():
+            return
+        self._frame.attrs |= more
+        results.write_whole(self.path, self._join)
+        # At once: what is left of parts must never be taken for all of them.
+        self.parts.rename(self._removed)
+        shutil.rmtree(self._removed)
 
     def _dims_of(self, name: str) -> tuple[str, ...]:
         clean = name.removeprefix(PREFIX).startswith("clean_")
@@ -140,21 +157,113 @@ class Tokens:
         self._frame.to_netcdf(path, engine="netcdf4")
         with netCDF4.Dataset(path, "a") as file:
             for metric in self._metrics:
-                dims = self._dims_of(PREFIX + metric.name)
-                sizes = [len(file.dimensions[dim]) for dim in dims[:-2]]
-                variable = file.createVariable(
-                    metric.name,
-                    self._kind,
-                    (*dims[:-2], "sequence", "token"),
-                    zlib=True,
-                    fill_value=np.nan,
-                    chunksizes=(*sizes, 1, len(file.dimensions["token"])),
-                )
-                variable.setncatts(metric.attrs)
+                dims = self._dims_of(PREFIX + metric.name)[:-2]
+                _create(file, metric, (*dims, "sequence", "token"), self._kind)
+            end = 0
             for part in sorted(self.parts.glob("*.nc")):
                 values, start = results.load_part(part), int(part.stem)
+                if start != end:
+                    break
+                end += values.sizes["sequence"]
                 for name, value in values.items():
                     rows = slice(start, start + value.shape[-1])
                     file[str(name).removeprefix(PREFIX)][..., rows, :] = np.moveaxis(
                         value.values, -1, -2
                     )
+            if end != len(file.dimensions["sequence"]):
+                raise Refusal(
+                    f"{self.parts} has lost what was measured from sequence {end} on: measure anew "
+                    "with --fresh"
+                )
+
+
+def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
+    """Put the files of the tokens of shards together, a few sequences at a time.
+
+    Parameters
+    ----------
+    shards : sequence of path
+        The files of the shards, in order.
+    path : path
+        The file of the whole.
+    blank : Dataset
+        The coordinates and attributes of the whole.
+
+    Raises
+    ------
+    Refusal
+        If the tokens of a shard are not there.
+    """
+    files = [beside(shard) for shard in shards]
+    for shard, file in zip(shards, files, strict=True):
+        if not file.exists():
+            raise Refusal(f"{file} is not there: run the command of {shard} again with --fresh")
+
+    def join(temporary: Path) -> None:
+        with ExitStack() as stack:
+            parts = [stack.enter_context(netCDF4.Dataset(file)) for file in files]
+            for part in parts:
+                part.set_auto_mask(False)
+            kinds = {name: parts[0][name] for name in parts[0].variables if name in METRICS}
+            dims = next(each.dimensions for each in kinds.values() if len(each.dimensions) > 2)
+            known = {name: np.concatenate([part[name][:] for part in parts]) for name in KNOWN}
+            _frame(blank, dims[:-2], known).to_netcdf(temporary, engine="netcdf4")
+            whole = stack.enter_context(netCDF4.Dataset(temporary, "a"))
+            for name, variable in kinds.items():
+                _create(whole, METRICS[name], variable.dimensions, variable.dtype)
+            begin = 0
+            for part in parts:
+                count = len(part.dimensions["sequence"])
+                for first in range(0, count, TOGETHER):
+                    rows = slice(first, min(first + TOGETHER, count))
+                    there = slice(begin + rows.start, begin + rows.stop)
+                    for name in kinds:
+                        whole[name][..., there, :] = part[name][..., rows, :]
+                begin += count
+
+    results.write_whole(beside(path), join)
+
+
+def _counting(corpus: Corpus) -> dict[str, NDArray[Any]]:
+    """Return which positions count for what, of all in the windows."""
+    found = queries(corpus, slice(0, len(corpus.tokens)), torch.from_numpy(corpus.tokens))
+    whole = {}
+    for name in ("compared", "predicted"):
+        whole[name] = np.zeros(corpus.tokens.shape, np.int8)
+        whole[name][:, found["first"] : found["last"]] = found[name].numpy()
+    return whole
+
+
+def _frame(blank: xr.Dataset, dims: Sequence[str], known: Mapping[str, NDArray[Any]]) -> xr.Dataset:
+    """Return the file of a run's tokens without readouts."""
+    kept = [name for name in blank.coords if name in (*dims, "relative_depth", "schedule")]
+    size = known["token_id"].shape[1]
+    return xr.Dataset(
+        {
+            name: (
+                ("sequence", "token"),
+                known[name].astype(np.int32 if name == "token_id" else np.int8),
+                {"units": "1", "long_name": text},
+            )
+            for name, text in KNOWN.items()
+        },
+        coords={
+            **{name: blank[name] for name in (*kept, "sequence", "document")},
+            "token": ("token", np.arange(size), {"long_name": "query position"}),
+        },
+        attrs={**blank.attrs, "conventions": "information in nats; KL(clean || intervened)"},
+    )
+
+
+def _create(file: netCDF4.Dataset, metric: Metric, dims: Sequence[str], kind: Any) -> None:
+    """Add a readout, in chunks of one sequence each."""
+    sizes = [len(file.dimensions[dim]) for dim in dims]
+    variable = file.createVariable(
+        metric.name,
+        kind,
+        dims,
+        zlib=True,
+        fill_value=np.nan,
+        chunksizes=(*sizes[:-2], 1, sizes[-1]),
+    )
+    variable.setncatts(metric.attrs)

@@ -124,10 +124,15 @@ def interval(draws: xr.DataArray) -> tuple[float, float]:
         count = int(np.min(draws[DRAWN_FROM]))
         if count < 2:
             return np.nan, np.nan
-        wider = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf(level, count - 1)
-        level = float(scipy.stats.norm.cdf(wider))
+        level = _expanded(level, count)
     low, high = np.quantile(samples, (level, 1 - level))
     return float(low), float(high)
+
+
+def _expanded(level: float, count: int) -> float:
+    """Return the percentile to take of draws of so many documents, for one of Student's t."""
+    wider = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf(level, count - 1)
+    return float(scipy.stats.norm.cdf(wider))
 
 
 def drawn_as(draws: xr.DataArray) -> dict[str, xr.DataArray]:
@@ -142,7 +147,7 @@ def bootstrap(
 
     scipy's bias-corrected and accelerated interval (Efron 1987), which need not be symmetric: the
     one to look at where few documents are far from the rest. Its percentile interval where that is
-    not defined, as for values that are all alike.
+    not defined, as for values that are all alike. Of few documents wider, as in `interval`.
 
     Parameters
     ----------
@@ -170,6 +175,7 @@ def bootstrap(
     sums, sizes = _sums(rows[known], values["document"].values)
     if len(sizes) > 1 and known.any():
         counts = np.broadcast_to(sizes.astype(np.float64), sums.shape)
+        confidence = 1 - 2 * _expanded((1 - level) / 2, len(sizes))
         for method in ("percentile", "BCa"):
             with warnings.catch_warnings(), np.errstate(invalid="ignore"):
                 warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
@@ -181,7 +187,7 @@ def bootstrap(
                     vectorized=True,
                     paired=True,
                     axis=-1,
-                    confidence_level=level,
+                    confidence_level=confidence,
                     method=method,
                     rng=np.random.default_rng(seed),
                 ).confidence_interval

@@ -19,6 +19,9 @@ from robustness.schedule import Schedule, check, clean, to_text
 from robustness.shard import Shard
 from robustness.sweep import schedules as sweep_schedules
 
+USUAL = ("drop", "swap")
+"""The interventions that are made where none are asked for."""
+
 READOUT_NAMES = tuple(metric.name for metric in READOUTS)
 
 
@@ -65,9 +68,9 @@ class Work:
 def lay_out(
     model: Model,
     corpus: Corpus,
-    interventions: Sequence[str] = ("drop", "swap"),
+    interventions: Sequence[str] | None = None,
     *,
-    schedules: Sequence[Schedule] = (),
+    schedules: Sequence[Schedule | str] = (),
     layers: Sequence[int] | None = None,
     readouts: Sequence[str] = READOUT_NAMES,
     batch_tokens: int | None = None,
@@ -93,12 +96,16 @@ def lay_out(
                 "a shard does not know when all of them have enough: leave out --until-se"
             )
     if schedules:
-        if layers is not None:
-            raise Refusal("layers go with interventions, not with schedules of one's own")
-        runs = [check(schedule, model.layers) for schedule in schedules]
+        if layers is not None or interventions:
+            what = "interventions and schedules of one's own are run apart"
+            raise Refusal("layers go with interventions" if layers is not None else what)
+        if isinstance(schedules, str):
+            raise Refusal(f"schedules are a list: [{schedules!r}]")
+        runs = list(dict.fromkeys(check(schedule, model.layers) for schedule in schedules))
         labels = results.schedule_labels(runs)
         asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
     else:
+        interventions = USUAL if interventions is None else interventions
         named = sweep_schedules(interventions, model.layers, layers)
         runs = list(named.values())
         labels = results.sweep_labels(named, model.layers, layers)
@@ -124,6 +131,7 @@ def lay_out(
         "state_cap": cap,
         "until_se": until_se,
         "per_token": "yes" if per_token else None,
+        "readouts": None if set(readouts) == set(READOUT_NAMES) else ", ".join(readouts),
     }
     chosen = [metric for metric in READOUTS if metric.name in readouts]
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]

@@ -95,8 +95,24 @@ def test_too_few_tokens_are_refused_with_a_context_that_would_do(tmp_path):
     assert cut(path, TOKENIZER, context=context, tokens=240).tokens.size > 240 - context
     with pytest.raises(Refusal):
         cut(path, TOKENIZER, context=context + 1, tokens=240)
-    with pytest.raises(Refusal, match="it has 300 in all: ask for fewer"):
+    with pytest.raises(Refusal, match="ask for --tokens 200, or read a longer text") as refused:
         cut(path, TOKENIZER, context=20, tokens=10_000)
+    assert cut(path, TOKENIZER, context=20, tokens=200).tokens.size == 200
+    with pytest.raises(Refusal, match="all of it is 300 tokens long: read a longer text"):
+        cut(path, TOKENIZER, context=400, tokens=10_000)
+
+
+def test_indices_of_documents_mean_the_same_where_the_source_is_the_same(tmp_path):
+    one = write(tmp_path / "a.jsonl", ["x" * 30] * 10)
+    (tmp_path / "b").mkdir()
+    other = write(tmp_path / "b" / "a.jsonl", ["y" * 30] * 10)
+    hashes = [
+        cut(path, TOKENIZER, context=context).source_sha256
+        for path, context in ((one, 20), (one, 10), (other, 20))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert first_documents(one, TOKENIZER, context=8, count=3).source_sha256 == hashes[0]
+    assert cut("builtin", TOKENIZER, context=20, tokens=40).settings()["source_sha256"]
 
 
 def test_the_hash_changes_with_tokens_order_and_division(tmp_path):

@@ -98,7 +98,7 @@ def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, rea
     flops = products(lambda: sweep(strict_model, text, readouts=readouts, **ASKED))
     assert found.block_flops + found.head_flops == flops
     assert found.seconds is None and found.memory_bytes is None
-    assert dict(describe(found))["minutes"] == "known to the server alone"
+    assert dict(describe(found))["time"] == "known to the server alone"
 
 
 def test_drop_and_swap_take_the_block_applications_that_are_promised(gpt2):
@@ -158,14 +158,14 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(run, llama, stor
     assert code == 0, err
     rows = dict(line.split("  ", 1) for line in out.splitlines())
     assert rows.keys() == {
-        "sequences", "block calls", "block applications", "floating-point operations",
-        "states at the peak", "memory at the peak", "file", "minutes",
+        "sequences", "batches", "block calls", "block applications", "floating-point operations",
+        "states at the peak", "memory at the peak", "file", "time",
     }  # fmt: skip
-    assert rows["sequences"].strip() == "20 of 640 tokens in 1 batches"
+    assert rows["sequences"].strip() == "20, of 640 tokens" and rows["batches"].strip() == "1"
     assert rows["block applications"].strip() == "320, to single sequences"
-    assert "calibration" in rows["minutes"]
+    assert "calibration" in rows["time"]
     assert sorted(Path().rglob("*")) == before
     code, out, _ = run(*words, "--dry-run", "--shard", "1/2", "--batch-tokens", 320)
-    assert "10 of 320 tokens" in out
+    assert "10, of 320 tokens" in out
     code, _, err = run(*words, "--dry-run", "--schedule", "0..9")
     assert code == 1 and "there is no block 9" in err

@@ -77,13 +77,48 @@ def test_two_runs_on_the_same_text_cut_otherwise_are_paired_by_document():
     one = run(DOCUMENTS)
     other = run(other_documents, seed=1, corpus_sha256="y", model="two")
     found = difference(one, other)
-    assert found.document.values.tolist() == list(range(5, 30))
-    for at, document in enumerate(range(5, 30)):
+    # The last that one of them has read may have been cut off.
+    assert found.document.values.tolist() == list(range(5, 29))
+    for at, document in enumerate(range(5, 29)):
         means = [
             data.kl.values[..., labels == document].mean(-1)
             for data, labels in ((one, DOCUMENTS), (other, other_documents))
         ]
         np.testing.assert_allclose(found.kl.isel(sequence=at), means[0] - means[1])
+
+
+def test_a_run_less_a_longer_one_of_itself_is_nothing():
+    """The second has read on in the document in which the first had stopped."""
+    longer = run(DOCUMENTS)
+    within = 1 + int(np.flatnonzero(np.diff(DOCUMENTS[20:]) == 0)[0]) + 20
+    shorter = longer.isel(sequence=slice(0, within)).assign_attrs(corpus_sha256="y")
+    assert shorter.document[-1] == longer.document[within], "it was cut"
+    for found in (difference(shorter, longer), difference(longer, shorter)):
+        np.testing.assert_allclose(found.kl, 0, atol=1e-12)
+        assert found.document.values.tolist() == list(range(int(shorter.document[-1])))
+
+
+def test_readouts_less_the_clean_models_are_taken_sequence_by_sequence():
+    data = run(DOCUMENTS)
+    data = data.assign(loss=data.kl + data.clean_loss)
+    found = difference(data, "clean")
+    assert list(found) == ["loss"], "KL is of the clean model already"
+    np.testing.assert_allclose(found.loss, data.kl)
+    assert found.attrs["difference"] == "less the clean model"
+
+
+def test_layers_that_both_have_measured_are_compared():
+    data = run(DOCUMENTS)
+    found = difference(data.isel(layer=[0, 2]), data)
+    assert found.layer.values.tolist() == [0, 2] and not found.kl.any()
+
+
+def test_a_schedule_may_be_spelt_otherwise():
+    data = run(DOCUMENTS).isel(layer=0, drop=True).rename(intervention="schedule")
+    data = data.assign_coords(schedule=["0..2-4-5", "5-4-3-2-1-0"])
+    for text in ("5-4-3-2-1-0", "5..0", "5..3-2..0"):
+        assert difference(data, text).schedule.values.tolist() == ["0..2-4-5"]
+    assert difference(data, "0..2-4..").schedule.values.tolist() == ["5-4-3-2-1-0"]
 
 
 def test_means_of_documents_are_those_by_hand():
@@ -104,12 +139,18 @@ def test_a_layer_that_one_of_two_does_not_have_stays_missing():
 @pytest.mark.parametrize(
     ("less", "reason"),
     [
-        ("skip-2", "cannot be taken less 'skip-2': it has drop, swap"),
+        ("skip-2", "no file skip-2, and nothing of that name in this one: it has drop, swap"),
         (run(DOCUMENTS, corpus="other"), "different corpus: text and other"),
         (run(DOCUMENTS, measurement="lens"), "different measurement: sweep and lens"),
-        (run(DOCUMENTS, layers=6), "4 and 6 along layer.*stages compare"),
+        (run(DOCUMENTS, layers=6, config_sha256="z"), "4 and 6 along layer.*stages compare"),
         (run(DOCUMENTS + 100, corpus_sha256="y"), "no document in common"),
-        (run(DOCUMENTS, names=("reverse-2",)), "nothing in common"),
+        (
+            run(DOCUMENTS, names=("reverse-2",)),
+            "no intervention in common: drop, swap and reverse-2",
+        ),
+        (run(DOCUMENTS, source_sha256="b"), "different text under one name"),
+        (run(DOCUMENTS, corpus_sha256="y", windows="packed windows"), "different windows"),
+        (run(DOCUMENTS, corpus_sha256="y").drop_vars(["kl", "clean_loss"]), "no numbers of"),
     ],
 )
 def test_what_has_no_difference_is_refused(less, reason):
@@ -130,7 +171,7 @@ def test_differences_are_shown_and_drawn():
     assert f"[{low:.3f}, {high:.3f}]" in shown
     for by_bootstrap in (False, True):
         axis = draw(found, by_bootstrap=by_bootstrap).axes[0]
-        assert axis.get_yscale() == "linear" and "less drop" in axis.get_ylabel()
+        assert axis.get_yscale() == "linear" and axis.get_ylabel() == "Δ KL [nat]"
         line, zero = axis.lines
         np.testing.assert_allclose(line.get_ydata(), found.kl.mean("sequence")[0])
         assert set(zero.get_ydata()) == {0}
@@ -145,22 +186,74 @@ def test_bands_are_standard_errors_or_bootstrap_intervals():
     ends = bootstrap(data.kl.sel(intervention="drop"))
     assert heights[True] == pytest.approx((float(ends.min()), float(ends.max())))
     mean, error = (f(data.kl.sel(intervention="drop")) for f in (_mean, standard_error))
-    assert heights[False] == pytest.approx(
-        (float((mean - 1.96 * error).min()), float((mean + 1.96 * error).max()))
-    )
+    half = stats.t.ppf(0.975, np.unique(DOCUMENTS).size - 1) * error
+    assert heights[False] == pytest.approx((float((mean - half).min()), float((mean + half).max())))
 
 
 def _mean(values):
     return values.mean("sequence")
 
 
+def test_bands_of_a_difference_are_where_its_intervals_are():
+    """Below zero too, where a logarithmic axis would have them end."""
+    found = difference(run(DOCUMENTS), "swap")
+    assert (found.kl.mean("sequence") < 0).all()
+    found["kl"][:, 0] += 3  # and some above
+    band = draw(found, by_bootstrap=True).axes[0].collections[0].get_paths()[0].vertices
+    ends = bootstrap(found.kl.sel(intervention="drop"))
+    for layer in range(LAYERS):
+        here = band[band[:, 0] == layer, 1]
+        low, high = ends.isel(layer=layer).values
+        assert (here.min(), here.max()) == pytest.approx((low, high))
+
+
+def test_a_figure_without_bands_has_none_by_bootstrap():
+    data = (
+        run(DOCUMENTS)
+        .rename(intervention="x")
+        .drop_vars("clean_loss")
+        .assign_attrs(measurement="cka", batch_sequences=8)
+    )
+    data = data.assign(
+        cka=(("processing", "depth", "depth_to"), np.eye(3)[None]),
+        cka_standard_error=(("processing", "depth", "depth_to"), np.zeros((1, 3, 3))),
+    ).assign_coords(processing=["raw"], batch=[0, 1])
+    draw(data)
+    with pytest.raises(Refusal, match="no bands that a bootstrap could give"):
+        draw(data, by_bootstrap=True)
+
+
+def test_of_few_documents_intervals_are_wider_and_the_table_says_so():
+    """As many standard errors as Student's t has, and the bootstrap's percentiles as far out."""
+    random = np.random.default_rng(0)
+    covered = {"t": 0, "bootstrap": 0}
+    repetitions, documents = 400, 6
+    for _ in range(repetitions):
+        data = run(np.arange(documents), names=("drop",), layers=1)
+        data["kl"][:] = random.exponential(size=documents) + 1
+        band = draw(data).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+        ends = bootstrap(data.kl, draws=199).values.ravel()
+        covered["t"] += band.min() <= 2 <= band.max()
+        covered["bootstrap"] += ends[0] <= 2 <= ends[1]
+    # Of exponential numbers, of which six say little, either end is missed more often than stated.
+    assert all(count / repetitions > 0.84 for count in covered.values()), covered
+    assert "hardly be told" in table(data) and "hardly" not in table(run(DOCUMENTS))
+
+
 def test_the_bootstrap_is_scipys_on_documents_of_one_sequence():
     values = run(np.arange(40)).kl
     found = bootstrap(values, seed=3)
+    quantile = stats.t.ppf(0.975, 39) * np.sqrt(40 / 39)
+    wider = stats.norm.cdf(quantile) - stats.norm.cdf(-quantile)
     for layer in range(LAYERS):
         one = values.sel(intervention="swap", layer=layer).values
         expected = stats.bootstrap(
-            (one,), np.mean, n_resamples=999, rng=np.random.default_rng(3), batch=100
+            (one,),
+            np.mean,
+            n_resamples=999,
+            rng=np.random.default_rng(3),
+            batch=100,
+            confidence_level=wider,
         ).confidence_interval
         ours = found.sel(intervention="swap", layer=layer)
         np.testing.assert_allclose(ours, [expected.low, expected.high], rtol=1e-9)

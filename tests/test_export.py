@@ -352,7 +352,10 @@ def test_the_command_prints_a_model_that_a_sweep_takes(run):
     code, out, err = run("sweep", "pruned", "--tokens", 1024, "--context", 64, "--drop")
     assert (code, out) == (0, "outputs/pruned/sweep.nc\n"), err
     code, _, err = run("export", "builtin", "--schedule", "0..5-7..", "pruned")
-    assert code == 1 and err == "stages: the directory pruned is not empty: choose another place\n"
+    assert code == 1 and err == (
+        "stages: the directory pruned is not empty: choose another place, or --fresh to replace "
+        "what stages wrote there\n"
+    )
     code, out, _ = run("export", "builtin", "--schedule", "0..5-7..", "pruned", "--fresh")
     assert (code, out) == (0, "pruned\n")
     for words, problem in (

@@ -49,11 +49,11 @@ ORDER = [
     "robustness.stopping",
     "robustness.lock",
     "robustness.results",
+    "robustness.batches",
     "robustness.token_file",
     "robustness.shard",
     # one trace each
     "robustness.memory",
-    "robustness.batches",
     "robustness.work",
     "robustness.execution",
     "robustness.rebuilding",
@@ -148,7 +148,7 @@ def test_every_module_has_its_place():
 
 @pytest.mark.parametrize("module", WORDS)
 def test_words_need_the_standard_library_alone(module):
-    allowed = {"dataclasses", "collections", "random", "re", "typing", "robustness"}
+    allowed = {"dataclasses", "collections", "operator", "random", "re", "typing", "robustness"}
     assert {name.partition(".")[0] for name in imports(module)} <= allowed
 
 

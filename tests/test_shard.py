@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from test_execution import corpus
 
-from robustness import results
+from robustness import results, token_file
 from robustness.execution import sweep
 from robustness.refusal import Refusal
 from robustness.schedule import clean, swap
@@ -48,7 +48,7 @@ def test_a_shard_is_read_and_written(text):
     "text", ["9/8", "0/4", "x", "1/0", "1", "1/", "-1/4", "1/4/4", "1.5/2", ""]
 )
 def test_what_is_no_shard_is_refused(text):
-    with pytest.raises(Refusal, match=r"there is no such shard; the shards of four are 1/4 to 4/4"):
+    with pytest.raises(Refusal, match=r"there is no such shard; the first of [1-9]"):
         from_text(text)
 
 
@@ -109,6 +109,30 @@ def test_the_unsharded_command_finds_its_run_done_when_shards_are_merged(gpt2, t
     assert path.stat().st_mtime_ns == stamp
 
 
+def test_tokens_of_shards_are_merged_too_bit_for_bit(gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_file, "TOGETHER", 2)
+    text, path = corpus(sequences=7), tmp_path / "sweep.nc"
+    options = {"per_token": True, "batch_tokens": BATCH}
+    whole = tmp_path / "whole" / "sweep.nc"
+    sweep(gpt2, text, out=whole, **options)
+    files = run_shards(gpt2, text, tmp_path, 2, per_token=True)
+    merge([*files, token_file.beside(files[0])], path)  # as a pattern of names finds them
+    one, other = (xr.load_dataset(token_file.beside(file)) for file in (whole, path))
+    assert_same_bits(one, other)
+    sweep(gpt2, text, out=path, **options)  # finds its run done
+
+
+def test_tokens_that_are_missing_are_missed(gpt2, tmp_path):
+    files = run_shards(gpt2, corpus(sequences=7), tmp_path, 2, per_token=True)
+    tokens = token_file.beside(files[1])
+    with pytest.raises(Refusal, match=r"shard-2-of-2\.tokens\.nc holds single tokens: give"):
+        merge([files[0], tokens])
+    tokens.unlink()
+    with pytest.raises(Refusal, match=r"shard-2-of-2\.tokens\.nc is not there: run the command of"):
+        merge(files, tmp_path / "sweep.nc")
+    assert not (tmp_path / "sweep.nc").exists()
+
+
 def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path):
     text, out = corpus(sequences=6), tmp_path / "sweep.nc"
     one, two, three = run_shards(gpt2, text, tmp_path, 3)
@@ -123,6 +147,7 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     again = tmp_path / "again.nc"
     results.save(results.load(two), again, results.load_tally(two))
     refused([one, two, three, again], r"shard 2/3 is there twice: .*2-of-3\.nc and .*again\.nc")
+    refused([one, two, three, two], r"shard-2-of-3\.nc was given twice")
     refused([one, two, tmp_path / "none.nc"], r"there is no file .*none\.nc")
     whole = tmp_path / "whole.nc"
     sweep(gpt2, text, batch_tokens=BATCH, out=whole)

@@ -287,12 +287,19 @@ def test_sweeps_over_two_layers_are_heat_maps_and_their_table_the_least_and_most
     mean = data.kl.isel(intervention=0).mean("sequence").transpose("layer_to", "layer")
     np.testing.assert_allclose(shown.filled(np.nan), mean, atol=1e-12)
     text = table(data)
-    assert "drop-pair: all 10 by kl" in text and "repeat-span: all 10 by kl" in text
+    for name in ("drop-pair", "repeat-span"):
+        assert f"{name}, two layers: all 6 by kl" in text
+        assert f"{name}, one layer alone: all 4 by kl" in text
     mean = data.kl.sel(intervention="drop-pair").mean("sequence")
+    alone = xr.DataArray(np.diagonal(mean), dims="layer")
+    mean = mean.where(mean.layer != mean.layer_to)
     best = mean.argmin(("layer", "layer_to"))
-    row = text.partition("drop-pair: all 10 by kl")[2].splitlines()[2].split()
+    row = text.partition("drop-pair, two layers: all 6 by kl")[2].splitlines()[2].split()
     assert row[0] == f"{int(best['layer'])},{int(best['layer_to'])}"
     assert row[1] == f"{float(mean.min()):.3f}"
+    sum_of_both = float(alone[best["layer"]] + alone[best["layer_to"]])
+    assert float(row[3]) == pytest.approx(float(mean.min()) - sum_of_both, abs=1e-3)
+    assert row[-1] == data.schedule.sel(intervention="drop-pair").isel(best).item()
 
 
 def test_a_table_of_many_pairs_keeps_to_the_least_and_the_most_changed():
@@ -307,11 +314,14 @@ def test_a_table_of_many_pairs_keeps_to_the_least_and_the_most_changed():
     )
     text = table(data)
     ranked = sorted(zip(random.mean(1), named, strict=True))
+    both = [each for each in ranked if each[1][1] != each[1][2]]
+    alone = [each for each in ranked if each not in both]
     for heading, rows in (
-        ("drop-pair: 10 of 45, with the lowest agreement", ranked[:10]),
-        ("drop-pair: 10 of 45, with the highest agreement", ranked[:-11:-1]),
+        ("drop-pair, two layers: 10 of 36, with the lowest agreement", both[:10]),
+        ("drop-pair, two layers: 10 of 36, with the highest agreement", both[:-11:-1]),
+        ("drop-pair, one layer alone: all 9 by agreement", alone),
     ):
-        lines = text.partition(heading)[2].splitlines()[2:12]
+        lines = text.partition(heading)[2].splitlines()[2 : 2 + len(rows)]
         assert [line.split()[0] for line in lines] == [f"{i},{j}" for _, (_, i, j) in rows]
 
 
@@ -324,7 +334,7 @@ def test_sweeps_over_two_layers_are_taken_less_one_another(gpt2):
     shown = np.ma.masked_invalid(np.asarray(image.get_array())).filled(np.nan)
     np.testing.assert_allclose(shown, expected.transpose("layer_to", "layer"), atol=1e-12)
     assert image.norm.vmin == -image.norm.vmax, "zero is in the middle"
-    assert "drop-pair: all 6 by kl" in table(less), "where both fit"
+    assert "drop-pair, two layers: all 6 by kl" in table(less), "where both fit"
 
 
 def test_what_crosses_a_sandboxs_socket_grows_with_what_is_called(gpt2):

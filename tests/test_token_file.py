@@ -1,5 +1,9 @@
 """Values of single tokens: against plain models, in parts, after interruptions."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ import xarray as xr
 from families import LAYERS, rebuilt, tiny
 from test_execution import corpus
 
+from recipes.panels import draw
 from robustness import execution, results, token_file
 from robustness.execution import sweep
 from robustness.model import open_model
@@ -106,6 +111,81 @@ def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
         of_tokens(tmp_path / "a.nc").kl.mean("token"), load(tmp_path / "a.nc").kl
     )
     assert not (tmp_path / "a.tokens.parts").exists()
+
+
+def test_killed_while_parts_are_removed_the_file_stays_whole(gpt2, tmp_path, monkeypatch):
+    """What is left of them is never taken for all of them."""
+    text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
+    remove = shutil.rmtree
+
+    def stop(path, **more):
+        if Path(path).is_dir():
+            next(Path(path).glob("*.nc")).unlink()
+            raise Stop
+        remove(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_file.shutil, "rmtree", stop)
+        with pytest.raises(Stop):
+            sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    np.testing.assert_allclose(
+        results.measured(load(tmp_path / "a.tokens.nc")).kl, load(tmp_path / "a.nc").kl
+    )
+    assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_parts_that_are_lost_are_missed(gpt2, tmp_path, monkeypatch, lost):
+    text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
+    with monkeypatch.context() as patch:
+        patch.setattr(token_file.Tokens, "finish", lambda self: (_ for _ in ()).throw(Stop()))
+        with pytest.raises(Stop):
+            sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    sorted((tmp_path / "a.tokens.parts").iterdir())[lost].unlink()
+    with pytest.raises(Refusal, match=f"lost what was measured from sequence {2 * lost} on"):
+        sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    assert not (tmp_path / "a.tokens.nc").exists()
+
+
+def test_what_a_killed_run_was_writing_is_removed_and_so_are_tokens_of_what_is_replaced(
+    gpt2, tmp_path
+):
+    text, torn = corpus(sequences=4), tmp_path / ".a.tokens.nc.123.writing"
+    torn.write_bytes(b"x")
+    sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc")
+    assert not torn.exists() and (tmp_path / "a.tokens.nc").exists()
+    sweep(gpt2, text, out=tmp_path / "a.nc", fresh=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_a_token_without_a_number_makes_its_sequence_one_without(gpt2, tmp_path):
+    text = corpus(sequences=4, lengths=[12, 7, 12, 9])
+    sweep(gpt2, text, ("drop",), per_token=True, out=tmp_path / "a.nc")
+    data = load(tmp_path / "a.tokens.nc")
+    assert (data.compared.sum("token") == text.lengths - 1).all(), "as the authors count"
+    data["kl"][0, 1, 2, 5] = np.nan
+    found = results.measured(data)
+    assert found.kl.isnull().sum() == 1 and found.kl[0, 1, 2].isnull()
+    assert found.loss.notnull().all()
+
+
+def test_the_authors_alignment_counts_other_positions(gpt2, tmp_path):
+    text = corpus(sequences=3)
+    text = replace(text, authors_alignment=True)
+    whole = sweep(gpt2, text, ("drop",), per_token=True, out=tmp_path / "a.nc")
+    averaged = results.measured(load(tmp_path / "a.tokens.nc"))
+    for name in NAMES:
+        np.testing.assert_allclose(averaged[name], whole[name], atol=1e-12, err_msg=name)
+
+
+def test_single_tokens_are_drawn_over_layers_and_positions(gpt2, tmp_path):
+    sweep(gpt2, corpus(sequences=4), ("drop",), per_token=True, out=tmp_path / "a.nc")
+    data = load(tmp_path / "a.tokens.nc")
+    image = draw(data).axes[0].images[0]
+    shown = np.ma.masked_invalid(np.asarray(image.get_array())).filled(np.nan)
+    expected = data.kl.sel(intervention="drop").mean("sequence").isel(token=slice(1, -1))
+    np.testing.assert_allclose(shown, expected, atol=1e-12)
 
 
 def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
