@@ -569,8 +569,8 @@ options_of_statistics = together(
 def generate(model: str, prompt: str, **options: Any) -> None:
     """Continue PROMPT with MODEL as it is, and with its blocks in other orders.
 
-    A PROMPT of - is read from standard input. Every order is a line that ends in a colon; what the
-    model writes follows, indented.
+    A PROMPT of - is read from standard input; the tokenizer's BOS stands before it where it has
+    one. Every order is a line that ends in a colon; what the model writes follows, indented.
 
     \b
     stages generate builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.." "Once upon"
@@ -1126,11 +1126,15 @@ def _tell(text: str, options: dict[str, Any]) -> None:
 def _hush() -> None:
     """Keep libraries from writing bars and notes of their own."""
     import logging
+    import warnings
 
     import datasets
     import huggingface_hub
     import transformers
 
+    # Both are told by what is refused, if it matters.
+    warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -3,16 +3,18 @@
 Run after `make demo`, from where `outputs/` is.
 """
 
+from pathlib import Path
+
 import torch
-import xarray as xr
 from transformers import AutoModelForCausalLM
 
 from robustness.corpus import cut
 from robustness.export import export
 from robustness.model import open_model
+from robustness.results import load
 from robustness.schedule import clean, to_text
 
-kl = xr.load_dataset("outputs/builtin/sweep.nc").kl.sel(intervention="drop").mean("sequence")
+kl = load(Path("outputs/builtin/sweep.nc")).kl.sel(intervention="drop").mean("sequence")
 order = kl.argsort().values.tolist()
 
 model = open_model("builtin", dtype="auto")

@@ -93,6 +93,13 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
             path, use_safetensors=True, output_loading_info=True, **options
         )
     except (*LOADING_ERRORS, ImportError, SafetensorError) as error:
+        pickled = Path(path).is_dir() and not any(Path(path).glob("*.safetensors"))
+        pickled = pickled and any(Path(path).glob("*.bin"))
+        if pickled:
+            raise Refusal(
+                f"{name} has its weights in pickles (.bin), which can run code and are not read: "
+                "load it with transformers and save_pretrained, which writes safetensors"
+            ) from error
         raise Refusal(f"{name} cannot be loaded: {first_line(error)}") from error
     wrong = sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"]))
     if wrong:

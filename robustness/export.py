@@ -92,7 +92,9 @@ def export(
         except (ValueError, LookupError, AttributeError, TypeError) as error:
             raise Refusal(f"{model.name} cannot be written: {first_line(error)}") from error
         del weights
-        (where / "README.md").write_text(_card(Path(directory).name, origin), encoding="utf-8")
+        (where / "README.md").write_text(
+            _card(Path(directory).name, origin, model.tokenizer), encoding="utf-8"
+        )
         _check(model, schedule, where)
 
     results.write_directory(
@@ -165,19 +167,28 @@ def _is_export(directory: Path) -> bool:
     return ORIGIN in config and all(file.suffix in WRITTEN for file in directory.iterdir())
 
 
-def _card(name: str, origin: dict[str, str]) -> str:
+def _card(name: str, origin: dict[str, str], tokenizer: Any) -> str:
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in origin.items())
     source = f"`{origin['model']}` ({origin['architecture']}, {origin['layers']} blocks)"
+    classes, use = "AutoModelForCausalLM", ""
+    if tokenizer is not None:
+        classes += ", AutoTokenizer"
+        prompt = '"Once upon a time"'
+        prompt = prompt if tokenizer.bos_token is None else f"tokenizer.bos_token + {prompt}"
+        use = f"""tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer({prompt}, add_special_tokens=False, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+"""
     return f"""# {name}
 
 {source} with its blocks in the order `{origin["schedule"]}`, written by stages-of-inference.
 Nothing was trained: the weights are those of `{origin["model"]}`, under its licence.
 
 ```python
-from transformers import AutoModelForCausalLM
+from transformers import {classes}
 
 model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
-```
+{use}```
 
 | | |
 |---|---|

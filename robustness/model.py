@@ -753,7 +753,8 @@ def _check_itself(model: Model) -> Model:
     for difference, tolerance in zip(found["off"], (4 * digit, 32 * coarse)):
         if not difference <= tolerance:
             raise Refusal(
-                f"{name} cannot be rewired: run block by block its logits are off by "
+                f"{name} cannot be rewired: something besides its blocks, its norm and its head "
+                "makes its logits, which run block by block are off by "
                 f"{difference:.2g}, more than {tolerance:.2g}"
             )
     placed = {key: found[key] for key in ("device", "attention")}

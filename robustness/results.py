@@ -376,7 +376,9 @@ class Run:
         further = stopping.goes_further(found, wanted)
         finished = there == self.path and not further
         # A finished file may have been made with other versions; one run may not mix them.
-        passed = {*UNCOMPARED, *(("versions", "server_versions") if finished else ())}
+        # Of where the tokens are from, it is the tokens that count.
+        passed = {*UNCOMPARED, "source_sha256"}
+        passed |= {"versions", "server_versions"} if finished else set()
         passed |= {"until_se"} if further else set()
         names = sorted(
             name
@@ -385,12 +387,14 @@ class Run:
         )
         # A hash says less than what it is of, where that differs too.
         for name in sorted(names, key=lambda name: name.endswith("_sha256"))[:1]:
-            ours, theirs = (
-                f"{name} {each[name]}" if name in each else f"no {name}" for each in (found, wanted)
-            )
+            have, want = found.get(name), wanted.get(name)
+            how = f"with {name} {have}, not {want}"
+            if have is None:
+                how = f"without {name} {want}"
+            elif want is None:
+                how = f"with {name} {have}, which is not asked for now"
             raise OtherSettings(
-                f"{there} was made with {ours}, not {theirs.removeprefix(f'{name} ')}; "
-                "choose another --out, or --fresh to replace it"
+                f"{there} was made {how}; choose another --out, or --fresh to replace it"
             )
         for name, variable in self.dataset.data_vars.items():
             if not finished or name in dataset:

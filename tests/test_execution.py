@@ -4,6 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness import kernels, readout
@@ -302,3 +303,55 @@ def test_tokens_the_model_cannot_take_are_refused(gpt2):
         sweep(gpt2, text)
     with pytest.raises(Refusal, match="no block 9"):
         sweep(gpt2, corpus(), schedules=[(0, 9)])
+
+
+def test_a_schedule_may_be_a_text_wherever_one_is_taken(gpt2):
+    tokens = random_tokens(2, 9)
+    for text, schedule in (("0-2..", (0, 2, 3)), ("..", (0, 1, 2, 3)), ("3..0", (3, 2, 1, 0))):
+        xr.testing.assert_identical(
+            residuals(gpt2, tokens, text), residuals(gpt2, tokens, schedule)
+        )
+        found = []
+        for each in (text, schedule):
+            edited = rewire(gpt2, each)
+            with torch.no_grad(), edited.trace(tokens):
+                logits = edited.output.logits.save()
+            found.append(logits)
+        assert torch.equal(*found)
+    data = sweep(gpt2, corpus(), schedules=["0-2..", (0, 2, 3), (np.int64(3),)])
+    assert data.schedule.values.tolist() == ["0-2-3", "3"], "each once"
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"schedules": [("a",)]}, "'a' is no step of a schedule: .*Parallel, or is a text"),
+        ({"schedules": [(1.5,)]}, "1.5 is no step"),
+        ({"schedules": "0-1"}, r"schedules are a list: \['0-1'\]"),
+        ({"schedules": [(0,)], "interventions": ["drop"]}, "are run apart"),
+        ({"interventions": "drop"}, r"a list of names: \['drop'\]"),
+        ({"interventions": []}, "no intervention was asked for"),
+    ],
+)
+def test_what_is_no_schedule_or_intervention_is_refused(gpt2, asked, problem):
+    with pytest.raises(Refusal, match=problem):
+        sweep(gpt2, corpus(), **asked)
+
+
+def test_readouts_are_a_setting_of_a_run(gpt2, tmp_path):
+    out = tmp_path / "a.nc"
+    sweep(gpt2, corpus(), readouts=["kl"], out=out)
+    sweep(gpt2, corpus(), readouts=["kl"], out=out)
+    with pytest.raises(
+        Refusal, match="was made with readouts kl, which is not asked for now; choose"
+    ):
+        sweep(gpt2, corpus(), out=out)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"), [("a.csv", "ends in .nc"), ("d.nc", "is a directory")]
+)
+def test_an_output_that_is_no_file_of_numbers_is_refused(gpt2, tmp_path, name, problem):
+    (tmp_path / "d.nc").mkdir()
+    with pytest.raises(Refusal, match=problem):
+        sweep(gpt2, corpus(), out=tmp_path / name)
