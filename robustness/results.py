@@ -576,7 +576,8 @@ def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
         if name in METRICS:
             loss = str(name).removeprefix("clean_") in {"loss", "accuracy"}
             counts = dataset["predicted" if loss else "compared"] == 1
-            mean = values.where(counts, 0).sum("token", skipna=False) / counts.sum("token")
+            total = values.where(counts, 0).sum("token", skipna=False, dtype=np.float64)
+            mean = total / counts.sum("token")
             found[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
     return dataset.drop_dims("token").assign(found)
 
@@ -643,9 +644,11 @@ def _write_directory(directory: Path, write: Callable[[Path], Any], size: int, f
             whole = Path(temporary) / "new"
             whole.mkdir()
             write(whole)
+            usual = Path(temporary) / "usual"
+            usual.touch()
             for file in filter(Path.is_file, whole.rglob("*")):
-                # Weights are written for their owner alone, the rest as all of the user's files.
-                file.chmod(stat.S_IMODE((whole / "config.json").stat().st_mode))
+                # safetensors makes files that are their owner's alone.
+                file.chmod(stat.S_IMODE(usual.stat().st_mode))
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             old = Path(temporary) / "old"

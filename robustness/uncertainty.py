@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy  # its parts are loaded when they are used: a sweep needs none
 import xarray as xr
 from numpy.typing import NDArray
 

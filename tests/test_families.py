@@ -230,7 +230,7 @@ REFUSED = {
          "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8,
          "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "head_dim": 4,
          "initializer_range": 0.4, "dim_model_base": 8},
-        "run block by block its logits are off by",
+        "run block by block are off by",
     ),
 }  # fmt: skip
 

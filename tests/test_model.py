@@ -184,7 +184,7 @@ def test_blocks_that_do_not_give_the_models_logits_are_refused_with_the_differen
         return out
 
     monkeypatch.setattr(type(model.transformer), "forward", shifted)
-    with pytest.raises(Refusal, match=r"block by block its logits are off by \d"):
+    with pytest.raises(Refusal, match=r"block by block are off by \d"):
         open_model(model)
 
 
