@@ -29,7 +29,7 @@ from robustness import checkpoint, flow, interpreter, kernels, logits
 from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
-PIECE = 4096
+PIECE = 512
 """Rows of a matrix that are added up in a wider type at once."""
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
