@@ -71,7 +71,7 @@ def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
     make = FIGURES.get(kind, any_figure)
     if "difference" in dataset.attrs and make not in (sweep_figure, schedule_figure, pairs_figure):
         make = any_figure
-    if "token" in dataset.dims and {"layer", "intervention"} <= set(dataset.dims):
+    if "token" in dataset.dims and make is sweep_figure:
         make = positions_figure
     asked: list[str] = []
 

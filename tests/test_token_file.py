@@ -188,6 +188,13 @@ def test_single_tokens_are_drawn_over_layers_and_positions(gpt2, tmp_path):
     np.testing.assert_allclose(shown, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("asked", [{"schedules": ["0-2.."]}, {"interventions": ["drop-pair"]}])
+def test_single_tokens_of_other_sweeps_are_drawn_as_their_means(gpt2, tmp_path, asked):
+    whole = sweep(gpt2, corpus(sequences=4), **asked, per_token=True, out=tmp_path / "a.nc")
+    one, other = draw(whole), draw(load(tmp_path / "a.tokens.nc"))
+    assert [axis.get_xlabel() for axis in one.axes] == [axis.get_xlabel() for axis in other.axes]
+
+
 def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
     text = corpus(sequences=4)
     with pytest.raises(Refusal, match="say where"):
