@@ -1,5 +1,6 @@
 """The command line: parses, calls one function, prints."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -528,7 +529,8 @@ options_of_statistics = together(
     click.option(
         "--minus",
         metavar="NAME|FILE",
-        help="Paired differences: less one of its interventions, or less another file.",
+        help="Paired differences: less one of its interventions, schedules, lenses or probes, less "
+        "the clean model (clean), or less another file.",
     ),
     click.option(
         "--bootstrap", is_flag=True, help="Bootstrap intervals in the place of standard errors."
@@ -645,7 +647,8 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     from robustness.results import save_figure
 
     figure = draw(_less(file, minus), by_bootstrap=bootstrap)
-    click.echo(save_figure(figure, out or file.with_suffix(".png")))
+    less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
+    click.echo(save_figure(figure, out or file.with_name(f"{file.stem}{less}.png")))
 
 
 def _less(file: Path, minus: str | None) -> Any:

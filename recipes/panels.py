@@ -26,7 +26,7 @@ from recipes.files import task_metric
 from recipes.tables import counted
 from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
-from robustness.results import measured
+from robustness.results import counting, measured
 from robustness.uncertainty import bootstrap
 
 FIRST = "layer (the first that is changed)"
@@ -149,8 +149,7 @@ def positions_figure(dataset: xr.Dataset) -> Figure:
     shown, names = _shown(dataset), dataset["intervention"].values
     figure = Figure(figsize=(6 * len(shown), 3.8 * len(names)), layout="constrained")
     width = -(-dataset.sizes["token"] // POSITIONS)
-    binned = dataset[shown].coarsen(token=width, boundary="pad").mean()
-    means = binned.mean("sequence").dropna("token", how="all")
+    means = {name: _binned(dataset[name], counting(dataset, name), width) for name in shown}
     for row, intervention in zip(
         figure.subplots(len(names), len(shown), squeeze=False), names, strict=True
     ):
@@ -167,6 +166,17 @@ def positions_figure(dataset: xr.Dataset) -> Figure:
             axis.set_title(f"{intervention}: {title}", fontsize="medium")
             figure.colorbar(image, ax=axis, label=label)
     return figure
+
+
+def _binned(values: xr.DataArray, counts: xr.DataArray, width: int) -> xr.DataArray:
+    """Return means over sequences and so many positions, of those that count."""
+    total = values.where(counts, 0).sum("sequence", skipna=False).transpose(..., "token")
+    starts = np.arange(0, values.sizes["token"], width)
+    sums, numbers = (
+        np.add.reduceat(each.values, starts, axis=-1) for each in (total, counts.sum("sequence"))
+    )
+    with np.errstate(invalid="ignore"):
+        return total.isel(token=starts).copy(data=sums / numbers)
 
 
 def schedule_figure(dataset: xr.Dataset) -> Figure:
@@ -583,14 +593,18 @@ def _title(dataset: xr.Dataset) -> str:
     text += f", text {attrs['corpus']}"
     if "difference" in attrs:
         text += f", {attrs['difference']}"
-    if "tokens" not in attrs:
+    if "sequences" not in attrs:
         return f"{text}, 95 % intervals"
     done = int(attrs.get("sequences_done", attrs["sequences"]))
-    share = done / attrs["sequences"]
-    text += f": {round(attrs['tokens'] * share):,} tokens"
+    share, parts = done / attrs["sequences"], []
+    if "tokens" in attrs:
+        parts.append(f"{round(attrs['tokens'] * share):,} tokens")
     if "document" in dataset.coords:
         documents = np.unique(measured(dataset)["document"]).size
+        parts.append(counted(documents, "document"))
         bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
-        text += f" of {counted(documents, 'document')}"
-        text += "" if bare or documents == 1 else ", 95 % bands"
-    return text + (f" (unfinished: {share:.0%})" if share < 1 else "")
+        bands = "" if bare or documents == 1 else ", 95 % bands"
+    else:
+        bands = ""
+    unfinished = f" (unfinished: {share:.0%})" if share < 1 else ""
+    return f"{text}: {' of '.join(parts)}{bands}{unfinished}"

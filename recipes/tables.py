@@ -67,8 +67,9 @@ def _pairs(dataset: xr.Dataset) -> Iterator[Section]:
     for intervention in dataset["intervention"].values:
         chosen = dataset.sel(intervention=intervention)
         more = {}
-        if intervention == "drop-pair" and "kl" in dataset:
+        if intervention == "drop-pair" and "kl" in dataset and "difference" not in dataset.attrs:
             more["kl beyond sum"] = _beyond_sum(chosen["kl"])
+        several = "several layers" if str(intervention).endswith("-span") else "two layers"
         flat = chosen.assign(more).stack(pair=("layer", "layer_to"))
         labels = [f"{i},{j}" for i, j in zip(flat["layer"].values, flat["layer_to"].values)]
         schedules = flat["schedule"] if "schedule" in flat.coords else None
@@ -80,7 +81,7 @@ def _pairs(dataset: xr.Dataset) -> Iterator[Section]:
         others = ("layer", "layer_to", "relative_depth", "schedule")
         flat = flat.reset_index("pair").drop_vars(others, errors="ignore")
         flat = flat.assign_coords(pair=labels)
-        for what, rows in (("two layers", order[~alone]), ("one layer alone", order[alone])):
+        for what, rows in ((several, order[~alone]), ("one layer alone", order[alone])):
             parts = {f"all {len(rows)} by": rows} if len(rows) else {}
             if len(rows) > 2 * EXTREMES:
                 of = f"{EXTREMES} of {len(rows)}, with the"

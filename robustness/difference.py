@@ -56,10 +56,12 @@ def _within(data: xr.Dataset, name: str) -> xr.Dataset:
         return _described(changed, data, "less the clean model")
     dim = next((dim for dim in ALONG if dim in data.dims), None)
     there = [] if dim is None else [str(label) for label in data[dim].values]
-    name = _spelt(name, there) if dim == "schedule" else name
-    if dim is None or name not in there or len(there) < 2:
+    asked, name = name, _spelt(name, there) if dim == "schedule" else name
+    if name not in there:
         held = f"it has {', '.join(there)}" if there else "it has nothing of that kind"
-        raise Refusal(f"there is no file {name}, and nothing of that name in this one: {held}")
+        raise Refusal(f"there is no file {asked}, and nothing of that name in this one: {held}")
+    if dim is None or len(there) < 2:
+        raise Refusal(f"there is nothing in the file that {asked} could be taken from")
     kept = [each for each in _measured(data) if dim in data[each].dims]
     rest = [label for label in there if label != name]
     found = data[kept].sel({dim: rest}) - data[kept].sel({dim: name}, drop=True)
@@ -67,7 +69,12 @@ def _within(data: xr.Dataset, name: str) -> xr.Dataset:
 
 
 def _spelt(name: str, there: Sequence[str]) -> str:
-    """Return the schedule of a file that a text means, or the text."""
+    """Return the schedule of a file that a text means, or the text.
+
+    How many layers the model has is not known, and so an open range is not read.
+    """
+    if re.search(r"\.\.(?!\d)", name):
+        return name
     blocks = max((int(number) for text in there for number in re.findall(r"\d+", text)), default=0)
     try:
         return to_text(from_text(name, blocks + 1))
@@ -76,11 +83,12 @@ def _spelt(name: str, there: Sequence[str]) -> str:
 
 
 def _between(data: xr.Dataset, less: xr.Dataset) -> xr.Dataset:
-    for name in ("measurement", "corpus", "source_sha256"):
+    for name in ("measurement", "corpus"):
         if data.attrs.get(name) != less.attrs.get(name):
-            what = "text under one name" if name == "source_sha256" else name
-            values = f": {data.attrs.get(name)} and {less.attrs.get(name)}"
-            raise Refusal(f"the files are of different {what}{values if what == name else ''}")
+            raise Refusal(
+                f"the files are of different {name}: {data.attrs.get(name)} and "
+                f"{less.attrs.get(name)}"
+            )
     names = [name for name in _measured(data) if name in _measured(less)]
     if not names:
         raise Refusal(
@@ -89,14 +97,16 @@ def _between(data: xr.Dataset, less: xr.Dataset) -> xr.Dataset:
         )
     one, other = data[names], less[names]
     same_model = data.attrs.get("config_sha256") == less.attrs.get("config_sha256")
+    chosen = "layers" in data.attrs or "layers" in less.attrs
     for dim in () if same_model else set(one.dims) & {"layer", "depth", "head"}:
-        if one.sizes[dim] != other.sizes[dim]:
+        if one.sizes[dim] != other.sizes[dim] and not (chosen and dim == "layer"):
             raise Refusal(
                 f"the files have {one.sizes[dim]} and {other.sizes[dim]} along {dim}: models of "
                 "different size are set side by side over relative depth by `stages compare`"
             )
     if data.attrs.get("corpus_sha256") != less.attrs.get("corpus_sha256"):
         one, other = _paired(one, other)
+        data = data.assign_attrs(tokens=None)  # how many are in common is not known
     found = one - other
     for dim in found.dims:
         if not found.sizes[dim]:
@@ -113,6 +123,11 @@ def _paired(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]
                 f"the files are of text with different {name}: {one.attrs.get(name)} and "
                 f"{other.attrs.get(name)}"
             )
+    sources = {each.attrs.get("source_sha256") for each in (one, other)} - {None}
+    if len(sources) > 1:
+        raise Refusal(
+            f"the files are of different texts that are both called {one.attrs['corpus']}"
+        )
     if str(one.attrs.get("windows", "")).startswith("packed"):
         raise Refusal(
             "windows of different tokens that cross documents cannot be paired: measure both "
@@ -153,4 +168,6 @@ def _described(found: xr.Dataset, data: xr.Dataset, less: str) -> xr.Dataset:
     for name in found:
         attrs = data[name].attrs
         found[name].attrs = {**attrs, "long_name": f"{attrs.get('long_name', name)}, {less}"}
-    return found.transpose(..., "sequence").assign_attrs({**data.attrs, "difference": less})
+    attrs = {name: value for name, value in data.attrs.items() if value is not None}
+    found = found.transpose(..., "sequence").drop_attrs(deep=False)
+    return found.assign_attrs({**attrs, "difference": less})

@@ -264,7 +264,7 @@ def sweep(
         if single is not None:
             single.begin(run.done, run.finished)
         elif fresh and out is not None:
-            token_file.beside(Path(out)).unlink(missing_ok=True)
+            token_file.remove(Path(out))
         left = [rows for rows in work.parts if rows.start >= run.done]
         widths = [work.tokens(rows) for rows in left]
         plan = portions.plan

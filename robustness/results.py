@@ -111,14 +111,26 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = _reason(error, temporary)
+    except BaseException as error:
+        writing = isinstance(error, (OSError, RuntimeError))
+        reason = _reason(error, temporary) if writing else ""
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not writing:
+            raise
         raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
 
 
-def _reason(error: Exception, temporary: Path) -> str:
+def clear(path: Path) -> None:
+    """Remove what a process that was killed while it wrote a file has left of it.
+
+    For one who has the lock of the output alone.
+    """
+    for torn in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
+        torn.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException, temporary: Path) -> str:
     """Say why a file cannot be written, and what would do.
 
     The NetCDF library reports a full disk as an error of its own, and a read-only one as a lack of
@@ -241,12 +253,12 @@ class Run:
         self.dataset = dataset
         self.tally = np.zeros(0, np.int32) if tally is None else tally
         self.path = path
+        if path is not None and path.is_dir():
+            raise Refusal(f"{path} is a directory: name the file in it, as {path / 'sweep.nc'}")
         if path is not None and path.suffix != ".nc":
             raise Refusal(
                 f"{path} is no name of a NetCDF file, as numbers are kept in: it ends in .nc"
             )
-        if path is not None and path.is_dir():
-            raise Refusal(f"{path} is a directory: name the file in it, as {path / 'sweep.nc'}")
         self.partial = path and path.with_name(f"{path.stem}.partial{path.suffix}")
         """Where an unfinished run keeps what it has."""
         self.done = 0
@@ -358,8 +370,7 @@ class Run:
         if self._lock is None or not self._lock.held:
             return
         for file in filter(None, (self.path, self.partial)):
-            for torn in file.parent.glob(f".{glob.escape(file.name)}.*.writing"):
-                torn.unlink(missing_ok=True)
+            clear(file)
 
     def _find(self) -> Path | None:
         """Return the file to go on from; one in which nothing is done yet is none."""
@@ -569,13 +580,23 @@ def measured(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.isel(sequence=slice(0, done))
 
 
+def counting(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Return which positions a readout of single tokens is of, (sequence, token)."""
+    which = "predicted" if name.removeprefix("clean_") in {"loss", "accuracy"} else "compared"
+    if which not in dataset:
+        raise Refusal(
+            "the file does not say which positions count, as an early version left it: measure it "
+            "anew with --fresh"
+        )
+    return dataset[which] == 1
+
+
 def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
     """Return means over the positions that count, of which one without a number is no number."""
     found = {}
     for name, values in dataset.data_vars.items():
         if name in METRICS:
-            loss = str(name).removeprefix("clean_") in {"loss", "accuracy"}
-            counts = dataset["predicted" if loss else "compared"] == 1
+            counts = counting(dataset, str(name))
             total = values.where(counts, 0).sum("token", skipna=False, dtype=np.float64)
             mean = total / counts.sum("token")
             found[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
@@ -618,13 +639,15 @@ def write_directory(
     directory = directory.expanduser().resolve()
     if directory.exists() and not directory.is_dir():
         raise Unwritable(f"{directory.name} is a file: choose another place")
-    full = directory.exists() and any(directory.iterdir())
-    if full and not replaceable(directory):
-        raise Unwritable(
-            f"the directory {directory.name} is not empty: choose another place, or --fresh to "
-            "replace what stages wrote there"
-        )
+    if directory == Path.cwd():
+        raise Unwritable(f"{directory.name} is the directory that you are in: choose another place")
     with Lock(directory):
+        full = directory.exists() and any(directory.iterdir())
+        if full and not replaceable(directory):
+            raise Unwritable(
+                f"the directory {directory.name} is not empty: choose another place, or --fresh to "
+                "replace what stages wrote there"
+            )
         _write_directory(directory, write, size, full)
 
 

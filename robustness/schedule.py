@@ -59,6 +59,8 @@ _TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>\d{0,9})(?P<range>\.\.)?(?P<last>
 
 _SUBLAYERS: dict[str, type[Attention] | type[Mlp]] = {"a": Attention, "m": Mlp}
 
+AS_IN = 'as in "0..3-5-4-6.."'
+
 DEEPEST = 9
 """How deep parentheses may be nested in a text."""
 
@@ -241,9 +243,13 @@ def check(schedule: Schedule | str, layers: int) -> Schedule:
     """
     if isinstance(schedule, str):
         return from_text(schedule, layers)
-    if not schedule:
+    try:
+        steps = tuple(schedule)
+    except TypeError:
+        raise Refusal(f"{schedule!r} is no schedule: it takes a tuple or a text, {AS_IN}") from None
+    if not steps:
         raise Refusal("an empty schedule executes nothing; name at least one block, as in 0-1-2")
-    return tuple(_checked(step, layers) for step in schedule)
+    return tuple(_checked(step, layers) for step in steps)
 
 
 def _checked(step: Any, layers: int) -> Step:
@@ -255,7 +261,7 @@ def _checked(step: Any, layers: int) -> Step:
     except TypeError:
         raise Refusal(
             f"{step!r} is no step of a schedule: it takes block indices, Attention, Mlp and "
-            'Parallel, or is a text as a whole, as in "0..3-5-4-6.."'
+            f"Parallel, or is a text as a whole, {AS_IN}"
         ) from None
     if not 0 <= found < layers:
         raise Refusal(f"there is no block {found}; the model's blocks are 0 to {layers - 1}")

@@ -121,8 +121,13 @@ def merge(
         raise Refusal(f"{again[0]} was given twice")
     tokens = {token_file.beside(file) for file in files}
     shards = _in_order({file: _load(file) for file in files if file not in tokens})
+    if out is not None and out.resolve() in {file.resolve() for file in shards}:
+        raise Refusal(f"{out} is one of the shards: choose another --out")
     datasets = list(shards.values())
     first = datasets[0]
+    keeps = first.attrs.get("per_token") is not None and out is not None
+    if keeps:
+        token_file.check_there(list(shards))
     described = _whole(shards)
     variables = {
         str(name): (METRICS[str(name)], tuple(map(str, values.dims)))
@@ -149,7 +154,8 @@ def merge(
         results.blank(variables, coords, described | _provenance(shards, command), kind),
         np.zeros_like(tallies[0]),
         path=out,
-        fresh=fresh,
+        # What an interrupted merge left may be of other files than are there now.
+        fresh=fresh or out is None or not out.exists(),
         complete=complete,
     )
     with run:
@@ -159,9 +165,12 @@ def merge(
             begin = rows.stop
             if rows.start >= run.done:
                 run.add(rows, {name: dataset[name].values for name in variables}, counts=tally)
-        if out is not None and first.attrs.get("per_token") and not run.finished:
-            # Before the file that says that they are there.
-            token_file.merge(list(shards), out, run.dataset)
+        if out is not None and keeps:
+            if not (run.finished and token_file.beside(out).exists()):
+                # Before the file that says that they are there.
+                token_file.merge(list(shards), out, run.dataset)
+        elif out is not None and fresh:
+            token_file.remove(out)
         return run.finish()
 
 

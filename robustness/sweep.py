@@ -79,9 +79,9 @@ class Intervention:
             found = {place: schedule for place, schedule in edits if schedule}
         else:
             found = {(layer,): self.edit(whole, layer) for layer in first}
-        if not found:
+        if not first:
             raise Refusal(f"{self.name} takes {self.span} blocks, and the model has {layers}")
-        if () in found.values():
+        if not found or () in found.values():
             raise Refusal(f"{self.name} leaves nothing to execute on {layers} block(s)")
         return found
 

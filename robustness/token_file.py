@@ -5,7 +5,6 @@ any file; the run that goes on after an interruption writes those again that it 
 is then filled part by part, so that no more than one is held at a time.
 """
 
-import glob
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -45,6 +44,10 @@ TOGETHER = 64
 def beside(path: Path) -> Path:
     """Return where the tokens of a file's sequences are."""
     return path.with_name(f"{path.stem}.tokens{path.suffix}")
+
+
+def _parts(path: Path) -> Path:
+    return beside(path).with_name(f"{beside(path).stem}.parts")
 
 
 def spread(
@@ -110,7 +113,7 @@ class Tokens:
         kind: str,
     ) -> None:
         self.path = beside(path)
-        self.parts = self.path.with_name(f"{self.path.stem}.parts")
+        self.parts = _parts(path)
         self._removed = self.path.with_name(f".{self.parts.name}.removed")
         self._metrics, self._dims, self._kind = metrics, dims, kind
         self._frame = _frame(blank, dims, {"token_id": corpus.tokens, **_counting(corpus)})
@@ -125,14 +128,29 @@ class Tokens:
         finished : bool
             Whether all of it is done.
         """
-        for torn in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.writing"):
-            torn.unlink(missing_ok=True)
+        results.clear(self.path)
         shutil.rmtree(self._removed, ignore_errors=True)
         there = self.parts.is_dir() or (finished and self.path.exists())
         if done and not there:
             raise Refusal(f"{self.path} is not there, or its parts: measure anew with --fresh")
         if not done:
             shutil.rmtree(self.parts, ignore_errors=True)
+        elif self.parts.is_dir():
+            self._check(done)
+
+    def _check(self, done: int) -> None:
+        """Refuse parts of which one is lost that has been measured."""
+        end = 0
+        for part in sorted(self.parts.glob("*.nc")):
+            if int(part.stem) != end:
+                break
+            with netCDF4.Dataset(part) as file:
+                end += len(file.dimensions["sequence"])
+        if end < done:
+            raise Refusal(
+                f"{self.parts} has lost what was measured of sequence {end}: measure anew with "
+                "--fresh"
+            )
 
     def add(self, rows: slice, values: Mapping[str, NDArray[Any]]) -> None:
         """Keep what a batch of sequences yielded, (…, token, sequence)."""
@@ -143,6 +161,7 @@ class Tokens:
         """Put the parts together, with further attributes, and remove them."""
         if not self.parts.is_dir():
             return
+        self._check(self._frame.sizes["sequence"])
         self._frame.attrs |= more
         results.write_whole(self.path, self._join)
         # At once: what is left of parts must never be taken for all of them.
@@ -159,22 +178,28 @@ class Tokens:
             for metric in self._metrics:
                 dims = self._dims_of(PREFIX + metric.name)[:-2]
                 _create(file, metric, (*dims, "sequence", "token"), self._kind)
-            end = 0
             for part in sorted(self.parts.glob("*.nc")):
                 values, start = results.load_part(part), int(part.stem)
-                if start != end:
-                    break
-                end += values.sizes["sequence"]
                 for name, value in values.items():
                     rows = slice(start, start + value.shape[-1])
                     file[str(name).removeprefix(PREFIX)][..., rows, :] = np.moveaxis(
                         value.values, -1, -2
                     )
-            if end != len(file.dimensions["sequence"]):
-                raise Refusal(
-                    f"{self.parts} has lost what was measured from sequence {end} on: measure anew "
-                    "with --fresh"
-                )
+
+
+def remove(path: Path) -> None:
+    """Remove the tokens of a file that is to be made anew without them, and their parts."""
+    beside(path).unlink(missing_ok=True)
+    shutil.rmtree(_parts(path), ignore_errors=True)
+
+
+def check_there(shards: Sequence[Path]) -> None:
+    """Refuse shards whose tokens are not beside them."""
+    for shard in shards:
+        if not beside(shard).exists():
+            raise Refusal(
+                f"{beside(shard)} is not there: run the command of {shard} again with --fresh"
+            )
 
 
 def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
@@ -188,16 +213,9 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
         The file of the whole.
     blank : Dataset
         The coordinates and attributes of the whole.
-
-    Raises
-    ------
-    Refusal
-        If the tokens of a shard are not there.
     """
-    files = [beside(shard) for shard in shards]
-    for shard, file in zip(shards, files, strict=True):
-        if not file.exists():
-            raise Refusal(f"{file} is not there: run the command of {shard} again with --fresh")
+    files = list(map(beside, shards))
+    results.clear(beside(path))
 
     def join(temporary: Path) -> None:
         with ExitStack() as stack:

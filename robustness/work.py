@@ -97,8 +97,10 @@ def lay_out(
             )
     if schedules:
         if layers is not None or interventions:
-            what = "interventions and schedules of one's own are run apart"
-            raise Refusal("layers go with interventions" if layers is not None else what)
+            what = (
+                "interventions are" if layers is None else "layers go with interventions, which are"
+            )
+            raise Refusal(f"{what} run apart from schedules of one's own")
         if isinstance(schedules, str):
             raise Refusal(f"schedules are a list: [{schedules!r}]")
         runs = list(dict.fromkeys(check(schedule, model.layers) for schedule in schedules))
@@ -123,6 +125,7 @@ def lay_out(
         whole, rows = corpus, shard.rows(parts)
         corpus, first = whole.part(rows), rows.start
         parts, described = corpus.batches(batch_tokens), shards.settings(whole, corpus, shard)
+    chosen = [metric for metric in READOUTS if metric.name in readouts]
     settings = {
         **model.identity,
         **described,
@@ -131,9 +134,8 @@ def lay_out(
         "state_cap": cap,
         "until_se": until_se,
         "per_token": "yes" if per_token else None,
-        "readouts": None if set(readouts) == set(READOUT_NAMES) else ", ".join(readouts),
+        "readouts": None if len(chosen) == len(READOUTS) else ", ".join(m.name for m in chosen),
     }
-    chosen = [metric for metric in READOUTS if metric.name in readouts]
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
     variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
     variables |= {metric.name: (metric, ("sequence",)) for metric in kept}

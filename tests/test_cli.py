@@ -134,7 +134,7 @@ def test_pairs_of_layers_have_a_file_of_their_own_which_show_and_plot_read(run, 
     data = xr.load_dataset("outputs/tiny-llama/pairs.nc")
     assert data.sizes == {"intervention": 2, "layer": 2, "layer_to": 2, "sequence": 9}
     code, out, _ = run("show", "outputs/tiny-llama/pairs.nc")
-    assert code == 0 and "repeat-span, two layers: all 1 by kl" in out
+    assert code == 0 and "repeat-span, several layers: all 1 by kl" in out
     assert run("plot", "outputs/tiny-llama/pairs.nc")[0] == 0
     code, _, err = run(*words, *pairs, "--drop")
     assert code == 1 and "run them apart" in err

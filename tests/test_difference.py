@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -37,6 +39,7 @@ def run(documents, *, seed=0, names=("drop", "swap"), layers=LAYERS, **attrs):
             "architecture": "A",
             "corpus": "text",
             "corpus_sha256": "x",
+            "source_sha256": "a",
             "context": 16,
             **attrs,
         },
@@ -113,12 +116,28 @@ def test_layers_that_both_have_measured_are_compared():
     assert found.layer.values.tolist() == [0, 2] and not found.kl.any()
 
 
+def test_models_of_one_size_of_which_one_was_measured_at_some_layers_are_compared():
+    some = run(DOCUMENTS, layers=2, layers_chosen=1).assign_attrs(layers="0, 1", config_sha256="z")
+    assert difference(run(DOCUMENTS), some).layer.values.tolist() == [0, 1]
+
+
+def test_the_title_counts_the_documents_that_both_have():
+    data = run(DOCUMENTS, tokens=999, sequences=len(DOCUMENTS))
+    found = difference(data, data.assign_attrs(corpus_sha256="y"))
+    title = draw(found)._suptitle.get_text()
+    assert "tokens" not in title and title.endswith("less one: 29 documents, 95 % bands")
+
+
 def test_a_schedule_may_be_spelt_otherwise():
     data = run(DOCUMENTS).isel(layer=0, drop=True).rename(intervention="schedule")
     data = data.assign_coords(schedule=["0..2-4-5", "5-4-3-2-1-0"])
     for text in ("5-4-3-2-1-0", "5..0", "5..3-2..0"):
         assert difference(data, text).schedule.values.tolist() == ["0..2-4-5"]
-    assert difference(data, "0..2-4..").schedule.values.tolist() == ["5-4-3-2-1-0"]
+    for text, problem in (("0..2-4..", "no file 0..2-4.., and nothing"), ("7", "no file 7, and")):
+        with pytest.raises(Refusal, match=re.escape(problem)):
+            difference(data, text)
+    with pytest.raises(Refusal, match=r"nothing in the file that 0\.\.2-4-5 could be taken from"):
+        difference(data.isel(schedule=[0]), "0..2-4-5")
 
 
 def test_means_of_documents_are_those_by_hand():
@@ -148,7 +167,10 @@ def test_a_layer_that_one_of_two_does_not_have_stays_missing():
             run(DOCUMENTS, names=("reverse-2",)),
             "no intervention in common: drop, swap and reverse-2",
         ),
-        (run(DOCUMENTS, source_sha256="b"), "different text under one name"),
+        (
+            run(DOCUMENTS, source_sha256="b", corpus_sha256="y"),
+            "different texts that are both called",
+        ),
         (run(DOCUMENTS, corpus_sha256="y", windows="packed windows"), "different windows"),
         (run(DOCUMENTS, corpus_sha256="y").drop_vars(["kl", "clean_loss"]), "no numbers of"),
     ],
@@ -159,7 +181,7 @@ def test_what_has_no_difference_is_refused(less, reason):
 
 
 def test_a_single_intervention_has_nothing_to_be_taken_less():
-    with pytest.raises(Refusal, match="it has drop"):
+    with pytest.raises(Refusal, match="nothing in the file that drop could be taken from"):
         difference(run(DOCUMENTS, names=("drop",)), "drop")
 
 

@@ -330,6 +330,8 @@ def test_a_schedule_may_be_a_text_wherever_one_is_taken(gpt2):
     [
         ({"schedules": [("a",)]}, "'a' is no step of a schedule: .*Parallel, or is a text"),
         ({"schedules": [(1.5,)]}, "1.5 is no step"),
+        ({"schedules": (1, 2)}, "1 is no schedule: it takes a tuple or a text"),
+        ({"schedules": [(0,)], "layers": [0]}, "layers go with interventions, which are run apart"),
         ({"schedules": "0-1"}, r"schedules are a list: \['0-1'\]"),
         ({"schedules": [(0,)], "interventions": ["drop"]}, "are run apart"),
         ({"interventions": "drop"}, r"a list of names: \['drop'\]"),
@@ -339,6 +341,19 @@ def test_a_schedule_may_be_a_text_wherever_one_is_taken(gpt2):
 def test_what_is_no_schedule_or_intervention_is_refused(gpt2, asked, problem):
     with pytest.raises(Refusal, match=problem):
         sweep(gpt2, corpus(), **asked)
+
+
+def test_the_order_of_readouts_is_none(gpt2, tmp_path):
+    out = tmp_path / "a.nc"
+    whole = sweep(gpt2, corpus(), readouts=["kl", "loss"], out=out)
+    xr.testing.assert_identical(
+        sweep(gpt2, corpus(), readouts=["loss", "kl", "kl"], out=out), whole
+    )
+
+
+def test_an_array_is_a_schedule(gpt2):
+    data = sweep(gpt2, corpus(), schedules=[np.array([0, 2, 3])])
+    assert data.schedule.values.tolist() == ["0-2-3"]
 
 
 def test_readouts_are_a_setting_of_a_run(gpt2, tmp_path):

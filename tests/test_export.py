@@ -365,3 +365,9 @@ def test_the_command_prints_a_model_that_a_sweep_takes(run):
         code, _, err = run("export", *words)
         assert code == 1 and problem in err
     assert not Path("new").exists()
+
+
+def test_the_directory_that_one_is_in_is_left_alone(gpt2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="is the directory that you are in"):
+        export(gpt2, "0-2..", ".")

@@ -133,6 +133,41 @@ def test_tokens_that_are_missing_are_missed(gpt2, tmp_path):
     assert not (tmp_path / "sweep.nc").exists()
 
 
+def test_what_an_interrupted_merge_left_is_not_gone_on_with(gpt2, tmp_path, monkeypatch):
+    """The shards may have been made anew since."""
+    files, path = run_shards(gpt2, corpus(sequences=7), tmp_path, 2), tmp_path / "sweep.nc"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.Run, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            merge(files, path)
+    assert not path.exists() and (tmp_path / "sweep.partial.nc").exists()
+    data = results.load(files[1])
+    data["kl"] += 1
+    results.save(data, files[1], results.load_tally(files[1]))
+    merge(files, path)
+    np.testing.assert_array_equal(results.load(path).kl[..., -1], data.kl[..., -1])
+
+
+def test_a_merge_keeps_tokens_in_step_with_the_whole(gpt2, tmp_path):
+    text, path = corpus(sequences=7), tmp_path / "sweep.nc"
+    tokens, torn = token_file.beside(path), tmp_path / ".sweep.tokens.nc.1.writing"
+    files = run_shards(gpt2, text, tmp_path, 2, per_token=True)
+    torn.write_bytes(b"x")
+    merge(files, path)
+    tokens.unlink()
+    merge(files, path)
+    assert tokens.exists() and not torn.exists()
+    (tmp_path / "plain").mkdir()
+    merge(run_shards(gpt2, text, tmp_path / "plain", 2), path, fresh=True)
+    assert not tokens.exists(), "it is of another run"
+    with pytest.raises(Refusal, match="is one of the shards"):
+        merge(files, files[0], fresh=True)
+
+
 def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path):
     text, out = corpus(sequences=6), tmp_path / "sweep.nc"
     one, two, three = run_shards(gpt2, text, tmp_path, 3)

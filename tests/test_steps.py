@@ -287,8 +287,8 @@ def test_sweeps_over_two_layers_are_heat_maps_and_their_table_the_least_and_most
     mean = data.kl.isel(intervention=0).mean("sequence").transpose("layer_to", "layer")
     np.testing.assert_allclose(shown.filled(np.nan), mean, atol=1e-12)
     text = table(data)
-    for name in ("drop-pair", "repeat-span"):
-        assert f"{name}, two layers: all 6 by kl" in text
+    for name, both in (("drop-pair", "two layers"), ("repeat-span", "several layers")):
+        assert f"{name}, {both}: all 6 by kl" in text
         assert f"{name}, one layer alone: all 4 by kl" in text
     mean = data.kl.sel(intervention="drop-pair").mean("sequence")
     alone = xr.DataArray(np.diagonal(mean), dims="layer")

@@ -143,9 +143,32 @@ def test_parts_that_are_lost_are_missed(gpt2, tmp_path, monkeypatch, lost):
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     sorted((tmp_path / "a.tokens.parts").iterdir())[lost].unlink()
-    with pytest.raises(Refusal, match=f"lost what was measured from sequence {2 * lost} on"):
+    with pytest.raises(Refusal, match=f"lost what was measured of sequence {2 * lost}:"):
         sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     assert not (tmp_path / "a.tokens.nc").exists()
+
+
+def test_a_part_that_is_lost_is_missed_before_anything_is_measured(gpt2, tmp_path, monkeypatch):
+    text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
+
+    def stop(done, _):
+        if done >= 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        sweep(gpt2, text, out=tmp_path / "a.nc", progress=stop, **options)
+    sorted((tmp_path / "a.tokens.parts").iterdir())[1].unlink()
+    monkeypatch.setattr(execution, "measure", None)
+    with pytest.raises(Refusal, match="lost what was measured of sequence 2: measure anew"):
+        sweep(gpt2, text, out=tmp_path / "a.nc", **options)
+    assert not (tmp_path / "a.nc").exists()
+
+
+def test_a_file_of_an_early_version_is_refused(gpt2, tmp_path):
+    sweep(gpt2, corpus(sequences=4), per_token=True, out=tmp_path / "a.nc")
+    data = load(tmp_path / "a.tokens.nc").drop_vars("compared")
+    with pytest.raises(Refusal, match="does not say which positions count"):
+        results.measured(data)
 
 
 def test_what_a_killed_run_was_writing_is_removed_and_so_are_tokens_of_what_is_replaced(
@@ -184,7 +207,8 @@ def test_single_tokens_are_drawn_over_layers_and_positions(gpt2, tmp_path):
     data = load(tmp_path / "a.tokens.nc")
     image = draw(data).axes[0].images[0]
     shown = np.ma.masked_invalid(np.asarray(image.get_array())).filled(np.nan)
-    expected = data.kl.sel(intervention="drop").mean("sequence").isel(token=slice(1, -1))
+    expected = data.kl.sel(intervention="drop").mean("sequence")
+    assert np.isnan(expected[:, [0, -1]]).all(), "positions that do not count have their places"
     np.testing.assert_allclose(shown, expected, atol=1e-12)
 
 
