@@ -81,7 +81,7 @@ def _acquire(file: Path, path: Path) -> int | None:
                 os.close(descriptor)
                 raise InUse(
                     f"{path} is being written by {holder}: wait for it or end it, or choose "
-                    "another --out"
+                    "another place"
                 ) from None
             os.close(descriptor)
             with suppress(OSError):
