@@ -22,7 +22,7 @@ def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_pat
     with Lock(path) as first:
         assert first.held
         who = re.escape(f"process {os.getpid()} on {socket.gethostname()}")
-        with pytest.raises(InUse, match=rf"run\.nc is being written by {who}: wait .* choose another place"):
+        with pytest.raises(InUse, match=rf"run\.nc is being written by {who}: wait .* place"):
             Lock(path)
         with Lock(tmp_path / "a" / "other.nc"):
             pass
