@@ -527,7 +527,7 @@ def any_figure(dataset: xr.Dataset) -> Figure:
         axis.set_title(name if less else values.attrs.get("long_name", name), wrap=True)
         if less:
             axis.axhline(0, color="grey", linewidth=0.8)
-        if values.sizes[names] > 1:
+        if names != "of":
             axis.legend(frameon=False, fontsize="small")
     return figure
 
