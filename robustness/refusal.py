@@ -1,4 +1,7 @@
-"""The one exception for an input that cannot be used."""
+"""The one exception for an input that cannot be used, and the door at which input is read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Refusal(ValueError):
@@ -27,3 +30,32 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
+@contextmanager
+def reading(what: str, remedy: str) -> Iterator[None]:
+    """Refuse input from outside whose reading fails in a way that no check foresaw.
+
+    The last catch behind the checks of a door, never in their place. The error stays the
+    refusal's cause, which `stages --debug` shows. Lack of memory is no fault of the input.
+
+    Parameters
+    ----------
+    what : str
+        Name of the input: a file, a model, a server's answer.
+    remedy : str
+        What the user can do about it.
+
+    Raises
+    ------
+    Refusal
+        In the place of any other exception.
+    """
+    try:
+        yield
+    except (Refusal, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise Refusal(f"{what} is damaged or changed ({first_line(error)}): {remedy}") from error
