@@ -1,9 +1,13 @@
 """The command line: parses, calls one function, prints."""
 
+import io
 import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +17,9 @@ from typing import Any
 
 import click
 
-from robustness.refusal import Refusal
+from recipes.parameters import Finite, Place
+from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
+from robustness.refusal import Refusal, first_line
 
 OUTPUTS = Path("outputs")
 
@@ -26,7 +32,9 @@ LINE_EVERY = 60.0
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("stages-of-inference"), prog_name="stages")
-def stages() -> None:
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.pass_obj
+def stages(invocation: "Invocation | None", debug: bool) -> None:
     """Rewire the order in which a language model's blocks run, and measure what changes.
 
     \b
@@ -44,6 +52,16 @@ def stages() -> None:
     stages show outputs/gpt2/sweep.nc        the numbers, with standard errors
     stages plot outputs/gpt2/sweep.nc        the figure
     """
+    if invocation is not None:
+        invocation.debug = debug
+
+
+@dataclass
+class Invocation:
+    """A call of the command line."""
+
+    debug: bool = False
+    """Whether errors are shown with their traceback."""
 
 
 def together(*options: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +130,7 @@ options_of_model = together(
     ),
     click.option(
         "--offload",
-        type=click.Path(path_type=Path),
+        type=Place(),
         help="A directory for weights on the disk that the checkpoint has in another form.",
     ),
     click.option("--revision", help="Branch, tag or commit on the hub."),
@@ -129,7 +147,7 @@ options_of_model = together(
     click.option("--deploy", is_flag=True, help="Have the server load the model if need be."),
     click.option(
         "--sandbox-limit",
-        type=click.FloatRange(0, min_open=True),
+        type=Finite(0, min_open=True),
         metavar="GB",
         help="Most that may cross the socket of a sandboxed server.  [default: 50]",
     ),
@@ -204,7 +222,7 @@ options_of_run = together(
 )
 @click.option(
     "--until-se",
-    type=float,
+    type=Finite(),
     metavar="X",
     help="Stop when no mean KL has a larger relative standard error, as in 0.02.",
 )
@@ -212,7 +230,7 @@ options_of_run = together(
 @click.option(
     "--dry-run", is_flag=True, help="Say what it would cost, from counts and a calibration."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/sweep.nc]")
+@click.option("--out", type=Place(), help="[default: outputs/MODEL/sweep.nc]")
 @options_of_run
 def sweep(model: str, **options: Any) -> None:
     """Change MODEL at every layer and measure how its predictions change.
@@ -239,14 +257,12 @@ def sweep(model: str, **options: Any) -> None:
             "--schedule goes without interventions, such as --drop, and without --layers"
         )
     for line in _sweep(model, names, options):
-        click.echo(line)
+        say(line)
 
 
 @stages.command()
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE..."
-)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The whole.")
+@click.argument("files", nargs=-1, required=True, type=Place(), metavar="FILE...")
+@click.option("-o", "--out", required=True, type=Place(), help="The whole.")
 @click.option(
     "--resume/--fresh", default=True, help="Keep what is there, or replace it.  [default: resume]"
 )
@@ -260,7 +276,7 @@ def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
     from robustness.shard import merge as run
 
     run(files, out, fresh=not resume, command=command_line())
-    click.echo(out)
+    say(out)
 
 
 MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
@@ -278,10 +294,10 @@ MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
 @click.option(
     "--real-vocabulary", is_flag=True, help="For neurons: leave out rows that no token has."
 )
-@click.option("--kurtosis", default=10.0, show_default=True, help="For neurons: threshold.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="A directory.  [default: outputs/MODEL]"
+    "--kurtosis", type=Finite(), default=10.0, show_default=True, help="For neurons: threshold."
 )
+@click.option("--out", type=Place(), help="A directory.  [default: outputs/MODEL]")
 @options_of_run
 def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
     """Measure what MODEL's clean run shows at every depth; all share one pass per batch of text.
@@ -302,7 +318,7 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
     stages observe openai-community/gpt2 lens cka --data my.jsonl --tokens 100000
     """
     for path in _observe(model, list(dict.fromkeys(measurements)) or list(MEASUREMENTS), options):
-        click.echo(path)
+        say(path)
 
 
 @stages.command()
@@ -325,7 +341,7 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
 )
 @options_of_model
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of text in one trace.")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/TASK.nc]")
+@click.option("--out", type=Place(), help="[default: outputs/MODEL/TASK.nc]")
 @options_of_run
 def probe(model: str, task: str, **options: Any) -> None:
     """Fit probes on MODEL's activations, and say with intervals what can be read out of them.
@@ -340,7 +356,7 @@ def probe(model: str, task: str, **options: Any) -> None:
     stages probe builtin wic
     stages probe openai-community/gpt2-xl ing --data my.jsonl --suffix ed
     """
-    click.echo(_probe(model, task, options))
+    say(_probe(model, task, options))
 
 
 @stages.command()
@@ -349,7 +365,7 @@ def probe(model: str, task: str, **options: Any) -> None:
 @options_of_interventions
 @click.option(
     "--task-data",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="A directory with TASK.jsonl files in the place of the tasks' data sets.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each task.  [default: all]")
@@ -358,7 +374,7 @@ def probe(model: str, task: str, **options: Any) -> None:
 @click.option(
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="[default: outputs/MODEL/tasks.nc]")
+@click.option("--out", type=Place(), help="[default: outputs/MODEL/tasks.nc]")
 @options_of_run
 def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
     """Run tasks of lm-eval on MODEL under interventions at every layer.
@@ -370,15 +386,15 @@ def tasks(model: str, names: tuple[str, ...], **options: Any) -> None:
     stages tasks openai-community/gpt2 hellaswag arc_easy --limit 500
     stages tasks builtin arc_easy --drop --task-data my-tasks
     """
-    click.echo(_tasks(model, list(names), options))
+    say(_tasks(model, list(names), options))
 
 
 @stages.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Place())
 @click.option(
     "--seed", type=SEEDS, default=0, show_default=True, help="Of the documents that are drawn."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="[default: DIRECTORY/stages.nc]")
+@click.option("--out", type=Place(), help="[default: DIRECTORY/stages.nc]")
 def segment(directory: Path, seed: int, out: Path | None) -> None:
     """Divide a model's layers into stages, from the files in DIRECTORY.
 
@@ -395,7 +411,7 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     path = out or directory / "stages.nc"
     _check_kind(path, "stages")
     run(directory, seed=seed, out=path, command=command_line())
-    click.echo(path)
+    say(path)
 
 
 @stages.command()
@@ -408,7 +424,7 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
 )
 @click.option(
     "--task-data",
-    type=click.Path(path_type=Path),
+    type=Place(),
     help="A directory with TASK.jsonl files in the place of the tasks' data sets.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Items of each task.  [default: all]")
@@ -417,9 +433,7 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
 @click.option(
     "--state-cap", type=click.IntRange(1), help="Most states that go through a block together."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A directory.  [default: outputs/MODEL]"
-)
+@click.option("--out", type=Place(), help="A directory.  [default: outputs/MODEL]")
 @options_of_run
 def reproduce(
     model: str | None, experiments: tuple[str, ...], listed: bool, **options: Any
@@ -440,17 +454,13 @@ def reproduce(
         return
     if model is None:
         raise click.UsageError("give a MODEL, or --list")
-    click.echo(_reproduce(model, experiments, options))
+    say(_reproduce(model, experiments, options))
 
 
 @stages.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A page.  [default: DIRECTORY/report.html]"
-)
-@click.option(
-    "--figures", type=click.Path(path_type=Path), help="A directory for the figures as .svg, too."
-)
+@click.argument("directory", type=Place())
+@click.option("--out", type=Place(), help="A page.  [default: DIRECTORY/report.html]")
+@click.option("--figures", type=Place(), help="A directory for the figures as .svg, too.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool) -> None:
     """Judge the paper's claims on the files in DIRECTORY, draw its figures, and make one HTML page.
@@ -474,23 +484,19 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
             command=command_line(),
             progress=progress,
         )
-    click.echo(page)
+    say(page)
 
 
 @stages.command()
-@click.argument(
-    "directories", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="DIRECTORY..."
-)
+@click.argument("directories", nargs=-1, required=True, type=Place(), metavar="DIRECTORY...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=Place(),
     default=OUTPUTS / "compare.nc",
     show_default=True,
     help="The numbers; the page is beside them.",
 )
-@click.option(
-    "--figures", type=click.Path(path_type=Path), help="A directory for the figures as .svg, too."
-)
+@click.option("--figures", type=Place(), help="A directory for the figures as .svg, too.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quiet: bool) -> None:
     """Set the models of several DIRECTORIES side by side: a table, a file, and an HTML page.
@@ -521,8 +527,8 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
             command=command_line(),
             progress=progress,
         )
-    click.echo(table(dataset))
-    click.echo(f"\nnumbers: {out}\nreport:  {page}")
+    say(table(dataset))
+    say(f"\nnumbers: {out}\nreport:  {page}")
 
 
 options_of_statistics = together(
@@ -560,7 +566,7 @@ options_of_statistics = together(
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=0.0,
     show_default=True,
     help="0 takes the most likely token each time; above, tokens are drawn.",
@@ -578,12 +584,12 @@ def generate(model: str, prompt: str, **options: Any) -> None:
     stages generate builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.." "Once upon"
     """
     for schedule, text in _generate(model, prompt, options):
-        click.echo(f"{schedule}:\n{indent(text.strip(chr(10)), '    ')}")
+        say(f"{schedule}:\n{indent(text.strip(chr(10)), '    ')}")
 
 
 @stages.command()
 @click.argument("model")
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Place())
 @click.option(
     "--schedule",
     "text",
@@ -613,11 +619,11 @@ def export(model: str, directory: Path, **options: Any) -> None:
     stages export builtin --schedule "0..5-7..9-11" outputs/pruned
     stages sweep outputs/pruned
     """
-    click.echo(_export(model, directory, options))
+    say(_export(model, directory, options))
 
 
 @stages.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place())
 @options_of_statistics
 def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     """Print FILE as a table: means with standard errors clustered by document.
@@ -629,13 +635,13 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     """
     from recipes.tables import table
 
-    click.echo(table(_less(file, minus), by_bootstrap=bootstrap))
+    say(table(_less(file, minus), by_bootstrap=bootstrap))
 
 
 @stages.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place())
 @options_of_statistics
-@click.option("--out", type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
+@click.option("--out", type=Place(), help="A .png, .svg or .pdf file.")
 def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> None:
     """Draw FILE, and print where the figure is: beside FILE, unless --out says otherwise.
 
@@ -648,7 +654,7 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
 
     figure = draw(_less(file, minus), by_bootstrap=bootstrap)
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
-    click.echo(save_figure(figure, out or file.with_name(f"{file.stem}{less}.png")))
+    say(save_figure(figure, out or file.with_name(f"{file.stem}{less}.png")))
 
 
 def _less(file: Path, minus: str | None) -> Any:
@@ -664,7 +670,7 @@ def _less(file: Path, minus: str | None) -> Any:
 
 
 @stages.command()
-@click.option("--out", type=click.Path(path_type=Path), default=OUTPUTS, show_default=True)
+@click.option("--out", type=Place(), default=OUTPUTS, show_default=True)
 def demo(out: Path) -> None:
     """Drop and swap every block of the built-in model, look inside, and report, offline.
 
@@ -682,8 +688,8 @@ def demo(out: Path) -> None:
     path = directory / "sweep.nc"
     dataset = load(path)
     figure = save_figure(draw(dataset), path.with_suffix(".png"))
-    click.echo(table(dataset))
-    click.echo(f"\nnumbers: {path}\nfigure:  {figure}\nreport:  {page}")
+    say(table(dataset))
+    say(f"\nnumbers: {path}\nfigure:  {figure}\nreport:  {page}")
 
 
 @stages.command()
@@ -700,24 +706,24 @@ def models(remote: bool, host: str | None) -> None:
         from robustness.remote import deployments
 
         there = [each for each in deployments(host) if each.task == "text-generation"]
-        click.echo(f"{'model':44}  {'state':11}  {'dtype':9}  revision")
+        say(f"{'model':44}  {'state':11}  {'dtype':9}  revision")
         for each in there:
             row = f"{each.name:44}  {each.state.lower():11}  {each.dtype:9}  {each.revision}"
-            click.echo(row.rstrip())
+            say(row.rstrip())
         return
     if host:
         raise click.UsageError("--host goes with --remote")
     from recipes.checkpoints import BUILTIN, PAPER
 
-    click.echo(f"{'model':32}  {'family':8}  layers  blocks")
+    say(f"{'model':32}  {'family':8}  layers  blocks")
     for model in (*BUILTIN, *PAPER):
-        click.echo(f"{model.name:32}  {model.family:8}  {model.layers:6}  {model.blocks}")
+        say(f"{model.name:32}  {model.family:8}  {model.layers:6}  {model.blocks}")
 
 
 @stages.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=Place())
 @click.option("--data", "sources", multiple=True, required=True, help="A corpus; as for sweep.")
-@click.option("--weight", "weights", type=float, multiple=True, help="How often it is drawn.")
+@click.option("--weight", "weights", type=Finite(), multiple=True, help="How often it is drawn.")
 @click.option("--architecture", type=click.Choice(("gpt2", "gpt_neox")), default="gpt2")
 @click.option("--layers", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--width", type=click.IntRange(1), default=128, show_default=True)
@@ -726,12 +732,10 @@ def models(remote: bool, host: str | None) -> None:
 @click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
-@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option("--learning-rate", type=Finite(), default=2e-3, show_default=True)
 @click.option("--seed", type=SEEDS, default=0, show_default=True)
 @click.option("--compile", is_flag=True, help="Compile the model first; needs a C++ compiler.")
-@click.option(
-    "--tokenizer", type=click.Path(path_type=Path), help="A model whose tokenizer is used instead."
-)
+@click.option("--tokenizer", type=Place(), help="A model whose tokenizer is used instead.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def pretrain(
     directory: Path,
@@ -762,7 +766,9 @@ def pretrain(
     wanted = Pretraining(**settings)
     with (
         Lock(directory / CHECKPOINT),
-        tqdm(total=wanted.steps, unit="step", disable=quiet or None, file=sys.stderr) as bar,
+        tqdm(
+            total=wanted.steps, unit="step", disable=quiet or None, file=Forgiving(sys.stderr)
+        ) as bar,
     ):
 
         def progress(step: int, _steps: int, loss: float, speed: float) -> None:
@@ -779,7 +785,7 @@ def pretrain(
         )
     text = card(directory, log)
     write_whole(directory / "README.md", lambda path: path.write_text(text))
-    click.echo(directory)
+    say(directory)
 
 
 def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str]:
@@ -833,7 +839,7 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
         )
     bad = int(dataset["nonfinite"].sum())
     if bad:
-        click.echo(f"warning: {bad} predictions had NaN or infinite logits", err=True)
+        note(f"warning: {bad} predictions had NaN or infinite logits")
     if options["until_se"] is not None:
         _tell(_reached(dataset), options)
     yield str(out)
@@ -981,7 +987,7 @@ def _generate(name: str, prompt: str, options: dict[str, Any]) -> Iterator[tuple
     from robustness.schedule import clean, from_text, to_text
 
     if prompt == "-":
-        prompt = sys.stdin.read().rstrip("\n")
+        prompt = hear().rstrip("\n")
     model = _open(name, options)
     schedules = [clean(model.layers)]
     schedules += [from_text(text, model.layers) for text in options["texts"]]
@@ -1038,10 +1044,10 @@ def _list_experiments() -> None:
         claims = [claim.name for claim in recipe.claims]
         names = ", ".join(model.name.rpartition("/")[2] for model in recipe.models)
         models = "all sixteen models" if recipe.models == PAPER else names
-        click.echo(f"{recipe.name:4} {recipe.title}. {recipe.question}")
-        click.echo(f"     figures {', '.join(figures)}; claims {', '.join(claims)}")
-        click.echo(f"     cost: {recipe.cost}")
-        click.echo(f"     in the paper: {models}; {recipe.data or 'on how much is not said'}")
+        say(f"{recipe.name:4} {recipe.title}. {recipe.question}")
+        say(f"     figures {', '.join(figures)}; claims {', '.join(claims)}")
+        say(f"     cost: {recipe.cost}")
+        say(f"     in the paper: {models}; {recipe.data or 'on how much is not said'}")
 
 
 def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -> Path:
@@ -1123,7 +1129,7 @@ def _tell(text: str, options: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     if not options["quiet"]:
-        tqdm.write(f"stages: {text}", file=sys.stderr)
+        tqdm.write(f"stages: {text}", file=Forgiving(sys.stderr))
 
 
 def _hush() -> None:
@@ -1182,7 +1188,7 @@ def _progress(
     from tqdm import tqdm
 
     said, begun = monotonic(), False
-    with tqdm(total=total, unit=unit, disable=quiet or None, file=sys.stderr) as bar:
+    with tqdm(total=total, unit=unit, disable=quiet or None, file=Forgiving(sys.stderr)) as bar:
 
         def show(done: int, whole: int) -> None:
             nonlocal said, begun
@@ -1190,38 +1196,68 @@ def _progress(
             if not begun:
                 bar.initial = done  # what an earlier run did says nothing about this one's speed
                 if done and bar.disable and not quiet:
-                    click.echo(f"stages: going on from {done} of {whole} {unit}", err=True)
+                    note(f"stages: going on from {done} of {whole} {unit}")
             begun = True
             bar.update(done - bar.n)
             if bar.disable and not quiet and monotonic() - said >= LINE_EVERY:
                 said = monotonic()
-                click.echo(f"stages: {done} of {whole} {unit}", err=True)
+                note(f"stages: {done} of {whole} {unit}")
 
         yield show
 
 
 def main() -> None:
-    """Run the command line: exit 1 for a refusal, 2 for misuse, 130 when interrupted."""
-    try:
-        stages.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (Refusal, OSError) as error:
-        click.echo(f"stages: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "stages: interrupted; what was measured is kept, the same command goes on", err=True
-        )
-        sys.exit(130)
-    except (RuntimeError, MemoryError) as error:
-        from robustness.memory import is_out_of_memory
+    """Run the command line, and exit with a status.
 
-        if not is_out_of_memory(error):
-            raise
-        click.echo("stages: out of memory: lower --batch-tokens or --state-cap", err=True)
-        sys.exit(1)
+    0 when all is done, 1 for a refusal, 2 for misuse, 130 when interrupted, 141 when the reader of
+    standard output has gone. Every error is a line; `--debug` shows where it comes from.
+    """
+    prepare()
+    invocation = Invocation()
+    status = 0
+    try:
+        stages.main(standalone_mode=False, obj=invocation)
+    except (KeyboardInterrupt, click.Abort):
+        # From here on, impatience would only garble the end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        note("stages: interrupted; what was measured is kept, the same command goes on")
+        status = 130
+    except Unheard as error:
+        let_go()
+        status = 141 if error.broken else 1
+        if not error.broken:
+            note(f"stages: standard output takes no more ({error}): send it elsewhere")
+    except Exception as error:
+        if invocation.debug:
+            note(traceback.format_exc())
+        note(_explained(error))
+        status = error.exit_code if isinstance(error, click.ClickException) else 1
+        let_go()
+    sys.exit(status)
+
+
+def _explained(error: Exception) -> str:
+    """Say in a line, or for misuse in the usual lines, what was wrong and what would do."""
+    if isinstance(error, click.ClickException):
+        message = io.StringIO()
+        error.show(message)
+        return message.getvalue().rstrip()
+    if isinstance(error, Refusal):
+        return f"stages: {' '.join(str(error).split())}"
+    from robustness.memory import is_out_of_memory
+
+    if is_out_of_memory(error):
+        return "stages: out of memory: lower --batch-tokens or --state-cap"
+    if isinstance(error, OSError):
+        name = "" if error.filename is None else f"{error.filename}: "
+        return (
+            f"stages: {name}{error.strerror or first_line(error)}: check that the place is there, "
+            "has room, and may be read and written by you"
+        )
+    return (
+        f"stages: a fault of stages itself ({type(error).__name__}: {first_line(error)}): please "
+        "report it with what `stages --debug` and the same command print"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from robustness.rebuilding import rebuild
 from robustness.refusal import Refusal
 from robustness.schedule import Schedule, check
 
+COLDEST = 1e-3
+"""Lowest temperature that tokens are drawn at: logits divided by less overflow."""
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -76,6 +79,11 @@ def generate(
     checked = [check(schedule, model.layers) for schedule in schedules]
     if tokens < 1 or not 0 <= temperature < float("inf"):
         raise Refusal("one token or more is generated, at a temperature of 0 or more")
+    if 0 < temperature < COLDEST:
+        raise Refusal(
+            f"a temperature of {temperature:g} is too low to draw at: it takes {COLDEST:g} or "
+            "more, or 0 for the most likely token each time"
+        )
     if temperature and model.request:
         raise Refusal("random numbers of a server cannot be seeded: leave the temperature at 0")
     ids = _encode(model, prompt)
@@ -157,6 +165,8 @@ def _encode(model: Model, prompt: str | Sequence[int]) -> Tensor:
         ids = [int(token) for token in prompt]
     elif model.tokenizer is None:
         raise Refusal(f"{model.name} has no tokenizer: give token ids instead of a text")
+    elif not prompt.isascii() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise Refusal("the prompt is not UTF-8 text: give it in UTF-8")
     elif not prompt.strip():
         raise Refusal("the prompt is empty: there is nothing to continue")
     else:
