@@ -34,6 +34,7 @@ from test_execution import corpus, reference  # noqa: E402
 
 from robustness.anatomy import examine  # noqa: E402
 from robustness.execution import residuals, rewire, sweep  # noqa: E402
+from robustness.kernels import largest  # noqa: E402
 from robustness.measurement import MEASUREMENTS  # noqa: E402
 from robustness.model import find_paths, open_model  # noqa: E402
 from robustness.neurons import neurons  # noqa: E402
@@ -169,10 +170,12 @@ def row(name: str) -> list[str]:
         run = model.__class__(**{**vars(model), "request": request})
         data = sweep(run, short, ("drop", "swap", "repeat-2"), batch_tokens=36, cap=3)
         found.append(
-            max(
-                float(abs(data[metric].sel(intervention=key, layer=layer).values - value).max())
-                for (key, layer), values in expected_of.items()
-                for metric, value in values.items()
+            largest(
+                [
+                    abs(data[metric].sel(intervention=key, layer=layer).values - value).max()
+                    for (key, layer), values in expected_of.items()
+                    for metric, value in values.items()
+                ]
             )
         )
     missing = examine(model).missing

@@ -1,6 +1,7 @@
 """How the sublayers of a block are put together, and what its norms do: measured, not looked up."""
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import nnsight
@@ -86,6 +87,7 @@ def examine(model: Model) -> Anatomy:
         ),
     ):
         answers = [errors.get((question, answer), 0.0) for answer in (False, True)]
+        answers = [torch.inf if isnan(error) else error for error in answers]
         found[question] = answers[1] < answers[0]
         unclear = sublayers.CLEARLY * min(answers) > max(answers) > 0
         if question == "centres" and not model.normed:

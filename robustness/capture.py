@@ -61,9 +61,10 @@ def walk(
     interpreter.pass_over(parts["head"])
     text, results = interpreter.move(text, last.device), []
     for (measure, finish, final), kept in zip(measurements, taken):
-        kept = [interpreter.move(each, last.device) for each in kept]
         if final:
             kept.append(measure({"residual": last}, text))
+        # All of them, because what reduces in float64 leaves it on the CPU.
+        kept = [interpreter.move(each, last.device) for each in kept]
         found = stack(kept) if finish is None else finish(kept, parts, text)
         results.append({name: value.cpu() for name, value in found.items()})
     return results

@@ -12,6 +12,7 @@ index, `s = sum exp(z - m)` and `t = sum exp(z - m) (z - m)`. From these
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,6 +114,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     if torch.is_autocast_enabled(a.device.type):
         return (a * b).sum(-1)
     return torch.linalg.vecdot(a, b)
+
+
+def largest(errors: Sequence[float]) -> float:
+    """Return the largest of errors, 0 without any; not a number if one is not: max() skips it."""
+    return float(torch.tensor([0.0, *errors], dtype=torch.float64).max())
 
 
 def precise(tensor: Any) -> Tensor:

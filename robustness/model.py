@@ -702,7 +702,7 @@ def _check_itself(model: Model) -> Model:
                 shared = interpreter.forgetful(states, contexts, blocks)
             found["shared"] = shared
             # What keeps something that another needs cannot even be called on another batch.
-            alone = found["shape"] == list(two.shape) and max(shared) <= 32 * eps
+            alone = found["shape"] == list(two.shape) and kernels.largest(shared) <= 32 * eps
             predict = logits.predictor(head, (squash["scale"], squash["cap"]))
             ours = []
             for copies in (1, 2) if alone else ():
@@ -735,7 +735,8 @@ def _check_itself(model: Model) -> Model:
             f"{name} cannot be rewired: what enters its blocks is of shape {found['shape']} and "
             "not (sequence, token, width)"
         )
-    block, difference = max(enumerate(found["shared"]), key=lambda pair: pair[1])
+    difference = kernels.largest(found["shared"])
+    block = int(torch.tensor(found["shared"]).argmax())
     if not difference <= 32 * max(eps, torch.finfo(torch.float32).eps):
         raise Refusal(
             f"{name} cannot be rewired: its blocks share what they keep: what block {block} gives "

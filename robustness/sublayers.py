@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import interpreter
+from robustness import interpreter, kernels
 
 ATTENTION, MLP = 0, 1
 """Places of the two sublayers of a block."""
@@ -134,7 +134,7 @@ def factors(
         miss = [float((columns @ pair - change).norm() / stream[1].norm()) for pair in tries]
         chosen = 2 if miss[2] <= 2 * miss[1] else 1
         found.append(tuple(tries[chosen].tolist()))
-        misses = [max(misses[0], miss[0]), max(misses[1], miss[chosen])]
+        misses = [kernels.largest(pair) for pair in zip(misses, (miss[0], miss[chosen]))]
     return found if CLEARLY * misses[1] < misses[0] else [(1.0, 1.0)] * len(found)
 
 
@@ -149,13 +149,14 @@ def mismatch(
     Relative to it, for the worst token of the worst block; infinite if the sublayers cannot be
     called this way.
     """
-    worst = 0.0
+    worst = []
     for layer, hidden in enumerate(entering):
         try:
             out, _, _ = apply(layer, hidden, contexts[layer], parts)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
             return torch.inf
         whole = leaving[layer].to(out.device).float()
-        error = (out - whole).float().norm(dim=-1) / whole.norm(dim=-1)
-        worst = max(worst, float(error.max()))
-    return worst
+        # A token that the model pads with has an empty stream.
+        size = whole.norm(dim=-1).clamp(min=torch.finfo(whole.dtype).tiny)
+        worst.append(float(((out - whole).float().norm(dim=-1) / size).max()))
+    return kernels.largest(worst)

@@ -1,6 +1,7 @@
 import copy
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import plain as reference
@@ -348,3 +349,19 @@ def test_what_is_known_by_name_is_listed_with_its_units():
         assert measurement.name == name
         for metric, dims in measurement.variables.items():
             assert metric.unit in {"1", "nat"} and dims[-1] in {"sequence", "batch"}
+
+
+def test_what_was_taken_at_every_depth_is_on_one_device_when_it_is_put_together():
+    """Sums in float64 are on the CPU; the device of this model has no data at all."""
+    residual = torch.zeros(2, 5, 8, device="meta")
+    part = SimpleNamespace(inputs=((residual,), {}), input=residual, skip=lambda _: None)
+    parts = {"blocks": [part, part], "norms": [], "head": part}
+    seen = []
+
+    def finish(taken, _parts, _text):
+        seen.extend(each["mean"].device.type for each in taken)
+        return {}
+
+    measure = lambda captured, text: {"mean": torch.zeros(2)}  # noqa: E731
+    capture.walk([(measure, finish, True)], (), parts, {})
+    assert seen == ["meta"] * 3

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from robustness import sublayers
+from robustness import kernels, sublayers
 
 NUMBERS = [1.0, 0.22, 12.0]
 
@@ -31,3 +33,38 @@ def test_rounding_is_not_taken_for_a_factor():
     written = [[part.bfloat16() for part in parts] for parts in written]
     leaving = [x + a + m for x, (a, m) in zip(entering, written, strict=True)]
     assert sublayers.factors(entering, leaving, written, NUMBERS) == [(1.0, 1.0)] * 3
+
+
+def alone(*answers):
+    """Parts of blocks whose attention adds a number, one for each block, and whose MLP nothing."""
+    mains = [lambda hidden, number=number: torch.full_like(hidden, number) for number in answers]
+    nothing = ((), torch.zeros_like, (), None)
+    return {
+        "sublayers": [(((), main, (), None), nothing) for main in mains],
+        "factors": [(1.0, 1.0)] * len(answers),
+        "parallel": False,
+    }
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_block_that_gives_no_numbers_is_not_passed_over(bad):
+    entering = [torch.ones(2, 5, 8, dtype=torch.float64)] * 3
+    leaving = [2 * state for state in entering]
+    adding = [1.0, 1.0, 1.0]
+    assert sublayers.mismatch(entering, leaving, [sublayers.EMPTY] * 3, alone(*adding)) == 0
+    adding[bad] = math.nan
+    assert math.isnan(sublayers.mismatch(entering, leaving, [sublayers.EMPTY] * 3, alone(*adding)))
+
+
+def test_a_token_without_a_stream_is_no_error():
+    """As that which a model pads with, whose embedding is zero."""
+    entering = [torch.ones(1, 5, 8, dtype=torch.float64)]
+    entering[0][:, 2] = 0
+    parts = alone(0.0)
+    assert sublayers.mismatch(entering, entering, [sublayers.EMPTY], parts) == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_largest_of_errors_is_no_number_if_one_is_not(order):
+    assert math.isnan(kernels.largest([2.0, math.nan, 1.0][::order]))
+    assert kernels.largest([0.5, 2.0][::order]) == 2 and kernels.largest([]) == 0

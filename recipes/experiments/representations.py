@@ -38,7 +38,7 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
             squares = table[high, high] - table[low, high] - table[high, low] + table[low, low]
             within, pairs = squares.sum(1), ((high - low) * (high - low - 1)).sum(1)
             between = (table[-1, -1] - within) / (depths * (depths - 1) - pairs)
-            best = max(best, float((within / pairs - between).max()))
+            best = np.maximum(best, (within / pairs - between).max())
         found.append(best)
     return np.array(found)
 
