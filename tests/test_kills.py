@@ -1,0 +1,70 @@
+"""What a kill leaves, of every command: see `kills`."""
+
+from functools import cache
+from pathlib import Path
+
+import kills
+import pytest
+from test_wic import rows
+
+import cli
+from robustness import model, results
+
+
+@pytest.fixture(autouse=True)
+def saving(monkeypatch):
+    """What is done is saved after every batch, and a model is opened once for all kills."""
+    monkeypatch.setattr(results, "KEEPING", float("inf"))
+    opened = cache(model.open_model)
+    monkeypatch.setattr(cli, "_open", lambda name, _: opened(name))
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, stories: Path) -> Path:
+    directory = tmp_path / "prepared"
+    directory.mkdir()
+    (directory / "text.jsonl").write_bytes(stories.read_bytes())
+    (directory / "pairs").mkdir()
+    for seed, part in enumerate(("train", "dev", "test")):
+        lines, labels = rows(30, seed, longest=5)
+        (directory / "pairs" / f"{part}.data.txt").write_text("\n".join(lines) + "\n")
+        (directory / "pairs" / f"{part}.gold.txt").write_text("\n".join(labels) + "\n")
+    (directory / "tasks").mkdir()
+    items = ('{"query": "A", "choices": ["b", "c"], "gold": 0}\n',) * 6
+    (directory / "tasks" / "arc_easy.jsonl").write_text("".join(items))
+    return directory
+
+
+TEXT = ("--data", "text.jsonl", "--context", 32, "--batch-tokens", 128, "--tokens", 300, "--quiet")
+
+COMMANDS = {
+    "sweep": ("sweep", "MODEL", "--drop", *TEXT, "--out", "new/a.nc"),
+    "sweep-per-token": ("sweep", "MODEL", "--drop", "--per-token", *TEXT, "--out", "a.nc"),
+    "sweep-shard": ("sweep", "MODEL", "--drop", "--shard", "1/2", *TEXT, "--out", "a.nc"),
+    "observe": ("observe", "MODEL", "norms", "lens", *TEXT, "--out", "new"),
+    "probe": ("probe", "MODEL", "wic", "--data", "pairs", "--quiet", "--out", "wic.nc"),
+    "tasks": ("tasks", "MODEL", "arc_easy", "--drop", "--task-data", "tasks", "--quiet",
+        "--out", "tasks.nc"),
+}  # fmt: skip
+"""What is measured, and gone on with."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_measured_comes_to_the_same_end_wherever_it_is_killed(
+    llama, prepared, tmp_path, name
+):
+    words = [llama if word == "MODEL" else word for word in COMMANDS[name]]
+    assert kills.survives(words, prepared, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sweep", "sweep-per-token", "observe", "tasks"])
+def test_an_old_result_stays_until_the_new_one_is_there(llama, prepared, tmp_path, name):
+    words = [llama if word == "MODEL" else word for word in COMMANDS[name]]
+    kills.run([*words, "--seed", 1], prepared)
+    there = [path.relative_to(prepared) for path in prepared.rglob("*.nc")]
+
+    def whole(directory):
+        for path in there:
+            results.load(directory / path)
+
+    assert kills.survives([*words, "--fresh"], prepared, tmp_path, repeats=False, after=whole)
