@@ -252,7 +252,7 @@ def sweep(model: str, **options: Any) -> None:
     stages sweep meta-llama/Llama-3.1-70B --remote --layers 0..7 --tokens 20000
     """
     names = _interventions(options)
-    if options["texts"] and (names or options["layers"]):
+    if options["texts"] and (names or options["layers"] is not None):
         raise click.UsageError(
             "--schedule goes without interventions, such as --drop, and without --layers"
         )
@@ -800,12 +800,13 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
 
     if options["until_se"] is not None:
         check_bound(options["until_se"])
-    shard = options["shard"] and shards.from_text(options["shard"])
+    shard = None if options["shard"] is None else shards.from_text(options["shard"])
     model = _open(name, options)
     schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
+    layers = options["layers"]
     asked: dict[str, Any] = {
         "schedules": schedules,
-        "layers": options["layers"] and layers_from_text(options["layers"], model.layers),
+        "layers": None if layers is None else layers_from_text(layers, model.layers),
         "readouts": options["readouts"] or READOUT_NAMES,
         "batch_tokens": options["batch_tokens"],
         "cap": options["state_cap"],

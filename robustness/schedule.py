@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import index
 from typing import Any, TypeGuard
 
@@ -55,14 +56,26 @@ Step = int | Attention | Mlp | Parallel
 
 Schedule = tuple[Step, ...]
 
-_TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>\d{0,9})(?P<range>\.\.)?(?P<last>\d{0,9})")
+_TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>[0-9]*)(?P<range>\.\.)?(?P<last>[0-9]*)")
+
+_DIGITS = 9
+"""The most digits that are read as a block's index: Python makes no number of thousands."""
 
 _SUBLAYERS: dict[str, type[Attention] | type[Mlp]] = {"a": Attention, "m": Mlp}
 
 AS_IN = 'as in "0..3-5-4-6.."'
 
 DEEPEST = 9
-"""How deep parentheses may be nested in a text."""
+"""How deep steps on one input may be nested, as parentheses in a text."""
+
+LONGEST = 10_000
+"""The most blocks and sublayers that a schedule executes: 80 times those of the deepest models.
+
+Each takes as long as a block of the clean run, and longer ones are slips, as in repeat-1x1000000.
+"""
+
+_SHOWN = 40
+"""Characters of a text on either side of what is wrong in it that a message shows."""
 
 
 def clean(layers: int) -> Schedule:
@@ -123,6 +136,7 @@ def repeat(
     _check_span(schedule, index, length)
     if times < 0:
         raise Refusal(f"a span cannot be repeated {times} times; 0 or more")
+    check_length(len(schedule) + length * times)
     span = schedule[index : index + length]
     repeated = (
         span * (times + 1) if contiguous else tuple(step for step in span for _ in range(times + 1))
@@ -159,6 +173,7 @@ def parallel(schedule: Schedule, index: int, length: int, *, times: int = 1) -> 
     _check_span(schedule, index, length)
     if times < 1:
         raise Refusal(f"a span cannot be executed {times} times; 1 or more")
+    check_length(len(schedule) + length * (times - 1))
     span = (Parallel(schedule[index : index + length]),)
     return schedule[:index] + span * times + schedule[index + length :]
 
@@ -208,6 +223,15 @@ def leaves(step: Step) -> tuple[int | Attention | Mlp, ...]:
     return (step,)
 
 
+def count_blocks(schedule: Schedule) -> int:
+    """Return how many blocks and sublayers a schedule executes.
+
+    >>> count_blocks((0, Parallel((1, 2))))
+    3
+    """
+    return sum(1 if _is_block(step) else len(leaves(step)) for step in schedule)
+
+
 def lowest_block(step: Step) -> int:
     """Return the index of the block that a step calls, or is a part of; of several, the lowest.
 
@@ -239,22 +263,52 @@ def check(schedule: Schedule | str, layers: int) -> Schedule:
     Raises
     ------
     Refusal
-        If it is empty, names a block that is not there, or has something in it that is no step.
+        If it is empty, too long, names a block that is not there, or has something in it that is
+        no step.
     """
+    return _checked(schedule, layers, LONGEST, 0)[0]
+
+
+def check_length(count: int, what: str = "a schedule") -> None:
+    """Refuse what executes more blocks and sublayers than a schedule may."""
+    if count > LONGEST:
+        raise Refusal(
+            f"{what} would execute {count:,} blocks, and {LONGEST:,} are the most: ask for fewer"
+        )
+
+
+def _checked(
+    schedule: Sequence[Step] | str, layers: int, room: int, depth: int
+) -> tuple[Schedule, int]:
+    """Check steps that may execute so many blocks, and return them and how many they execute."""
     if isinstance(schedule, str):
-        return from_text(schedule, layers)
+        read = from_text(schedule, layers)
+        return read, count_blocks(read)
     try:
-        steps = tuple(schedule)
+        # A generator may have no end.
+        steps = tuple(islice(schedule, room + 1))
     except TypeError:
         raise Refusal(f"{schedule!r} is no schedule: it takes a tuple or a text, {AS_IN}") from None
     if not steps:
         raise Refusal("an empty schedule executes nothing; name at least one block, as in 0-1-2")
-    return tuple(_checked(step, layers) for step in steps)
+    found: list[Step] = []
+    count = 0
+    for step in steps:
+        if isinstance(step, Parallel):
+            if depth == DEEPEST:
+                raise Refusal(f"steps on one input are nested {DEEPEST} deep at most")
+            inner, blocks = _checked(step.steps, layers, room - count, depth + 1)
+            found.append(Parallel(inner))
+        else:
+            found.append(_leaf(step, layers))
+            blocks = 1
+        count += blocks
+        if count > room:
+            raise Refusal(f"a schedule executes {LONGEST:,} blocks at most: shorten it")
+    return tuple(found), count
 
 
-def _checked(step: Any, layers: int) -> Step:
-    if isinstance(step, Parallel):
-        return Parallel(check(step.steps, layers))
+def _leaf(step: Any, layers: int) -> int | Attention | Mlp:
     sublayer = isinstance(step, (Attention, Mlp))
     try:
         found = index(step.block if sublayer else step)
@@ -320,19 +374,23 @@ def from_text(text: str, layers: int) -> Schedule:
     Raises
     ------
     Refusal
-        If the text is empty, malformed (the message points at the character), or names a block
-        that a model of `layers` blocks does not have.
+        If the text is empty, malformed (the message points at the character), too long, or names a
+        block that a model of `layers` blocks does not have.
     """
     # What is open: the schedule itself, and every parenthesis that is not closed yet.
     groups: list[list[Step]] = [[]]
-    position = 0
+    position = count = 0
     while True:
         while text.startswith("(", position):
             if len(groups) > DEEPEST:
                 raise _pointing(text, position, f"parentheses are nested {DEEPEST} deep at most")
             groups.append([])
             position += 1
-        found, position, more = _read(text, position, layers)
+        begin = position
+        found, position, more = _read(text, begin, layers)
+        count += len(found)
+        if count > LONGEST:
+            raise _pointing(text, begin, f"{LONGEST:,} blocks are executed at most")
         groups[-1] += found
         while len(groups) > 1 and text.startswith(")", position):
             members = groups.pop()
@@ -356,13 +414,15 @@ def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
     Refusal
         As for `from_text`, and if a step is no block.
     """
+    if not text.strip():
+        raise Refusal("no layer is named: write layers as in 0..3-7")
     try:
         steps = from_text(text, layers)
     except Refusal as refusal:
         raise Refusal(str(refusal).replace("schedule", "layers", 1)) from None
     found = tuple(step for step in steps if _is_block(step))
     if len(found) < len(steps):
-        raise Refusal(f"layers are whole blocks, as in 0..3-7, not {text!r}")
+        raise Refusal(f"layers are whole blocks, as in 0..3-7, not {excerpt(text)!r}")
     return found
 
 
@@ -376,14 +436,17 @@ def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]
         raise _pointing(text, match.end("first"), "a sublayer is of one block, as in a3-a4")
     if match["last"] and not match["range"]:
         raise _pointing(text, match.start("last"), "'-' or '..' was expected")
-    first = int(match["first"] or 0)
-    last = int(match["last"] or layers - 1) if match["range"] else first
-    for found, group in ((first, "first"), (last, "last")):
-        if found >= layers:
-            where = match.start(group) if match[group] else match.start()
+    for group in ("first", "last"):
+        digits = match[group].lstrip("0")
+        if len(digits) > _DIGITS or int(digits or 0) >= layers:
             raise _pointing(
-                text, where, f"there is no block {found}; the blocks are 0 to {layers - 1}"
+                text,
+                match.start(group),
+                f"there is no block {excerpt(digits)}; the blocks are 0 to {layers - 1}",
             )
+    first = int(match["first"].lstrip("0") or 0)
+    last = int(match["last"].lstrip("0") or 0) if match["last"] else layers - 1
+    last = last if match["range"] else first
     if match["kind"]:
         return [_SUBLAYERS[match["kind"]](first)], match.end(), False
     span = range(first, last + 1) if first <= last else range(first, last - 1, -1)
@@ -394,7 +457,19 @@ def _pointing(text: str, position: int, problem: str) -> Refusal:
     if not text.strip():
         return Refusal("an empty schedule executes nothing; write blocks as in 0..3-5-4-6..")
     found = repr(text[position]) if position < len(text) else "the end"
-    return Refusal(f"schedule {text!r}, character {position + 1} ({found}): {problem}")
+    shown = excerpt(text, position)
+    return Refusal(f"schedule {shown!r}, character {position + 1} ({found}): {problem}")
+
+
+def excerpt(text: str, position: int = 0) -> str:
+    """Return what stands around a position of a text, or all of it if it is not long.
+
+    >>> excerpt("0-1")
+    '0-1'
+    """
+    first, last = max(0, position - _SHOWN), position + _SHOWN
+    before, after = "…" if first else "", "…" if last < len(text) else ""
+    return f"{before}{text[first:last]}{after}"
 
 
 def _is_block(step: Step) -> TypeGuard[int]:

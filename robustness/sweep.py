@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from robustness.refusal import Refusal
 from robustness.schedule import (
     Schedule,
+    check_length,
     clean,
     drop,
     drop_attention,
     drop_mlp,
+    excerpt,
     parallel,
     repeat,
     repeat_middle,
@@ -52,8 +54,15 @@ PAIRS = {
 _NAME = re.compile(
     r"(?P<family>drop|swap|attention-drop|mlp-drop|skip|repeat|middle-repeat|reverse|shuffle"
     r"|parallel|looped-parallel)"
-    r"(-(?P<size>[1-9]\d*)(x(?P<times>[1-9]\d*))?(?P<contiguous>-contiguous)?)?"
+    r"(-(?P<size>[1-9][0-9]{0,8})(x(?P<times>[1-9][0-9]{0,8}))?(?P<contiguous>-contiguous)?)?"
 )
+
+MOST = 5_000_000
+"""The most blocks that all schedules of a sweep execute together.
+
+All of `PAIRS` at every two of 126 layers, as the deepest models have, are 4 million. The plan of so
+many takes half a minute and 1.3 GB, and grows with them.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,21 +76,34 @@ class Intervention:
     """Given the clean schedule and the layer, or the first and the last."""
     pair: bool = False
     """Whether it is made at every two layers."""
+    added: int = 0
+    """How many blocks it executes at most besides those of the model."""
 
-    def schedules(self, layers: int) -> dict[tuple[int, ...], Schedule]:
-        """Return the schedule for every layer, or two, of a model at which it fits."""
-        whole, first = clean(layers), range(layers - self.span + 1)
-        found: dict[tuple[int, ...], Schedule]
-        if self.pair:
-            places = [(i, j) for i in first for j in range(i + self.span - 1, layers)]
-            edits = [(place, self.edit(whole, *place)) for place in places]
-            # Where nothing would be left, it does not fit.
-            found = {place: schedule for place, schedule in edits if schedule}
-        else:
-            found = {(layer,): self.edit(whole, layer) for layer in first}
-        if not first:
+    def places(self, layers: int, chosen: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """Return the layers, or every two of them, of a model at which there is room for it.
+
+        Those of its blocks that it is made at are among `chosen`.
+        """
+        room = range(layers - self.span + 1)
+        if not room:
             raise Refusal(f"{self.name} takes {self.span} blocks, and the model has {layers}")
-        if not found or () in found.values():
+        check_length(layers + self.added, self.name)
+        allowed = range(layers) if chosen is None else sorted(set(chosen))
+        first = [layer for layer in allowed if layer in room]
+        if not self.pair:
+            return [(layer,) for layer in first]
+        return [(i, j) for i in first for j in allowed if j >= i + self.span - 1]
+
+    def schedules(
+        self, layers: int, chosen: Sequence[int] | None = None
+    ) -> dict[tuple[int, ...], Schedule]:
+        """Return the schedule for every layer, or two, of a model at which it fits."""
+        whole, places = clean(layers), self.places(layers, chosen)
+        found = {place: self.edit(whole, *place) for place in places}
+        if self.pair:
+            # Where nothing would be left, it does not fit.
+            found = {place: schedule for place, schedule in found.items() if schedule}
+        if places and (not found or () in found.values()):
             raise Refusal(f"{self.name} leaves nothing to execute on {layers} block(s)")
         return found
 
@@ -93,12 +115,13 @@ def intervention(name: str) -> Intervention:
     (0, 1, 1, 2, 2, 3)
     """
     if name in PAIRS:
-        return Intervention(name, 2 if name == "swap-pair" else 1, _PAIR_EDITS[name], pair=True)
+        span = 2 if name == "swap-pair" else 1
+        return Intervention(name, span, _PAIR_EDITS[name], pair=True)
     match = _NAME.fullmatch(name)
     if match is None or not _well_formed(match):
         raise Refusal(
-            f"no intervention {name!r}; there are: {', '.join((*FORMS, *PAIRS))}, with whole "
-            "numbers from 1"
+            f"no intervention {excerpt(name)!r}; there are: {', '.join((*FORMS, *PAIRS))}, with "
+            "whole numbers from 1"
         )
     size = int(match["size"] or 1)
     times = int(match["times"] or 1)
@@ -117,7 +140,9 @@ def intervention(name: str) -> Intervention:
         "looped-parallel": lambda s, layer: parallel(s, layer, size, times=times),
     }
     family = match["family"]
-    return Intervention(name, size + 1 if family == "swap" else size, edits[family])
+    added = {"repeat": size * times, "looped-parallel": size * (times - 1)}.get(family, 0)
+    span = size + 1 if family == "swap" else size
+    return Intervention(name, span, edits[family], added=added)
 
 
 def schedules(
@@ -149,15 +174,30 @@ def schedules(
         raise Refusal(
             f"{pairs[0]} is made at every two layers and {single} at every one: run them apart"
         )
-    found: dict[Place, Schedule] = {
-        (each.name, *place): schedule
-        for each in wanted
-        for place, schedule in each.schedules(layers).items()
-        if chosen is None or set(place) <= set(chosen)
-    }
+    _check_total(wanted, layers, chosen)
+    found: dict[Place, Schedule] = {}
+    for each in wanted:
+        at = each.schedules(layers, chosen)
+        found |= {(each.name, *place): schedule for place, schedule in at.items()}
     if not found:
         raise Refusal(f"{', '.join(names)} fits at none of the layers that were asked for")
     return found
+
+
+def check_total(count: int, what: str, remedy: str) -> None:
+    """Refuse schedules that together execute more blocks than a plan is made of in time."""
+    if count > MOST:
+        raise Refusal(f"{what} execute about {count:,} blocks, and {MOST:,} are the most: {remedy}")
+
+
+def _check_total(wanted: Sequence[Intervention], layers: int, chosen: Sequence[int] | None) -> None:
+    """Refuse more than a plan can be made of, before any schedule is built."""
+    counts = {each.name: len(each.places(layers, chosen)) for each in wanted}
+    check_total(
+        sum(counts[each.name] * (layers + each.added) for each in wanted),
+        f"the {sum(counts.values()):,} schedules of {', '.join(counts)}",
+        "ask for some --layers, or for fewer interventions at a time",
+    )
 
 
 _PAIR_EDITS: dict[str, Callable[[Schedule, int, int], Schedule]] = {

@@ -15,8 +15,9 @@ from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS,
 from robustness.model import Model
 from robustness.plan import Plan, compile_plan
 from robustness.refusal import Refusal
-from robustness.schedule import Schedule, check, clean, to_text
+from robustness.schedule import Schedule, check, clean, count_blocks, to_text
 from robustness.shard import Shard
+from robustness.sweep import check_total
 from robustness.sweep import schedules as sweep_schedules
 
 USUAL = ("drop", "swap")
@@ -104,6 +105,8 @@ def lay_out(
         if isinstance(schedules, str):
             raise Refusal(f"schedules are a list: [{schedules!r}]")
         runs = list(dict.fromkeys(check(schedule, model.layers) for schedule in schedules))
+        total = sum(map(count_blocks, runs))
+        check_total(total, f"the {len(runs):,} schedules", "ask for fewer at a time")
         labels = results.schedule_labels(runs)
         asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
     else:

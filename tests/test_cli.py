@@ -327,3 +327,19 @@ def test_every_command_has_an_example_in_its_help(run):
         code, out, _ = run(name, "--help")
         assert code == 0 and f"stages {name}" in out.partition("Options:")[0].split("\n", 1)[1]
         assert command.help
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--intervention", "repeat-1x1000000"], "would execute 1,000,004 blocks, and 10,000"),
+        (["--intervention", "repeat-2x999999999"], "would execute 2,000,000,002 blocks"),
+        (["--schedule", "-".join(["0..3"] * 2501)], "10,000 blocks are executed at most"),
+        (["--layers", "0..1000000000"], "there is no block 1000000000; the blocks are 0 to 3"),
+        (["--layers", ""], "no layer is named"),
+        (["--shard", ""], "there is no such shard"),
+    ],
+)
+def test_more_than_can_be_planned_is_refused_at_once(run, llama, stories, words, problem):
+    code, out, err = run("sweep", llama, "--data", stories, "--context", 16, *words)
+    assert code == 1 and not out and err.count("\n") == 1 and problem in err, err

@@ -1,4 +1,5 @@
 import doctest
+import itertools
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from robustness import plan, schedule, sweep
 from robustness.refusal import Refusal
 from robustness.schedule import (
     DEEPEST,
+    LONGEST,
     Attention,
     Mlp,
     Parallel,
@@ -135,12 +137,77 @@ def test_edits_compose():
         ("(1+2)..", 6, "'-' was expected"),
         ("0-(1+12)", 6, "there is no block 12"),
         ("(" * 5000, DEEPEST + 1, "nested 9 deep at most"),
-        ("0" * 5000, 10, "'-' or '..' was expected"),
+        ("1" * 5000, 1, "there is no block 1111"),
+        ("0-1000000000", 3, "there is no block 1000000000"),
+        ("0..1000000000", 4, "there is no block 1000000000"),
+        ("0-٣", 3, "block index was expected"),  # a three that only Python reads
+        ("3²", 2, "'-' or '..' was expected"),
+        ("-1", 1, "block index was expected"),
+        ("-".join(["0..11"] * 10**5), 4999, "10,000 blocks are executed at most"),
+        ("-".join(["a0"] * 10**6), 30_001, "10,000 blocks are executed at most"),
+        ("(" + "+".join(["0"] * 20_001) + ")", 20_002, "10,000 blocks are executed at most"),
     ],
 )
 def test_bad_text_is_refused_at_its_character(text, character, problem):
     with pytest.raises(Refusal, match=f"character {character} .*{problem}"):
         from_text(text, LAYERS)
+
+
+@pytest.mark.parametrize("text", ["1" * 10**6, "(" * 10**6, "0-" * 10**6, "0-1" + "x" * 10**6])
+def test_what_is_wrong_in_a_long_text_is_shown_without_all_of_it(text):
+    for read in (from_text, layers_from_text):
+        with pytest.raises(Refusal, match="character") as caught:
+            read(text, LAYERS)
+        assert len(str(caught.value)) < 300
+
+
+def test_zeros_before_a_number_change_nothing():
+    assert from_text("0" * 5000 + "3..00005", LAYERS) == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: check(itertools.repeat(0), LAYERS),
+        lambda: check((0,) * (LONGEST + 1), LAYERS),
+        lambda: check((Parallel((0,) * (LONGEST // 2)),) * 3, LAYERS),
+        lambda: check((Parallel(itertools.repeat(Mlp(0))),), LAYERS),
+        lambda: check((many(DEEPEST),), LAYERS),
+        lambda: repeat(clean(4), 0, times=10**15),
+        lambda: parallel(clean(4), 0, 2, times=10**15),
+    ],
+)
+def test_a_schedule_that_is_too_long_is_refused_before_it_is_built(build):
+    with pytest.raises(Refusal, match="10,000"):
+        build()
+
+
+def many(depth):
+    """Return steps on one input nested so deep, a hundred in each: 10^18 at the bound."""
+    step = 0
+    for _ in range(depth):
+        step = Parallel((step,) * 100)
+    return step
+
+
+def test_the_longest_schedule_is_executable_and_one_more_block_is_not():
+    longest = repeat(clean(4), 0, times=LONGEST - 4)
+    assert check(longest, 4) == longest == from_text(to_text(longest), 4)
+    with pytest.raises(Refusal, match="10,000"):
+        check((*longest, 0), 4)
+    with pytest.raises(Refusal, match="10,000"):
+        from_text(to_text((*longest, 0)), 4)
+
+
+def test_steps_on_one_input_are_nested_as_deep_as_their_text_may_be():
+    step = 0
+    for _ in range(DEEPEST):
+        step = Parallel((step,))
+    assert from_text(to_text((step,)), LAYERS) == check((step,), LAYERS) == (step,)
+    for _ in range(100_000):
+        step = Parallel((step,))
+    with pytest.raises(Refusal, match="nested 9 deep at most"):
+        check((step,), LAYERS)
 
 
 @pytest.mark.parametrize("text", ["", "  "])

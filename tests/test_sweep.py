@@ -41,11 +41,13 @@ def test_every_documented_form_is_an_intervention():
     [
         "", "drop-2", "swap-0", "repeat", "swap-2x2", "skip-2-contiguous", "attention-drop-2",
         "parallel", "parallel-2x2", "looped-parallel-2", "drop-pair-2", "reverse-span",
+        "repeat-٣", "repeat-2x٣", "repeat-" + "1" * 5000, "repeat-2x" + "1" * 5000, "x" * 10**6,
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_refused_with_the_forms_there_are(name):
-    with pytest.raises(Refusal, match="there are: drop, swap, swap-D"):
+    with pytest.raises(Refusal, match="there are: drop, swap, swap-D") as caught:
         intervention(name)
+    assert len(str(caught.value)) < 500
 
 
 def test_what_leaves_nothing_to_execute_is_refused():
@@ -108,3 +110,36 @@ def test_one_layer_and_two_do_not_go_together():
         schedules(["drop", "drop-pair"], 4)
     with pytest.raises(Refusal, match="swap-pair takes 2 blocks"):
         schedules(["swap-pair"], 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "problem"),
+    [
+        (["repeat-1x1000000"], 12, r"repeat-1x1000000 would execute 1,000,012 blocks, and 10,000"),
+        (["looped-parallel-2x999999999"], 12, "would execute 2,000,000,008 blocks"),
+        (["repeat-999999999"], 12, "takes 999999999 blocks, and the model has 12"),
+        (["drop", "repeat-999999999x999999999"], 12, "takes 999999999 blocks"),
+        (["repeat-1x9000"], 1000, r"1,000 schedules of repeat-1x9000 .* 5,000,000 are the most"),
+        (list(PAIRS), 200, r"80,200 schedules of drop-pair, .* --layers"),
+    ],
+)
+def test_what_would_take_too_long_to_plan_is_refused_before_it_is_built(
+    monkeypatch, names, layers, problem
+):
+    def build(*_, **__):
+        raise AssertionError("a schedule was built")
+
+    monkeypatch.setattr("robustness.sweep.clean", build)
+    with pytest.raises(Refusal, match=problem):
+        schedules(names, layers)
+
+
+def test_fewer_layers_make_room_for_pairs_of_a_deep_model():
+    found = schedules(list(PAIRS), 200, range(150, 200))
+    assert len(found) == 4 * 50 * 51 // 2 - 50
+    assert {max(map(len, found.values())), min(map(len, found.values()))} == {250, 150}
+
+
+def test_layers_that_are_not_there_are_refused_without_a_list_of_all():
+    with pytest.raises(Refusal, match="there is no layer 4: the model has layers 0 to 3"):
+        schedules(["drop"], 4, range(10**12))
