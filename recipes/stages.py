@@ -76,7 +76,9 @@ SIGNATURES = (
         "local_attention",
         ATTENTION,
         "attention weight on the five tokens before",
-        lambda dataset: dataset["profile"].sel(offset=slice(1, 5)).sum("offset").mean("head"),
+        lambda dataset: (
+            dataset["profile"].sel(offset=slice(1, 5)).sum("offset", skipna=False).mean("head")
+        ),
     ),
     Signature(
         "lens_entropy",

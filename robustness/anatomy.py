@@ -1,5 +1,6 @@
 """How the sublayers of a block are put together, and what its norms do: measured, not looked up."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import nnsight
 import torch
 
-from robustness import interpreter, lens, sublayers
+from robustness import attention, interpreter, lens, sublayers
 from robustness.model import Model
+
+INTERFACE = "attention_interface_1"
+"""What nnsight calls the one call of transformers' attention interface in an attention."""
 
 SUBLAYERS = ("attention", "mlp", "context")
 """What is captured of the parts of a block."""
@@ -30,32 +34,43 @@ class Anatomy:
     factors: tuple[tuple[float, ...], ...]
     """Of every block, by what the outputs of attention and MLP are multiplied when they are added
     to the residual stream; empty where sublayers cannot be told apart."""
+    heads: tuple[int, ...]
+    """Of every block, of how many heads its attention has weights: 0 where it has none, and
+    everywhere unless they were asked for."""
     missing: dict[str, str]
     """Of what cannot be captured, why: `attention`, `mlp`, `context`, `pattern`, `neurons`,
     `prediction`."""
+    partly: dict[str, str]
+    """The same of what cannot be captured of every block, or not alike: `pattern`."""
 
 
-def examine(model: Model) -> Anatomy:
-    """Find out how blocks are put together and what the final norm does, on every block."""
+def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
+    """Find out how blocks are put together and what the final norm does, on every block.
+
+    Attention weights are looked at only if `pattern` is among what is needed. The text is of two
+    sequences, because some parts are right for one alone.
+    """
     length = min(7, model.context or 7)
-    ids = [[(5 * token + 1) % model.vocabulary for token in range(length)]]
-    tokens = torch.tensor(ids, device=model.device)
-    blocks, attentions, head, norms = model.blocks, model.attentions, model.head, model.norms
+    first = [(5 * token + 1) % model.vocabulary for token in range(length)]
+    tokens = torch.tensor([first, first[::-1]], device=model.device)
+    blocks, head, norms = model.blocks, model.head, model.norms
     known = parts(model)
+    attentions, eager = known["attentions"], known["eager"]
     missing = _unfound(model)
     whole = "mlp" not in missing
-    eager = known["eager"] and "pattern" not in missing
+    patterned = set(_with_weights(model)) if "pattern" in needs else set()
     numbers = model.numbers
+    tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
     with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
-        entering, leaving, contexts, written, weights = [], [], [], [], False
+        entering, leaving, contexts, written, patterns = [], [], [], [], {}
         for layer, block in enumerate(blocks):
             hidden, _ = interpreter.split_inputs(block.inputs)
             if whole:
                 _, context = interpreter.split_inputs(attentions[layer].inputs)
                 contexts.append(context)
-            if eager and not layer:
-                out = attentions[0].output
-                weights = isinstance(out, tuple) and out[1] is not None
+            if layer in patterned:
+                part = attentions[layer]
+                patterns[layer] = attention.inspect(part, eager, tokens.shape, tolerance)
             if whole:
                 gave = []
                 for which in (sublayers.ATTENTION, sublayers.MLP):
@@ -67,7 +82,7 @@ def examine(model: Model) -> Anatomy:
         final = norms[0].input if norms else head.input
         interpreter.pass_over(head)
         errors = nnsight.save({})
-        errors["weights"] = not eager or weights
+        errors["patterns"] = patterns
         if whole:
             known["factors"] = sublayers.factors(entering, leaving, written, numbers)
             errors["factors"] = known["factors"]
@@ -76,9 +91,8 @@ def examine(model: Model) -> Anatomy:
             errors["centres", answer] = lens.departure(final, known)
             if whole:
                 errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
-    tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
     found: dict[str, Any] = {"factors": tuple(errors.get("factors", ()))}
-    for question, needs, reason in (
+    for question, asking, reason in (
         ("parallel", SUBLAYERS, "attention and MLP, added to what enters a block, miss its output"),
         (
             "centres",
@@ -94,10 +108,14 @@ def examine(model: Model) -> Anatomy:
             unclear = False
         if not min(answers) <= tolerance or unclear:
             text = f"{reason} (off by {min(answers):.2g})"
-            missing |= {need: f"{_called(model)}: {text}" for need in needs}
-    if not errors["weights"]:
-        missing["pattern"] = f"{_called(model)}: its eager attention does not hand over its weights"
-    return Anatomy(**found, missing=missing)
+            missing |= {need: f"{_called(model)}: {text}" for need in asking}
+    weights = [errors["patterns"].get(layer, (0, "")) for layer in range(model.layers)]
+    heads, reasons = zip(*weights)
+    why = _why_not(model, heads, reasons) if "pattern" in needs else ""
+    partly = {"pattern": why} if why and any(heads) else {}
+    if why and not partly:
+        missing["pattern"] = f"{_called(model)}: {why}"
+    return Anatomy(**found, heads=heads, missing=missing, partly=partly)
 
 
 def _unfound(model: Model) -> dict[str, str]:
@@ -106,18 +124,56 @@ def _unfound(model: Model) -> dict[str, str]:
     for name, found, needs in (
         ("a pair of attention and MLP that add to the residual stream", model.sublayers, SUBLAYERS),
         ("an MLP made of matrices", model.writers, ("neurons",)),
-        ("an attention", model.attentions, (*SUBLAYERS, "pattern")),
+        ("an attention", model.attentions, SUBLAYERS),
     ):
         if len(found) != model.layers:
             text = f"{_called(model)}: {name} was found in {len(found)} of {model.layers} blocks"
             missing |= dict.fromkeys(needs, text)
-    if "pattern" not in missing and model.identity["attention"] != "eager":
-        if "attention_interface_1" not in model.attentions[0].source.names:
-            missing["pattern"] = (
-                f"{_called(model)}: its attention is not computed through transformers' attention "
-                "interface; --attention eager may hand over the weights"
-            )
     return missing
+
+
+def attentions(model: Model) -> dict[int, Any]:
+    """Return the attention of every block that has one, by layer."""
+    layers = {f"{block.path}.": layer for layer, block in enumerate(model.blocks)}
+    return {
+        layers[start]: part
+        for part in model.attentions
+        for start in layers
+        if part.path.startswith(start)
+    }
+
+
+def _with_weights(model: Model) -> list[int]:
+    """Return of which blocks attention weights may be read."""
+    found = attentions(model)
+    if model.identity["attention"] == "eager":
+        return list(found)
+    return [layer for layer, part in found.items() if INTERFACE in part.source.names]
+
+
+def _why_not(model: Model, heads: Sequence[int], reasons: Sequence[str]) -> str:
+    """Return which blocks have no attention weights, or of fewer heads than others, and why."""
+    parts, told = attentions(model), []
+    for layer, (count, reason) in enumerate(zip(heads, reasons, strict=True)):
+        if layer not in parts:
+            reason = "no attention was found in it"
+        elif not count and not reason:
+            reason = (
+                "its attention is not computed through transformers' attention interface; where it "
+                "has weights, --attention eager hands them over"
+            )
+        if not count:
+            kind = f"{type(parts[layer]._module).__name__}: " if layer in parts else ""
+            told.append((f"{kind}{reason}", layer))
+    lines = []
+    for reason in dict.fromkeys(reason for reason, _ in told):
+        layers = [str(layer) for each, layer in told if each == reason]
+        of_layers = f"layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}: "
+        lines.append(reason if len(layers) == len(heads) else of_layers + reason)
+    counts = sorted({count for count in heads if count})
+    if len(counts) > 1:
+        lines.append(f"blocks have {' or '.join(map(str, counts))} heads")
+    return "; ".join(lines)
 
 
 def _called(model: Model) -> str:
@@ -128,7 +184,7 @@ def parts(model: Model) -> dict[str, Any]:
     """Return the parts of a model by name, as measurements are handed them in a trace."""
     return {
         "blocks": model.blocks,
-        "attentions": model.attentions,
+        "attentions": attentions(model),
         "sublayers": model.sublayers,
         "factors": [(1.0, 1.0)] * model.layers,
         "writers": model.writers,

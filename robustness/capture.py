@@ -20,7 +20,8 @@ Captured = dict[str, Any]
 
 `residual`, the stream that enters the block (sequence, token, width), and `layer`, its index; and
 if it is needed `attention` and `mlp`, what these add to the stream, and `output`, the stream that
-leaves the block, of the same shape; `pattern`, the attention weights (sequence, head, query, key);
+leaves the block, of the same shape; `pattern`, the attention weights (sequence, head, query, key),
+of blocks that have them;
 `neurons`, what the last matrix of the MLP reads (sequence, token, neuron); `context`, what the
 attention is called with besides its input."""
 
@@ -41,7 +42,8 @@ def walk(
         What is captured besides the residual stream.
     parts : dict
         `blocks`, `attentions`, `sublayers`, `norms`, `head` of the model; `factors`, as
-        `sublayers.factors` found them; `eager`, whether its attention hands over its weights.
+        `sublayers.factors` found them; `heads`, of how many heads each has weights; `eager`,
+        whether its attention hands them over.
     text : dict
         What is known of the tokens; see `observation`.
 
@@ -83,12 +85,9 @@ def _capture(layer: int, needs: Sequence[str], parts: dict[str, Any]) -> Capture
     captured: Captured = {"residual": residual, "layer": layer}
     if "context" in needs:
         _, captured["context"] = interpreter.split_inputs(parts["attentions"][layer].inputs)
-    if "pattern" in needs and not parts["eager"]:
-        # Where the weights are never formed, from what the attention is computed of.
-        called, named = parts["attentions"][layer].source.attention_interface_1.inputs
-        captured["pattern"] = attention.weights(called[1], called[2], called[4], named["scaling"])
-    if "pattern" in needs and parts["eager"]:
-        captured["pattern"] = kernels.precise(parts["attentions"][layer].output[1])
+    if "pattern" in needs and parts["heads"][layer]:
+        weights = attention.read(parts["attentions"][layer], parts["eager"])
+        captured["pattern"] = kernels.precise(weights)
     if "attention" in needs:
         stream = sublayers.handed(layer, sublayers.ATTENTION, residual, parts)
         captured["attention"] = sublayers.seen(layer, sublayers.ATTENTION, stream, residual, parts)

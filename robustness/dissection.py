@@ -36,7 +36,7 @@ def ready(model: Model, schedules: Sequence[Schedule]) -> Model:
     if alone is None or model.dissected is not None:
         return model
     facts = dict(vars(anatomy.examine(model)))
-    missing = facts.pop("missing")
+    missing, _ = facts.pop("missing"), facts.pop("partly")
     reason = next((missing[name] for name in anatomy.SUBLAYERS if name in missing), None)
     if reason is not None:
         raise Refusal(f"{to_text((alone,))} cannot be executed alone: {reason}")

@@ -58,6 +58,9 @@ class Measurement:
     """Adds what follows from a finished dataset."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Recorded with the file, and known in the trace as entries of the text."""
+    partly: bool = False
+    """Whether it can be taken where some blocks do not have all that it needs: `finish` then puts
+    NaN in their place."""
     shortest: int = 3
     """Tokens that a sequence must have."""
 
@@ -114,9 +117,11 @@ def local_attention(offsets: int = OFFSETS) -> Measurement:
             Metric("entropy", "nat", "mean entropy of the attention weights"): _HEADS,
         },
         attention.profile,
+        attention.finish,
         needs=("pattern",),
+        partly=True,
         coords=lambda model, anatomy: {
-            "head": np.arange(model.config.num_attention_heads),
+            "head": np.arange(max(anatomy.heads)),
             "offset": np.arange(offsets + 1),
         },
         complete=_cumulate,

@@ -83,7 +83,7 @@ def observe(
         if names.count(name) > 1:
             raise Refusal(f"two measurements are called {name!r}, and would share a file")
     check_corpus(model, corpus)
-    anatomy = examine(model)
+    anatomy = examine(model, [need for each in wanted for need in each.needs])
     group = _group(len(corpus.tokens))
     for each in wanted:
         _check(each, corpus, anatomy)
@@ -143,14 +143,16 @@ def observe(
 
 def _facts(anatomy: Anatomy) -> dict[str, Any]:
     """Return what was found out of how a model is put together, as traces are handed it."""
-    found: dict[str, Any] = {"centres": anatomy.centres, "parallel": anatomy.parallel}
+    names = ("centres", "parallel", "heads")
+    found: dict[str, Any] = {name: getattr(anatomy, name) for name in names}
     return found | ({"factors": anatomy.factors} if anatomy.factors else {})
 
 
 def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str, str]:
     """Return why measurements cannot be taken, by name, of those that cannot."""
     check_corpus(model, corpus)
-    anatomy = examine(model)
+    wanted = [_find(name) for name in measurements]
+    anatomy = examine(model, [need for each in wanted for need in each.needs])
     found = {}
     for name in measurements:
         try:
@@ -218,13 +220,14 @@ def _check(measurement: Measurement, corpus: Corpus, anatomy: Anatomy) -> None:
             f"{name} takes at least {SMALLEST_GROUP} sequences, and there are "
             f"{len(corpus.tokens)}: ask for more --tokens, or a smaller --context"
         )
-    _check_needs(name, measurement.needs, anatomy)
+    _check_needs(name, measurement.needs, anatomy, partly=measurement.partly)
 
 
-def _check_needs(name: str, needs: Sequence[str], anatomy: Anatomy) -> None:
+def _check_needs(name: str, needs: Sequence[str], anatomy: Anatomy, *, partly: bool) -> None:
     for need in needs:
-        if need in anatomy.missing:
-            raise Refusal(f"{name} cannot be measured: {anatomy.missing[need]}")
+        reason = anatomy.missing.get(need) or ("" if partly else anatomy.partly.get(need))
+        if reason:
+            raise Refusal(f"{name} cannot be measured: {reason}")
 
 
 def _source(measurement: Measurement) -> str:
@@ -258,6 +261,9 @@ def _blank(
         if not (anatomy.parallel and metric.name in measurement.sequential)
     }
     settings = {**described, "measurement": measurement.name, **measurement.settings}
+    lacking = [anatomy.partly[need] for need in measurement.needs if need in anatomy.partly]
+    if lacking:
+        settings["layers_left_out"] = "; ".join(lacking)
     if measurement not in MEASUREMENTS.values():
         settings["measurement_sha256"] = _source(measurement)
     coords = {
@@ -352,8 +358,8 @@ def scan(
     Refusal
         If the model does not allow what is needed, or a text does not fit it.
     """
-    anatomy = examine(model)
-    _check_needs("this", needs, anatomy)
+    anatomy = examine(model, needs)
+    _check_needs("this", needs, anatomy, partly=False)
     known = parts(model) | _facts(anatomy)
     widest = max(map(len, items))
     if model.context is not None and widest > model.context:

@@ -53,7 +53,8 @@ def added(
         out = out - hidden.to(out.device)
     for part in after:
         out = interpreter.call(part, out, EMPTY)
-    return scaled(out, layer, which, parts)
+    # Some MLPs, experts above all, see one long text.
+    return scaled(out.view_as(hidden), layer, which, parts)
 
 
 def handed(layer: int, which: int, entering: Tensor, parts: dict[str, Any]) -> Tensor | None:

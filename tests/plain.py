@@ -181,8 +181,12 @@ def lens(model: Module, tokens: Tensor) -> dict[str, np.ndarray]:
 
 
 def attention(model: Module, tokens: Tensor, offsets: int) -> dict[str, np.ndarray]:
+    """Reduce what a model with eager attention hands over."""
+    return reduced(torch.stack(run(model, tokens)["patterns"]).numpy(), offsets)
+
+
+def reduced(patterns: np.ndarray, offsets: int) -> dict[str, np.ndarray]:
     """Loops over queries: profile (layer, head, offset, sequence) and what else is reduced."""
-    patterns = torch.stack(run(model, tokens)["patterns"]).numpy()
     layers, sequences, heads, length, _ = patterns.shape
     profile = np.zeros((layers, heads, offsets + 1, sequences))
     first, entropy = np.zeros((2, layers, heads, sequences))
