@@ -1,8 +1,8 @@
 """Word-in-context pairs, read from the published files, lines of JSON, or a data set of the hub."""
 
-import json
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,12 +11,36 @@ from typing import Any
 import numpy as np
 from datasets import load_dataset
 
-from robustness.refusal import Refusal, first_line
+from robustness.corpus import HUB_ERRORS, hub_id, not_opened
+from robustness.local_file import (
+    brief,
+    decode,
+    expanded,
+    is_text,
+    kind,
+    lines,
+    open_file,
+    shown,
+    values,
+)
+from robustness.refusal import Refusal
 
 PARTS = ("train", "dev", "test")
 
+HUB_PARTS = ("train", "validation")
+"""Of SuperGLUE, with labels."""
+
 FEWEST = 20
 """Pairs that each part must have."""
+
+MOST = 10**6
+"""Pairs that a part may have."""
+
+LONGEST = 2**16
+"""Bytes of the longest line."""
+
+LONGEST_WORD = 100
+"""Characters of the longest word."""
 
 
 @dataclass(frozen=True)
@@ -49,51 +73,70 @@ def read(source: str | Path) -> dict[str, list[Pair]]:
     """
     if source == "builtin":
         source = Path(str(files("robustness"))) / "builtin" / "texts" / "wic"
-    directory = Path(source).expanduser()
-    if directory.is_dir():
+    directory = expanded(source)
+    there = kind(directory)
+    if there == stat.S_IFDIR:
         found = {part: _read_part(directory, part) for part in PARTS}
+    elif there is not None:
+        raise Refusal(
+            f"{shown(directory)} is no directory: name one with train, dev and test files in it"
+        )
     elif isinstance(source, Path) or str(source).startswith((".", "/", "~")):
-        raise Refusal(f"there is no directory {source}")
+        raise Refusal(f"there is no directory {str(source)!a}: name one with pairs, or builtin")
     else:
         found = _read_hub(str(source))
     for part, pairs in found.items():
         if len(pairs) < FEWEST or len({pair.same for pair in pairs}) < 2:
             raise Refusal(
-                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST}, of both labels"
+                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST}, of both labels: add "
+                "some"
             )
     return found
 
 
 def _read_part(directory: Path, part: str) -> list[Pair]:
     data, gold = directory / f"{part}.data.txt", directory / f"{part}.gold.txt"
-    if data.is_file():
-        if not gold.is_file():
-            raise Refusal(f"{directory.name} has {data.name} but no {gold.name}")
-        lines, labels = _lines(data), _lines(gold)
-        if len(lines) != len(labels):
-            raise Refusal(f"{data.name} has {len(lines)} lines and {gold.name} has {len(labels)}")
-        rows = enumerate(zip(lines, labels, strict=True), 1)
-        return [_official(line, label, f"{data.name}, line {at}") for at, (line, label) in rows]
+    if kind(data) is not None:
+        if kind(gold) is None:
+            raise Refusal(f"{shown(directory)} has {data.name} but no {gold.name}: add it")
+        return _read_official(data, gold)
     names = [f"{part}.jsonl", *(["val.jsonl"] if part == "dev" else [])]
-    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    path = next((directory / name for name in names if kind(directory / name) is not None), None)
     if path is None:
-        raise Refusal(f"{directory.name} has no {data.name} and no {names[0]}")
+        raise Refusal(
+            f"{shown(directory)} has no {data.name} and no {names[0]}: each part has a file"
+        )
     pairs = []
-    for at, line in enumerate(_lines(path), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise Refusal(f"{path.name}, line {at}, is not JSON: {first_line(error)}") from error
-        pairs.append(_from_row(row, f"{path.name}, line {at}"))
+    for at, line in _lines(path):
+        where = f"{path.name}, line {at}"
+        rows = values(line, path.name, at)
+        if len(rows) != 1:
+            raise Refusal(f"{where}, holds {len(rows)} objects: write one a line")
+        pairs.append(_from_row(rows[0], where))
     return pairs
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        # Not `splitlines`, to which characters that may stand in a sentence end a line too.
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path.name} cannot be read: {first_line(error)}") from error
+def _read_official(data: Path, gold: Path) -> list[Pair]:
+    labels = [line for _, line in _lines(gold)]
+    lines_of_data = list(_lines(data))
+    if len(lines_of_data) != len(labels):
+        raise Refusal(
+            f"{data.name} has {len(lines_of_data)} lines and {gold.name} has {len(labels)}: give "
+            "each pair a label"
+        )
+    return [
+        _official(line, label, f"{data.name}, line {at}")
+        for (at, line), label in zip(lines_of_data, labels, strict=True)
+    ]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line, divided at line feeds alone."""
+    with open_file(path) as file:
+        for number, _, line in lines(file, path.name, LONGEST):
+            if number > MOST:
+                raise Refusal(f"{path.name} has more than {MOST} pairs: take some of them")
+            yield number, decode(line, path.name, number).removesuffix("\n").removesuffix("\r")
 
 
 def _official(line: str, label: str, where: str) -> Pair:
@@ -103,15 +146,17 @@ def _official(line: str, label: str, where: str) -> Pair:
         raise Refusal(f"{where}: {len(fields)} fields instead of 5, divided by tabs")
     word, _, indices, *sentences = fields
     if label not in {"T", "F"}:
-        raise Refusal(f"{where}: the label is {label!r}, neither T nor F")
-    places = re.fullmatch(r"(\d+)-(\d+)", indices)
+        raise Refusal(f"{where}: the label is {brief(label)}, neither T nor F")
+    places = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,6})", indices)
     if places is None:
-        raise Refusal(f"{where}: {indices!r} is not two positions as in 2-1")
+        raise Refusal(f"{where}: {brief(indices)} is not two positions as in 2-1")
     spans = []
     for sentence, place in zip(sentences, map(int, places.groups()), strict=True):
         words = list(re.finditer(r"\S+", sentence))
         if place >= len(words):
-            raise Refusal(f"{where}: {sentence!r} has no word at position {place}")
+            raise Refusal(
+                f"{where}: {brief(sentence)} has no word at position {place}; the first is 0"
+            )
         first, last = words[place].span()
         inner = re.search(r"\w(.*\w)?", words[place].group())
         spans.append((first + inner.start(), first + inner.end()) if inner else (first, last))
@@ -121,47 +166,53 @@ def _official(line: str, label: str, where: str) -> Pair:
 def _from_row(row: Mapping[str, Any], where: str) -> Pair:
     for name in ("word", "sentence1", "sentence2", "label"):
         if not isinstance(row, Mapping) or name not in row:
-            raise Refusal(f"{where}: there is no {name}")
-        if name != "label" and not isinstance(row[name], str):
-            raise Refusal(f"{where}: {name} is {row[name]!r}, no text")
+            raise Refusal(f"{where}: there is no {name}; write an object with all fields")
+        if name != "label" and not is_text(row[name]):
+            raise Refusal(f"{where}: {name} is {brief(row[name])}, no text")
+    if not 0 < len(row["word"]) <= LONGEST_WORD:
+        raise Refusal(f"{where}: a word has 1 to {LONGEST_WORD} characters, not {len(row['word'])}")
     known = {"T": True, "F": False, 1: True, 0: False}
     label = known.get(row["label"]) if isinstance(row["label"], (str, int)) else None
     if label is None:
-        raise Refusal(f"{where}: the label is {row['label']!r}, neither T nor F")
-    spans = []
-    for side in "12":
-        sentence, start, end = (row.get(f"{name}{side}") for name in ("sentence", "start", "end"))
-        if start is None or end is None:
-            word = re.escape(row["word"])
-            forms = [rf"\b{word}\b"]
-            if len(row["word"]) > 2:
-                forms += [rf"\b{word}\w{{1,3}}\b", rf"\b{word[:-1]}\w{{1,4}}\b"]
-            tried = (re.search(form, str(sentence), re.IGNORECASE) for form in forms)
-            match = next((each for each in tried if each is not None), None)
-            if match is None:
-                raise Refusal(f"{where}: {row['word']!r} is not in {sentence!r}")
-            start, end = match.span()
-        if not (isinstance(start, int) and isinstance(end, int)):
-            raise Refusal(f"{where}: {start!r} and {end!r} are no positions of characters")
-        if not 0 <= start < end <= len(str(sentence)):
-            raise Refusal(f"{where}: {sentence!r} has no characters {start} to {end}")
-        spans.append((int(start), int(end)))
+        raise Refusal(f"{where}: the label is {brief(row['label'])}, neither T nor F")
     sentences = str(row["sentence1"]), str(row["sentence2"])
+    spans = [_span(row, side, where) for side in ("1", "2")]
     return Pair(str(row["word"]), sentences, (spans[0], spans[1]), label)
+
+
+def _span(row: Mapping[str, Any], side: str, where: str) -> tuple[int, int]:
+    """Return the characters of the word in a sentence, as they are given or can be found."""
+    sentence, start, end = (row.get(f"{name}{side}") for name in ("sentence", "start", "end"))
+    if start is None or end is None:
+        word = re.escape(row["word"])
+        forms = [rf"\b{word}\b"]
+        if len(row["word"]) > 2:
+            forms += [rf"\b{word}\w{{1,3}}\b", rf"\b{word[:-1]}\w{{1,4}}\b"]
+        tried = (re.search(form, str(sentence), re.IGNORECASE) for form in forms)
+        match = next((each for each in tried if each is not None), None)
+        if match is None:
+            raise Refusal(
+                f"{where}: {brief(row['word'])} is not in {brief(sentence)}; give start{side} and "
+                f"end{side}"
+            )
+        start, end = match.span()
+    whole = [isinstance(at, int) and not isinstance(at, bool) for at in (start, end)]
+    if not all(whole):
+        raise Refusal(f"{where}: {brief(start)} and {brief(end)} are no positions of characters")
+    if not 0 <= start < end <= len(str(sentence)):
+        raise Refusal(
+            f"{where}: {brief(sentence)} has no characters {brief(start)} to {brief(end)}"
+        )
+    return int(start), int(end)
 
 
 def _read_hub(source: str) -> dict[str, list[Pair]]:
     """SuperGLUE hides the labels of its test part: validation is test, a tenth of train is dev."""
-    name, _, config = source.partition(":")
+    name, config = hub_id(source)
     try:
-        rows = {
-            part: list(load_dataset(name, config or None, split=part))
-            for part in ("train", "validation")
-        }
-    except (OSError, ValueError, RuntimeError) as error:
-        raise Refusal(
-            f"there is no directory and no data set {source!r}: {first_line(error)}"
-        ) from error
+        rows = {part: list(load_dataset(name, config, split=part)) for part in HUB_PARTS}
+    except HUB_ERRORS as error:
+        raise not_opened(source, error) from error
     pairs = {
         part: [_from_row(row, f"{source}, {part} {at}") for at, row in enumerate(found)]
         for part, found in rows.items()

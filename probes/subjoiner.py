@@ -7,6 +7,7 @@ and Voita (2024) call them subword-merging heads.
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from probes.classifier import interval_of_difference
 from robustness import results
 from robustness.corpus import documents, source_name
+from robustness.encoding import Tokens, encode
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.observation import fill
@@ -110,7 +112,9 @@ def make_inputs(
             whole += count == 1
             kind = count == pieces
             if len(found[kind]) < items:
-                found[kind].append((word, ids[-length:]))
+                found[kind].append((word, ids))
+            if len(found[True]) >= items and (whole > 2 or len(found[False]) >= items):
+                break
         if min(len(rows) for rows in found.values()) >= items:
             break
     for kind, rows in found.items():
@@ -143,18 +147,31 @@ def make_inputs(
 
 def _words(text: str, tokenizer: Any, length: int) -> Iterator[tuple[str, list[int], int]]:
     """Yield the words that are used, the last tokens up to each one's end, and their count."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    token = 0
+    tokens = (
+        (token, *span)
+        for piece in encode(tokenizer, [text], spans=True)
+        for token, span in zip(piece.ids.tolist(), _spans(piece), strict=True)
+    )
+    token = next(tokens, None)
+    before: deque[int] = deque(maxlen=length)
     for match in re.finditer(r"\S+", text):
         first, last = match.span()
-        while token < len(ids) and offsets[token][1] <= first:
-            token += 1
-        begin = token
-        while token < len(ids) and offsets[token][0] < last:
-            token += 1
+        while token is not None and token[2] <= first:
+            before.append(token[0])
+            token = next(tokens, None)
+        count = 0
+        while token is not None and token[1] < last:
+            before.append(token[0])
+            token = next(tokens, None)
+            count += 1
         if WORD.fullmatch(match.group()):
-            yield match.group(), ids[max(0, token - length) : token], token - begin
+            yield match.group(), list(before), count
+
+
+def _spans(tokens: Tokens) -> list[list[int]]:
+    assert tokens.spans is not None
+    found: list[list[int]] = tokens.spans.tolist()
+    return found
 
 
 def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustness.corpus import documents
+from robustness.corpus import opened
+from robustness.encoding import encode
 from robustness.refusal import Refusal
 
 LENGTH = 24
@@ -92,19 +93,26 @@ def make_task(
     """
     random = np.random.default_rng(seed)
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    windows: dict[bool, list[tuple[int, list[int]]]] = {True: [], False: []}
-    for index, text in documents(source, seed=seed, field=field, split=split):
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        hits = np.isin(ids, wanted)
-        places = np.arange(length - 1, len(ids))
-        ends = places[hits[places]]
-        others = random.permutation(places[~hits[places]])[: len(ends)]
-        # Where a document has too few others, positives are left out: each has its counterpart.
-        for positive, chosen in ((True, ends[: len(others)]), (False, others)):
-            windows[positive] += [(index, ids[end - length + 1 : end + 1]) for end in chosen]
-        read = len({index for index, _ in windows[True]})
-        if len(windows[True]) * 2 >= items and read >= 10 * FEWEST_DOCUMENTS:
-            break
+    windows: dict[bool, list[tuple[int, NDArray[np.int32]]]] = {True: [], False: []}
+    read = 0
+    with opened(source, field=field, split=split) as text:
+        for index, chunks in text.documents(seed):
+            # Of ids alone, for a document may be long, and which windows are drawn depends on all.
+            ids = np.concatenate(
+                [piece.ids.astype(np.int32) for piece in encode(tokenizer, chunks)]
+            )
+            hits = np.isin(ids, wanted)
+            places = np.arange(length - 1, len(ids))
+            ends = places[hits[places]]
+            others = random.permutation(places[~hits[places]])[: len(ends)]
+            # Where a document has too few others, positives are left out: each has its counterpart.
+            for positive, chosen in ((True, ends[: len(others)]), (False, others)):
+                windows[positive] += [
+                    (index, ids[end - length + 1 : end + 1].copy()) for end in chosen
+                ]
+            read += bool(len(ends) and len(others))
+            if len(windows[True]) * 2 >= items and read >= 10 * FEWEST_DOCUMENTS:
+                break
     count = min(items // 2, len(windows[True]))
     if items // 2 < FEWEST:
         raise Refusal(f"{items} items are too few: ask for --items {2 * FEWEST} or more")
@@ -126,7 +134,7 @@ def make_task(
                 "needed: read a corpus of more documents"
             )
     return Task(
-        tokens=np.array([bos + row[2] for row in rows], dtype=np.int64),
+        tokens=np.array([[*bos, *row[2]] for row in rows], dtype=np.int64),
         label=np.array([row[0] for row in rows]),
         document=document,
         part=part,

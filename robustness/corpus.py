@@ -1,31 +1,37 @@
 """Text to seeded token sequences with provenance."""
 
-import codecs
-import gzip
 import hashlib
-import zlib
-from collections.abc import Iterator
+import re
+import stat
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
-from itertools import islice
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset, disable_progress_bars, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets import IterableDataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.constants import HF_HOME
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 
+from robustness import encoding, local_file, local_text
 from robustness.refusal import Refusal, first_line
+
+HUB_ID = re.compile(r"(?![.~-])[\w.-]+(/[\w.-]+)?(:[^/]*)?")
+"""Data sets of the hub, `owner/name` or `owner/name:config`."""
+
+SOURCES = "name a .txt, .jsonl or .parquet file, builtin, or a data set, owner/name:config"
+"""What would do where a source is not there."""
 
 BUILTIN = {"builtin": "prose.jsonl", "builtin-sampled": "sampled.jsonl.gz"}
 """The texts shipped with the project: original prose, and text sampled from `builtin`."""
 
-LOADERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""File endings that are read as a local corpus, and the `datasets` loader of each."""
-
-SEPARATOR = "<|endoftext|>"
+SEPARATOR = local_text.SEPARATOR
 """Divides the documents of a `.txt` file that holds several."""
 
 DEFAULT_TOKENS = 100_000
@@ -143,26 +149,78 @@ def documents(
     Refusal
         If there is no such source, or it holds no text in `field`.
     """
+    with opened(source, field=field, split=split) as text:
+        for index, chunks in text.documents(seed):
+            yield index, "".join(chunks)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A source of documents, opened.
+
+    Attributes
+    ----------
+    name : str
+        Base name of the file, id of the data set, or name of the built-in text.
+    sha256 : str
+        Of the bytes of the file that is read, or of the name of the data set, and of the column and
+        split.
+    """
+
+    name: str
+    sha256: str
+    _local: local_text.Documents | None
+    _field: str
+    _split: str
+
+    def documents(self, seed: int | None = None) -> Iterator[tuple[int, Iterator[str]]]:
+        """Yield the index of every document, and its text in parts, to be read before the next.
+
+        The order is that of `robustness.corpus.documents`.
+        """
+        if self._local is None:
+            yield from self._of_hub(seed)
+            return
+        for index in self._local.order(seed):
+            yield int(index), self._local.chunks(int(index))
+
+    def _of_hub(self, seed: int | None) -> Iterator[tuple[int, Iterator[str]]]:
+        field = self._field
+        try:
+            for index, row in _stream(self.name, seed=seed, split=self._split):
+                if field not in row:
+                    raise Refusal(
+                        f"{self.name} has no field {field!r}; its fields are: "
+                        f"{', '.join(sorted(row)) or 'none'}"
+                    )
+                if not local_file.is_text(row[field]):
+                    raise Refusal(
+                        f"document {index} of {self.name} has {str(row[field])[:20]!a} for text "
+                        f"in its field {field!r}; leave such rows out"
+                    )
+                yield index, iter([row[field]])
+        except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled) as error:
+            raise Refusal(
+                f"reading {self.name} stopped ({first_line(error)}): run the command again"
+            ) from error
+
+
+@contextmanager
+def opened(source: str | Path, *, field: str = "text", split: str = "train") -> Iterator[Source]:
+    """Open a source of documents, as `documents` takes it.
+
+    Raises
+    ------
+    Refusal
+        If there is no such source, or it cannot be read.
+    """
     path = _local_path(source)
     if path is None:
-        rows: Iterator[tuple[int, dict[str, Any]]] = _stream(str(source), seed=seed, split=split)
-    else:
-        rows = _read(path, seed=seed, field=field)
-    try:
-        for index, row in rows:
-            if field not in row:
-                raise Refusal(
-                    f"{source_name(source)} has no field {field!r}; its fields are: "
-                    f"{', '.join(sorted(row)) or 'none'}"
-                )
-            if not isinstance(row[field], str):
-                raise Refusal(
-                    f"document {index} of {source_name(source)} has {str(row[field])[:20]} for "
-                    f"text in its field {field!r}; leave such rows out"
-                )
-            yield index, row[field]
-    except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled) as error:
-        raise Refusal(f"reading {source} stopped: {first_line(error)}") from error
+        digest = hashlib.sha256(f"{source} {split} {field}".encode()).hexdigest()
+        yield Source(str(source), digest, None, field, split)
+        return
+    with local_text.open_documents(path, field) as found:
+        yield Source(source_name(source), found.sha256, found, field, split)
 
 
 def cut(
@@ -213,37 +271,75 @@ def cut(
     bos, rule = _bos(tokenizer)
     width = context - len(bos)
     wanted = max(1, (DEFAULT_TOKENS if tokens is None else tokens) // context)
-    windows: list[list[int]] = []
-    sources: list[int] = []
-    sizes: list[int] = []
-    joined: list[int] = []
-    for index, text in documents(source, seed=seed, field=field, split=split):
-        ids = _encode(tokenizer, text)
-        sizes.append(len(ids))
-        if pack:
-            joined += ids + _end(tokenizer)
-            ids, joined = joined, joined[len(joined) // width * width :]
-        for start in range(0, len(ids) - width + 1, width):
-            sources.append(len(windows) if pack else index)
-            windows.append(bos + ids[start : start + width])
-        if len(windows) >= wanted:
-            break
-    if not windows or (tokens is not None and len(windows) < wanted):
-        raise Refusal(
-            _too_few(
-                source_name(source), tokens or context, context, sizes, len(windows), len(bos), pack
-            )
-        )
+    windows = _Windows(bos, width, wanted)
+    sizes = array("q")
+    with opened(source, field=field, split=split) as text:
+        for index, chunks in text.documents(seed):
+            sizes.append(0)
+            for piece in encoding.encode(tokenizer, chunks):
+                sizes[-1] += len(piece)
+                windows.add(piece.ids, index)
+                if windows.full:
+                    break
+            windows.end(_end(tokenizer) if pack else None, index)
+            if windows.full:
+                break
+    count = min(wanted, len(windows.found))
+    if not count or (tokens is not None and count < wanted):
+        raise Refusal(_too_few(text.name, tokens or context, context, sizes, count, len(bos), pack))
     return Corpus(
-        tokens=np.array(windows[:wanted], dtype=np.int64),
-        lengths=np.full(len(windows[:wanted]), context, dtype=np.int64),
-        document=np.array(sources[:wanted], dtype=np.int64),
-        name=source_name(source),
+        tokens=np.array(windows.found[:count], dtype=np.int64),
+        lengths=np.full(count, context, dtype=np.int64),
+        document=np.arange(count) if pack else np.array(windows.documents[:count], dtype=np.int64),
+        name=text.name,
         rule="packed windows" if pack else "windows within documents",
         bos=rule,
         seed=seed,
-        source_sha256=_hash(source, field, split),
+        source_sha256=text.sha256,
     )
+
+
+class _Windows:
+    """Windows as they are cut, until there are enough.
+
+    Parameters
+    ----------
+    bos : list of int
+        What stands first in each.
+    width : int
+        Tokens of text in each.
+    wanted : int
+        How many are enough.
+    """
+
+    def __init__(self, bos: Sequence[int], width: int, wanted: int) -> None:
+        self.found: list[NDArray[np.int64]] = []
+        self.documents = array("q")
+        self._bos, self._width, self._wanted = np.array(bos, dtype=np.int64), width, wanted
+        self._rest = self._bos[:0]
+
+    @property
+    def full(self) -> bool:
+        """Whether there are enough."""
+        return len(self.found) >= self._wanted
+
+    def add(self, ids: NDArray[np.int64], document: int) -> None:
+        """Cut tokens that follow those before, of a document."""
+        rest = np.concatenate([self._rest, ids])
+        whole = len(rest) // self._width * self._width
+        for start in range(0, whole, self._width):
+            if self.full:
+                break
+            self.found.append(np.concatenate([self._bos, rest[start : start + self._width]]))
+            self.documents.append(document)
+        self._rest = rest[whole:]
+
+    def end(self, mark: Sequence[int] | None, document: int) -> None:
+        """End a document: by a mark, so that the next goes on, or by dropping what is left."""
+        if mark is None:
+            self._rest = self._rest[:0]
+        else:
+            self.add(np.array(mark, dtype=np.int64), document)
 
 
 def first_documents(
@@ -275,117 +371,105 @@ def first_documents(
         If the source cannot be read, or holds fewer documents.
     """
     bos, rule = _bos(tokenizer)
-    encoded = (
-        (index, (bos + _encode(tokenizer, text))[:context])
-        for index, text in documents(source, field=field, split=split)
-    )
-    found = list(islice(((i, ids) for i, ids in encoded if len(ids) >= SHORTEST), count))
+    found: list[tuple[int, list[int]]] = []
+    with opened(source, field=field, split=split) as text:
+        for index, chunks in text.documents():
+            ids = bos + encoding.first_tokens(tokenizer, chunks, context - len(bos))
+            if len(ids) >= SHORTEST:
+                found.append((index, ids))
+            if len(found) >= count:
+                break
     if len(found) < count:
         raise Refusal(
-            f"{count} documents were asked for, {source_name(source)} has {len(found)} "
-            f"of at least {SHORTEST} tokens; ask for --documents {len(found)}"
+            f"{count} documents were asked for, {text.name} has {len(found)} of at least "
+            f"{SHORTEST} tokens; "
+            + (f"ask for --documents {len(found)}" if found else "read a longer text")
         )
     widest = max(len(ids) for _, ids in found)
     return Corpus(
         tokens=np.array([ids + ids[-1:] * (widest - len(ids)) for _, ids in found], dtype=np.int64),
         lengths=np.array([len(ids) for _, ids in found], dtype=np.int64),
         document=np.array([index for index, _ in found], dtype=np.int64),
-        name=source_name(source),
+        name=text.name,
         rule="first documents, one a sequence",
         bos=rule,
         seed=0,
         authors_alignment=True,
-        source_sha256=_hash(source, field, split),
+        source_sha256=text.sha256,
     )
 
 
 def source_name(source: str | Path) -> str:
     """Return the base name of a file, the id of a data set, or the name of a built-in text."""
-    path = Path(source).expanduser()
-    return path.name if isinstance(source, Path) or path.exists() else str(source)
-
-
-def _hash(source: str | Path, field: str, split: str) -> str:
-    path = _local_path(source)
-    if path is None:
-        return hashlib.sha256(f"{source} {split} {field}".encode()).hexdigest()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    digest.update(field.encode())
-    return digest.hexdigest()
+    path = local_file.expanded(source)
+    local = isinstance(source, Path) or local_file.kind(path) is not None
+    return local_file.shown(path if local else str(source))
 
 
 def _local_path(source: str | Path) -> Path | None:
     """Return the file that a source names, or None for a data set of the hub."""
     if source in BUILTIN:
         return Path(str(files("robustness"))) / "builtin" / "texts" / BUILTIN[str(source)]
-    path = Path(source).expanduser()
-    if path.is_file():
+    path, name = local_file.expanded(source), str(source)
+    found = local_file.kind(path)
+    if found == stat.S_IFDIR:
+        raise Refusal(f"{name!a} is a directory; name one of its .txt, .jsonl or .parquet files")
+    if found is not None:
         return path
-    if path.is_dir():
-        raise Refusal(f"{source} is a directory; name one of its .txt, .jsonl or .parquet files")
-    looks_local = isinstance(source, Path) or _kind(path) or str(source).startswith((".", "/", "~"))
-    if looks_local or str(source).count("/") > 1:
-        raise Refusal(f"there is no file {source}")
+    if isinstance(source, Path) or local_text.content_of(path):
+        raise Refusal(f"there is no file {name!a}: {SOURCES}")
+    hub_id(name)
     return None
 
 
-def _kind(path: Path) -> str | None:
-    ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return LOADERS.get(ending.lower())
+def hub_id(source: str) -> tuple[str, str | None]:
+    """Return the name of a data set of the hub and its configuration.
+
+    Raises
+    ------
+    Refusal
+        If it cannot be one, or stands for what is on this machine.
+    """
+    name, _, config = source.partition(":")
+    if not HUB_ID.fullmatch(source):
+        raise Refusal(f"there is no file {source!a}: {SOURCES}")
+    # The library would read what is here, and through its cache: its loaders have such names too.
+    loader = name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}") is not None
+    if loader or local_file.kind(Path(name)) is not None:
+        raise Refusal(f"{source!a} is no data set of the hub: {SOURCES}")
+    return name, config or None
 
 
-def _read(path: Path, *, seed: int | None, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    kind = _kind(path)
-    if kind is None:
-        raise Refusal(f"{path.name} is not a corpus: it must end in {', '.join(LOADERS)}")
-    if path.stat().st_size == 0:
-        raise Refusal(f"{path.name} is empty")
-    if kind != "parquet":
-        _check_encoding(path)
-    disable_progress_bars()
-    options = {"sample_by": "document"} if kind == "text" else {}
-    try:
-        rows: Dataset = load_dataset(kind, data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, UnicodeDecodeError, ValueError) as error:
-        cause = first_line(error.__cause__ or error)
-        raise Refusal(f"{path.name} cannot be read as {kind}: {cause}") from error
-    if kind == "text":
-        pieces = [piece for row in rows for piece in row["text"].split(SEPARATOR)]
-        rows = Dataset.from_dict({field: [piece for piece in pieces if piece.strip()]})
-    if not len(rows):
-        raise Refusal(f"{path.name} holds no text")
-    order = np.arange(len(rows))
-    if seed is not None:
-        np.random.default_rng(seed).shuffle(order)
-    for index in order.tolist():
-        yield index, rows[index]
+def not_opened(source: str, error: BaseException) -> Refusal:
+    """Return the refusal of a data set of the hub that cannot be opened."""
+    if isinstance(error, (DatasetNotFoundError, HFValidationError)):
+        return Refusal(
+            f"there is no file and no data set {source!a}: {SOURCES} ({first_line(error)})"
+        )
+    remedy = "check the connection and the name"
+    if isinstance(error, OSError) and error.errno is not None:
+        remedy = f"its files are kept in {HF_HOME}; set HF_HOME to a directory that can be written"
+    return Refusal(f"the data set {source!a} cannot be opened ({first_line(error)}): {remedy}")
 
 
-def _check_encoding(path: Path) -> None:
-    """Refuse a file that is not UTF-8, which the JSON loader would mend without a word."""
-    reader = gzip.open if path.suffix == ".gz" else open
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with reader(path, "rb") as file:
-            while block := file.read(2**20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Refusal(f"{path.name} cannot be read as UTF-8 text: {error}") from error
+HUB_ERRORS = (
+    DatasetNotFoundError,
+    HFValidationError,
+    HfHubHTTPError,
+    OSError,
+    OfflineModeIsEnabled,
+    RuntimeError,
+    ValueError,
+)
+"""What the hub's clients raise over a data set that cannot be opened."""
 
 
 def _stream(source: str, *, seed: int | None, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    name, _, config = source.partition(":")
+    name, config = hub_id(source)
     try:
-        rows: IterableDataset = load_dataset(name, config or None, split=split, streaming=True)
-    except (DatasetNotFoundError, HFValidationError) as error:
-        raise Refusal(
-            f"there is no file and no data set {name!r}: give {', '.join(BUILTIN)}, "
-            f"a {', '.join(LOADERS)} file or a hub id ({first_line(error)})"
-        ) from error
-    except (HfHubHTTPError, OSError, OfflineModeIsEnabled, RuntimeError, ValueError) as error:
-        raise Refusal(f"the data set {source!r} cannot be opened: {first_line(error)}") from error
+        rows: IterableDataset = load_dataset(name, config, split=split, streaming=True)
+    except HUB_ERRORS as error:
+        raise not_opened(source, error) from error
     numbered = rows.map(
         lambda row, index: {"index": index, "row": row},
         with_indices=True,
@@ -419,7 +503,7 @@ def _end(tokenizer: Any) -> list[int]:
 
 
 def _too_few(
-    name: str, tokens: int, context: int, sizes: list[int], windows: int, bos: int, pack: bool
+    name: str, tokens: int, context: int, sizes: Sequence[int], windows: int, bos: int, pack: bool
 ) -> str:
     """Say how many tokens there are at this context, and at which there would be enough."""
     lengths = np.array([sum(sizes) + len(sizes) if pack else 0, *([] if pack else sizes)])

@@ -1,7 +1,9 @@
 import gzip
 import json
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,7 +55,12 @@ def test_the_order_of_documents_depends_on_the_seed_alone(tmp_path):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_windows_hold_what_the_documents_say(monkeypatch, sizes, context, bos, pack):
     texts = [chr(97 + index) * size for index, size in enumerate(sizes)]
-    monkeypatch.setattr(corpora, "documents", lambda *_, **__: enumerate(texts))
+    found = SimpleNamespace(
+        name="x",
+        sha256="",
+        documents=lambda _: ((at, iter([text])) for at, text in enumerate(texts)),
+    )
+    monkeypatch.setattr(corpora, "opened", lambda *_, **__: nullcontext(found))
     tokenizer = byte_tokenizer(bos=bos)
     width = context - bos
     joined = ["".join(text + ("|" if bos else "") for text in texts)] if pack else texts
@@ -172,7 +179,7 @@ def test_a_tokenizer_without_bos_is_recorded(tmp_path):
         (
             "a.jsonl.gz",
             gzip.compress(b'{"text": "x"}' * 99, mtime=0)[:-20],
-            "cannot be read as UTF-8 text",
+            "cannot be unpacked",
         ),
         ("a.parquet", b"no parquet", "a.parquet cannot be read as parquet"),
         ("a.docx", b"x", "a.docx is not a corpus: it must end in .txt"),

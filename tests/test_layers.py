@@ -31,6 +31,9 @@ ORDER = [
     "robustness.metrics",
     "robustness.segmentation",
     # the outside world
+    "robustness.local_file",
+    "robustness.local_text",
+    "robustness.encoding",
     "robustness.corpus",
     "robustness.checkpoint",
     "robustness.tensors",
