@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from robustness.refusal import Refusal
 
 WHOLE = 2**20
-"""Characters of a document up to which it is encoded at once; of a piece beyond that."""
+"""Characters of a document up to which it is encoded at once."""
 
-OVERLAPS = (2**14, 2**16, 2**18, 2**19)
+PIECE = 2**18
+"""Characters of a piece of a longer one."""
+
+OVERLAPS = (2**13, 2**15, 2**17)
 """Characters by which pieces overlap; the next where one will not do."""
 
-MARGIN = 2**12
+MARGIN = 2**11
 """Characters at either end of an overlap whose tokens may depend on what is not there."""
 
 AGREEING = 64
@@ -99,11 +102,11 @@ def _at_once(tokenizer: Any, text: str, base: int, *, spans: bool) -> Tokens:
 
 
 def _in_pieces(tokenizer: Any, text: "_Window") -> Iterator[Tokens]:
-    begin, end = 0, WHOLE
+    begin, end = 0, PIECE
     piece = _at_once(tokenizer, text.between(begin, end), begin, spans=True)
     while text.reaches(end + 1):
-        text.reaches(end + WHOLE)
-        further = min(end + WHOLE, text.end)
+        text.reaches(end + PIECE)
+        further = min(end + PIECE, text.end)
         for overlap in OVERLAPS:
             start, margin = max(begin, end - overlap), min(MARGIN, overlap // 4)
             other = _at_once(tokenizer, text.between(start, further), start, spans=True)
@@ -155,7 +158,7 @@ class _Window:
 
     def __init__(self, chunks: Iterable[str]) -> None:
         self._chunks = (
-            chunk[at : at + WHOLE] for chunk in chunks for at in range(0, len(chunk), WHOLE)
+            chunk[at : at + PIECE] for chunk in chunks for at in range(0, len(chunk), PIECE)
         )
         self._text, self._begin = "", 0
 

@@ -15,8 +15,9 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from robustness.refusal import Refusal, first_line
 
@@ -112,7 +113,7 @@ def kind(path: Path) -> int | None:
         raise Refusal(f"{shown(path)} cannot be looked at: {error.strerror}") from error
 
 
-def open_file(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> BufferedReader:
     """Open a file by its very name.
 
     Raises
@@ -168,7 +169,7 @@ def identity(file: IO[bytes]) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def hash_of(file: IO[bytes]) -> Any:
+def hash_of(file: BufferedReader) -> Any:
     """Return the SHA-256 of what is in an open file, to be gone on with, and go to its start."""
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256")
@@ -176,7 +177,7 @@ def hash_of(file: IO[bytes]) -> Any:
     return digest
 
 
-def lines(file: IO[bytes], name: str, longest: int = LONGEST) -> Iterator[tuple[int, int, bytes]]:
+def lines(file: IO[bytes], name: str, longest: int) -> Iterator[tuple[int, int, bytes]]:
     """Yield the number of each line, from 1, where it begins, and its bytes.
 
     Raises
@@ -275,7 +276,7 @@ def what_is(value: Any) -> str:
     return kinds.get(type(value), "a list" if isinstance(value, list) else "an object")
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a text that can be encoded: no half of a surrogate pair is in it."""
     if not isinstance(value, str):
         return False

@@ -61,21 +61,22 @@ class Documents:
         Of the very bytes that are read, and of the field.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], field: str, opened: ExitStack) -> None:
+    def __init__(self, path: Path, file: io.BufferedReader, field: str, opened: ExitStack) -> None:
         self.name = shown(path)
         self._file, self._identity = file, identity(file)
         digest = hash_of(file)
         digest.update(field.encode("utf-8", "surrogateescape"))
         self.sha256: str = digest.hexdigest()
+        content: IO[bytes] = file
         if path.suffix.lower() == ".gz":
-            file = opened.enter_context(unpacked(file, self.name))
+            content = opened.enter_context(unpacked(file, self.name))
         kind = content_of(path)
         self._index: _Text | _Rows | _Columns
         if kind == "parquet":
-            self._index = _Columns(file, self.name, field, opened)
+            self._index = _Columns(content, self.name, field, opened)
         else:
             self._index = (
-                _Text(file, self.name) if kind == "text" else _Rows(file, self.name, field)
+                _Text(content, self.name) if kind == "text" else _Rows(content, self.name, field)
             )
         self._check()
 
@@ -252,7 +253,7 @@ class _Rows:
         yield found
 
     def _read_lines(self) -> None:
-        for number, start, line in lines(self._file, self._name):
+        for number, start, line in lines(self._file, self._name, LONGEST):
             for place, row in enumerate(
                 values(decode(line, self._name, number), self._name, number)
             ):

@@ -6,12 +6,12 @@ of the answers. Nothing of it is cached, so that answers of two schedules cannot
 """
 
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from robustness import checkpoint, dissection, results, sandbox, scoring
 from robustness.batches import ROOM, Progress, batches, state_cap, tokens_of_text
 from robustness.execution import run_plan
+from robustness.items import CHOICES, CONTINUATION, Items, check_choices, read_items
+from robustness.local_file import expanded, is_text, shown
 from robustness.metrics import Metric
 from robustness.model import Model
 from robustness.plan import compile_plan
-from robustness.refusal import Refusal, first_line
+from robustness.refusal import Refusal, first_line, reading
 from robustness.schedule import Schedule, clean
 from robustness.sweep import schedules as sweep_schedules
 
@@ -43,6 +45,9 @@ LOADING_ERRORS = (
     TemplateError,
 )
 """What the harness, the hub's client and prompts raise over data that does not fit."""
+
+FORMS = "write the fields query, choices and gold, or context and continuation"
+"""What would do where items with the fields of an original do not."""
 
 BY_ITEM = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 """Metrics by which an item is answered right or wrong."""
@@ -125,7 +130,7 @@ def evaluate_tasks(
         raise Refusal(f"tasks are run under interventions at every layer, not {interventions[0]}")
     runs: list[Schedule] = [clean(model.layers), *named.values()]
     model = dissection.ready(model, runs)
-    loaded = _load(tasks, data)
+    loaded = _load(tasks, data, limit)
     requests = _wanted(model, loaded, limit)
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
     batch_tokens = batch_tokens or tokens_of_text(model)
@@ -133,7 +138,7 @@ def evaluate_tasks(
         **model.identity,
         "measurement": "tasks",
         "tasks": ", ".join(tasks),
-        "task_data": "" if data is None else Path(data).name,
+        "task_data": "" if data is None else shown(data),
         "limit": limit or "none",
         "interventions": ", ".join(interventions),
         "corpus_sha256": results.digest(requests),
@@ -237,7 +242,9 @@ def _longest(model: Model) -> int:
     return int(resolve_max_length(model.config, model.tokenizer))
 
 
-def _load(tasks: Sequence[str], data: str | Path | None) -> dict[str, Any]:
+def _load(
+    tasks: Sequence[str], data: str | Path | None, limit: int | None = None
+) -> dict[str, Any]:
     """Load tasks, with local data in the place of their own where a directory is given."""
     try:
         from lm_eval.tasks._factory import TaskFactory
@@ -253,19 +260,28 @@ def _load(tasks: Sequence[str], data: str | Path | None) -> dict[str, Any]:
             if name not in manager.all_subtasks:
                 close = [task for task in manager.all_subtasks if name.lower() in task][:5]
                 hint = f"; like it there are: {', '.join(close)}" if close else ""
-                raise Refusal(f"lm-eval has no task {name!r}{hint}")
-            changes = {} if data is None else _local(name, Path(data).expanduser())
-            try:
-                found[name] = TaskFactory().build(
-                    manager.task_index[name], overrides=changes, registry=manager.task_index
-                )
-            except LOADING_ERRORS as error:
-                raise Refusal(
-                    f"the data of {name} cannot be loaded ({first_line(error)}): give --task-data "
-                    f"with a {name}.jsonl in it"
-                ) from error
+                raise Refusal(f"lm-eval has no task {name!a}{hint}")
+            here = None if data is None else read_items(expanded(data) / f"{name}.jsonl")
+            remedy = f"give --task-data with a {name}.jsonl in it" if here is None else FORMS
+            with reading(f"the data of {name}", remedy):
+                try:
+                    found[name] = TaskFactory().build(
+                        manager.task_index[name],
+                        overrides={} if here is None else _changes(here),
+                        registry=manager.task_index,
+                    )
+                except LOADING_ERRORS as error:
+                    raise Refusal(
+                        f"the data of {name} cannot be loaded ({first_line(error)}): {remedy}"
+                    ) from error
             if found[name].OUTPUT_TYPE not in {"multiple_choice", "loglikelihood"}:
-                raise Refusal(f"{name} generates text; only tasks that score continuations are run")
+                raise Refusal(
+                    f"{name} generates text; only tasks that score continuations are run: "
+                    "choose another"
+                )
+            if here is not None and not here.form:
+                with reading(here.name, FORMS):
+                    _check_items(found[name], here, limit)
     return found
 
 
@@ -277,30 +293,27 @@ def _manager() -> Any:
     return TaskManager()
 
 
-def _local(name: str, directory: Path) -> dict[str, Any]:
-    """Return what is changed of a task's configuration to read its data from a directory."""
-    path = directory / f"{name}.jsonl"
-    if not path.is_file():
-        there = ", ".join(sorted(file.name for file in directory.glob("*.jsonl"))) or "no .jsonl"
-        raise Refusal(f"there is no {path.name} in {directory.name}, which has {there}")
+def _changes(items: Items) -> dict[str, Any]:
+    """Return what is changed of a task's configuration to score local items."""
+    from datasets import Dataset
+
     changes: dict[str, Any] = {
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        # In memory: the library keeps what it reads from a file, and takes its name for a pattern.
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(items.rows)},
+        "dataset_kwargs": None,
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
         "fewshot_split": None,
     }
-    fields = _fields(path)
     plain = {"process_docs": None, "should_decontaminate": False}
-    if {"query", "choices", "gold"} <= fields:
+    if items.form == CHOICES:
         changes |= plain | {
             "doc_to_text": "{{query}}",
             "doc_to_choice": "{{choices}}",
             "doc_to_target": "{{gold}}",
         }
-    elif {"context", "continuation"} <= fields:
+    elif items.form == CONTINUATION:
         changes |= plain | {
             "doc_to_text": "{{context}}",
             "doc_to_target": "{{' ' + continuation.lstrip()}}",
@@ -308,12 +321,27 @@ def _local(name: str, directory: Path) -> dict[str, Any]:
     return changes
 
 
-def _fields(path: Path) -> set[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return set(json.loads(file.readline()))
-    except (OSError, ValueError, TypeError) as error:
-        raise Refusal(f"{path.name} cannot be read: {first_line(error)}") from error
+def _check_items(task: Any, items: Items, limit: int | None) -> None:
+    """Check what a task makes of items with the fields of its original."""
+    docs = list(islice(task.test_docs(), limit))
+    same = len(task.test_docs()) == len(items.rows)
+    for at, doc in enumerate(docs):
+        where = f"{items.name}, {f'line {items.numbers[at]}' if same else f'item {at + 1}'}"
+        try:
+            text, target = task.doc_to_text(doc), task.doc_to_target(doc)
+            choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
+        except (*LOADING_ERRORS, RecursionError) as error:
+            raise Refusal(
+                f"{where}: no prompt can be made of it ({first_line(error)}): {FORMS}"
+            ) from error
+        gold = text if getattr(task, "multiple_input", 0) else target
+        if choices is None:
+            if not is_text(text) or not is_text(target):
+                raise Refusal(f"{where}: its text or continuation is no text: {FORMS}")
+            continue
+        for right in gold if isinstance(gold, list) else [gold]:
+            index = choices.index(right) if isinstance(right, str) and right in choices else right
+            check_choices(choices, int(index) if isinstance(index, bool) else index, where)
 
 
 def _wanted(model: Model, tasks: Mapping[str, Any], limit: int | None) -> list[Request]:
@@ -324,13 +352,15 @@ def _wanted(model: Model, tasks: Mapping[str, Any], limit: int | None) -> list[R
         heard.update(dict.fromkeys(requests))
         return [(0.0, False)] * len(requests)
 
-    try:
-        _harness(model, tasks, limit, hear)
-    except LOADING_ERRORS as error:
-        raise Refusal(
-            f"the items of {', '.join(tasks)} cannot be made into prompts ({first_line(error)}): "
-            "an item does not fit the task"
-        ) from error
+    names = ", ".join(tasks)
+    with reading(f"the items of {names}", "see that each fits its task"):
+        try:
+            _harness(model, tasks, limit, hear)
+        except LOADING_ERRORS as error:
+            raise Refusal(
+                f"the items of {names} cannot be made into prompts ({first_line(error)}): "
+                "see that each fits its task"
+            ) from error
     longest = _longest(model)
     for _, continuation in heard:
         if len(continuation) > longest:

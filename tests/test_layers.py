@@ -65,6 +65,7 @@ ORDER = [
     "robustness.cost",
     "robustness.observation",
     "robustness.neurons",
+    "robustness.items",
     "robustness.tasks",
     "probes.classifier",
     "probes.pairs",

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 from itertools import product
@@ -250,7 +251,7 @@ REFUSED = {
     "no data": (("winogrande",), "DATA", r"there is no winogrande\.jsonl in .*arc_easy\.jsonl"),
     "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*--task-data"),
     "no text": (("piqa",), "DATA", "the data of piqa cannot be loaded"),
-    "bad item": (("copa",), "DATA", "the items of copa cannot be made into prompts"),
+    "bad item": (("copa",), "DATA", r"copa\.jsonl, line 2: choices is a list of 0"),
     "generates": (("gsm8k",), "DATA", "gsm8k generates text"),
 }
 
@@ -267,6 +268,98 @@ def test_what_cannot_be_run_is_refused(model, data, case):
     (data / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     with pytest.raises(Refusal, match=message):
         evaluate_tasks(model, names, data=data if where else None)
+
+
+ITEM = {"query": "a", "choices": ["b", "c"], "gold": 0}
+
+BAD_ITEMS = {
+    "gold null": ("hellaswag", ITEM | {"gold": None}, "line 2: gold is None: .* 0 to 1"),
+    "gold a text": ("hellaswag", ITEM | {"gold": "x"}, "line 2: gold is 'x': "),
+    "gold the text of a number": ("hellaswag", ITEM | {"gold": "1"}, "line 2: gold is '1': "),
+    "gold below": ("hellaswag", ITEM | {"gold": -1}, "line 2: gold is -1: "),
+    "gold above": ("hellaswag", ITEM | {"gold": 2}, "line 2: gold is 2: "),
+    "gold true": ("hellaswag", ITEM | {"gold": True}, "line 2: gold is True: "),
+    "gold a fraction": ("hellaswag", ITEM | {"gold": 1.0}, "line 2: gold is 1.0: "),
+    "gold a list": ("hellaswag", ITEM | {"gold": [0]}, "line 2: gold is a list: "),
+    "no gold": ("hellaswag", {"query": "a", "choices": ["b", "c"]}, "line 2: there is no gold"),
+    "query null": ("hellaswag", ITEM | {"query": None}, "line 2: query is None: write a text"),
+    "choices a text": ("hellaswag", ITEM | {"choices": "bc"}, "line 2: choices is 'bc': "),
+    "choices an object": ("hellaswag", ITEM | {"choices": {"a": "b"}}, "choices is an object: "),
+    "one choice": ("hellaswag", ITEM | {"choices": ["b"]}, "line 2: choices is a list of 1: "),
+    "a choice a number": ("hellaswag", ITEM | {"choices": ["b", 3]}, "line 2: a choice is 3: "),
+    "a blank choice": ("hellaswag", ITEM | {"choices": ["b", " "]}, "line 2: a choice is ' ': "),
+    "a list": ("hellaswag", [ITEM], "line 2, is a list: write an object"),
+    "blank continuation": (
+        "lambada_openai",
+        {"context": "a", "continuation": " "},
+        "line 2: the continuation is blank",
+    ),
+    "continuation a number": (
+        "lambada_openai",
+        {"context": "a", "continuation": 3},
+        "line 2: continuation is 3: write a text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ITEMS)
+def test_an_item_that_cannot_be_right_or_wrong_is_refused_with_its_line(model, tmp_path, case):
+    name, item, message = BAD_ITEMS[case]
+    first = ITEM if name == "hellaswag" else {"context": "a", "continuation": "b"}
+    (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(item)}\n")
+    with pytest.raises(Refusal, match=rf"^{name}\.jsonl, .*{message}"):
+        evaluate_tasks(model, (name,), ("drop",), data=tmp_path)
+
+
+ORIGINAL = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
+
+BAD_ORIGINALS = {
+    "an answer that is none of them": (ORIGINAL | {"answerKey": "E"}, "line 2: no prompt"),
+    "no answer": (ORIGINAL | {"answerKey": None}, "line 2: no prompt"),
+    "fewer texts than labels": (
+        ORIGINAL | {"choices": {"text": ["b"], "label": ["A", "B"]}},
+        "line 2: choices is a list of 1",
+    ),
+    "choices of another kind": (ORIGINAL | {"choices": 3}, "the data of arc_easy cannot be loaded"),
+    "half of a surrogate pair": (ORIGINAL | {"question": "\ud800"}, "line 2: half of a surrogate"),
+    "nested deeply": (ORIGINAL | {"more": [[[[[[[[[[1]]]]]]]]]]}, "line 2: .* nested"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ORIGINALS)
+def test_an_item_with_the_originals_fields_is_checked_as_the_task_reads_it(model, tmp_path, case):
+    item, message = BAD_ORIGINALS[case]
+    lines = [json.dumps(each) + "\n" for each in (ORIGINAL, item)]
+    (tmp_path / "arc_easy.jsonl").write_text("".join(lines))
+    with pytest.raises(Refusal, match=message):
+        evaluate_tasks(model, ("arc_easy",), ("drop",), data=tmp_path)
+
+
+def test_other_items_under_the_same_name_and_time_are_read(model, tmp_path):
+    path, found = tmp_path / "hellaswag.jsonl", []
+    for query in ("one", "two"):
+        path.write_text(json.dumps(ITEM | {"query": query}) + "\n")
+        os.utime(path, ns=(10**18, 10**18))
+        heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path), None)
+        found.append(model.tokenizer.decode(heard[0][0]))
+    assert found == ["one", "two"]
+
+
+def test_the_directory_of_items_is_no_pattern_and_no_cache_is_kept(model, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    for name, query in (("x?", "right"), ("xy", "wrong")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": query}))
+    heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path / "x?"), None)
+    assert {model.tokenizer.decode(context) for context, _ in heard} == {"right"}
+
+
+def test_a_query_that_looks_like_a_date_is_a_text(model, tmp_path):
+    (tmp_path / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": "2020-01-01"}))
+    heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path), None)
+    assert {model.tokenizer.decode(context) for context, _ in heard} == {"2020-01-01"}
 
 
 def test_a_model_without_a_tokenizer_is_refused():
