@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import click
 
 from recipes.parameters import Finite, Place
 from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
-from robustness.refusal import Refusal, first_line
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line
 
 OUTPUTS = Path("outputs")
 
@@ -310,15 +310,25 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
     similarity  what sublayers write when adjacent blocks are swapped
     neurons     how MLP neurons write to the vocabulary, from weights alone
 
-    Without names, all of them. A file each is left in the directory; interrupted, the same command
-    goes on.
+    Without names, all of them but what MODEL or the text does not allow, which is told; what is
+    asked for by name and cannot be measured is refused, after the rest. A file each is left in the
+    directory; interrupted, the same command goes on.
 
     \b
     stages observe builtin
     stages observe openai-community/gpt2 lens cka --data my.jsonl --tokens 100000
     """
-    for path in _observe(model, list(dict.fromkeys(measurements)) or list(MEASUREMENTS), options):
+    wanted = list(dict.fromkeys(measurements)) or list(MEASUREMENTS)
+    left_out: dict[str, str] = {}
+    for path in _observe(model, wanted, left_out, options):
         say(path)
+    for name, reason in left_out.items():
+        if len(wanted) == 1:
+            raise Refusal(reason)
+        if len(left_out) == len(wanted):
+            raise Refusal(f"nothing could be measured; {name}: {reason}")
+        if measurements:
+            raise Refusal(f"{name} was left out, the rest was measured: {reason}")
 
 
 @stages.command()
@@ -893,8 +903,13 @@ def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
     return Path(out)
 
 
-def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Iterator[Path]:
-    """Open model and corpus, measure, and yield the path of every file."""
+def _observe(
+    name: str, measurements: list[str], left_out: dict[str, str], options: dict[str, Any]
+) -> Iterator[Path]:
+    """Open model and corpus, measure, and yield the path of every file.
+
+    What cannot be measured is left out, and why is put in `left_out`.
+    """
     from robustness.results import command_line
 
     if "neurons" not in measurements and (options["real_vocabulary"] or options["kurtosis"] != 10):
@@ -904,23 +919,33 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
     directory = options["out"]
     if options["remote"] and "neurons" in measurements:
         _tell("neurons: measured on this machine, from the checkpoint's weights", options)
+
+    def leave_out(reasons: Mapping[str, str]) -> None:
+        left_out.update(reasons)
+        for measurement, reason in reasons.items() if len(measurements) > 1 else ():
+            _tell(f"{measurement} is left out: {reason}", options)
+
     traced = [measurement for measurement in measurements if measurement != "neurons"]
     if traced:
         from robustness.observation import observe as run
+        from robustness.observation import unfit
 
         model = _open(name, options)
         corpus = _cut(model, options)
         directory = directory or OUTPUTS / model.name.rpartition("/")[2]
-        with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
-            run(
-                model,
-                corpus,
-                traced,
-                batch_tokens=options["batch_tokens"],
-                out=directory,
-                progress=progress,
-                **common,
-            )
+        leave_out(unfit(model, corpus, traced))
+        traced = [measurement for measurement in traced if measurement not in left_out]
+        if traced:
+            with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
+                run(
+                    model,
+                    corpus,
+                    traced,
+                    batch_tokens=options["batch_tokens"],
+                    out=directory,
+                    progress=progress,
+                    **common,
+                )
         yield from (directory / f"{measurement}.nc" for measurement in traced)
     if "neurons" in measurements:
         from robustness.checkpoint import resolve
@@ -928,18 +953,24 @@ def _observe(name: str, measurements: list[str], options: dict[str, Any]) -> Ite
 
         _hush()
         directory = directory or OUTPUTS / resolve(name)[0].rpartition("/")[2]
-        with _progress(None, quiet=options["quiet"], unit="layer") as progress:
-            neurons(
-                name,
-                revision=options["revision"],
-                trust_remote_code=options["trust_remote_code"],
-                real_vocabulary=options["real_vocabulary"],
-                kurtosis=options["kurtosis"],
-                out=directory / "neurons.nc",
-                progress=progress,
-                **common,
-            )
-        yield directory / "neurons.nc"
+        try:
+            with _progress(None, quiet=options["quiet"], unit="layer") as progress:
+                neurons(
+                    name,
+                    revision=options["revision"],
+                    trust_remote_code=options["trust_remote_code"],
+                    real_vocabulary=options["real_vocabulary"],
+                    kurtosis=options["kurtosis"],
+                    out=directory / "neurons.nc",
+                    progress=progress,
+                    **common,
+                )
+        except (InUse, OtherSettings, Unwritable):
+            raise
+        except Refusal as error:
+            leave_out({"neurons": str(error)})
+        else:
+            yield directory / "neurons.nc"
 
 
 def _probe(name: str, task: str, options: dict[str, Any]) -> Path:

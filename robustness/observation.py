@@ -20,8 +20,9 @@ from robustness.anatomy import Anatomy, examine, parts
 from robustness.batches import Progress, batches, check_corpus, queries, tokens_of_text
 from robustness.corpus import Corpus
 from robustness.measurement import MEASUREMENTS, Measurement
+from robustness.memory import is_out_of_memory
 from robustness.model import Model
-from robustness.refusal import Refusal
+from robustness.refusal import Refusal, last_line
 
 GROUP = 128
 """The most sequences in a batch where a measurement is of many sequences together."""
@@ -90,10 +91,7 @@ def observe(
     batch_tokens = batch_tokens or tokens_of_text(model)
     size = min(group, 2 ** max(0, (batch_tokens // corpus.context).bit_length() - 1))
     described = {**model.identity, **corpus.settings(), "batch_tokens": batch_tokens}
-    known = parts(model)
-    if any("prediction" in each.needs for each in wanted):
-        known["matrix"] = model.unembedding()
-    known |= _facts(anatomy)
+    known = _known(model, anatomy, wanted)
     with ExitStack() as stack:
         runs = [
             stack.enter_context(
@@ -148,18 +146,55 @@ def _facts(anatomy: Anatomy) -> dict[str, Any]:
     return found | ({"factors": anatomy.factors} if anatomy.factors else {})
 
 
+def _known(model: Model, anatomy: Anatomy, measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Return the parts of a model and what was found out of them, as measurements need them."""
+    known = parts(model) | _facts(anatomy)
+    if any("prediction" in each.needs for each in measurements):
+        known["matrix"] = model.unembedding()
+    return known
+
+
 def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str, str]:
-    """Return why measurements cannot be taken, by name, of those that cannot."""
+    """Return why measurements cannot be taken, by name, of those that cannot.
+
+    Those that nothing forbids are tried on two sequences, together, and where that fails alone. Not
+    on a server, where a trial would be a request.
+    """
     check_corpus(model, corpus)
     wanted = [_find(name) for name in measurements]
     anatomy = examine(model, [need for each in wanted for need in each.needs])
-    found = {}
-    for name in measurements:
+    found, fitting = {}, []
+    for each in wanted:
         try:
-            _check(_find(name), corpus, anatomy)
+            _check(each, corpus, anatomy)
         except Refusal as error:
-            found[name] = str(error)
+            found[each.name] = str(error)
+        else:
+            fitting.append(each)
+    known = _known(model, anatomy, fitting)
+    if fitting and not model.request and _fault(model, corpus, fitting, known):
+        for each in fitting:
+            fault = _fault(model, corpus, [each], known)
+            if fault:
+                found[each.name] = f"{each.name} cannot be measured: {fault}"
     return found
+
+
+FAULTS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
+"""What the code of a model raises where it is not called as it expects to be."""
+
+
+def _fault(
+    model: Model, corpus: Corpus, measurements: Sequence[Measurement], known: dict[str, Any]
+) -> str:
+    """Return how measurements fail on two sequences, or nothing."""
+    try:
+        _trace(model, corpus, slice(0, 2), measurements, known)
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            return ""
+        return f"{model.name} ({model.identity['architecture']}): {last_line(error)}"
+    return ""
 
 
 def _crossings(

@@ -32,6 +32,12 @@ def first_line(error: BaseException) -> str:
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
 
 
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error: what it says, where it was raised in a trace."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()
+
+
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
     """Refuse input from outside whose reading fails in a way that no check foresaw.

@@ -114,6 +114,20 @@ def test_tasks_prints_its_file_which_show_and_plot_read(run, llama):
     assert code == 1 and "was made with" in err
 
 
+def test_observe_leaves_out_what_the_text_does_not_allow(run, llama, stories):
+    words = ("--data", stories, "--context", 20, "--tokens", 200)
+    code, out, err = run("observe", llama, *words)
+    names = [Path(line).stem for line in out.splitlines()]
+    assert (code, names) == (0, ["lens", "norms", "similarity", "neurons"])
+    assert "attention is left out: attention takes sequences of at least" in err
+    assert "cka is left out: " in err
+    code, out, err = run("observe", llama, "attention", "norms", *words, "--out", "named")
+    assert code == 1 and Path(out.strip()) == Path("named/norms.nc")
+    assert err.splitlines()[-1].startswith("stages: attention was left out, the rest was measured")
+    code, _, err = run("observe", llama, "attention", "cka", *words, "--out", "none")
+    assert code == 1 and "nothing could be measured; attention: attention takes" in err
+
+
 def test_what_observe_offers_is_what_there_is():
     assert cli.MEASUREMENTS == (*MEASUREMENTS, "neurons")
 

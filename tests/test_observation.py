@@ -17,7 +17,7 @@ from robustness.execution import residuals
 from robustness.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.metrics import Metric
 from robustness.model import open_model
-from robustness.observation import observe
+from robustness.observation import observe, unfit
 from robustness.refusal import Refusal
 
 LOCAL = local_attention(6)
@@ -365,3 +365,14 @@ def test_what_was_taken_at_every_depth_is_on_one_device_when_it_is_put_together(
     measure = lambda captured, text: {"mean": torch.zeros(2)}  # noqa: E731
     capture.walk([(measure, finish, True)], (), parts, {})
     assert seen == ["meta"] * 3
+
+
+def test_a_measurement_that_fails_is_found_and_the_others_are_not_blamed(gpt2):
+    def fails(captured, text):
+        raise RuntimeError("sizes must match")
+
+    broken = replace(MEASUREMENTS["similarity"], measure=fails, finish=None)
+    found = unfit(gpt2, corpus(), ("lens", "norms", broken))
+    assert found.keys() == {"similarity"}
+    assert found["similarity"].startswith("similarity cannot be measured: GPT2LMHeadModel")
+    assert found["similarity"].endswith("sizes must match")
