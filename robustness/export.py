@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
 from robustness import results
@@ -89,7 +90,13 @@ def export(
             net.save_pretrained(where, state_dict=weights)
             if model.tokenizer is not None:
                 model.tokenizer.save_pretrained(where)
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
+        except (
+            ValueError,
+            LookupError,
+            AttributeError,
+            TypeError,
+            StrictDataclassError,
+        ) as error:
             raise Refusal(f"{model.name} cannot be written: {first_line(error)}") from error
         del weights
         (where / "README.md").write_text(
@@ -144,6 +151,8 @@ def _check(model: Model, schedule: Schedule, directory: Path) -> None:
             attn_implementation=model.identity["attention"],
             output_loading_info=True,
             local_files_only=True,
+            # Where it is not said, transformers asks on standard input.
+            trust_remote_code=False,
         )
     except (*LOADING_ERRORS, ImportError) as error:
         raise Refusal(

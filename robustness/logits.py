@@ -51,7 +51,8 @@ def fit(given: Tensor, made: Tensor, numbers: Sequence[float]) -> dict[str, Any]
     dict
         `scale`; `cap`, or None; `off`, by how much these miss the logits, relative to them.
     """
-    z, logits = (values.flatten(0, -2)[0].double().cpu() for values in (given, made))
+    # On the CPU first: not every device has float64.
+    z, logits = (values.flatten(0, -2)[0].cpu().double() for values in (given, made))
     known = [*numbers, *(1 / number for number in numbers)]
     digit = torch.finfo(made.dtype).eps
     scale, most = (

@@ -25,7 +25,7 @@ from torch.nn import Linear, Module, ModuleList
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from robustness import checkpoint, flow, interpreter, kernels, logits
+from robustness import checkpoint, flow, interpreter, kernels, logits, tensors
 from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
@@ -335,14 +335,15 @@ def open_model(
         checkpoint.check_quantised(type(source).__name__, source.config)
         if device_map is not None:
             raise Refusal("a module is used as it is: give it a device map when it is loaded")
-        traced = _wrap(source.eval(), tokenizer)
+        unscale(source.eval())
+        traced = _wrap(source, tokenizer)
         identity = {
             "model": type(source).__name__,
             "weights_sha256": checkpoint.hash_module(source),
         }
     else:
         name, path = checkpoint.resolve(source)
-        checkpoint.read_config(name, path, revision, trust_remote_code)
+        config = checkpoint.read_config(name, path, revision, trust_remote_code)
         if dtype not in DTYPES:
             raise Refusal(f"no dtype {dtype!r}; there are: {', '.join(DTYPES)}")
         if device_map is not None and device is not None:
@@ -350,9 +351,10 @@ def open_model(
         placed: dict[str, Any] = {}
         if device_map is None:
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            _check_device(device)
+            _check_device(device, dtype)
         else:
-            placed = {"device_map": _placement(device_map), "offload_folder": offload}
+            placed = {"device_map": _placement(device_map), "offload_folder": _offload(offload)}
+        tensors.check(name, path, checkpoint.sketch(name, config, trust_remote_code), revision)
         module, tokenizer = checkpoint.load(
             name,
             path,
@@ -362,6 +364,7 @@ def open_model(
             attn_implementation=attention,
             **placed,
         )
+        unscale(module)
         for part in placed["device_map"] if isinstance(device_map, Mapping) else ():
             if part not in dict(module.named_modules()):
                 raise Refusal(f"{name} has no part {part!r} that a device map could place")
@@ -403,6 +406,23 @@ def open_model(
         raise Refusal(
             f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
         ) from error
+
+
+def unscale(module: Any) -> None:
+    """Have a module's blocks write what they write, and not half of it from some depth on.
+
+    RWKV halves the residual stream after every few blocks, and what later ones write to it, so that
+    half precision has room for it. In training it does not: the function is the same, but for what
+    norms add to the variance, and a block is the same in every place.
+    """
+    if not getattr(module.config, "rescale_every", 0):
+        return
+    for part in module.modules():
+        if getattr(part, "layers_are_rescaled", False):
+            part.train()  # in training it does not halve, and takes back what it did
+            part._rescale_layers()
+            part.eval()
+    module.config.rescale_every = 0
 
 
 def _open_remote(
@@ -478,11 +498,40 @@ def _placement(device_map: str | Mapping[str, int | str]) -> Any:
     return {"": device_map} if device_map in {"cpu", "disk"} else device_map
 
 
-def _check_device(device: str) -> None:
+def _offload(directory: str | Path | None) -> Path | None:
+    """Return the directory for weights on the disk, and refuse one that cannot be made."""
+    if directory is None:
+        return None
     try:
-        torch.empty(0, device=device)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"--offload {directory} cannot be made ({error.strerror}): give a directory to write to"
+        ) from error
+    return Path(directory)
+
+
+def _check_device(device: str, dtype: str = "float32") -> None:
+    """Refuse what is no device of this machine, or does not know a type of weights."""
+    remedy = "give cpu, or leave it out"
+    try:
+        known = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise Refusal(
+            f"there is no device {device!r}: give cpu, cuda, cuda:1 or mps, or leave it out"
+        ) from error
+    if known.type == "meta":
+        raise Refusal(f"device {device!r} cannot be used: nothing is computed there: {remedy}")
+    try:
+        torch.empty(0, device=known)
     except (RuntimeError, AssertionError) as error:
-        raise Refusal(f"device {device!r} cannot be used: {first_line(error)}") from error
+        raise Refusal(
+            f"device {device!r} cannot be used ({first_line(error)}): {remedy}"
+        ) from error
+    try:
+        torch.empty(0, device=known, dtype=getattr(torch, dtype, None))
+    except (RuntimeError, TypeError) as error:
+        raise Refusal(f"device {device!r} has no {dtype}: give --dtype float32") from error
 
 
 def find_paths(module: Any) -> Paths:
@@ -719,6 +768,7 @@ def _check_itself(model: Model) -> Model:
             coarsest = max((states[0].dtype, given.dtype), key=lambda kind: torch.finfo(kind).eps)
             found["dtype"] = str(coarsest)
             found["largest"] = float(own.abs().max())
+            found["finite"] = bool(torch.isfinite(own).all())
             found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
             found["off"] = [
                 float((mine - torch.cat([own] * copies)).abs().max())
@@ -730,6 +780,12 @@ def _check_itself(model: Model) -> Model:
     # Some parts compute in float32 whatever the weights are, and experts group tokens.
     coarse = max(eps, torch.finfo(torch.float32).eps) * max(1.0, found["largest"])
     name = f"{model.name} ({model.identity['architecture']})"
+    if not found["finite"]:
+        wider = "bfloat16 or float32" if dtype == "float16" else "float64, or open another"
+        raise Refusal(
+            f"{name} overflows: its logits of a short text are not all finite numbers in {dtype}: "
+            f"use --dtype {wider}"
+        )
     if found["shape"] != list(two.shape):
         raise Refusal(
             f"{name} cannot be rewired: what enters its blocks is of shape {found['shape']} and "

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 300
+"""Letters of another library's message that are told."""
+
 
 class Refusal(ValueError):
     """An input that cannot be used; the message says what was asked, what is there, what would do.
@@ -26,10 +29,15 @@ class InUse(Refusal):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its name if it has none.
 
-    With the next where the first ends in a colon.
+    With the next where the first ends in a colon; printable, and cut where it is long. A missing
+    key, whose message is the key alone, is said to be missing.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    text = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    if isinstance(error, KeyError):
+        text = f"there is no {text}"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def last_line(error: BaseException) -> str:

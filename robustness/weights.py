@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Linear, Module
-from transformers import AutoModelForCausalLM
 
 from robustness import checkpoint
 from robustness.model import affine, find_paths, oriented
+from robustness.model_contract import REMEDY, check_tokenizer
 from robustness.refusal import Refusal
+from robustness.refusal import reading as guarded
 from robustness.tensors import Tensors
 
 
@@ -54,12 +54,13 @@ def open_weights(
     else:
         name, path = checkpoint.resolve(source)
         config = checkpoint.read_config(name, path, revision, trust_remote_code)
-        with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-        tensors = Tensors(path, module, revision)
+        module = checkpoint.sketch(name, config, trust_remote_code)
+        with guarded(f"the checkpoint of {name}", REMEDY):
+            tensors = Tensors(path, module, revision)
         tokenizer = checkpoint.load_tokenizer(
             name, path, revision=revision, trust_remote_code=trust_remote_code
         )
+        check_tokenizer(name, tokenizer, module.config.get_text_config().vocab_size)
         tokens = len(tokenizer)
         identity = {"model": name, "revision": checkpoint.commit(path, revision)}
         if Path(path).is_dir():

@@ -10,7 +10,7 @@ from families import DEEP, LAYERS, SPECS, config, random_tokens, rebuilt, tiny
 from strict import StrictBackend
 from test_execution import assert_equals_surgery, corpus
 from test_observation import LOCAL
-from tokenizers_for_tests import byte_tokenizer
+from tokenizers_for_tests import word_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from robustness.anatomy import examine
@@ -156,7 +156,7 @@ def test_in_half_precision_it_opens_and_is_put_together_alike(family, model):
 @pytest.mark.parametrize("name", ["bloom", "falcon-new", "gemma2", "opt-350m"])
 def test_a_directory_opens_with_the_attention_that_the_family_has(name, tmp_path):
     tiny(name, torch.float32).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
     expected = "eager" if name in {"bloom", "gemma2"} else "sdpa"
     assert open_model(tmp_path).identity["attention"] == expected
 

@@ -35,6 +35,7 @@ ORDER = [
     "robustness.local_text",
     "robustness.encoding",
     "robustness.corpus",
+    "robustness.model_contract",
     "robustness.checkpoint",
     "robustness.tensors",
     "robustness.remote",

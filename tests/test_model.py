@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import DEEP, LAYERS, tiny
 from test_execution import corpus
-from tokenizers_for_tests import byte_tokenizer
+from tokenizers_for_tests import word_level
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -24,14 +24,14 @@ from robustness.refusal import Refusal
 
 def test_every_family_opens_from_a_directory(tmp_path, family):
     tiny(family, torch.float32).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
     assert open_model(tmp_path).layers == LAYERS
 
 
 @pytest.fixture
 def saved(tmp_path):
     tiny("llama", torch.float32).save_pretrained(tmp_path / "tiny-llama")
-    byte_tokenizer().save_pretrained(tmp_path / "tiny-llama")
+    word_level(101).save_pretrained(tmp_path / "tiny-llama")
     return tmp_path / "tiny-llama"
 
 

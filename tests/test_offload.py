@@ -10,7 +10,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 from test_execution import corpus
-from tokenizers_for_tests import byte_tokenizer
+from tokenizers_for_tests import word_level
 from transformers import AutoModelForCausalLM
 
 from robustness.execution import residuals, rewire, sweep
@@ -32,7 +32,7 @@ def saved(family, tmp_path_factory):
     """A model of a family on the disk."""
     path = tmp_path_factory.mktemp("models") / family
     tiny(family).save_pretrained(path)
-    byte_tokenizer().save_pretrained(path)
+    word_level(101).save_pretrained(path)
     return path
 
 

@@ -359,6 +359,7 @@ def test_a_checkpoint_is_of_whole_blocks_alone(gpt2):
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
 def test_weights_that_are_offloaded_are_loaded_for_sublayers_too(family, tmp_path):
     tiny(family).save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
     names, text = ("attention-drop", "mlp-drop", "parallel-2"), corpus(sequences=2)
     data = sweep(open_model(tmp_path, dtype="auto", device_map="disk"), text, names)
     expected = sweep(open_model(tmp_path, dtype="auto"), text, names)
