@@ -35,7 +35,7 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and " " not in text:
         text = f"there is no {text}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 

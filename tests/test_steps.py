@@ -9,6 +9,7 @@ import xarray as xr
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 from surgery import ATTENTIONS
 from test_execution import assert_equals_surgery, corpus, reference
+from tokenizers_for_tests import word_level
 
 from recipes.panels import draw
 from recipes.tables import table
