@@ -34,6 +34,8 @@ class Anatomy:
     factors: tuple[tuple[float, ...], ...]
     """Of every block, by what the outputs of attention and MLP are multiplied when they are added
     to the residual stream; empty where sublayers cannot be told apart."""
+    epsilon: float
+    """What the final norm adds to the variance or the mean square."""
     heads: tuple[int, ...]
     """Of every block, of how many heads its attention has weights: 0 where it has none, and
     everywhere unless they were asked for."""
@@ -83,6 +85,7 @@ def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
         interpreter.pass_over(head)
         errors = nnsight.save({})
         errors["patterns"] = patterns
+        errors["epsilon"] = known["epsilon"] = lens.stabiliser(final, known)
         if whole:
             known["factors"] = sublayers.factors(entering, leaving, written, numbers)
             errors["factors"] = known["factors"]
@@ -92,6 +95,7 @@ def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
             if whole:
                 errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
     found: dict[str, Any] = {"factors": tuple(errors.get("factors", ()))}
+    found["epsilon"] = _rounded(errors["epsilon"], model)
     for question, asking, reason in (
         ("parallel", SUBLAYERS, "attention and MLP, added to what enters a block, miss its output"),
         (
@@ -130,6 +134,17 @@ def _unfound(model: Model) -> dict[str, str]:
             text = f"{_called(model)}: {name} was found in {len(found)} of {model.layers} blocks"
             missing |= dict.fromkeys(needs, text)
     return missing
+
+
+def _rounded(epsilon: float, model: Model) -> float:
+    """Return what norms add as it was meant: a number of the configuration, or of one digit.
+
+    If either is as close as the type of the weights can tell; else as it was measured.
+    """
+    digit = 64 * torch.finfo(getattr(torch, model.identity["dtype"])).eps
+    close = max(digit, 64 * torch.finfo(torch.float32).eps)
+    meant = [*model.numbers, float(f"{epsilon:.0e}")]
+    return next((each for each in meant if abs(each - epsilon) <= close * epsilon), epsilon)
 
 
 def attentions(model: Model) -> dict[int, Any]:
@@ -192,6 +207,6 @@ def parts(model: Model) -> dict[str, Any]:
         "normed": model.normed,
         "head": model.head,
         "squash": model.squash,
-        "epsilon": model.epsilon,
+        "epsilon": 0.0,
         "eager": model.identity["attention"] == "eager",
     }

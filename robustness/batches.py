@@ -38,16 +38,31 @@ def state_cap(model: Model, tokens: int) -> int:
     return max(1, stacked // tokens)
 
 
-def batches(lengths: Sequence[int], tokens: int, begin: int = 0) -> list[slice]:
-    """Divide texts, in order of length, into batches that have so many tokens when filled up."""
+def batches(
+    lengths: Sequence[int], tokens: int, begin: int = 0, bends: Sequence[int] = ()
+) -> list[slice]:
+    """Divide texts, in order of length, into batches that have so many tokens when filled up.
+
+    No batch has texts on both sides of a bend (see `Model.bends`): a short one, filled up, would be
+    taken for a long one.
+    """
     found = []
     while begin < len(lengths):
         end = begin + 1
-        while end < len(lengths) and (end + 1 - begin) * lengths[end] <= tokens:
+        while (
+            end < len(lengths)
+            and (end + 1 - begin) * lengths[end] <= tokens
+            and _side(lengths[end], bends) == _side(lengths[begin], bends)
+        ):
             end += 1
         found.append(slice(begin, end))
         begin = end
     return found
+
+
+def _side(length: int, bends: Sequence[int]) -> int:
+    """Return how many bends a length is above."""
+    return sum(length > bend for bend in bends)
 
 
 def check_corpus(model: Model, corpus: Corpus) -> None:
@@ -55,6 +70,14 @@ def check_corpus(model: Model, corpus: Corpus) -> None:
     if corpus.lengths.min() < SHORTEST:
         raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
     check_tokens(model, torch.from_numpy(corpus.tokens))
+    shortest, longest = int(corpus.lengths.min()), int(corpus.lengths.max())
+    if _side(shortest, model.bends) != _side(longest, model.bends):
+        bend = next(bend for bend in model.bends if shortest <= bend < longest)
+        raise Refusal(
+            f"documents of {shortest} and of {longest} tokens cannot be measured together: above "
+            f"{bend} tokens {model.name} has other rotary embeddings, for shorter documents of the "
+            f"same batch too: ask for --context {bend} or less, or take windows"
+        )
 
 
 def check_tokens(model: Model, tokens: Tensor) -> None:

@@ -17,6 +17,10 @@ from torch import Tensor
 
 from robustness import comparison, kernels, logits, readout
 
+SMALL, LARGE = 2.0**-20, 2.0**6
+"""Sizes of states beside which what norms add counts for all, and for nothing; half precision has
+them both."""
+
 READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
 
 
@@ -82,6 +86,34 @@ def spread(state: Tensor, parts: dict[str, Any]) -> Tensor:
     if parts["centres"]:
         state = state - state.mean(-1, keepdim=True)
     return (state.square().mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
+
+
+def stabiliser(like: Tensor, parts: dict[str, Any]) -> float:
+    """Return what the norm after the last block adds to the mean square, as its outputs tell.
+
+    A state whose mean square is s comes out smaller than a large one by the root of s / (s + eps).
+
+    Parameters
+    ----------
+    like : tensor of shape (sequence, token, width)
+        Of what type states are.
+    """
+    if not parts["normed"]:
+        return 0.0
+
+    def norm(state: Tensor) -> Tensor:
+        for part in parts["norms"]:
+            state = part(state)
+        return kernels.precise(state)
+
+    # Without a mean, so that it is the same for a norm that centres.
+    signs = torch.ones_like(like)
+    signs[..., ::2] = -1
+    signs = signs - signs.mean(-1, keepdim=True)
+    shift = norm(torch.zeros_like(like))
+    small, large = (float((norm(signs * size) - shift).norm()) for size in (SMALL, LARGE))
+    square = SMALL**2 * float(kernels.precise(signs).square().mean())
+    return square * ((large / small) ** 2 - 1) if small > 0 else 0.0
 
 
 def departure(like: Tensor, parts: dict[str, Any]) -> float:

@@ -215,11 +215,20 @@ class Model:
         return any(_is_norm(part._module) for part in self.norms)
 
     @property
-    def epsilon(self) -> float:
-        """What the final norm adds to the variance."""
-        names = ("eps", "variance_epsilon", "epsilon")
-        found = (getattr(norm._module, name, None) for norm in self.norms for name in names)
-        return float(next((value for value in found if value is not None), 0.0))
+    def bends(self) -> tuple[int, ...]:
+        """Lengths above which rotary embeddings have other frequencies, for all tokens of a text.
+
+        Those of the kind `longrope` do. The kind `dynamic` does above the context, which no text
+        exceeds.
+        """
+        found = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [found, *(each for each in found.values() if isinstance(each, dict))]
+        lengths = {
+            int(kind["original_max_position_embeddings"])
+            for kind in kinds
+            if kind.get("rope_type") == "longrope"
+        }
+        return tuple(sorted(lengths))
 
     def unembedding(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
@@ -673,6 +682,19 @@ def affine(norm: Module, width: int) -> tuple[Tensor, Tensor, bool]:
         gain = (norm(signs * large) - shift) * signs
         centres = bool((norm(ones) - shift).abs().max() < 1e-3 * gain.abs().max())
     return gain[0], shift[0], centres
+
+
+def is_norm(part: Module, width: int) -> bool:
+    """Whether a part divides what it is given by its size, but for a gain and a shift."""
+    kind = next((tensor for tensor in part.state_dict().values()), torch.zeros(0))
+    state = torch.sin(1.7 * torch.arange(width, device=kind.device, dtype=torch.float64)) + 1
+    gain, shift, centres = affine(part, width)
+    moved = state - state.mean() if centres else state
+    expected = moved / moved.square().mean().sqrt() * gain + shift
+    with torch.no_grad():
+        found = part(state.to(kind.dtype)[None])[0]
+    off = (found - expected).norm() / expected.norm()
+    return bool(off <= 1e-3)
 
 
 def _matrices(part: Module) -> list[str]:

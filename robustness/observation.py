@@ -141,7 +141,7 @@ def observe(
 
 def _facts(anatomy: Anatomy) -> dict[str, Any]:
     """Return what was found out of how a model is put together, as traces are handed it."""
-    names = ("centres", "parallel", "heads")
+    names = ("centres", "parallel", "heads", "epsilon")
     found: dict[str, Any] = {name: getattr(anatomy, name) for name in names}
     return found | ({"factors": anatomy.factors} if anatomy.factors else {})
 
@@ -399,7 +399,8 @@ def scan(
     widest = max(map(len, items))
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
-    parts_of = batches(list(map(len, items)), batch_tokens or tokens_of_text(model), begin)
+    together = batch_tokens or tokens_of_text(model)
+    parts_of = batches(list(map(len, items)), together, begin, model.bends)
     widths = [(rows.stop - rows.start) * len(items[rows.stop - 1]) for rows in parts_of]
     costs = [
         sandbox.of_walk(model, needs, width, (rows.stop - rows.start) * ("prediction" in needs))

@@ -7,13 +7,16 @@ the defaults of TransformerLens; appendix A.11 of the paper.)
 """
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from robustness import flow
 from robustness.anatomy import examine
+from robustness.interpreter import HIDDEN
 from robustness.model import Model, affine, find_paths, matrices, oriented
 from robustness.refusal import Refusal
 
@@ -74,8 +77,9 @@ def process(
     Raises
     ------
     Refusal
-        If writes are to be centred in a model whose norms do not centre, or its parts do not follow
-        the pattern of norm, matrices that read, one that writes.
+        If writes are to be centred in a model whose norms do not centre, or that norms its
+        embeddings, or its parts do not follow the pattern of norm, matrices that read, one that
+        writes.
     """
     if model.request:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
@@ -95,12 +99,15 @@ def process(
         _untie(module)
         if fold:
             _fold(module, centre=anatomy.centres)
-        if anatomy.centres if centre_writes is None else centre_writes:
+        centred = anatomy.centres if centre_writes is None else centre_writes
+        if centred:
             _centre_writes(module)
         if centre_head:
             head = module.get_output_embeddings()
             _set(head, *centre_unembedding(head.weight, head.bias))
         _check(model, module)
+        if centred:
+            _check_centred(model, module)
     return module
 
 
@@ -121,6 +128,34 @@ def _check(model: Model, module: Any) -> None:
         )
 
 
+def _check_centred(model: Model, module: Any) -> None:
+    """Refuse a model to whose residual stream something is written that could not be centred."""
+    means = []
+
+    def note(_: Module, args: Any, kwargs: dict[str, Any]) -> None:
+        state = (args[0] if args else kwargs[HIDDEN]).double()
+        means.append(float(state.mean(-1).norm() / state.norm()) * state.shape[-1] ** 0.5)
+
+    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
+    blocks = find_paths(module).blocks
+    handles = [
+        module.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+        for path in blocks
+    ]
+    module(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    for layer, mean in enumerate(means):
+        if not mean <= 256 * digit:
+            raise Refusal(
+                f"what enters block {layer} of {model.name} ({model.identity['architecture']}) "
+                f"cannot be centred in its weights (its mean is {mean:.2g} of its size): something "
+                "else than matrices and embeddings writes it, such as a norm of the embeddings; "
+                "ask for centre_writes=False"
+            )
+
+
 def _untie(module: Any) -> None:
     module.config.tie_word_embeddings = False
     head = module.get_output_embeddings()
@@ -136,10 +171,11 @@ def _fold(module: Any, *, centre: bool) -> None:
             f"{type(module).__name__}: its sublayers do not each read the residual stream through "
             "one norm and write to it as they are"
         )
+    within = _matrices(module, paths.attentions)
     readers: dict[str, list[Any]] = {}
     for (attention, mlp), inside in zip(paths.sublayers, paths.readers, strict=True):
         part = module.get_submodule(attention[1])
-        reading = [part.get_submodule(name) for name in matrices(part)[:-1]]
+        reading = [part.get_submodule(name) for name in within[attention[1]][:-1]]
         readers.setdefault(attention[0][0], []).extend(reading)
         readers.setdefault(mlp[0][0], []).extend(map(module.get_submodule, inside))
     for path in paths.norms:
@@ -154,6 +190,21 @@ def _fold(module: Any, *, centre: bool) -> None:
             )
             _set(part, centre_reading(weight) if centre else weight, bias)
         _make_identity(norm, width)
+
+
+def _matrices(module: Any, attentions: Sequence[str]) -> dict[str, list[str]]:
+    """Return the matrices of every attention in the order in which they are called.
+
+    Which is not that of their names: Phi-3 has the one that writes first.
+    """
+    tokens = [token % module.config.get_text_config().vocab_size for token in range(2)]
+    began = {call.path: call.began for call in flow.record(module, tokens)}
+    return {
+        path: sorted(
+            matrices(module.get_submodule(path)), key=lambda name: began.get(f"{path}.{name}", -1)
+        )
+        for path in attentions
+    }
 
 
 def _make_identity(norm: Any, width: int) -> None:
@@ -171,9 +222,9 @@ def _make_identity(norm: Any, width: int) -> None:
 
 def _centre_writes(module: Any) -> None:
     paths = find_paths(module)
-    attentions = map(module.get_submodule, paths.attentions)
+    within = _matrices(module, paths.attentions)
     for writing in (
-        *(part.get_submodule(matrices(part)[-1]) for part in attentions),
+        *(module.get_submodule(f"{path}.{names[-1]}") for path, names in within.items()),
         *map(module.get_submodule, paths.writers),
     ):
         _set(writing, *centre_writing(oriented(writing, writing.weight), writing.bias))

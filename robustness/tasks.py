@@ -184,7 +184,7 @@ def evaluate_tasks(
     longest = _longest(model)
     lengths = [min(longest, sum(map(len, requests[at])) - 1) for at in order]
     work = []
-    for rows in batches(lengths, batch_tokens, run.done):
+    for rows in batches(lengths, batch_tokens, run.done, model.bends):
         width = (rows.stop - rows.start) * lengths[rows.stop - 1]
         plan = compile_plan(
             runs, clean(model.layers), cap=cap or state_cap(model, width), room=ROOM

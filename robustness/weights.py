@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 
 from robustness import checkpoint
-from robustness.model import affine, find_paths, oriented
+from robustness.model import affine, find_paths, is_norm, oriented
 from robustness.model_contract import REMEDY, check_tokenizer
 from robustness.refusal import Refusal
 from robustness.refusal import reading as guarded
@@ -94,11 +94,17 @@ def open_weights(
     tied = module.config.get_text_config().tie_word_embeddings
     unembedding = tensors[f"{embedding if tied else paths.head}.weight"].float().cpu()
     gain, centres = None, False
-    for path in reversed(paths.norms):
+    for place, path in reversed(list(enumerate(paths.norms))):
         part = copy.deepcopy(module.get_submodule(path)).to_empty(device="cpu").float()
         part.load_state_dict({name: tensors[f"{path}.{name}"] for name in part.state_dict()})
         if isinstance(part, Linear):
             unembedding = unembedding @ part.weight.detach()
+        elif place or not is_norm(part, unembedding.shape[1]):
+            raise Refusal(
+                f"{name}: {path} ({type(part).__name__}) stands between the last block and the "
+                "unembedding, and is neither a matrix nor the one norm of the residual stream: "
+                "what neurons write to the vocabulary is not in their weights alone"
+            )
         else:
             gain, _, centres = affine(part, unembedding.shape[1])
     return Weights(

@@ -5,6 +5,7 @@ import torch
 import xarray as xr
 from families import LAYERS, tiny
 from tokenizers_for_tests import word_level
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipes.panels import draw
 from recipes.tables import table
@@ -181,3 +182,22 @@ def test_it_saves_resumes_and_refuses_other_settings(tmp_path):
     xr.testing.assert_equal(data, results.load(path))
     with pytest.raises(Refusal, match=r"made with kurtosis_threshold 10\.0, not 3"):
         neurons(net, out=path, kurtosis=3)
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "modernbert-decoder", vocab_size=101, hidden_size=32, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=32, pad_token_id=0,
+        bos_token_id=0, eos_token_id=0, cls_token_id=0, sep_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(Refusal, match=r"PredictionHead.* stands between the last block and the"):
+        neurons(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("between", [torch.nn.Tanh(), torch.nn.GELU()], ids=str)
+def test_whatever_is_neither_norm_nor_matrix_is_refused(between):
+    net = tiny("gpt2", torch.float32)
+    net.transformer.ln_f = between
+    with pytest.raises(Refusal, match=f"{type(between).__name__}.* stands between the last block"):
+        neurons(net)

@@ -13,6 +13,7 @@ from test_execution import corpus
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from robustness import capture, results
+from robustness.anatomy import examine
 from robustness.execution import residuals
 from robustness.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.metrics import Metric
@@ -376,3 +377,31 @@ def test_a_measurement_that_fails_is_found_and_the_others_are_not_blamed(gpt2):
     assert found.keys() == {"similarity"}
     assert found["similarity"].startswith("similarity cannot be measured: GPT2LMHeadModel")
     assert found["similarity"].endswith("sizes must match")
+
+
+SMALL_NORMS = {"olmo": 1e-5, "llama": 1e-6, "gpt2": 1e-5, "nemotron": 1e-5}
+
+
+@pytest.mark.parametrize("name", SMALL_NORMS)
+def test_the_frozen_lens_of_a_small_stream_knows_what_norms_add(name):
+    net = tiny(name)
+    with torch.no_grad():
+        # So small that what the norm adds to the mean square counts at every depth.
+        for path, parameter in net.named_parameters():
+            if "emb" in path or "wte" in path or "wpe" in path:
+                parameter *= 1e-3
+            if any(part in path for part in ("o_proj", "c_proj", "down_proj")):
+                parameter *= 1e-3
+    model = open_model(copy.deepcopy(net))
+    assert examine(model).epsilon == SMALL_NORMS[name]
+    text = corpus()
+    data = observe(model, text, ("lens",))["lens"]
+    for variable, values in reference.lens(net, torch.from_numpy(text.tokens)).items():
+        np.testing.assert_allclose(data[variable], values, atol=1e-6, rtol=1e-6)
+
+
+def test_a_norm_whose_epsilon_follows_from_its_type_is_measured():
+    net = tiny("llama", torch.float32)
+    net.model.norm = torch.nn.RMSNorm(32)
+    found = examine(open_model(net)).epsilon
+    assert found == pytest.approx(torch.finfo(torch.float32).eps, rel=1e-4)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from families import LAYERS, random_tokens, rebuilt, tiny
+from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness.model import open_model
 from robustness.processing import centre_writing, fold_norm, process
@@ -100,3 +100,45 @@ def test_gains_that_exceed_one_and_norms_without_weights_are_folded_right(family
 def test_what_cannot_be_processed_is_refused():
     with pytest.raises(Refusal, match=r"sublayers do not each read .* through one norm"):
         process(open_model(tiny("olmo2")))
+
+
+def streams(net, tokens):
+    """What enters every block."""
+    found = []
+    path = BLOCKS[net.family if hasattr(net, "family") else net.config.model_type]
+    for block in net.get_submodule(path):
+        block.register_forward_pre_hook(
+            lambda _m, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+    with torch.no_grad():
+        net(tokens, use_cache=False)
+    return torch.stack(found)
+
+
+def test_the_stream_of_a_processed_model_has_no_mean(family):
+    model = open_model(tiny(family))
+    net = process(model)
+    if model.normed and family not in {"llama", "qwen2"}:
+        means = streams(net, random_tokens(2, 12)).mean(-1)
+        torch.testing.assert_close(means, torch.zeros_like(means), atol=1e-12, rtol=0)
+
+
+def test_normed_embeddings_cannot_be_centred():
+    model = open_model(tiny("bloom"))
+    with pytest.raises(Refusal, match=r"what enters block 0 .* cannot be centred .*centre_writes"):
+        process(model)
+    net = process(model, centre_writes=False)
+    for schedule in SCHEDULES:
+        expected = log_probabilities(tiny("bloom"), schedule)
+        torch.testing.assert_close(log_probabilities(net, schedule), expected, atol=1e-11, rtol=0)
+
+
+def test_a_matrix_that_writes_is_the_last_that_is_called_and_not_the_last_by_name():
+    net = process(open_model(tiny("phi3")))
+    for schedule in SCHEDULES:
+        expected = log_probabilities(tiny("phi3"), schedule)
+        torch.testing.assert_close(log_probabilities(net, schedule), expected, atol=1e-6, rtol=0)
+    for name, parameter in net.named_parameters():
+        if "norm" in name:
+            assert (parameter == 1).all(), name
