@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+
+from robustness import uncertainty
+from robustness.uncertainty import DRAWN_FROM
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 penalty that are tried."""
@@ -116,10 +118,9 @@ def interval(
     Returns
     -------
     low, high : float
-        Percentiles; NaN for a single cluster.
+        As `robustness.uncertainty.interval` gives them; NaN for a single cluster.
     """
-    sums, counts = _clusters(values, cluster)
-    return _bootstrap([(sums, counts)], lambda means: means[0], seed)
+    return uncertainty.interval(_means(values, cluster, seed))
 
 
 def interval_of_difference(
@@ -129,43 +130,24 @@ def interval_of_difference(
 
     Clusters of the two are drawn apart; otherwise as `interval`.
     """
-    groups = [_clusters(values[rows], cluster[rows]) for rows in (first, ~first)]
-    return _bootstrap(groups, lambda means: means[0] - means[1], seed)
-
-
-def _clusters(values: NDArray[Any], cluster: NDArray[Any]) -> tuple[Floats, Floats]:
-    """Sum and number of the items of every cluster."""
-    _, index = np.unique(cluster, return_inverse=True)
-    sums: Floats = np.bincount(index, weights=values.astype(np.float64)).astype(np.float64)
-    counts: Floats = np.bincount(index).astype(np.float64)
-    return sums, counts
-
-
-def _bootstrap(
-    groups: Sequence[tuple[Floats, Floats]],
-    combine: Callable[[list[Floats]], Floats],
-    seed: int,
-) -> tuple[float, float]:
-    if min(len(counts) for _, counts in groups) < 2:
+    if min(np.unique(cluster[rows]).size for rows in (first, ~first)) < 2:
         return float("nan"), float("nan")
+    ones = _means(values[first], cluster[first], seed)
+    others = _means(values[~first], cluster[~first], seed + 1)
+    # As wide as for the fewer clusters of the two, since the difference is no better known.
+    fewer = min(ones, others, key=lambda draws: float(draws[DRAWN_FROM]))
+    difference = (ones.drop_vars(DRAWN_FROM) - others.drop_vars(DRAWN_FROM)).assign_coords(
+        uncertainty.drawn_as(fewer)
+    )
+    return uncertainty.interval(difference)
 
-    def statistic(*drawn: NDArray[np.int64], axis: int) -> Floats:
-        return combine(
-            [
-                sums[rows].sum(axis) / counts[rows].sum(axis)
-                for (sums, counts), rows in zip(groups, drawn, strict=True)
-            ]
-        )
 
-    found = scipy.stats.bootstrap(
-        [np.arange(len(counts)) for _, counts in groups],
-        statistic,
-        vectorized=True,
-        n_resamples=REPETITIONS,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+def _means(values: NDArray[Any], cluster: NDArray[Any], seed: int) -> xr.DataArray:
+    """Return means over items of data that are drawn again, whole clusters at a time."""
+    items = xr.DataArray(
+        values.astype(np.float64), dims="item", coords={"document": ("item", cluster)}
+    )
+    return uncertainty.drawn(items, "item", draws=REPETITIONS, seed=seed)
 
 
 def labelled(

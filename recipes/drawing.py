@@ -10,12 +10,11 @@ import matplotlib
 matplotlib.use("Agg")
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from robustness.uncertainty import standard_error
+from robustness.uncertainty import band
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, which people with any colour vision tell apart."""
@@ -33,18 +32,7 @@ TICKS = 16
 """The most layers of which each has a tick."""
 
 
-def of_errors(values: xr.DataArray) -> xr.DataArray:
-    """Return the ends of the 95 % band around a mean over sequences, (…, end).
-
-    As many standard errors either side as Student's t has for so many documents.
-    """
-    mean, error = values.mean("sequence", skipna=False), standard_error(values)
-    documents = np.unique(values["document"]).size
-    half = error * scipy.stats.t.ppf(0.975, max(1, documents - 1))
-    return xr.concat([mean - half, mean + half], xr.Variable("end", ["low", "high"]))
-
-
-_BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=of_errors)
+_BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=band)
 
 
 def ends(values: xr.DataArray) -> xr.DataArray:

@@ -19,7 +19,6 @@ from recipes.drawing import (
     ends,
     heat_map,
     lines,
-    of_errors,
     whole_numbers,
 )
 from recipes.files import task_metric
@@ -27,7 +26,7 @@ from recipes.tables import counted
 from robustness.metrics import READOUTS
 from robustness.refusal import Refusal
 from robustness.results import counting, measured
-from robustness.uncertainty import bootstrap
+from robustness.uncertainty import band, bootstrap
 
 FIRST = "layer (the first that is changed)"
 
@@ -79,7 +78,7 @@ def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
         asked.append(str(values.name))
         return bootstrap(values)
 
-    with bands(by_draws if by_bootstrap else of_errors):
+    with bands(by_draws if by_bootstrap else band):
         figure = make(dataset if make is positions_figure else measured(dataset))
     if by_bootstrap and not asked:
         raise Refusal("this figure has no bands that a bootstrap could give: leave out --bootstrap")

@@ -9,7 +9,7 @@ from recipes.panels import draw
 from recipes.tables import table
 from robustness.difference import by_document, difference
 from robustness.refusal import Refusal
-from robustness.uncertainty import bootstrap, intervals, standard_error
+from robustness.uncertainty import bootstrap, effective_documents, intervals, standard_error
 
 LAYERS = 4
 
@@ -208,7 +208,8 @@ def test_bands_are_standard_errors_or_bootstrap_intervals():
     ends = bootstrap(data.kl.sel(intervention="drop"))
     assert heights[True] == pytest.approx((float(ends.min()), float(ends.max())))
     mean, error = (f(data.kl.sel(intervention="drop")) for f in (_mean, standard_error))
-    half = stats.t.ppf(0.975, np.unique(DOCUMENTS).size - 1) * error
+    freedom = effective_documents(data.kl.sel(intervention="drop")) - 1
+    half = stats.t.ppf(0.975, freedom) * error
     assert heights[False] == pytest.approx((float((mean - half).min()), float((mean + half).max())))
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_execution import corpus
+from working_model import effective_documents_of_matrices
 
 from robustness import results, stopping
 from robustness.execution import sweep
@@ -30,11 +31,11 @@ def by_hand(values, documents):
     """The largest relative error, document by document in plain Python."""
     worst = 0.0
     for row in values.reshape(-1, values.shape[-1]).tolist():
+        count = effective_documents_of_matrices(np.array(row), documents)
         mean = sum(row) / len(row)
         sums = {}
         for value, document in zip(row, documents, strict=True):
             sums[document] = sums.get(document, 0.0) + value - mean
-        count = len(sums)
         variance = count / (count - 1) * sum(each**2 for each in sums.values()) / len(row) ** 2
         worst = max(worst, variance**0.5 / mean)
     return worst
@@ -221,7 +222,8 @@ def test_what_was_reached_is_told(run, llama, stories):
     assert "stages: a relative standard error of 0.05" in err and "documents" in err
     code, _, err = run(*words, "--until-se", 0.0001)
     assert code == 0 and "all of the text did not reach 0.0001: a relative standard error of" in err
-    for text in ("0", "-1", "nan"):
+    assert run(*words, "--until-se", "nan")[0] == 2
+    for text in ("0", "-1"):
         code, _, err = run(*words, "--until-se", text)
         assert code == 1 and f"--until-se {text}: the relative standard error" in err
     assert stopping.FEWEST_DOCUMENTS == 30

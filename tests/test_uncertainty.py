@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import stats
+from working_model import effective_documents_of_matrices
 
-from robustness.uncertainty import drawn, interval, standard_error
+from robustness.uncertainty import (
+    band,
+    bootstrap,
+    drawn,
+    effective_documents,
+    interval,
+    standard_error,
+)
 
 
 def array(values, documents):
@@ -116,3 +124,78 @@ def test_intervals_are_students_for_means_of_normal_values():
 
 def test_one_document_has_no_interval():
     assert np.isnan(interval(drawn(array([1.0, 2.0], [3, 3])))).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shared", [0.0, 1.0, 5.0])
+def test_effective_documents_equal_those_of_the_matrices_written_out(seed, shared):
+    random = np.random.default_rng(seed)
+    documents = np.repeat(np.arange(9), random.integers(1, 12, 9))
+    values = shared * random.normal(size=9)[documents] + random.normal(size=len(documents))
+    shuffled = random.permutation(len(documents))
+    found = effective_documents(array(values[shuffled], documents[shuffled]))
+    assert float(found) == pytest.approx(
+        effective_documents_of_matrices(values, documents), rel=1e-9
+    )
+
+
+def test_documents_of_equal_size_count_in_full_and_one_that_outweighs_the_rest_hardly():
+    random = np.random.default_rng(0)
+    equal = effective_documents(array(random.normal(size=(4, 60)), np.arange(60) // 5))
+    np.testing.assert_allclose(equal, 12)
+    sizes = np.array([400, *[1] * 11])
+    documents = np.repeat(np.arange(12), sizes)
+    values = random.normal(size=12)[documents] + 0.1 * random.normal(size=sizes.sum())
+    assert 1 < float(effective_documents(array(values, documents))) < 2.5
+
+
+@pytest.mark.parametrize("factor", [-3.0, 1e-6, 1e6])
+def test_effective_documents_know_no_unit_and_no_names(factor):
+    random = np.random.default_rng(1)
+    documents = np.repeat(np.arange(8), [1, 2, 3, 4, 9, 9, 1, 30])
+    values = random.normal(size=8)[documents] + random.normal(size=len(documents))
+    found = effective_documents(array(values, documents))
+    other = effective_documents(array(factor * values + 7 * factor, 100 - documents))
+    assert float(other) == pytest.approx(float(found), rel=1e-6)
+
+
+def simulated(random, documents, shared, draws):
+    """Values of mean 0 whose documents differ, (draw, sequence)."""
+    _, sizes = np.unique(documents, return_counts=True)
+    own = random.normal(size=(draws, len(documents)))
+    return (
+        shared**0.5 * random.normal(size=(draws, len(sizes)))[:, documents]
+        + (1 - shared) ** 0.5 * own
+    )
+
+
+@pytest.mark.parametrize("count", [8, 15, 30])
+@pytest.mark.parametrize("shared", [0.1, 0.6])
+def test_bands_of_unequal_documents_cover_as_often_as_they_say(count, shared):
+    random, covered, plain, cases = np.random.default_rng(count), 0, 0, 0
+    for _ in range(40):
+        sizes = np.maximum(1, random.lognormal(1.5, 0.8, count).round()).astype(int)
+        documents = np.repeat(np.arange(count), sizes)
+        values = array(simulated(random, documents, shared, 100), documents)
+        low, high = band(values).transpose("end", "layer").values
+        covered += int(((low < 0) & (high > 0)).sum())
+        sums = np.stack([values.values[:, documents == each].sum(1) for each in range(count)], 1)
+        residual = sums - sizes * values.values.mean(1, keepdims=True)
+        error = np.sqrt((residual**2).sum(1) * count / (count - 1)) / sizes.sum()
+        plain += int((abs(values.values.mean(1)) < stats.t.ppf(0.975, count - 1) * error).sum())
+        cases += 100
+    assert 0.94 <= covered / cases <= 0.985
+    assert plain / cases < covered / cases, "as many degrees of freedom as documents are too many"
+
+
+def test_bootstraps_of_unequal_documents_cover_more_often_than_by_their_number():
+    random, found = np.random.default_rng(3), {"interval": 0, "bootstrap": 0}
+    for _ in range(200):
+        sizes = np.maximum(1, random.lognormal(1.5, 0.8, 12).round()).astype(int)
+        documents = np.repeat(np.arange(12), sizes)
+        values = array(simulated(random, documents, 0.3, 1)[0], documents)
+        low, high = interval(drawn(values, draws=400))
+        found["interval"] += low < 0 < high
+        low, high = bootstrap(values, draws=400).values
+        found["bootstrap"] += low < 0 < high
+    assert min(found.values()) / 200 >= 0.92, found
