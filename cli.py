@@ -738,7 +738,7 @@ def models(remote: bool, host: str | None) -> None:
 @click.option("--layers", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--width", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--heads", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--context", type=click.IntRange(2), default=256, show_default=True)
+@click.option("--context", type=click.IntRange(3), default=256, show_default=True)
 @click.option("--vocabulary", type=click.IntRange(257), default=2048, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=12_000_000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences.")
@@ -757,44 +757,38 @@ def pretrain(
 ) -> None:
     """Train a small decoder from scratch into DIRECTORY, as the built-in models were.
 
-    It leaves the model in float16, its tokenizer, a log and a card. Interrupted, the same command
-    goes on from the last checkpoint.
+    It leaves the model in float16, its tokenizer, a log and a card, in a directory of its own.
+    Interrupted, the same command goes on from the last checkpoint; when all is there, it does
+    nothing.
 
     \b
     stages pretrain my-model --data stories.jsonl --weight 2 --data speeches.jsonl --weight 1
     """
     from tqdm import tqdm
-    from transformers import AutoTokenizer
 
-    from recipes.card import card
-    from recipes.pretrain import CHECKPOINT, Pretraining
+    from recipes.pretrain import Pretraining
     from recipes.pretrain import pretrain as run
-    from robustness.lock import Lock
-    from robustness.results import write_whole
+    from recipes.training_tokenizer import open_tokenizer
 
     _hush()
     wanted = Pretraining(**settings)
-    with (
-        Lock(directory / CHECKPOINT),
-        tqdm(
-            total=wanted.steps, unit="step", disable=quiet or None, file=Forgiving(sys.stderr)
-        ) as bar,
-    ):
+    with tqdm(
+        total=wanted.steps, unit="step", disable=quiet or None, file=Forgiving(sys.stderr)
+    ) as bar:
 
         def progress(step: int, _steps: int, loss: float, speed: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", tokens=f"{speed:.0f}/s", refresh=False)
             bar.update(step - bar.n)
 
-        log = run(
+        run(
             directory,
             sources,
             weights=weights,
             settings=wanted,
-            tokenizer=tokenizer and AutoTokenizer.from_pretrained(tokenizer),
+            tokenizer=None if tokenizer is None else open_tokenizer(tokenizer),
             progress=progress,
+            notify=partial(_tell, options={"quiet": quiet}),
         )
-    text = card(directory, log)
-    write_whole(directory / "README.md", lambda path: path.write_text(text))
     say(directory)
 
 

@@ -1,39 +1,42 @@
 """Training a small decoder from scratch, as the built-in models were."""
 
-import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import xarray as xr
-from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPTNeoXConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from recipes.card import card, prose
 from recipes.ngram import trigram_loss, unigram_loss
-from robustness.corpus import SEPARATOR, documents
-from robustness.refusal import Refusal
-from robustness.results import provenance, save, write_into, write_whole
+from recipes.training_state import CHECKPOINT, Log, keep, read_made_of, restore
+from recipes.training_text import Texts, encode, read, share
+from recipes.training_tokenizer import check, hash_of, size_of, train_tokenizer
+from robustness import manifest
+from robustness.corpus import SHORTEST
+from robustness.directory import WRITING, check_name, unwritable, write_into
+from robustness.directory import clear as clear_directory
+from robustness.lock import Lock
+from robustness.manifest import Manifest
+from robustness.memory import is_out_of_memory
+from robustness.refusal import Refusal, first_line
+from robustness.results import clear, load, provenance, save
 
 ARCHITECTURES = ("gpt2", "gpt_neox")
 """Sequential blocks with learned positions; parallel blocks with rotary positions."""
 
-CHECKPOINT = "checkpoint.safetensors"
+KIND, LOG = "pretraining", "pretraining.nc"
+"""What the mark of a directory with a trained model says, and the name of its log."""
 
-Ids = NDArray[np.int64]
 Progress = Callable[[int, int, float, float], None]
 """Told the step, the steps in all, the loss in nats per token, and tokens per second."""
 
@@ -75,15 +78,28 @@ class Pretraining:
             raise Refusal(
                 f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
             )
+        whole = {"layers": 1, "width": 1, "heads": 1, "batch": 1, "warmup": 1, "tokens": 1}
+        for name, least in (whole | {"context": SHORTEST, "vocabulary": 257, "seed": 0}).items():
+            if getattr(self, name) < least:
+                raise Refusal(f"{name} must be {least} or more, not {getattr(self, name)}")
         if self.width % self.heads:
             raise Refusal(f"a width of {self.width} does not divide among {self.heads} heads")
-        if min(self.tokens, self.batch, self.layers, self.warmup) < 1 or self.context < 2:
-            raise Refusal("tokens, batch, layers and warm-up must be 1 or more, the context 2")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                value = getattr(self, name)
+                raise Refusal(f"the {name.replace('_', ' ')} must be above 0 and finite: {value}")
+        if not 0 <= self.weight_decay < math.inf or not 0 < self.held_out < 1:
+            raise Refusal("the weight decay must be 0 or more, the share held out between 0 and 1")
+        if self.tokens < self.batch * self.context:
+            raise Refusal(
+                f"{self.tokens} tokens are fewer than one step of {self.batch} × {self.context}: "
+                "raise --tokens, or lower --batch or --context"
+            )
 
     @property
     def steps(self) -> int:
         """Steps of the optimiser."""
-        return max(1, self.tokens // (self.batch * self.context))
+        return self.tokens // (self.batch * self.context)
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from 0."""
@@ -91,86 +107,6 @@ class Pretraining:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """The token ids of several sources, each joined into one row, and how often each is drawn."""
-
-    names: tuple[str, ...]
-    train: tuple[Ids, ...]
-    held_out: tuple[Ids, ...]
-    weights: NDArray[np.float64]
-    bos: int
-    vocabulary: int
-
-    def batch(self, settings: Pretraining, step: int) -> Tensor:
-        """Return the sequences of a step, int64 of shape (sequence, token), BOS first.
-
-        A function of the seed and the step alone, so a resumed run draws what it would have drawn.
-        """
-        random = np.random.default_rng((settings.seed, step))
-        width = settings.context - 1
-        rows = []
-        for source in random.choice(len(self.train), size=settings.batch, p=self.weights):
-            ids = self.train[source]
-            start = random.integers(0, len(ids) - width + 1)
-            rows.append(np.concatenate([[self.bos], ids[start : start + width]]))
-        return torch.from_numpy(np.stack(rows))
-
-    def windows(self, source: int, context: int) -> Tensor:
-        """Held-out sequences of a source, int64 of shape (sequence, token), BOS first."""
-        width = context - 1
-        ids = self.held_out[source]
-        rows = ids[: len(ids) // width * width].reshape(-1, width)
-        return torch.from_numpy(np.concatenate([np.full((len(rows), 1), self.bos), rows], axis=1))
-
-
-def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with one special token, BOS and EOS at once."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        texts, vocab_size=vocabulary, special_tokens=[SEPARATOR], show_progress=False
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
-        bos_token=SEPARATOR,
-        eos_token=SEPARATOR,
-        unk_token=SEPARATOR,
-    )
-
-
-def split_documents(
-    source: str | Path, settings: Pretraining, field: str = "text"
-) -> tuple[list[str], list[str]]:
-    """Divide the documents of a source into those trained on and those held out, seeded."""
-    found = [text for _, text in documents(source, seed=settings.seed, field=field)]
-    count = max(1, round(settings.held_out * len(found)))
-    if len(found) <= count:
-        raise Refusal(f"{source} has {len(found)} document(s): too few to hold any out")
-    return found[count:], found[:count]
-
-
-def encode(
-    sources: Sequence[str | Path], weights: Sequence[float], settings: Pretraining, tokenizer: Any
-) -> Texts:
-    """Encode all sources; documents are joined by EOS."""
-    train, held_out = [], []
-    for source in sources:
-        kept, left = split_documents(source, settings)
-        train.append(_join(kept, tokenizer))
-        held_out.append(_join(left, tokenizer))
-        if len(train[-1]) < settings.context:
-            raise Refusal(f"{source} has {len(train[-1])} tokens, fewer than one sequence")
-    share = np.asarray(weights, dtype=np.float64)
-    return Texts(
-        names=tuple(Path(source).name for source in sources),
-        train=tuple(train),
-        held_out=tuple(held_out),
-        weights=share / share.sum(),
-        bos=int(tokenizer.bos_token_id),
-        vocabulary=len(tokenizer),
-    )
 
 
 def pretrain(
@@ -181,16 +117,19 @@ def pretrain(
     settings: Pretraining | None = None,
     tokenizer: Any = None,
     progress: Progress | None = None,
+    notify: Callable[[str], object] = lambda text: None,
     checkpoint_every: int = 400,
 ) -> xr.Dataset:
-    """Train a model and leave it, its tokenizer and its log in a directory.
+    """Train a model and leave it, its tokenizer, its log and its card in a directory.
 
-    An interrupted call, made again, goes on from the last checkpoint.
+    An interrupted call, made again, goes on from the last checkpoint; a finished one does nothing.
 
     Parameters
     ----------
     directory : path
-        Where `model.safetensors` (float16), `config.json`, the tokenizer and `pretraining.nc` go.
+        Where `model.safetensors` (float16), `config.json`, the tokenizer, `pretraining.nc`,
+        `README.md` and `stages.json`, which says that they are of this training, go. It is empty,
+        or not there, or holds this training; what else is put there then stays as it is.
     sources : sequence of str or path
         Corpora, as `robustness.corpus.documents` takes them.
     weights : sequence of float
@@ -201,6 +140,8 @@ def pretrain(
         A tokenizer to use; without one, one is trained on the same texts.
     progress : callable, optional
         Called after every step.
+    notify : callable, optional
+        Told where nothing is to be done.
     checkpoint_every : int
         Steps between checkpoints and between measurements of the held-out loss.
 
@@ -213,48 +154,194 @@ def pretrain(
     Raises
     ------
     Refusal
-        If a source cannot be read, or the directory holds a checkpoint of other settings.
+        If a source cannot be read, the directory holds anything else, or the loss diverges.
     """
     settings = settings or Pretraining()
-    weights = tuple(weights) or (1.0,) * len(sources)
-    if len(weights) != len(sources) or min(weights, default=0) <= 0:
-        raise Refusal(f"{len(sources)} source(s) take as many weights above 0, not {weights}")
-    directory.mkdir(parents=True, exist_ok=True)
-    if tokenizer is None:
-        texts = (text for source in sources for text in split_documents(source, settings)[0])
-        tokenizer = train_tokenizer(texts, settings.vocabulary)
-    data = encode(sources, weights, settings, tokenizer)
+    shares = share(weights, len(sources))
+    directory = directory.expanduser()
+    check_name(directory)
+    if directory.exists() and not directory.is_dir():
+        raise Refusal(f"{directory} is a file: choose another place")
+    with Lock(directory / CHECKPOINT) as lock:
+        with unwritable(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            earlier = _find(directory)
+            if lock.held:
+                clear(directory / CHECKPOINT)
+                clear_directory(directory)
+        texts = [read(source, seed=settings.seed, held_out=settings.held_out) for source in sources]
+        given = tokenizer is not None
+        if tokenizer is None:
+            every = (text for source in texts for text in source.train)
+            tokenizer = train_tokenizer(every, settings.vocabulary)
+        check("the tokenizer", tokenizer)
+        data = encode(texts, shares, settings.context, tokenizer)
+        _check_memory(settings, data.vocabulary)
+        # What the card needs is looked for before hours of training, not after.
+        corpus = prose(tokenizer, settings.context)
+        made_of = {name: str(value) for name, value in asdict(settings).items()}
+        made_of |= {"sources": ", ".join(data.names), "shares": str(shares.tolist())}
+        for number, text in enumerate(texts, 1):
+            made_of[f"sha256 of text {number} ({text.name})"] = text.sha256
+        made_of["sha256 of the tokenizer"] = hash_of(tokenizer)
+        if earlier is not None and _is_finished(directory, earlier, made_of):
+            notify(f"{directory} holds this model already: nothing is trained")
+            return load(directory / LOG)
+        model, log = _train(
+            directory, data, settings, tokenizer, made_of, progress, checkpoint_every
+        )
+        dataset = _log_dataset(log, data, settings, given)
+
+        def write(where: Path) -> None:
+            model.save_pretrained(where)
+            tokenizer.save_pretrained(where)
+            save(dataset, where / LOG)
+            (where / "README.md").write_text(card(where, dataset, corpus), encoding="utf-8")
+
+        write_into(directory, write, kind=KIND, made_of=made_of)
+        with unwritable(directory):
+            (directory / CHECKPOINT).unlink()
+        return dataset
+
+
+def _find(directory: Path) -> Manifest | None:
+    """Return the mark of what was trained in a directory, and refuse one with other things."""
+    found = manifest.read(directory)
+    if found is not None and found.kind != KIND:
+        raise Refusal(f"{directory} holds a {found.kind}: choose another directory")
+    if os.path.lexists(directory / CHECKPOINT):
+        read_made_of(directory / CHECKPOINT)
+    elif found is None:
+        hidden = (f".{CHECKPOINT}.", WRITING)
+        names = (path.name for path in directory.iterdir())
+        for name in sorted(name for name in names if not name.startswith(hidden))[:1]:
+            raise Refusal(
+                f"{directory} holds {name}, and no training of stages: choose another directory"
+            )
+    return found
+
+
+def _is_finished(directory: Path, found: Manifest, made_of: dict[str, str]) -> bool:
+    """Return whether the model is there, and refuse another one.
+
+    While there is a checkpoint, files of the model may be missing.
+    """
+    checkpoint = directory / CHECKPOINT
+    wrong = [*found.missing(directory), *found.changed(directory)]
+    if checkpoint.exists() and wrong:
+        return False
+    different = manifest.difference(found.made_of, made_of)
+    if different:
+        raise Refusal(
+            f"{directory} holds a model that was trained {different}: choose another directory"
+        )
+    if wrong:
+        raise Refusal(
+            f"{directory} holds this model, but {wrong[0]} is not what was written: choose another "
+            "directory"
+        )
+    checkpoint.unlink(missing_ok=True)
+    return True
+
+
+def _check_memory(settings: Pretraining, vocabulary: int) -> None:
+    """Refuse a model that cannot be trained in the memory of this machine."""
+    weights = 12 * settings.layers * settings.width**2 + vocabulary * settings.width
+    # Weights, gradients and two moments; the logits of a step and their gradients.
+    needed = 16 * weights + 8 * settings.batch * settings.context * vocabulary
+    there = psutil.virtual_memory().total
+    if needed > there:
+        raise Refusal(
+            f"training takes more than {needed / 1e9:,.0f} GB of memory, and there are "
+            f"{there / 1e9:,.0f} GB: lower --layers, --width, --batch or --context"
+        )
+
+
+def _train(
+    directory: Path,
+    data: Texts,
+    settings: Pretraining,
+    tokenizer: Any,
+    made_of: dict[str, str],
+    progress: Progress | None,
+    checkpoint_every: int,
+) -> tuple[Any, Log]:
+    """Train from the last checkpoint on; return the model, in float16, and the log."""
     model = build(settings, tokenizer)
     optimizer = _optimizer(model, settings)
-    log: dict[str, list[Any]] = {"loss": [], "held_out_loss": [], "evaluated": []}
-    vocabulary = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
-    described = repr((settings, data.names, weights, vocabulary[:12]))
-    start = _restore(directory / CHECKPOINT, model, optimizer, log, described)
+    log: Log = {"loss": [], "held_out_loss": [], "evaluated": []}
+    start = restore(directory / CHECKPOINT, model, optimizer, log, made_of, settings.steps)
     compiled = torch.compile(model) if settings.compile else model
     for step in range(start, settings.steps):
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        loss = _loss(compiled, data.batch(settings, step), settings.bfloat16)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        log["loss"].append(loss.item())
+        with _running(settings):
+            tokens = data.batch(
+                step, seed=settings.seed, size=settings.batch, context=settings.context
+            )
+            loss = _step(compiled, optimizer, tokens, settings)
+        log["loss"].append(_number(loss, log, step + 1, settings))
         speed = settings.batch * settings.context / (time.perf_counter() - began)
         if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
-            log["held_out_loss"].append(held_out_loss(model, data, settings))
+            held_out = held_out_loss(model, data, settings)
+            _number(sum(held_out), log, step + 1, settings)
+            log["held_out_loss"].append(held_out)
             log["evaluated"].append(step + 1)
-            _keep(directory / CHECKPOINT, model, optimizer, log, described)
+            keep(directory / CHECKPOINT, model, optimizer, log, made_of)
         if progress is not None:
             progress(step + 1, settings.steps, log["loss"][-1], speed)
-    dataset = _log_dataset(log, data, settings)
     model.half()
-    write_into(directory, model.save_pretrained)
-    write_into(directory, tokenizer.save_pretrained)
-    save(dataset, directory / "pretraining.nc")
-    (directory / CHECKPOINT).unlink(missing_ok=True)
-    return dataset
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise Refusal(
+            "the model has weights beyond the range of float16, in which it would be written: "
+            f"{_milder(settings)}"
+        )
+    return model, log
+
+
+def _step(model: Any, optimizer: torch.optim.AdamW, tokens: Tensor, settings: Pretraining) -> float:
+    """Take a step and return its loss; none is taken where loss or gradient is no number."""
+    loss = _loss(model, tokens, settings.bfloat16)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    if not math.isfinite(norm.item()):
+        return math.nan
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def _number(loss: float, log: Log, step: int, settings: Pretraining) -> float:
+    """Return a loss, and refuse to go on with one that is no number."""
+    if not math.isfinite(loss):
+        evaluated = log["evaluated"]
+        kept = f"; the checkpoint of step {int(evaluated[-1])} stays" if evaluated else ""
+        raise Refusal(
+            f"the loss is no number at step {step} of {settings.steps}{kept}: {_milder(settings)}"
+        )
+    return loss
+
+
+def _milder(settings: Pretraining) -> str:
+    return f"lower --learning-rate from {settings.learning_rate}, and choose another directory"
+
+
+@contextmanager
+def _running(settings: Pretraining) -> Iterator[None]:
+    """Refuse what this machine cannot compute, where libraries raise errors of their own."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise Refusal(
+                "memory ran out: lower --batch, --context, --layers or --width"
+            ) from error
+        if settings.compile and type(error).__module__.startswith("torch._"):
+            raise Refusal(
+                f"the model cannot be compiled ({first_line(error)}): leave --compile out"
+            ) from error
+        raise
 
 
 def build(settings: Pretraining, tokenizer: Any) -> Any:
@@ -263,7 +350,7 @@ def build(settings: Pretraining, tokenizer: Any) -> Any:
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if settings.architecture == "gpt2":
         config: Any = GPT2Config(
-            vocab_size=len(tokenizer),
+            vocab_size=size_of(tokenizer),
             n_positions=settings.context,
             n_embd=settings.width,
             n_layer=settings.layers,
@@ -275,7 +362,7 @@ def build(settings: Pretraining, tokenizer: Any) -> Any:
         )
     else:
         config = GPTNeoXConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=size_of(tokenizer),
             max_position_embeddings=settings.context,
             hidden_size=settings.width,
             intermediate_size=4 * settings.width,
@@ -296,7 +383,7 @@ def held_out_loss(model: Any, data: Texts, settings: Pretraining) -> list[float]
             parts = [
                 _loss(model, part, False) * len(part) for part in windows.split(settings.batch)
             ]
-        losses.append(float(sum(parts) / max(1, len(windows))))
+        losses.append(float(sum(parts) / len(windows)))
     return losses
 
 
@@ -318,46 +405,7 @@ def _optimizer(model: Any, settings: Pretraining) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _keep(
-    path: Path, model: Any, optimizer: torch.optim.AdamW, log: dict[str, list[Any]], settings: str
-) -> None:
-    tensors = {f"log.{name}": torch.tensor(rows, dtype=torch.float64) for name, rows in log.items()}
-    for name, parameter in model.named_parameters():
-        tensors[f"weight.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value
-    write_whole(path, lambda file: save_file(tensors, file, metadata={"settings": settings}))
-
-
-def _restore(
-    path: Path, model: Any, optimizer: torch.optim.AdamW, log: dict[str, list[Any]], settings: str
-) -> int:
-    """Load a checkpoint where there is one; return the steps done."""
-    if not path.exists():
-        return 0
-    with safe_open(path, framework="pt") as file:
-        there = file.metadata()["settings"]
-        if there != settings:
-            raise Refusal(
-                f"{path.parent} holds a checkpoint of other settings: {there} there, "
-                f"{settings} asked for; remove {path.name} to start again"
-            )
-        for name, rows in log.items():
-            rows[:] = file.get_tensor(f"log.{name}").tolist()
-        for name, parameter in model.named_parameters():
-            parameter.data.copy_(file.get_tensor(f"weight.{name}"))
-            optimizer.state[parameter] = {
-                key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-    return len(log["loss"])
-
-
-def _join(texts: list[str], tokenizer: Any) -> Ids:
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.concatenate([[*ids, tokenizer.eos_token_id] for ids in encoded]).astype(np.int64)
-
-
-def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) -> xr.Dataset:
+def _log_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> xr.Dataset:
     rates = [settings.rate(step) for step in range(len(log["loss"]))]
     nats = {"units": "nat"}
     seen = np.concatenate(data.train)
@@ -395,5 +443,6 @@ def _log_dataset(log: dict[str, list[Any]], data: Texts, settings: Pretraining) 
                 key: int(value) if isinstance(value, bool) else value
                 for key, value in asdict(settings).items()
             }
+            | {"vocabulary": size, "tokenizer": "given" if given else "trained"}
         ),
     )

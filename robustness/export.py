@@ -1,6 +1,8 @@
 """A checkpoint of a model whose blocks are in another order, for transformers alone."""
 
+import hashlib
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -12,13 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from robustness import results
 from robustness.checkpoint import LOADING_ERRORS, ORIGIN
+from robustness.directory import unwritable, write_directory
+from robustness.memory import is_out_of_memory
 from robustness.model import Model, find_paths
 from robustness.rebuilding import compare, rebuild, whole_blocks
 from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, check, to_text
 
-WRITTEN = (".json", ".safetensors", ".md", ".jinja", ".model", ".txt")
-"""How the names end of what is written."""
+VOLATILE = ("version", "command", "created")
+"""What two exports of the same may differ in."""
+
+UNWRITTEN = ("auto_map", "is_local", "local_files_only")
+"""Entries of configurations that name code to run, or say how the original was opened."""
 
 BESIDES = 2**24
 """Bytes of what a checkpoint has besides weights, at most: a tokenizer mostly."""
@@ -45,19 +52,20 @@ def export(
     schedule : tuple of int
         Whole blocks. One that is executed twice is written twice.
     directory : str or path
-        One that is not there, or empty.
+        One that is not there, or empty. One that holds this very export is left as it is.
     fresh : bool
         Whether to replace a directory that holds what an earlier export left, and nothing else.
     command : str
         The command line, for the record.
     notify : callable, optional
-        Told of what is written more than once.
+        Told of what is written more than once, and where nothing is.
 
     Returns
     -------
     path
         The directory: configuration, safetensors, tokenizer, and a card, `README.md`. The entry
-        `stages` of the configuration says which model it is made of, and how.
+        `stages` of the configuration says which model it is made of, and how; `stages.json` says
+        which files are of the export.
 
     Raises
     ------
@@ -65,8 +73,9 @@ def export(
         If no checkpoint of the model's class executes the schedule, or the directory cannot be
         written.
     """
-    schedule = check(schedule, model.layers)
+    schedule, place = check(schedule, model.layers), Path(directory)
     net: Any = rebuild(model, schedule)
+    _refuse_code(model, net)
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
@@ -86,31 +95,65 @@ def export(
         for name in copies:
             # Files hold no tensor under two names, unless it is tied.
             weights[name] = weights[name].clone()
-        try:
-            net.save_pretrained(where, state_dict=weights)
-            if model.tokenizer is not None:
-                model.tokenizer.save_pretrained(where)
-        except (
-            ValueError,
-            LookupError,
-            AttributeError,
-            TypeError,
-            StrictDataclassError,
-        ) as error:
-            raise Refusal(f"{model.name} cannot be written: {first_line(error)}") from error
+        _save(model, net, where, state_dict=weights)
         del weights
-        (where / "README.md").write_text(
-            _card(Path(directory).name, origin, model.tokenizer), encoding="utf-8"
-        )
+        card = _card(place.name, origin, model.tokenizer)
+        (where / "README.md").write_text(card, encoding="utf-8")
         _check(model, schedule, where)
 
-    results.write_directory(
-        Path(directory),
-        write,
-        size=size + BESIDES,
-        replaceable=lambda there: fresh and _is_export(there),
+    made_of = {key: value for key, value in origin.items() if key not in VOLATILE}
+    made_of["besides_sha256"] = _hash_besides(model, net)
+    written = write_directory(
+        place, write, kind="export", made_of=made_of, size=size + BESIDES, fresh=fresh
     )
-    return Path(directory)
+    if not written:
+        notify(f"{place} holds this export already: nothing is written")
+    return place
+
+
+def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
+    """Write a checkpoint, or without weights what it has besides them and its configuration."""
+    try:
+        if weights:
+            net.save_pretrained(where, **weights)
+        elif net.can_generate():
+            net.generation_config.save_pretrained(where)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(where)
+    except OSError:
+        raise
+    except (*LOADING_ERRORS, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise Refusal(
+            f"{model.name} cannot be written ({first_line(error)}): mend its configuration"
+        ) from error
+    for path in where.glob("*config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if key not in UNWRITTEN}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _hash_besides(model: Model, net: Any) -> str:
+    """Hash what a checkpoint has besides its weights and the configuration of the model."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as name:
+        where = Path(name)
+        with unwritable(where):
+            _save(model, net, where)
+        for path in sorted(filter(Path.is_file, where.rglob("*"))):
+            digest.update(f"{path.relative_to(where)} {results.file_digest(path)}".encode())
+    return digest.hexdigest()
+
+
+def _refuse_code(model: Model, net: Any) -> None:
+    """Refuse a model that is computed, or whose text is cut, by code of its own."""
+    for part in (net, net.config, model.tokenizer):
+        if getattr(part, "_auto_class", None) is not None:
+            raise Refusal(
+                f"{model.name} runs code of its own ({type(part).__name__}), which no checkpoint "
+                "for plain transformers has: export a model of a class in transformers"
+            )
 
 
 def _copies(net: Any, schedule: tuple[int, ...]) -> list[str]:
@@ -151,7 +194,6 @@ def _check(model: Model, schedule: Schedule, directory: Path) -> None:
             attn_implementation=model.identity["attention"],
             output_loading_info=True,
             local_files_only=True,
-            # Where it is not said, transformers asks on standard input.
             trust_remote_code=False,
         )
     except (*LOADING_ERRORS, ImportError) as error:
@@ -167,24 +209,15 @@ def _check(model: Model, schedule: Schedule, directory: Path) -> None:
     compare(model, schedule, net.eval().to(model.device))
 
 
-def _is_export(directory: Path) -> bool:
-    """Return whether a directory holds what an export wrote, and nothing besides."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return ORIGIN in config and all(file.suffix in WRITTEN for file in directory.iterdir())
-
-
 def _card(name: str, origin: dict[str, str], tokenizer: Any) -> str:
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in origin.items())
     source = f"`{origin['model']}` ({origin['architecture']}, {origin['layers']} blocks)"
-    classes, use = "AutoModelForCausalLM", ""
+    classes, use, path = "AutoModelForCausalLM", "", json.dumps(name)
     if tokenizer is not None:
         classes += ", AutoTokenizer"
         prompt = '"Once upon a time"'
         prompt = prompt if tokenizer.bos_token is None else f"tokenizer.bos_token + {prompt}"
-        use = f"""tokenizer = AutoTokenizer.from_pretrained("{name}")
+        use = f"""tokenizer = AutoTokenizer.from_pretrained({path})
 inputs = tokenizer({prompt}, add_special_tokens=False, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
 """
@@ -196,7 +229,7 @@ Nothing was trained: the weights are those of `{origin["model"]}`, under its lic
 ```python
 from transformers import {classes}
 
-model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto")
+model = AutoModelForCausalLM.from_pretrained({path}, dtype="auto")
 {use}```
 
 | | |

@@ -10,10 +10,7 @@ import glob
 import hashlib
 import os
 import platform
-import shutil
-import stat
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -601,93 +598,6 @@ def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
             mean = total / counts.sum("token")
             found[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
     return dataset.drop_dims("token").assign(found)
-
-
-def write_into(directory: Path, write: Callable[[Path], Any]) -> None:
-    """Write several files by way of a temporary directory, so that none is half-written."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".writing-") as temporary:
-        write(Path(temporary))
-        for file in sorted(Path(temporary).iterdir()):
-            write_whole(directory / file.name, partial(os.replace, file))
-
-
-def write_directory(
-    directory: Path,
-    write: Callable[[Path], Any],
-    *,
-    size: int = 0,
-    replaceable: Callable[[Path], bool] = lambda directory: False,
-) -> None:
-    """Write a directory by way of a temporary neighbour, so that it is never half-written.
-
-    Parameters
-    ----------
-    directory : path
-        The directory. One that is there must be empty, or `replaceable`.
-    write : callable
-        Given the temporary path, an empty directory, writes into it; what it raises leaves nothing.
-    size : int
-        Bytes that will be written, for which there must be room.
-    replaceable : callable
-        Whether what is in a directory may be thrown away.
-
-    Raises
-    ------
-    Unwritable
-        If something else is there, there is no room, or the place cannot be written.
-    """
-    directory = directory.expanduser().resolve()
-    if directory.exists() and not directory.is_dir():
-        raise Unwritable(f"{directory.name} is a file: choose another place")
-    if directory == Path.cwd():
-        raise Unwritable(f"{directory.name} is the directory that you are in: choose another place")
-    with Lock(directory):
-        full = directory.exists() and any(directory.iterdir())
-        if full and not replaceable(directory):
-            raise Unwritable(
-                f"the directory {directory.name} is not empty: choose another place, or --fresh to "
-                "replace what stages wrote there"
-            )
-        _write_directory(directory, write, size, full)
-
-
-def _write_directory(directory: Path, write: Callable[[Path], Any], size: int, full: bool) -> None:
-    prefix = f".{directory.name}.writing-"
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        for left in directory.parent.glob(f"{glob.escape(prefix)}*"):  # by one that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        free = shutil.disk_usage(directory.parent).free
-        if size > free:
-            raise Unwritable(
-                f"{directory.name} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free "
-                "there: make room, or choose another place"
-            )
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
-            whole = Path(temporary) / "new"
-            whole.mkdir()
-            write(whole)
-            usual = Path(temporary) / "usual"
-            usual.touch()
-            for file in filter(Path.is_file, whole.rglob("*")):
-                # safetensors makes files that are their owner's alone.
-                file.chmod(stat.S_IMODE(usual.stat().st_mode))
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-            old = Path(temporary) / "old"
-            if full:
-                directory.rename(old)
-            try:
-                whole.rename(directory)
-            except OSError:
-                if full:
-                    old.rename(directory)
-                raise
-    except (OSError, RuntimeError) as error:
-        raise Unwritable(
-            f"{directory.name} cannot be written ({first_line(error)}): make room, or choose "
-            "another place"
-        ) from error
 
 
 def save_figure(figure: Any, path: Path) -> Path:

@@ -9,8 +9,12 @@ import pytest
 import torch
 import xarray as xr
 
+from recipes import pretrain as pretraining
 from recipes.ngram import trigram_loss, unigram_loss
-from recipes.pretrain import CHECKPOINT, Pretraining, encode, pretrain, train_tokenizer
+from recipes.pretrain import Pretraining, pretrain
+from recipes.training_state import CHECKPOINT
+from recipes.training_text import encode, read, share
+from recipes.training_tokenizer import train_tokenizer
 from robustness.corpus import documents
 from robustness.model import open_model
 from robustness.refusal import Refusal
@@ -19,6 +23,19 @@ SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 24, "vocabulary": 300, "batch": 4,
     "tokens": 4 * 24 * 30, "warmup": 5,
 }  # fmt: skip
+
+READ = read("builtin", seed=0, held_out=0.03)
+
+
+@pytest.fixture(autouse=True)
+def quick_card(monkeypatch):
+    """The card, which takes longer than the training of such small models, has tests of its own."""
+    monkeypatch.setattr(pretraining, "prose", lambda *_: None)
+    monkeypatch.setattr(pretraining, "card", lambda *_: "The card.\n")
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +51,7 @@ def test_a_trained_model_opens_like_any_other_and_has_learnt(tmp_path, tokenizer
     xr.testing.assert_equal(log, xr.load_dataset(tmp_path / "pretraining.nc"))
     model = open_model(tmp_path)
     assert model.layers == 2 and model.tokenizer.bos_token_id is not None
-    held = encode(["builtin"], [1], settings, tokenizer).windows(0, 24)
+    held = encode([READ], share([], 1), 24, tokenizer).windows(0, 24)
     with torch.no_grad():
         logits = model.traced._module(held, use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), held[:, 1:].flatten())
@@ -79,19 +96,17 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, tokenizer):
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, tokenizer):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     options = {"tokenizer": tokenizer, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
-        pretrain(tmp_path, ["builtin"], settings=Pretraining(**SMALL), progress=stop, **options)
-    with pytest.raises(Refusal, match="checkpoint of other settings"):
+        pretrain(
+            tmp_path, ["builtin"], settings=Pretraining(**SMALL), progress=interrupt, **options
+        )
+    with pytest.raises(Refusal, match="made with seed 0, not 4; choose another directory"):
         pretrain(tmp_path, ["builtin"], settings=Pretraining(**SMALL, seed=4), **options)
 
 
 def test_no_held_out_document_is_trained_on(tokenizer):
-    settings = Pretraining(**SMALL)
-    data = encode(["builtin"], [1], settings, tokenizer)
+    data = encode([READ], share([], 1), 24, tokenizer)
     count = sum(1 for _ in documents("builtin"))
     assert (data.train[0] == data.bos).sum() + (data.held_out[0] == data.bos).sum() == count
     assert (data.held_out[0] == data.bos).sum() == round(0.03 * count)
