@@ -1,12 +1,13 @@
 # make demo   the built-in model, dropped, swapped and looked into: files, figures, table, report
 # make test   ruff, mypy, pytest
+# make fuzz   hostile command lines, files, models, texts and answers, and kills, all that are known
 # make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
 # All set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test ndif-test clean
+.PHONY: demo test fuzz ndif-test clean
 
 demo: .venv/ready
 	$(BIN)/stages demo
@@ -16,6 +17,10 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n auto --dist worksteal
+
+# The limit on memory (in KiB) is the machine's protection from what a bomb would take.
+fuzz: .venv/ready
+	ulimit -v 16000000 && STAGES_FUZZ=1 $(BIN)/pytest -n auto --dist worksteal --durations 10 tests/fuzz
 
 ndif-test: .venv/ready
 	$(BIN)/pytest tests/ndif/suite.py -s -rs
