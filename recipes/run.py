@@ -1,5 +1,6 @@
 """Measures what recipes are read from, file by file, and goes on from what is there."""
 
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from recipes.report import report
 from recipes.stages import stages
 from robustness import checkpoint, corpus, results
 from robustness.execution import sweep
+from robustness.local_file import expanded, kind
 from robustness.model import Model
 from robustness.neurons import neurons
 from robustness.observation import observe, unfit
@@ -370,10 +372,11 @@ def _fitting(names: Sequence[str], layers: int) -> list[str]:
 
 def _files(value: Any) -> list[Path]:
     """Return the files that a setting names, if it names any."""
-    try:
-        path = Path(value).expanduser() if isinstance(value, (str, Path)) else None
-    except RuntimeError:  # ~someone who does not exist
+    if not isinstance(value, (str, Path)):
         return []
-    if path is None or not path.exists():
-        return []
-    return sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
+    path = expanded(value)
+    found = kind(path)
+    if found == stat.S_IFDIR:
+        return sorted(each for each in path.iterdir() if kind(each) == stat.S_IFREG)
+    # What is no file is refused where it is read; a pipe would wait here for a writer.
+    return [path] if found == stat.S_IFREG else []

@@ -110,7 +110,9 @@ def kind(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise Refusal(f"{shown(path)} cannot be looked at: {error.strerror}") from error
+        raise Refusal(
+            f"{shown(path)} cannot be looked at ({error.strerror}): name another"
+        ) from error
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -478,7 +478,8 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
             "means over the tokens of a sequence"
         ),
         "versions": ", ".join((*versions, f"python {platform.python_version()}")),
-        "command": command or "python",
+        # A word that names a file whose name is no text holds halves of surrogate pairs.
+        "command": (command or "python").encode("utf-8", "backslashreplace").decode(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -22,6 +22,7 @@ from robustness import encoding, local_file, local_text
 from robustness.corpus import cut, documents, first_documents, opened
 from robustness.local_text import open_documents
 from robustness.refusal import Refusal
+from robustness.results import load
 
 TOKENIZER = byte_tokenizer()
 ROOT = Path(__file__).parents[1]
@@ -308,6 +309,16 @@ def test_names_that_are_no_text_are_shown_escaped(tmp_path):
     found = cut(str(path), TOKENIZER, context=10)
     assert found.name == "caf\\udce9\\x1b[31m.jsonl"
     found.name.encode()
+
+
+def test_a_run_on_a_file_whose_name_is_no_text_is_saved(run, llama, tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jsonl"))
+    path.write_bytes(lines_of(["abc" * 20] * 3))
+    words = ("sweep", llama, "--drop", "--context", 12, "--quiet", "--out", "out.nc")
+    for data in (path, path.name):
+        assert run(*words, "--fresh", "--data", data)[0] == 0
+        assert load(tmp_path / "out.nc").attrs["corpus"] == "caf\\udce9.jsonl"
+        assert "caf\\udce9.jsonl" in load(tmp_path / "out.nc").attrs["command"]
 
 
 def test_far_more_than_text_unpacks_to_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
