@@ -893,6 +893,7 @@ def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
             fresh=not options["resume"],
             command=command_line(),
             progress=progress,
+            tell=partial(_tell, options=options),
         )
     return Path(out)
 
@@ -938,6 +939,7 @@ def _observe(
                     batch_tokens=options["batch_tokens"],
                     out=directory,
                     progress=progress,
+                    tell=partial(_tell, options=options),
                     **common,
                 )
         yield from (directory / f"{measurement}.nc" for measurement in traced)
@@ -996,6 +998,7 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
             "fresh": not options["resume"],
             "command": command_line(),
             "progress": progress,
+            "tell": partial(_tell, options=options),
         }
         if task == "wic":
             probe_wic(model, source, **common)

@@ -194,6 +194,7 @@ def probe_subjoiner(
     fresh: bool = False,
     command: str = "",
     progress: Callable[[int, int], object] | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> xr.Dataset:
     """Find the heads that gather the pieces of a word.
 
@@ -203,7 +204,7 @@ def probe_subjoiner(
         An opened model.
     source, pieces, items, seed, field, split
         As for `make_inputs`.
-    batch_tokens, out, fresh, command, progress
+    batch_tokens, out, fresh, command, progress, tell
         As for `robustness.observation.observe`, with one file.
 
     Returns
@@ -267,6 +268,7 @@ def probe_subjoiner(
         settings={"length": LENGTH},
         batch_tokens=batch_tokens,
         progress=progress,
+        tell=tell,
     )
 
 

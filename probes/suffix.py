@@ -192,6 +192,7 @@ def probe_suffix(
     fresh: bool = False,
     command: str = "",
     progress: Callable[[int, int], object] | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> xr.Dataset:
     """Probe groups of neurons for whether the next token ends in a suffix.
 
@@ -213,7 +214,7 @@ def probe_suffix(
         Of the windows, the random neurons, the shuffled labels and the bootstrap.
     revision, trust_remote_code
         As for `open_model`.
-    batch_tokens, out, fresh, command, progress
+    batch_tokens, out, fresh, command, progress, tell
         As for `robustness.observation.observe`, with one file.
 
     Returns
@@ -295,6 +296,7 @@ def probe_suffix(
         },
         batch_tokens=batch_tokens,
         progress=progress,
+        tell=tell,
     )
 
 

@@ -70,6 +70,7 @@ def probe_wic(
     fresh: bool = False,
     command: str = "",
     progress: Callable[[int, int], object] | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> xr.Dataset:
     """Probe at every depth whether a word means the same in two sentences.
 
@@ -91,6 +92,8 @@ def probe_wic(
         The command line, for the record.
     progress : callable, optional
         Told how many sentences are done, and how many there are.
+    tell : callable
+        Told when memory ran out and less is run at once from there on.
 
     Returns
     -------
@@ -160,6 +163,7 @@ def probe_wic(
         details={"word": [sides[at][1] for at in order]},
         batch_tokens=batch_tokens,
         progress=progress,
+        tell=tell,
     )
 
 

@@ -62,6 +62,8 @@ class Task:
     directory: Path
     fresh: bool
     command: str
+    tell: Callable[[str], object]
+    """Told of what the user should know on the way."""
 
     def path(self, source: Source) -> Path:
         """Where a file is left."""
@@ -74,6 +76,7 @@ class Task:
             "fresh": self.fresh,
             "command": self.command,
             "progress": progress,
+            "tell": self.tell,
         }
 
 
@@ -137,7 +140,7 @@ def reproduce(
         tell("all of it is there: nothing to do")
         return page
     unavailable = dict(left_out)
-    task = Task(name, prepare(), directory, fresh, command)
+    task = Task(name, prepare(), directory, fresh, command, tell)
     fitting = [source for source in sources if source.file not in left_out]
     _check_model(task, fitting if fresh else [])
     documents, least = len(set(task.inputs.corpus.document.tolist())), SWEEP.least
@@ -314,7 +317,8 @@ def _observe(task: Task, group: Sequence[Source], progress: Any) -> None:
 
 def _neurons(task: Task, group: Sequence[Source], progress: Any) -> None:
     common = task.common(progress)
-    common.pop("batch_tokens")
+    for name in ("batch_tokens", "tell"):
+        common.pop(name)
     neurons(task.name, out=task.path(group[0]), **task.inputs.loading, **common)
 
 

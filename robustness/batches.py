@@ -1,6 +1,7 @@
 """How text goes through a model: how much at once, and which of its positions are read."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -63,6 +64,22 @@ def batches(
 def _side(length: int, bends: Sequence[int]) -> int:
     """Return how many bends a length is above."""
     return sum(length > bend for bend in bends)
+
+
+def rest(parts: Sequence[slice], done: Sequence[int]) -> list[slice]:
+    """Return what is left of batches, given how many sequences are done of one or several runs.
+
+    A run may have begun with other batches, so that one of these is done in part.
+
+    >>> rest([slice(0, 4), slice(4, 8)], [2])
+    [slice(2, 4, None), slice(4, 8, None)]
+    """
+    found = []
+    for rows in parts:
+        bounds = sorted({rows.start, rows.stop, *done})
+        inside = [at for at in bounds if max(rows.start, min(done)) <= at <= rows.stop]
+        found += [slice(first, last) for first, last in pairwise(inside)]
+    return found
 
 
 def check_corpus(model: Model, corpus: Corpus) -> None:

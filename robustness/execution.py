@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from robustness import (
+    changes,
     comparison,
     dissection,
     interpreter,
@@ -25,9 +27,9 @@ from robustness import (
     stopping,
     token_file,
 )
-from robustness.batches import Progress, check_tokens, queries
+from robustness.batches import Progress, check_tokens, queries, rest
 from robustness.corpus import Corpus
-from robustness.memory import Portions, is_out_of_memory
+from robustness.memory import Matrix, Portions
 from robustness.metrics import NONFINITE
 from robustness.model import Model
 from robustness.plan import Plan
@@ -226,6 +228,7 @@ def sweep(
         If an intervention or schedule is not possible, the corpus does not fit the model, or `out`
         holds a run of other settings.
     """
+    there = {} if shard is None or out is None or fresh else results.begun(Path(out))
     work = lay_out(
         model,
         corpus,
@@ -239,14 +242,12 @@ def sweep(
         shard=shard,
         per_token=per_token,
         command=command,
+        divided_by=changes.began_with(there),
     )
     if per_token and out is None:
         raise Refusal("values of single tokens are streamed to disk: say where, with out")
     model = work.model
-    portions = Portions(work.plan, work.cap, work.parts[0].stop)
-    divergences = work.divergences
     lower = "fewer --tokens, some --layers, or --readout agreement alone"
-    matrix = model.unembedding()
     run = results.Run(
         work.blank,
         np.zeros((len(work.runs), model.vocabulary), np.int32),
@@ -265,25 +266,24 @@ def sweep(
             single.begin(run.done, run.finished)
         elif fresh and out is not None:
             token_file.remove(Path(out))
-        left = [rows for rows in work.parts if rows.start >= run.done]
-        widths = [work.tokens(rows) for rows in left]
-        plan = portions.plan
-        sandbox.allow(
-            model,
-            [sandbox.of_plan(model, plan, width, width, len(divergences)) for width in widths],
-            lower,
-        )
+        left = rest(work.parts, [run.done])
+        plan = lru_cache(maxsize=1)(work.plan)
+        divergences = len(work.divergences)
+        crossings = [
+            sandbox.of_plan(model, plan(work.cap), width, width, divergences)
+            for width in map(work.tokens, left if model.sandboxed else [])
+        ]
+        sandbox.allow(model, crossings, lower)
         total = len(work.corpus.document)
         if progress is not None:
             progress(run.done, total)
+        portions = Portions(run.lost, tell)
+        portions.begin(changes.lowered(run.dataset.attrs))
+        matrix = portions.matrix(model.unembedding, run.done) if left else (None, None)
         for rows in left:
             if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
                 break
-            values, counts, lost = _in_portions(model, work, rows, portions, matrix, tell)
-            for text in lost:
-                before = run.dataset.attrs.get("out_of_memory")
-                noted = f"from sequence {rows.start} on {text}"
-                run.dataset.attrs["out_of_memory"] = f"{before}; {noted}" if before else noted
+            values, counts = _batch(work, rows, portions, plan, matrix)
             if single is not None:
                 each = [name for name in values if name.startswith(token_file.PREFIX)]
                 single.add(rows, {name: values.pop(name) for name in each})
@@ -293,21 +293,20 @@ def sweep(
         if until_se is None:
             dataset = run.finish()
             if single is not None:
-                kept = {"out_of_memory"} & dataset.attrs.keys()
+                kept = {*changes.ADJUSTABLE, *changes.NOTES} & dataset.attrs.keys()
                 single.finish(**{name: dataset.attrs[name] for name in kept})
             return dataset
         read = int(work.corpus.lengths[: run.done].sum())
         return run.finish(**stopping.record(run.measured(), read))
 
 
-def _in_portions(
-    model: Model,
+def _batch(
     work: Work,
     rows: slice,
     portions: Portions,
-    matrix: tuple[Tensor | None, Tensor | None],
-    tell: Callable[[str], object],
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32], list[str]]:
+    plan: Callable[[int], Plan],
+    matrix: Matrix,
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int32]]:
     """Measure a batch, in smaller portions where memory runs out.
 
     Returns
@@ -316,57 +315,46 @@ def _in_portions(
         Of every variable, laid out, its last dimension the sequence.
     counts : int32 array of shape (run, token)
         Of the most likely tokens.
-    lost : list of str
-        What is run at once after every time that memory ran out.
     """
+
+    def planned(cap: int | None) -> Plan:
+        return plan(min(work.cap, cap or work.cap))
+
+    def part_of(part: slice, cap: int | None) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+        found = measure(
+            work.model,
+            work.corpus,
+            part,
+            planned(cap),
+            matrix,
+            work.divergences,
+            work.per_token,
+        )
+        return _lay_out(work, found), found["top"]
+
     found: list[dict[str, NDArray[Any]]] = []
-    lost: list[str] = []
-    counts = np.zeros((len(work.runs), model.vocabulary), np.int32)
-    start = rows.start
-    while start < rows.stop:
-        part = slice(start, min(start + portions.sequences, rows.stop))
-        failure: Exception | None = None
-        measured: dict[str, NDArray[Any]] = {}
-        try:
-            measured = measure(
-                model,
-                work.corpus,
-                part,
-                portions.plan,
-                matrix,
-                work.divergences,
-                work.per_token,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            # Without its traceback, which would keep all that is to be freed.
-            failure = error.with_traceback(None)
-        if failure is not None:
-            smaller = portions.lower(part.stop - part.start)
-            if smaller is None:
-                raise Refusal(
-                    f"one sequence of {work.tokens(part)} tokens does not fit into memory: ask for "
-                    "a shorter --context, --dtype bfloat16, or another --device"
-                ) from failure
-            tell(f"out of memory: from here on {smaller}")
-            lost.append(smaller)
-            continue
-        for run, top in enumerate(measured["top"]):
-            counts[run] += np.bincount(top[top >= 0], minlength=model.vocabulary)
-        unchanged = {metric.name: measured[metric.name] for metric in work.kept}
-        changed = {m.name: work.labels.spread(measured[m.name]) for m in (*work.chosen, NONFINITE)}
-        singles = {}
-        if work.per_token:
-            names = [f"{token_file.PREFIX}{metric.name}" for metric in (*work.chosen, *work.kept)]
-            first = 0 if work.corpus.authors_alignment else 1
-            singles = token_file.spread(
-                {name: measured[name] for name in names}, work.labels, first, work.corpus.context
-            )
-        found.append(changed | unchanged | singles)
-        start = part.stop
+    counts = np.zeros((len(work.runs), work.model.vocabulary), np.int32)
+    parts = portions.each(rows, part_of, work.tokens, lambda cap: planned(cap).widest)
+    for _, (values, tops) in parts:
+        found.append(values)
+        for run, top in enumerate(tops):
+            counts[run] += np.bincount(top[top >= 0], minlength=work.model.vocabulary)
     joined = {name: np.concatenate([each[name] for each in found], axis=-1) for name in found[0]}
-    return joined, counts, lost
+    return joined, counts
+
+
+def _lay_out(work: Work, measured: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Lay out what some sequences yielded as it stands in the file, and that of single tokens."""
+    unchanged = {metric.name: measured[metric.name] for metric in work.kept}
+    changed = {m.name: work.labels.spread(measured[m.name]) for m in (*work.chosen, NONFINITE)}
+    singles = {}
+    if work.per_token:
+        names = [f"{token_file.PREFIX}{metric.name}" for metric in (*work.chosen, *work.kept)]
+        first = 0 if work.corpus.authors_alignment else 1
+        singles = token_file.spread(
+            {name: measured[name] for name in names}, work.labels, first, work.corpus.context
+        )
+    return changed | unchanged | singles
 
 
 def measure(
@@ -374,7 +362,7 @@ def measure(
     corpus: Corpus,
     rows: slice,
     plan: Plan,
-    matrix: tuple[Tensor | None, Tensor | None],
+    matrix: Matrix,
     divergences: Sequence[str] = ("kl",),
     per_token: bool = False,
 ) -> dict[str, NDArray[Any]]:
@@ -394,7 +382,7 @@ def run_plan(
     tokens: Tensor,
     plan: Plan,
     text: dict[str, Any],
-    matrix: tuple[Tensor | None, Tensor | None],
+    matrix: Matrix,
     read: Callable[..., dict[str, Tensor]],
 ) -> dict[str, NDArray[Any]]:
     """Run a plan from the clean pass over tokens, in one trace, and read its final states there.

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from robustness import capture, results, sandbox
+from robustness import capture, changes, results, sandbox
 from robustness.anatomy import Anatomy, examine, parts
-from robustness.batches import Progress, batches, check_corpus, queries, tokens_of_text
+from robustness.batches import Progress, batches, check_corpus, queries, rest, tokens_of_text
 from robustness.corpus import Corpus
 from robustness.measurement import MEASUREMENTS, Measurement
-from robustness.memory import is_out_of_memory
+from robustness.memory import Portions, is_out_of_memory
 from robustness.model import Model
 from robustness.refusal import Refusal, last_line
 
@@ -44,6 +44,7 @@ def observe(
     fresh: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> dict[str, xr.Dataset]:
     """Measure what the clean run shows at every depth; all measurements share one pass per batch.
 
@@ -66,6 +67,8 @@ def observe(
         The command line, for the record.
     progress : callable, optional
         Called at the start and after every batch.
+    tell : callable
+        Told when memory ran out and less is run at once from there on.
 
     Returns
     -------
@@ -91,7 +94,7 @@ def observe(
     batch_tokens = batch_tokens or tokens_of_text(model)
     size = min(group, 2 ** max(0, (batch_tokens // corpus.context).bit_length() - 1))
     described = {**model.identity, **corpus.settings(), "batch_tokens": batch_tokens}
-    known = _known(model, anatomy, wanted)
+    known = parts(model) | _facts(anatomy)
     with ExitStack() as stack:
         runs = [
             stack.enter_context(
@@ -109,34 +112,57 @@ def observe(
         begin = min(run.done for run in runs)
         lower = "fewer --tokens or fewer measurements (lens is the dearest)"
         sandbox.allow(model, _crossings(model, corpus, wanted, begin, size), lower)
-        for start in range(0, total, size):
-            rows = slice(start, min(start + size, total))
+        unfinished = [run for run in runs if not run.finished]
+
+        def lost(sequence: int, text: str) -> None:
+            for run in unfinished:
+                run.lost(max(sequence, run.done), text)
+
+        def trace(
+            measured: list[Measurement], part: slice, _: int | None
+        ) -> list[dict[str, Tensor]]:
+            return _trace(model, corpus, part, measured, known)
+
+        portions = Portions(lost, tell)
+        for run in unfinished:
+            portions.begin(changes.lowered(run.dataset.attrs))
+        if begin < total and _predict(wanted):
+            known["matrix"] = portions.matrix(model.unembedding, begin)
+        whole = [slice(start, min(start + size, total)) for start in range(0, total, size)]
+        for rows in rest(whole, [run.done for run in runs]):
             due = [
                 (each, run)
                 for each, run in zip(wanted, runs, strict=True)
-                if start >= run.done and not (each.grouped and rows.stop > total // group * group)
+                if rows.start >= run.done
+                and not (each.grouped and rows.stop > total // group * group)
             ]
             if progress is not None:
-                progress(start, total)
+                progress(rows.start, total)
             if not due:
                 continue
-            found = _trace(model, corpus, rows, [each for each, _ in due], known)
-            for (each, run), taken in zip(due, found, strict=True):
-                if each.grouped is None:
-                    _check_names(each.name, taken, run.dataset)
-                    run.add(rows, {name: tensor.numpy() for name, tensor in taken.items()})
-                    continue
-                waiting = pending[each.name]
-                waiting.extend(taken.values())
-                if rows.stop % group == 0:
-                    value = each.grouped(torch.cat(waiting, -1), anatomy)
-                    waiting.clear()
-                    place = slice(rows.stop // group - 1, rows.stop // group)
-                    done = slice(rows.stop - group, rows.stop)
-                    run.add(done, {m.name: value[..., None] for m in each.variables}, place)
+            taking = partial(trace, [each for each, _ in due])
+            for part, found in portions.each(rows, taking, partial(_tokens, corpus)):
+                for (each, run), taken in zip(due, found, strict=True):
+                    if each.grouped is None:
+                        _check_names(each.name, taken, run.dataset)
+                        run.add(part, {name: tensor.numpy() for name, tensor in taken.items()})
+                        continue
+                    waiting = pending[each.name]
+                    waiting.extend(taken.values())
+                    if part.stop % group == 0:
+                        value = each.grouped(torch.cat(waiting, -1), anatomy)
+                        waiting.clear()
+                        place = slice(part.stop // group - 1, part.stop // group)
+                        done = slice(part.stop - group, part.stop)
+                        run.add(done, {m.name: value[..., None] for m in each.variables}, place)
         if progress is not None:
             progress(total, total)
         return {each.name: run.finish() for each, run in zip(wanted, runs, strict=True)}
+
+
+def _tokens(corpus: Corpus, rows: slice) -> int:
+    """Return how many tokens sequences have when they are filled up."""
+    return (rows.stop - rows.start) * int(corpus.lengths[rows].max())
 
 
 def _facts(anatomy: Anatomy) -> dict[str, Any]:
@@ -146,12 +172,9 @@ def _facts(anatomy: Anatomy) -> dict[str, Any]:
     return found | ({"factors": anatomy.factors} if anatomy.factors else {})
 
 
-def _known(model: Model, anatomy: Anatomy, measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """Return the parts of a model and what was found out of them, as measurements need them."""
-    known = parts(model) | _facts(anatomy)
-    if any("prediction" in each.needs for each in measurements):
-        known["matrix"] = model.unembedding()
-    return known
+def _predict(measurements: Sequence[Measurement]) -> bool:
+    """Whether measurements read what states predict."""
+    return any("prediction" in each.needs for each in measurements)
 
 
 def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str, str]:
@@ -171,7 +194,9 @@ def unfit(model: Model, corpus: Corpus, measurements: Sequence[str]) -> dict[str
             found[each.name] = str(error)
         else:
             fitting.append(each)
-    known = _known(model, anatomy, fitting)
+    known = parts(model) | _facts(anatomy)
+    if _predict(fitting):
+        known["matrix"] = Portions().matrix(model.unembedding, 0)
     if fitting and not model.request and _fault(model, corpus, fitting, known):
         for each in fitting:
             fault = _fault(model, corpus, [each], known)
@@ -190,7 +215,7 @@ def _fault(
     """Return how measurements fail on two sequences, or nothing."""
     try:
         _trace(model, corpus, slice(0, 2), measurements, known)
-    except FAULTS as error:
+    except (*FAULTS, MemoryError) as error:
         if is_out_of_memory(error):
             return ""
         return f"{model.name} ({model.identity['architecture']}): {last_line(error)}"
@@ -358,6 +383,7 @@ def scan(
     settings: Mapping[str, Any] | None = None,
     begin: int = 0,
     batch_tokens: int | None = None,
+    portions: Portions | None = None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Capture something of single short texts, a batch of them in each trace.
 
@@ -380,6 +406,8 @@ def scan(
         The first item that is wanted.
     batch_tokens : int, optional
         Tokens in a trace.
+    portions : Portions, optional
+        How much of a batch is run at once.
 
     Yields
     ------
@@ -407,16 +435,24 @@ def scan(
         for width, rows in zip(widths, parts_of, strict=True)
     ]
     sandbox.allow(model, costs, "fewer --items")
-    for rows in parts_of:
-        lengths = torch.tensor([len(ids) for ids in items[rows]], device=model.device)
+
+    def trace(part: slice, _: int | None) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(ids) for ids in items[part]], device=model.device)
         text = {
             "lengths": lengths,
-            **{name: _pad(values[rows], model) for name, values in (details or {}).items()},
+            **{name: _pad(values[part], model) for name, values in (details or {}).items()},
             **(settings or {}),
         }
-        tokens = _pad([np.asarray(ids) for ids in items[rows]], model)
+        tokens = _pad([np.asarray(ids) for ids in items[part]], model)
         (found,) = _walk(model, tokens, [(measure, finish, final)], sorted(needs), known, text)
-        yield rows, found
+        return found
+
+    def tokens_of(part: slice) -> int:
+        return (part.stop - part.start) * max(map(len, items[part]))
+
+    portions = portions or Portions()
+    for rows in parts_of:
+        yield from portions.each(rows, trace, tokens_of)
 
 
 def fill(
@@ -426,6 +462,7 @@ def fill(
     measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]],
     *,
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda text: None,
     **options: Any,
 ) -> xr.Dataset:
     """Fill a run over single short texts from where it stands, and return its finished dataset.
@@ -438,12 +475,17 @@ def fill(
         As for `scan`.
     progress : callable, optional
         Called at the start and after every batch.
+    tell : callable
+        Told when memory ran out and less is run at once from there on.
     """
+    portions = Portions(run.lost, tell, "--dtype bfloat16, or another --device")
     with run:
+        portions.begin(changes.lowered(run.dataset.attrs))
         if progress is not None:
             progress(run.done, len(items))
         if run.done < len(items):
-            for rows, found in scan(model, items, measure, begin=run.done, **options):
+            begun = {"begin": run.done, "portions": portions}
+            for rows, found in scan(model, items, measure, **begun, **options):
                 run.add(rows, {name: tensor.numpy() for name, tensor in found.items()})
                 if progress is not None:
                     progress(run.done, len(items))

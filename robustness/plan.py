@@ -50,6 +50,11 @@ class Plan:
 
     States of one call share their memory, which is free when the last of them is."""
 
+    @property
+    def widest(self) -> int:
+        """The most states that go through a step together."""
+        return max((len(sources) for kind, _, sources, *_ in self.rows if kind == RUN), default=1)
+
 
 def lowest(step: Step) -> tuple[int, str]:
     """Return the sort key of a step: its lowest block, and among steps of that its text.

@@ -26,7 +26,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness import stopping
+from robustness import changes, stopping
 from robustness.lock import Lock
 from robustness.metrics import METRICS, Metric
 from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
@@ -60,7 +60,8 @@ UNCOMPARED = (
     "created",
     "command",
     "sequences_done",
-    "out_of_memory",
+    *changes.ADJUSTABLE,
+    *changes.NOTES,
     "shards_created",
     "shards_command",
 )
@@ -256,7 +257,7 @@ class Run:
             raise Refusal(
                 f"{path} is no name of a NetCDF file, as numbers are kept in: it ends in .nc"
             )
-        self.partial = path and path.with_name(f"{path.stem}.partial{path.suffix}")
+        self.partial = path and _unfinished(path)
         """Where an unfinished run keeps what it has."""
         self.done = 0
         self._complete = complete
@@ -321,6 +322,10 @@ class Run:
         self.done, self.tally = rows.stop, self.tally if counts is None else counts
         if monotonic() - self._kept >= self._keeping / KEEPING:
             self._keep()
+
+    def lost(self, sequence: int, text: str) -> None:
+        """Record what is run at once from a sequence on, because memory ran out."""
+        self.dataset.attrs |= changes.noted(self.dataset.attrs, changes.LOST, sequence, text)
 
     @property
     def finished(self) -> bool:
@@ -424,11 +429,25 @@ class Run:
             for name, variable in self.dataset.data_vars.items():
                 known = dataset[name].transpose(*variable.dims).values
                 variable.values[..., :done] = known[..., :done]
-            lost = dataset.attrs.get("out_of_memory")
-            self.dataset.attrs |= {} if lost is None else {"out_of_memory": lost}
         else:
             self.dataset = dataset
+        if not finished:
+            self.dataset.attrs |= changes.carried(found, wanted, done)
         self.done, self._finished = done, finished
+
+
+def _unfinished(path: Path) -> Path:
+    """Return where a run keeps what it has until it is finished."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+def begun(path: Path) -> dict[str, Any]:
+    """Return the attributes of what a run goes on from, finished or not; of none, nothing."""
+    for file in (_unfinished(path), path):
+        attrs = load(file).attrs if file.is_file() else {}
+        if attrs and (file == path or attrs.get("sequences_done")):
+            return dict(attrs)
+    return {}
 
 
 def blank(

@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from robustness import results, token_file
+from robustness import changes, results, token_file
 from robustness.corpus import Corpus
 from robustness.metrics import METRICS, MODAL_SHARE
 from robustness.refusal import OtherSettings, Refusal
 
-OWN = (*results.UNCOMPARED, "shard", "sequences", "tokens")
-"""Attributes in which the shards of one run differ."""
+OWN = (
+    *(name for name in results.UNCOMPARED if name not in changes.ADJUSTABLE),
+    "shard",
+    "sequences",
+    "tokens",
+)
+"""Attributes in which the shards of one run differ.
+
+All began with the same batches, by which it was divided."""
 
 
 @dataclass(frozen=True)
@@ -246,12 +253,14 @@ def _provenance(shards: Mapping[Path, xr.Dataset], command: str) -> dict[str, An
     found = {name: made[name] for name in ("created", "command")}
     for name in ("created", "command"):
         found[f"shards_{name}"] = "; ".join(str(each.attrs[name]) for each in shards.values())
-    lost = [
-        f"shard {each.attrs['shard']}: {each.attrs['out_of_memory']}"
-        for each in shards.values()
-        if "out_of_memory" in each.attrs
-    ]
-    return found | ({"out_of_memory": "; ".join(lost)} if lost else {})
+    for name in changes.NOTES:
+        notes = [
+            f"shard {each.attrs['shard']}: {each.attrs[name]}"
+            for each in shards.values()
+            if name in each.attrs
+        ]
+        found |= {name: "; ".join(notes)} if notes else {}
+    return found
 
 
 def _fits(dataset: xr.Dataset) -> Any:

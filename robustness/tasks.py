@@ -22,14 +22,15 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import checkpoint, dissection, results, sandbox, scoring
+from robustness import changes, checkpoint, dissection, results, sandbox, scoring
 from robustness.batches import ROOM, Progress, batches, state_cap, tokens_of_text
 from robustness.execution import run_plan
 from robustness.items import CHOICES, CONTINUATION, Items, check_choices, read_items
 from robustness.local_file import expanded, is_text, shown
+from robustness.memory import Matrix, Portions
 from robustness.metrics import Metric
 from robustness.model import Model
-from robustness.plan import compile_plan
+from robustness.plan import Plan, compile_plan
 from robustness.refusal import Refusal, first_line, reading
 from robustness.schedule import Schedule, clean
 from robustness.sweep import schedules as sweep_schedules
@@ -75,6 +76,7 @@ def evaluate_tasks(
     fresh: bool = False,
     command: str = "",
     progress: Progress | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> xr.Dataset:
     """Run benchmark tasks under interventions at every layer.
 
@@ -104,6 +106,8 @@ def evaluate_tasks(
         The command line, for the record.
     progress : callable, optional
         Told how many continuations are scored, and how many there are.
+    tell : callable
+        Told when memory ran out and less is run at once from there on.
 
     Returns
     -------
@@ -183,30 +187,54 @@ def evaluate_tasks(
     )
     longest = _longest(model)
     lengths = [min(longest, sum(map(len, requests[at])) - 1) for at in order]
-    work = []
-    for rows in batches(lengths, batch_tokens, run.done, model.bends):
-        width = (rows.stop - rows.start) * lengths[rows.stop - 1]
-        plan = compile_plan(
-            runs, clean(model.layers), cap=cap or state_cap(model, width), room=ROOM
-        )
-        scored = sum(len(requests[at][1]) for at in order[rows])
-        work.append((rows, plan, sandbox.of_plan(model, plan, width, scored, 0)))
-    costs = [cost for *_, cost in work]
-    matrix = model.unembedding()
+
+    def width(rows: slice) -> int:
+        return (rows.stop - rows.start) * lengths[rows.stop - 1]
+
+    @cache
+    def plan(cap: int) -> Plan:
+        return compile_plan(runs, clean(model.layers), cap=cap, room=ROOM)
+
+    def planned(most: int, lower: int | None) -> Plan:
+        return plan(min(most, lower or most))
+
+    def stacked(most: int, lower: int | None) -> int:
+        return planned(most, lower).widest
+
+    def score(most: int, part: slice, lower: int | None) -> dict[str, NDArray[Any]]:
+        batch = [requests[at] for at in order[part]]
+        return _score(model, batch, planned(most, lower), matrix, longest)
+
     with run:
-        sandbox.allow(model, costs, "a lower --limit, or fewer interventions")
+        left = batches(lengths, batch_tokens, run.done, model.bends)
+        crossings = [
+            sandbox.of_plan(
+                model,
+                plan(cap or state_cap(model, width(rows))),
+                width(rows),
+                sum(len(requests[at][1]) for at in order[rows]),
+                0,
+            )
+            for rows in (left if model.sandboxed else [])
+        ]
+        sandbox.allow(model, crossings, "a lower --limit, or fewer interventions")
+        portions = Portions(run.lost, tell, "--dtype bfloat16, or another --device")
+        portions.begin(changes.lowered(run.dataset.attrs))
+        matrix = portions.matrix(model.unembedding, run.done) if left else (None, None)
         if progress is not None:
             progress(run.done, len(order))
-        for rows, plan, _ in work:
-            batch = [requests[at] for at in order[rows]]
-            run.add(rows, _score(model, batch, plan, matrix, longest))
+        for rows in left:
+            most = cap or state_cap(model, width(rows))
+            parts = portions.each(rows, partial(score, most), width, partial(stacked, most))
+            for part, found in parts:
+                run.add(part, found)
             if progress is not None:
                 progress(run.done, len(order))
         return run.finish()
 
 
 def _score(
-    model: Model, batch: Sequence[Request], plan: Any, matrix: Any, longest: int
+    model: Model, batch: Sequence[Request], plan: Plan, matrix: Matrix, longest: int
 ) -> dict[str, NDArray[Any]]:
     """Score continuations under every schedule of a plan, in one trace."""
     texts = [[*context, *continuation][-(longest + 1) :] for context, continuation in batch]

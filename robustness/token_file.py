@@ -137,6 +137,10 @@ class Tokens:
             shutil.rmtree(self.parts, ignore_errors=True)
         elif self.parts.is_dir():
             self._check(done)
+            # Of batches that are run again, and perhaps are others then.
+            for part in self.parts.glob("*.nc"):
+                if int(part.stem) >= done:
+                    part.unlink()
 
     def _check(self, done: int) -> None:
         """Refuse parts of which one is lost that has been measured."""

@@ -80,8 +80,13 @@ def lay_out(
     shard: Shard | None = None,
     per_token: bool = False,
     command: str = "",
+    divided_by: int | None = None,
 ) -> Work:
-    """Check what is asked of a sweep, and return what it is to do; as for `sweep`."""
+    """Check what is asked of a sweep, and return what it is to do; as for `sweep`.
+
+    A shard is one of the run whose batches have `divided_by` tokens: those that it began with,
+    where it goes on with others.
+    """
     strange = [name for name in readouts if name not in READOUT_NAMES]
     if strange or not readouts:
         what = f"no readout {strange[0]!r}" if strange else "no readout was asked for"
@@ -125,7 +130,7 @@ def lay_out(
     cap = cap or state_cap(model, parts[0].stop * corpus.context)
     described, first = corpus.settings(), 0
     if shard is not None:
-        whole, rows = corpus, shard.rows(parts)
+        whole, rows = corpus, shard.rows(corpus.batches(divided_by or batch_tokens))
         corpus, first = whole.part(rows), rows.start
         parts, described = corpus.batches(batch_tokens), shards.settings(whole, corpus, shard)
     chosen = [metric for metric in READOUTS if metric.name in readouts]

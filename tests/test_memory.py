@@ -1,44 +1,76 @@
+import gc
+import random
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from test_execution import corpus
 
-from robustness import interpreter, results
+from robustness import capture, changes, interpreter, results
 from robustness.execution import sweep
-from robustness.memory import is_out_of_memory
+from robustness.memory import HEAD, Portions, is_out_of_memory
 from robustness.metrics import METRICS
+from robustness.model import Model
+from robustness.observation import fill, observe
 from robustness.refusal import Refusal
+
+OBSERVED = ("lens", "norms", "similarity", "cka")
+
+
+def of_another():
+    """Raise an error that came of another, in whose frames there is something large."""
+    large = torch.zeros(1000)
+    try:
+        raise RuntimeError(f"CUBLAS_STATUS_ALLOC_FAILED after {len(large)}")
+    except RuntimeError as error:
+        raise MemoryError from error
+
 
 ERRORS = {
     "a GPU's": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "torch's on a CPU": lambda: torch.empty(10**15),
     "Python's": lambda: MemoryError(),
+    "of another": of_another,
 }
 
 
 @pytest.fixture
 def scarce(monkeypatch):
-    """Make blocks run out of memory on more than some sequences, in the trace itself."""
-    call, failures = interpreter.call, []
+    """Make traces run out of memory where a block sees more than some sequences."""
+    call, see, failures = interpreter.call, capture._capture, []
 
-    def arm(most, error=ERRORS["torch's on a CPU"], after=0):
+    def arm(most, error=ERRORS["torch's on a CPU"], after=0, times=1000):
         calls = 0
 
-        def failing(block, hidden, context):
+        def check(hidden):
             nonlocal calls
             calls += 1
-            if calls > after and len(hidden) > most:
+            if calls > after and len(hidden) > most and len(failures) < times:
                 failures.append(len(hidden))
                 raised = error()
                 raise raised
+
+        def calling(block, hidden, context):
+            check(hidden)
             return call(block, hidden, context)
 
-        monkeypatch.setattr(interpreter, "call", failing)
+        def seeing(*arguments):
+            captured = see(*arguments)
+            check(captured["residual"])
+            return captured
+
+        monkeypatch.setattr(interpreter, "call", calling)
+        monkeypatch.setattr(capture, "_capture", seeing)
         return failures
 
     return arm
+
+
+def assert_close(found, expected):
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-10, err_msg=name)
 
 
 def test_what_runs_out_of_memory_is_told_from_other_errors():
@@ -47,6 +79,13 @@ def test_what_runs_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
+    for text in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 3 GB)",
+        "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+        "HIP error: out of memory",
+    ):
+        assert is_out_of_memory(RuntimeError(text)), text
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
@@ -60,8 +99,7 @@ def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
     failures = scarce(3, ERRORS[error])
     found = sweep(gpt2, text, batch_tokens=48, cap=5, tell=told.append)
     assert failures == [4, 4, 4]
-    for name in whole.data_vars:
-        np.testing.assert_allclose(found[name], whole[name], atol=1e-11, err_msg=name)
+    assert_close(found, whole)
     steps = ("state cap 2", "state cap 1", "state cap 1, 2 sequence(s) at once")
     assert told == [f"out of memory: from here on {step}" for step in steps]
     assert found.out_of_memory == "; ".join(f"from sequence 0 on {step}" for step in steps)
@@ -75,8 +113,7 @@ def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, sca
     found = sweep(model, text, batch_tokens=48, cap=5)
     assert failures and min(failures) > 4
     assert "at once" not in found.out_of_memory and found.out_of_memory.endswith("state cap 1")
-    for name in whole.data_vars:
-        np.testing.assert_allclose(found[name], whole[name], atol=1e-11, err_msg=name)
+    assert_close(found, whole)
 
 
 def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scarce, tmp_path):
@@ -95,7 +132,7 @@ def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scar
     found = sweep(gpt2, text, **options)
     first, *rest = found.out_of_memory.split("; ")
     assert first.endswith("on state cap 1") and int(first.split()[2]) in (2, 4)
-    assert rest == ["from sequence 6 on state cap 1"]
+    assert rest == [], "the rest begins with what there was room for"
     np.testing.assert_allclose(found.kl, whole.kl, atol=1e-11)
     stamp = path.stat().st_mtime_ns
     sweep(gpt2, text, **options)
@@ -107,6 +144,171 @@ def test_where_nothing_less_can_be_run_it_is_an_error(gpt2, scarce):
     with pytest.raises(Refusal, match=r"one sequence of 12 tokens does not fit .*--context"):
         sweep(gpt2, corpus(sequences=4), batch_tokens=48)
     assert failures[-1] == 1
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, monkeypatch, error):
+    """Else the device could not be given back what is to be made room of."""
+    seen, held = [], []
+    scarce(7, ERRORS[error], times=1)
+    watched = interpreter.call
+    collect = gc.collect
+
+    def calling(block, hidden, context):
+        out = watched(block, hidden, context)
+        seen.extend(map(weakref.ref, (hidden, out)))
+        return out
+
+    def emptying(*arguments):
+        found = collect(*arguments)
+        held.append(sum(ref() is not None for ref in seen))
+        return found
+
+    monkeypatch.setattr(interpreter, "call", calling)
+    monkeypatch.setattr("robustness.memory.gc.collect", emptying)
+    sweep(gpt2, corpus(sequences=8), schedules=["0-0..", "0..2-1..", "0..2-0.."], batch_tokens=96)
+    assert len(seen) > 2 and held and held[-1] == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_memory_may_run_out_anywhere_and_again(gpt2, scarce, seed):
+    text, chance = corpus(sequences=16), random.Random(seed)
+
+    def sometimes():
+        return torch.empty(10**15) if chance.random() < 0.2 else RuntimeError("CUDA out of memory")
+
+    whole, observed = sweep(gpt2, text, batch_tokens=48, cap=5), observe(gpt2, text, OBSERVED)
+    scarce(1, sometimes, after=chance.randrange(60), times=4)
+    assert_close(sweep(gpt2, text, batch_tokens=48, cap=5), whole)
+    failures = scarce(1, sometimes, after=chance.randrange(8), times=20)
+    found = observe(gpt2, text, OBSERVED)
+    assert failures
+    for name, data in observed.items():
+        assert_close(found[name], data)
+
+
+def test_what_is_observed_is_the_same_in_smaller_portions_and_groups_of_cka_stay(
+    gpt2, scarce, tmp_path
+):
+    text = corpus(sequences=40)
+    whole = observe(gpt2, text, OBSERVED)
+    told = []
+    failures = scarce(5)
+    found = observe(gpt2, text, OBSERVED, out=tmp_path, tell=told.append)
+    assert failures == [16, 8] and len(told) == 2
+    for name, data in whole.items():
+        assert_close(found[name], data)
+        assert found[name].sizes == data.sizes
+        steps = [f"from sequence 0 on {count} sequence(s) at once" for count in (8, 4)]
+        assert results.load(tmp_path / f"{name}.nc").out_of_memory == "; ".join(steps)
+
+
+def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce):
+    items = [list(range(1, length)) for length in (4, 4, 5, 7, 7, 9, 11, 11)]
+    metric = {METRICS["entropy"]: ("depth", "sequence")}
+
+    def scanned(told):
+        blank = results.blank(
+            {"mean": (next(iter(metric)), ("depth", "sequence"))},
+            {"depth": np.arange(gpt2.layers + 1), "sequence": np.arange(len(items))},
+            results.provenance({"model": "m", "sequences": len(items)}),
+            np.float64,
+        )
+        return fill(results.Run(blank), gpt2, items, means, final=True, tell=told.append)
+
+    whole, told = scanned([]), []
+    failures = scarce(3)
+    found = scanned(told)
+    assert failures == [8, 4] and len(told) == 2
+    assert_close(found, whole)
+    assert found.out_of_memory.endswith("from sequence 0 on 2 sequence(s) at once")
+    scarce(0)
+    with pytest.raises(Refusal, match=r"one sequence of 3 tokens does not fit .*--dtype bfloat16"):
+        scanned([])
+
+
+def means(captured, text):
+    inside = torch.arange(captured["residual"].shape[1]) < text["lengths"][:, None]
+    return {"mean": (captured["residual"].mean(-1) * inside).sum(-1)}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_where_the_unembedding_cannot_be_copied_the_head_is_called(gpt2, monkeypatch, times):
+    text, unembedding, calls = corpus(sequences=16), Model.unembedding, []
+
+    def failing(model):
+        calls.append(1)
+        if len(calls) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return unembedding(model)
+
+    whole, lens = sweep(gpt2, text), observe(gpt2, text, ["lens"])["lens"]
+    monkeypatch.setattr(Model, "unembedding", failing)
+    told = []
+    found = sweep(gpt2, text, tell=told.append)
+    calls.clear()
+    seen = observe(gpt2, text, ["lens"], tell=told.append)["lens"]
+    assert_close(found, whole)
+    assert_close(seen, lens)
+    expected = [f"out of memory: from here on {HEAD}"] * 2 if times == 2 else []
+    assert told == expected
+    assert found.attrs.get("out_of_memory") == (f"from sequence 0 on {HEAD}" if expected else None)
+
+
+def test_a_finished_run_needs_no_unembedding(gpt2, tmp_path, monkeypatch):
+    text = corpus(sequences=16)
+    sweep(gpt2, text, out=tmp_path / "sweep.nc")
+    observe(gpt2, text, ["lens"], out=tmp_path)
+
+    def failing(model):
+        raise MemoryError
+
+    monkeypatch.setattr(Model, "unembedding", failing)
+    told = []
+    sweep(gpt2, text, out=tmp_path / "sweep.nc", tell=told.append)
+    observe(gpt2, text, ["lens"], out=tmp_path, tell=told.append)
+    assert not told
+
+
+@pytest.mark.parametrize("command", ["sweep", "observe"])
+def test_a_run_that_is_gone_on_with_begins_with_what_there_was_room_for(
+    gpt2, scarce, tmp_path, command
+):
+    text, failures = corpus(sequences=32), scarce(2)
+
+    def stop(done, _total):
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    def run(**options):
+        if command == "sweep":
+            return sweep(gpt2, text, batch_tokens=96, out=tmp_path / "a.nc", **options)
+        return observe(gpt2, text, ["norms"], batch_tokens=96, out=tmp_path, **options)["norms"]
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=stop)
+    count, told = len(failures), []
+    found = run(tell=told.append)
+    assert count and len(failures) == count and not told
+    assert all(note.startswith("from sequence 0 ") for note in found.out_of_memory.split("; "))
+    whole = sweep(gpt2, text) if command == "sweep" else observe(gpt2, text, ["norms"])["norms"]
+    assert_close(found, whole)
+
+
+def test_portions_begin_with_the_least_that_was_recorded():
+    recorded = "state cap 4; state cap 1, 8 sequence(s) at once; " + HEAD
+    portions = Portions(lambda *_: None)
+    portions.begin(recorded)
+    assert (portions.cap, portions.sequences) == (1, 8)
+    portions.begin("state cap 0, 99999999999999999999 sequence(s) at once")
+    assert (portions.cap, portions.sequences) == (1, 8)
+    notes = changes.noted({}, changes.LOST, 3, str(portions))
+    other = Portions(lambda *_: None)
+    other.begin(changes.lowered(notes))
+    assert str(other) == str(portions)
+    for changed, lowered in ((2, str(portions)), (3, "")):
+        later = notes | changes.noted({}, changes.CHANGED, changed, "batch_tokens 5")
+        assert changes.lowered(later) == lowered
 
 
 def test_other_errors_are_raised_as_they_are(gpt2, scarce):
