@@ -484,8 +484,8 @@ def fill(
         if progress is not None:
             progress(run.done, len(items))
         if run.done < len(items):
-            begun = {"begin": run.done, "portions": portions}
-            for rows, found in scan(model, items, measure, **begun, **options):
+            options |= {"begin": run.done, "portions": portions}
+            for rows, found in scan(model, items, measure, **options):
                 run.add(rows, {name: tensor.numpy() for name, tensor in found.items()})
                 if progress is not None:
                     progress(run.done, len(items))

@@ -226,8 +226,8 @@ def evaluate_tasks(
         for rows in left:
             most = cap or state_cap(model, width(rows))
             parts = portions.each(rows, partial(score, most), width, partial(stacked, most))
-            for part, found in parts:
-                run.add(part, found)
+            for part, scores in parts:
+                run.add(part, scores)
             if progress is not None:
                 progress(run.done, len(order))
         return run.finish()

@@ -74,7 +74,6 @@ def test_a_run_of_equal_settings_is_not_made_again(gpt2, tmp_path):
     ("change", "named"),
     [
         ({"interventions": ("drop", "swap")}, "interventions drop, not drop, swap"),
-        ({"batch_tokens": 24}, "batch_tokens 1024, not 24"),
         ({"corpus": corpus(sequences=4)}, "sequences 5, not 4"),
     ],
 )
