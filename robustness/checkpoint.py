@@ -33,6 +33,9 @@ BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
 ORIGIN = "stages"
 """The entry of a configuration that says what a checkpoint of another order was made of."""
 
+ROOM = "give --dtype bfloat16, or --device-map auto, which keeps on the disk what has no room"
+"""What does where weights do not fit into memory."""
+
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
 """What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
 
@@ -180,10 +183,10 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
                 ignore_mismatched_sizes=True,
                 **options,
             )
-        except (*LOADING_ERRORS, ImportError, SafetensorError) as error:
-            raise Refusal(
-                f"{name} cannot be loaded: {first_line(error)}: {contract.REMEDY}"
-            ) from error
+        except (*LOADING_ERRORS, ImportError, SafetensorError, MemoryError) as error:
+            room = isinstance(error, MemoryError) or "memory" in str(error).lower()
+            remedy = ROOM if room else contract.REMEDY
+            raise Refusal(f"{name} cannot be loaded: {first_line(error)}: {remedy}") from error
         for weight, there, asked in sorted(found["mismatched_keys"], key=str):
             raise Refusal(
                 f"{name} cannot be loaded: {weight} is of shape {tuple(there)} in the checkpoint "

@@ -17,6 +17,7 @@ from robustness.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.directory import unwritable, write_directory
 from robustness.memory import is_out_of_memory
 from robustness.model import Model, find_paths
+from robustness.model_contract import REMEDY
 from robustness.rebuilding import compare, rebuild, whole_blocks
 from robustness.refusal import Refusal, first_line
 from robustness.schedule import Schedule, check, to_text
@@ -125,9 +126,7 @@ def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
     except (*LOADING_ERRORS, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
-        raise Refusal(
-            f"{model.name} cannot be written ({first_line(error)}): mend its configuration"
-        ) from error
+        raise Refusal(f"{model.name} cannot be written ({first_line(error)}): {REMEDY}") from error
     for path in where.glob("*config.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         kept = {key: value for key, value in content.items() if key not in UNWRITTEN}

@@ -377,7 +377,7 @@ def open_model(
         for part in placed["device_map"] if isinstance(device_map, Mapping) else ():
             if part not in dict(module.named_modules()):
                 raise Refusal(f"{name} has no part {part!r} that a device map could place")
-        traced = _wrap(module if device is None else module.to(device), tokenizer)
+        traced = _wrap(module if device is None else _moved(name, module, device), tokenizer)
         identity = {"model": name, "revision": checkpoint.commit(path, revision)}
         if device_map is not None:
             identity["device_map"] = (
@@ -505,6 +505,18 @@ def _placement(device_map: str | Mapping[str, int | str]) -> Any:
     if device_map not in DEVICE_MAPS:
         raise Refusal(f"no device map {device_map!r}; there are: {', '.join(DEVICE_MAPS)}")
     return {"": device_map} if device_map in {"cpu", "disk"} else device_map
+
+
+def _moved(name: str, module: Module, device: str) -> Module:
+    """Return a model on a device, and refuse one that has no room there."""
+    try:
+        return module.to(device)
+    except RuntimeError as error:
+        if "memory" not in str(error).lower():
+            raise
+        raise Refusal(
+            f"{name} has no room on {device} ({first_line(error)}): {checkpoint.ROOM}"
+        ) from error
 
 
 def _offload(directory: str | Path | None) -> Path | None:

@@ -144,7 +144,7 @@ class Tensors:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._keys:
-            raise Refusal(f"the checkpoint {self._called} has no tensor {name}")
+            raise Refusal(f"the checkpoint {self._called} has no tensor {name}: {REMEDY}")
         key = self._keys[name]
         try:
             tensor = self._shard(self._files[key]).read(key)

@@ -352,6 +352,21 @@ def test_options_that_do_not_fit_are_refused_with_what_would_do(saved):
         assert "\n" not in str(told.value)
 
 
+def test_a_model_that_has_no_room_is_refused_with_what_takes_less(saved, monkeypatch):
+    lacking = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+    for error in (MemoryError(), lacking):
+
+        def fail(*_, it=error, **__):
+            raise it
+
+        with monkeypatch.context() as changed:
+            changed.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+            assert "give --dtype bfloat16, or --device-map auto" in refused(saved)
+        if error is lacking:
+            monkeypatch.setattr(torch.nn.Module, "to", fail)
+            assert "has no room on cpu" in refused(saved)
+
+
 def test_a_message_of_another_library_is_one_short_printable_line():
     assert first_line(ValueError("\x1b[31mred\x07")) == "?[31mred?"
     assert len(first_line(ValueError("long " * 1000))) == LONGEST
