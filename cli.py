@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from recipes.parameters import Finite, Place
+from recipes.command import command_line
+from recipes.parameters import Finite, Host, Named, Place
 from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
 from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line
 
@@ -80,6 +81,7 @@ SEEDS = click.IntRange(0, 2**32 - 1)
 options_of_text = together(
     click.option(
         "--data",
+        type=Named(),
         default="builtin",
         show_default=True,
         help="builtin, a .txt (<|endoftext|> divides its documents), .jsonl or .parquet file, or a "
@@ -143,7 +145,12 @@ options_of_model = together(
         "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
     ),
     click.option("--remote", is_flag=True, help="Run the model on NDIF, where its weights are."),
-    click.option("--host", metavar="URL", help="The NDIF server.  [default: NDIF_HOST, or NDIF's]"),
+    click.option(
+        "--host",
+        type=Host(),
+        metavar="URL",
+        help="The NDIF server.  [default: NDIF_HOST, or NDIF's]",
+    ),
     click.option("--deploy", is_flag=True, help="Have the server load the model if need be."),
     click.option(
         "--sandbox-limit",
@@ -190,7 +197,7 @@ options_of_run = together(
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @options_of_interventions
 @click.option(
     "--schedule",
@@ -272,7 +279,6 @@ def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
     \b
     stages merge outputs/gpt2/sweep.shard-*.nc -o outputs/gpt2/sweep.nc
     """
-    from robustness.results import command_line
     from robustness.shard import merge as run
 
     run(files, out, fresh=not resume, command=command_line())
@@ -284,7 +290,7 @@ MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @click.argument(
     "measurements", nargs=-1, type=click.Choice(MEASUREMENTS), metavar="[MEASUREMENT]..."
 )
@@ -332,9 +338,9 @@ def observe(model: str, measurements: tuple[str, ...], **options: Any) -> None:
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @click.argument("task", type=click.Choice(("wic", "ing", "subjoiner")))
-@click.option("--data", help="[default: builtin for wic, else builtin-sampled]")
+@click.option("--data", type=Named(), help="[default: builtin for wic, else builtin-sampled]")
 @click.option("--field", default="text", show_default=True, help="Column of the text.")
 @click.option("--split", default="train", show_default=True, help="Split of a data set.")
 @click.option("--suffix", default="ing", show_default=True, help="For ing: what tokens end in.")
@@ -370,7 +376,7 @@ def probe(model: str, task: str, **options: Any) -> None:
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @click.argument("names", nargs=-1, metavar="[TASK]...")
 @options_of_interventions
 @click.option(
@@ -416,21 +422,23 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     stages segment outputs/builtin
     """
     from recipes.stages import stages as run
-    from robustness.results import command_line
 
     path = out or directory / "stages.nc"
-    _check_kind(path, "stages")
     run(directory, seed=seed, out=path, command=command_line())
     say(path)
 
 
 @stages.command()
-@click.argument("model", required=False)
+@click.argument("model", type=Named(), required=False)
 @click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...")
 @click.option("--list", "listed", is_flag=True, help="List the experiments instead.")
 @options_of_text
 @click.option(
-    "--wic-data", default="builtin", show_default=True, help="Word-in-context pairs, as for probe."
+    "--wic-data",
+    type=Named(),
+    default="builtin",
+    show_default=True,
+    help="Word-in-context pairs, as for probe.",
 )
 @click.option(
     "--task-data",
@@ -482,7 +490,6 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
     stages report outputs/builtin
     """
     from recipes.report import report as run
-    from robustness.results import command_line
 
     page = out or directory / "report.html"
     with _progress(None, quiet=quiet, unit="figure") as progress:
@@ -516,18 +523,22 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     \b
     stages compare outputs/builtin outputs/builtin-parallel
     """
+    from recipes.compare import KIND
     from recipes.compare import compare as run
     from recipes.files import side_by_side
+    from recipes.report import check_places
     from recipes.report import report as write
     from recipes.tables import table
-    from robustness.results import command_line, save
+    from robustness import ownership
+    from robustness.results import save_alone
 
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of the numbers, and ends in .nc")
-    _check_kind(out, "compare")
-    dataset = run(side_by_side(directories), command_line())
-    save(dataset, out)
     page = out.with_suffix(".html")
+    ownership.check(out, KIND)
+    check_places(page, None, figures)
+    dataset = run(side_by_side(directories), command_line())
+    save_alone(dataset, out)
     with _progress(None, quiet=quiet, unit="figure") as progress:
         write(
             directories,
@@ -544,6 +555,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
 options_of_statistics = together(
     click.option(
         "--minus",
+        type=Named(),
         metavar="NAME|FILE",
         help="Paired differences: less one of its interventions, schedules, lenses or probes, less "
         "the clean model (clean), or less another file.",
@@ -555,7 +567,7 @@ options_of_statistics = together(
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @click.argument("prompt")
 @click.option(
     "--schedule",
@@ -598,7 +610,7 @@ def generate(model: str, prompt: str, **options: Any) -> None:
 
 
 @stages.command()
-@click.argument("model")
+@click.argument("model", type=Named())
 @click.argument("directory", type=Place())
 @click.option(
     "--schedule",
@@ -660,11 +672,13 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     stages plot outputs/builtin/sweep.nc --minus drop --bootstrap
     """
     from recipes.panels import draw
+    from robustness import ownership
     from robustness.results import save_figure
 
-    figure = draw(_less(file, minus), by_bootstrap=bootstrap)
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
-    say(save_figure(figure, out or file.with_name(f"{file.stem}{less}.png")))
+    path = out or file.with_name(f"{file.stem}{less}.png")
+    ownership.check(path, ownership.FIGURE)
+    say(save_figure(draw(_less(file, minus), by_bootstrap=bootstrap), path))
 
 
 def _less(file: Path, minus: str | None) -> Any:
@@ -689,9 +703,11 @@ def demo(out: Path) -> None:
     """
     from recipes.panels import draw
     from recipes.tables import table
+    from robustness import ownership
     from robustness.results import load, save_figure
 
     directory = out / "builtin"
+    ownership.check(directory / "sweep.png", ownership.FIGURE)
     words = ["builtin", *DEMONSTRATED, "--out", str(directory)]
     options = reproduce.make_context("reproduce", words).params
     page = _reproduce(options.pop("model"), options.pop("experiments"), options)
@@ -704,7 +720,9 @@ def demo(out: Path) -> None:
 
 @stages.command()
 @click.option("--remote", is_flag=True, help="What an NDIF server runs now instead.")
-@click.option("--host", metavar="URL", help="The server.  [default: NDIF_HOST, or NDIF's]")
+@click.option(
+    "--host", type=Host(), metavar="URL", help="The server.  [default: NDIF_HOST, or NDIF's]"
+)
 def models(remote: bool, host: str | None) -> None:
     """List the built-in models and the sixteen of the paper, or what NDIF runs now.
 
@@ -732,7 +750,9 @@ def models(remote: bool, host: str | None) -> None:
 
 @stages.command()
 @click.argument("directory", type=Place())
-@click.option("--data", "sources", multiple=True, required=True, help="A corpus; as for sweep.")
+@click.option(
+    "--data", "sources", type=Named(), multiple=True, required=True, help="A corpus; as for sweep."
+)
 @click.option("--weight", "weights", type=Finite(), multiple=True, help="How often it is drawn.")
 @click.option("--architecture", type=click.Choice(("gpt2", "gpt_neox")), default="gpt2")
 @click.option("--layers", type=click.IntRange(1), default=12, show_default=True)
@@ -796,7 +816,6 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
     """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
     from robustness import shard as shards
     from robustness.execution import sweep as run
-    from robustness.results import command_line
     from robustness.schedule import from_text, layers_from_text
     from robustness.stopping import check_bound
     from robustness.sweep import PAIRS
@@ -875,7 +894,6 @@ def _interventions(options: dict[str, Any]) -> list[str]:
 
 def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
     """Open the model, run tasks, and return the path of their file."""
-    from robustness.results import command_line
     from robustness.tasks import TASKS, evaluate_tasks
 
     model = _open(name, options)
@@ -905,8 +923,6 @@ def _observe(
 
     What cannot be measured is left out, and why is put in `left_out`.
     """
-    from robustness.results import command_line
-
     if "neurons" not in measurements and (options["real_vocabulary"] or options["kurtosis"] != 10):
         raise click.UsageError("--real-vocabulary and --kurtosis go with neurons")
     _check_remote(options)
@@ -974,7 +990,6 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     from probes.subjoiner import probe_subjoiner
     from probes.suffix import probe_suffix
     from probes.wic import probe_wic
-    from robustness.results import command_line
 
     stem = task if options["suffix"] == "ing" else f"suffix-{options['suffix'].strip()}"
     if task != "ing" and options["suffix"] != "ing":
@@ -1037,7 +1052,6 @@ def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
     """Open the model and write its checkpoint in another order."""
     from robustness.export import export as run
     from robustness.model import open_model
-    from robustness.results import command_line
     from robustness.schedule import from_text
 
     _hush()
@@ -1050,18 +1064,6 @@ def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
         command=command_line(),
         notify=partial(_tell, options=options),
     )
-
-
-def _check_kind(path: Path, kind: str) -> None:
-    """Refuse to write over a file that holds something else."""
-    from robustness.results import load
-
-    try:
-        found = load(path).attrs.get("measurement")
-    except Refusal:  # nothing there, or nothing that could be lost
-        return
-    if found != kind:
-        raise Refusal(f"{path} holds {found}, and would be lost: choose another --out")
 
 
 def _list_experiments() -> None:
@@ -1086,7 +1088,6 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
     from recipes.run import reproduce as run
     from robustness.checkpoint import resolve
     from robustness.lock import Lock
-    from robustness.results import command_line
 
     directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
     for option in ("wic_data", "task_data"):

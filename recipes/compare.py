@@ -20,6 +20,9 @@ from recipes.verdicts import Number, Verdict, judge, measure
 from robustness import results
 from robustness.refusal import Refusal
 
+KIND = "compare"
+"""What the file says that it holds."""
+
 QUANTITIES = (
     Check("interior agreement, drop", partial(interior_agreement, "drop")),
     Check("interior agreement, swap", partial(interior_agreement, "swap")),
@@ -75,7 +78,7 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
         return ("quantity", "model"), np.array(values), {"units": "1", "long_name": name}
 
     settings = {
-        "measurement": "compare",
+        "measurement": KIND,
         "model": ", ".join(files.model for files in models),
         "architecture": ", ".join(dict.fromkeys(files.architecture for files in models)),
         "sources": ", ".join(files.stamp() for files in models),

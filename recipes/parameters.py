@@ -35,3 +35,15 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)
         return number
+
+
+class Named(click.ParamType[str]):
+    """A model, a text or a data set: its name on the hub, or its place."""
+
+    name = "text"
+
+
+class Host(click.ParamType[str]):
+    """The address of a server."""
+
+    name = "text"

@@ -23,8 +23,9 @@ from recipes.files import Absent, Files, side_by_side
 from recipes.panels import stages_figure
 from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
 from recipes.tables import comparison_rows
-from recipes.verdicts import FAILS, HOLDS, OPEN, Number, Verdict, judge, to_dataset
-from robustness import results
+from recipes.verdicts import CLAIMS, FAILS, HOLDS, OPEN, Number, Verdict, judge, to_dataset
+from robustness import ownership, results
+from robustness.refusal import Unwritable
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Of verdicts, in the page's style."""
@@ -92,14 +93,41 @@ def report(
     models = (
         [Files(directories[0], left_out)] if len(directories) == 1 else side_by_side(directories)
     )
+    check_places(Path(out), claims, figures)
     verdicts = judge(models)
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
     drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
     page = _render(models, verdicts, drawn, dataset, comparison)
-    results.write_whole(Path(out), partial(_write, page))
+    results.write_alone(Path(out), partial(_write, page))
     if claims is not None:
-        results.save(dataset, Path(claims))
+        results.save_alone(dataset, Path(claims))
     return verdicts
+
+
+def places(
+    page: Path, claims: str | Path | None, figures: str | Path | None
+) -> Iterator[tuple[Path, str]]:
+    """Yield every file that a report may leave, and its kind."""
+    yield page, ownership.PAGE
+    if claims is not None:
+        yield Path(claims), CLAIMS
+    if figures is not None:
+        for name in (picture.name for recipe in RECIPES for picture in recipe.pictures):
+            yield Path(figures) / f"{name}.svg", ownership.FIGURE
+
+
+def check_places(page: Path, claims: str | Path | None, figures: str | Path | None) -> None:
+    """Refuse a report that would replace what is not ours.
+
+    Raises
+    ------
+    Unwritable
+        If any of its files is in the way, or the directory of the figures is none.
+    """
+    if figures is not None and Path(figures).exists() and not Path(figures).is_dir():
+        raise Unwritable(f"{figures} is a file, and figures go into a directory: name another")
+    for path, kind in places(page, claims, figures):
+        ownership.check(path, kind)
 
 
 def _write(text: str, path: Path) -> None:
@@ -119,10 +147,12 @@ def _draw_all(
             yield picture.name, Drawn(picture, inline(text, picture.name, alt))
             if directory is not None:
                 path = directory / f"{picture.name}.svg"
-                results.write_whole(path, partial(_write, on_white(text)))
+                results.write_alone(path, partial(_write, on_white(text)))
         except Absent as error:
             if directory is not None:
-                (directory / f"{picture.name}.svg").unlink(missing_ok=True)
+                path = directory / f"{picture.name}.svg"
+                results.clear_alone(path)
+                ownership.remove(path, ownership.FIGURE)
             yield picture.name, Drawn(picture, Markup(""), str(error))
     if progress is not None:
         progress(len(pictures), len(pictures))
@@ -131,9 +161,9 @@ def _draw_all(
 def to_svg(figure: Figure) -> str:
     """Write a figure as SVG, with nothing behind it."""
     buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    said = {"Creator": ownership.MARK, "Date": None, "Format": None, "Type": None}
     with svg_style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=said)
     return buffer.getvalue()
 
 

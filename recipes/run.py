@@ -12,7 +12,7 @@ from probes.suffix import probe_suffix
 from probes.wic import probe_wic
 from recipes.files import Files
 from recipes.recipe import SOURCES, STAGES, SUBJOINER, SUFFIX, SWEEP, WIC, Recipe, Source
-from recipes.report import report
+from recipes.report import check_places, places, report
 from recipes.stages import stages
 from robustness import checkpoint, corpus, results
 from robustness.execution import sweep
@@ -131,7 +131,10 @@ def reproduce(
         other settings are in the way.
     """
     sources = sources_of(recipes)
-    page, claims = directory / "report.html", directory / "claims.nc"
+    page, claims, figures = (directory / name for name in ("report.html", "claims.nc", "figures"))
+    check_places(page, claims, figures)
+    for path, _ in places(page, claims, figures):
+        results.clear_alone(path)
     left_out = _unavailable(name, sources, settings.get("task_data"))
     for file, reason in left_out.items():
         tell(f"{file} is left out: {reason}")
@@ -161,7 +164,7 @@ def reproduce(
                 [directory],
                 page,
                 claims=claims,
-                figures=directory / "figures",
+                figures=figures,
                 left_out=files.left_out,
                 settings={"asked": wanted},
                 command=command,
@@ -214,9 +217,10 @@ def _divide(directory: Path, left_out: dict[str, str], command: str) -> None:
     path = directory / f"{STAGES.file}.nc"
     if not Files(directory, left_out).missing(STAGES):
         return
-    path.unlink(missing_ok=True)
     try:
         stages(directory, out=path, command=command)
+    except (InUse, Unwritable):
+        raise
     except Refusal as error:
         left_out[STAGES.file] = str(error)
 

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from recipes.files import Files
 from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, STAGES, SWEEP, Source
-from robustness import results
+from robustness import ownership, results
 from robustness.refusal import Refusal
 from robustness.segmentation import partitions, segment, standardise
 from robustness.uncertainty import drawn
+
+KIND = "stages"
+"""What the file says that it holds."""
 
 FOUR = 4
 """The paper's number of stages."""
@@ -135,8 +138,11 @@ def stages(
     Raises
     ------
     Refusal
-        If there are too few signatures in the directory, or its files are of different models.
+        If there are too few signatures in the directory, its files are of different models, or
+        `out` holds something else.
     """
+    if out is not None:
+        ownership.check(Path(out), KIND)
     files = Files(directory)
     found = read(files)
     raw = {each.name: values for each, _, values in found}
@@ -165,7 +171,7 @@ def stages(
     kept = ("model", "revision", "weights_sha256", "architecture", "dtype", "server")
     settings = {
         **{name: first.attrs[name] for name in kept if name in first.attrs},
-        "measurement": "stages",
+        "measurement": KIND,
         "signatures": ", ".join(raw),
         "criterion_segments": len(chosen.starts),
         "draws": DRAWS,
@@ -209,7 +215,7 @@ def stages(
         attrs=results.provenance(settings, command),
     )
     if out is not None:
-        results.save(dataset, Path(out))
+        results.save_alone(dataset, Path(out))
     return dataset
 
 

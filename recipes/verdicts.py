@@ -15,6 +15,9 @@ from recipes.recipe import Check, Claim, Recipe
 from robustness import results
 from robustness.uncertainty import interval
 
+CLAIMS = "claims"
+"""What a file of verdicts says that it holds."""
+
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be judged"
 
 
@@ -146,7 +149,7 @@ def to_dataset(
         return ("check", found, {"long_name": name, "units": "1"})
 
     settings = {
-        "measurement": "claims",
+        "measurement": CLAIMS,
         "model": ", ".join(files.model for files in models),
         "architecture": ", ".join(dict.fromkeys(files.architecture for files in models)),
         "sources": ", ".join(files.stamp() for files in models),

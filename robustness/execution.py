@@ -264,8 +264,6 @@ def sweep(
     with run:
         if single is not None:
             single.begin(run.done, run.finished)
-        elif fresh and out is not None:
-            token_file.remove(Path(out))
         left = rest(work.parts, [run.done])
         plan = lru_cache(maxsize=1)(work.plan)
         divergences = len(work.divergences)
@@ -295,9 +293,14 @@ def sweep(
             if single is not None:
                 kept = {*changes.ADJUSTABLE, *changes.NOTES} & dataset.attrs.keys()
                 single.finish(**{name: dataset.attrs[name] for name in kept})
+            elif out is not None:
+                token_file.remove(Path(out))
             return dataset
         read = int(work.corpus.lengths[: run.done].sum())
-        return run.finish(**stopping.record(run.measured(), read))
+        dataset = run.finish(**stopping.record(run.measured(), read))
+        if out is not None and single is None:
+            token_file.remove(Path(out))
+        return dataset
 
 
 def _batch(

@@ -6,13 +6,11 @@ file beside its output, and goes on from there.
 """
 
 import errno
-import glob
 import hashlib
 import os
 import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -20,16 +18,16 @@ from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness import changes, stopping
-from robustness.lock import Lock
+from robustness import changes, ownership, stopping
+from robustness.lock import Lock, is_held
 from robustness.metrics import METRICS, Metric
-from robustness.refusal import OtherSettings, Refusal, Unwritable, first_line
+from robustness.ownership import follow
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line
 from robustness.schedule import Schedule, to_text
 from robustness.sweep import Place
 
@@ -46,12 +44,6 @@ LIBRARIES = (
     "xarray",
     "netCDF4",
 )
-
-FIGURES = ("png", "svg", "pdf")
-"""Formats of figures."""
-
-PATH_OPTIONS = ("--out", "--tokenizer")
-"""Options whose value is always a path."""
 
 KEEPING = 0.05
 """Largest share of a run's time that saving what is done so far takes."""
@@ -83,12 +75,15 @@ REMEDIES = {
     errno.EEXIST: "move the file that stands where a directory would be",
     errno.ENOTDIR: "move the file that stands where a directory would be",
     errno.EISDIR: "move the directory that has its name",
+    errno.ENAMETOOLONG: "give it a shorter name",
 }
 """What would do where a file cannot be written, by the kind of error."""
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file by way of a temporary neighbour, so that `path` is never half-written.
+
+    For one who has the lock of the output. Of a link, the target is written.
 
     Parameters
     ----------
@@ -100,32 +95,71 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises
     ------
     Unwritable
-        If the directory cannot be written.
+        If the directory cannot be written, or another file would be replaced than one of ours of
+        the same kind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _temporary(path) as temporary:
+        place = follow(path)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        writing = isinstance(error, (OSError, RuntimeError))
-        reason = _reason(error, temporary) if writing else ""
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if not writing:
-            raise
-        raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
+        ownership.check(path, ownership.kind(temporary, place.suffix))
+        os.replace(temporary, place)
+        _sync(place.parent)
+
+
+def write_alone(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file that no run is under way for: as `write_whole`, under a lock of its own."""
+    with nullcontext() if is_held(path) else Lock(path):
+        clear(path)
+        write_whole(path, write)
 
 
 def clear(path: Path) -> None:
     """Remove what a process that was killed while it wrote a file has left of it.
 
-    For one who has the lock of the output alone.
+    For one who has the lock of the output alone. What another user left, and nobody else may
+    remove, stays.
     """
-    for torn in path.parent.glob(f".{glob.escape(path.name)}.*.writing"):
-        torn.unlink(missing_ok=True)
+    for torn in ownership.torn(path):
+        with suppress(OSError):
+            torn.unlink(missing_ok=True)
+
+
+def clear_alone(path: Path) -> None:
+    """Remove what is left of a file, and of its lock, where no run is under way for it."""
+    if path.parent.is_dir() and not is_held(path):
+        with suppress(InUse), Lock(path):
+            clear(path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Make an empty file beside another; say what is the matter where it cannot be written."""
+    temporary = ownership.temporary(follow(path))
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        # Nobody else's, and through no link, even where others may write too.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield temporary
+    except BaseException as error:
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        reason = _reason(error, temporary)
+        raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    """Force to the disk which files a directory has, where that can be done."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _reason(error: BaseException, temporary: Path) -> str:
@@ -251,13 +285,10 @@ class Run:
         self.dataset = dataset
         self.tally = np.zeros(0, np.int32) if tally is None else tally
         self.path = path
-        if path is not None and path.is_dir():
-            raise Refusal(f"{path} is a directory: name the file in it, as {path / 'sweep.nc'}")
-        if path is not None and path.suffix != ".nc":
-            raise Refusal(
-                f"{path} is no name of a NetCDF file, as numbers are kept in: it ends in .nc"
-            )
-        self.partial = path and _unfinished(path)
+        self.kind = ownership.kind_of(dataset.attrs)
+        if path is not None:
+            ownership.check(path, self.kind)
+        self.partial = path and partial_of(path)
         """Where an unfinished run keeps what it has."""
         self.done = 0
         self._complete = complete
@@ -266,11 +297,13 @@ class Run:
         self._lock = None if path is None else Lock(path)
         try:
             self._clear()
+            if self.partial is not None:
+                ownership.check(self.partial, self.kind)
             there = None if fresh or path is None else self._find()
-            if there is None:
-                self._keep()
-            else:
+            if there is not None:
                 self._resume(there)
+            elif path is not None:
+                self._try_out(path)
         except BaseException:
             self._release()
             raise
@@ -282,9 +315,7 @@ class Run:
         try:
             if kind is None or self._finished:
                 return
-            if not self.done:
-                if self.partial is not None:
-                    self.partial.unlink(missing_ok=True)
+            if not self.done:  # what an earlier run has kept is worth more
                 return
             # Where writing failed it will again, and the reason is known.
             with suppress(*((Unwritable,) if issubclass(kind, Unwritable) else ())):
@@ -353,8 +384,13 @@ class Run:
             # Only now: interrupted before, what is kept must be what can be gone on with.
             self.dataset, self._finished = completed, True
         if self.partial is not None:
-            self.partial.unlink(missing_ok=True)
+            ownership.remove(self.partial, self.kind)
         return self.dataset
+
+    def _try_out(self, path: Path) -> None:
+        """Refuse a place that cannot be written before anything is measured."""
+        with _temporary(path) as temporary:
+            _write(self.dataset, self.tally, temporary)
 
     def _keep(self) -> None:
         if self.partial is not None:
@@ -436,14 +472,14 @@ class Run:
         self.done, self._finished = done, finished
 
 
-def _unfinished(path: Path) -> Path:
-    """Return where a run keeps what it has until it is finished."""
+def partial_of(path: Path) -> Path:
+    """Return where an unfinished run keeps what it has."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 def begun(path: Path) -> dict[str, Any]:
     """Return the attributes of what a run goes on from, finished or not; of none, nothing."""
-    for file in (_unfinished(path), path):
+    for file in (partial_of(path), path):
         attrs = load(file).attrs if file.is_file() else {}
         if attrs and (file == path or attrs.get("sequences_done")):
             return dict(attrs)
@@ -531,29 +567,17 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def command_line(arguments: Sequence[str] = ()) -> str:
-    """Return a command as it was typed, paths reduced to their base names."""
-    words, option = [], ""
-    for word in arguments or sys.argv[1:]:
-        left, _, value = word.rpartition("=") if word.startswith("--") else ("", "", word)
-        path = Path(value)
-        if (left or option) == "--host":
-            value = urlsplit(value).hostname or "…"
-        elif (
-            (left or option) in PATH_OPTIONS
-            or value.startswith((".", "~", "/"))
-            or value.count("/") > 1
-            or path.exists()
-        ):
-            value = path.name
-        words.append(f"{left}={value}" if left else value)
-        option = word if word.startswith("--") and not left else ""
-    return " ".join(["stages", *words])
-
-
 def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
-    """Write a dataset as NetCDF, and counts, of which most are 0, into a group of the file."""
+    """Write a dataset as NetCDF, and counts, of which most are 0, into a group of the file.
+
+    For one who has the lock of the output: see `save_alone`.
+    """
     write_whole(path, partial(_write, dataset, tally))
+
+
+def save_alone(dataset: xr.Dataset, path: Path) -> None:
+    """Write a dataset as NetCDF where no run is under way."""
+    write_alone(path, partial(_write, dataset, None))
 
 
 def _write(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Path) -> None:
@@ -622,10 +646,14 @@ def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
 
 def save_figure(figure: Any, path: Path) -> Path:
     """Draw a matplotlib figure into a `.png`, `.svg` or `.pdf` file, and return its path."""
+    ownership.check(path, ownership.FIGURE)
     kind = path.suffix.lstrip(".").lower()
-    if kind not in FIGURES:
-        raise Refusal(f"{path} is no figure; its name must end in .{', .'.join(FIGURES)}")
-    write_whole(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+    said: dict[str, Any] = {
+        "png": {"Software": ownership.MARK},
+        "svg": {"Creator": ownership.MARK, "Date": None},
+        "pdf": {"Creator": ownership.MARK, "CreationDate": None},
+    }
+    write_alone(path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=said[kind]))
     return path
 
 

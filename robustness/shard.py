@@ -176,9 +176,10 @@ def merge(
             if not (run.finished and token_file.beside(out).exists()):
                 # Before the file that says that they are there.
                 token_file.merge(list(shards), out, run.dataset)
-        elif out is not None and fresh:
+        dataset = run.finish()
+        if out is not None and not keeps:
             token_file.remove(out)
-        return run.finish()
+        return dataset
 
 
 def _load(file: Path) -> xr.Dataset:

@@ -5,9 +5,8 @@ any file; the run that goes on after an interruption writes those again that it 
 is then filled part by part, so that no more than one is held at a time.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness import results
+from robustness import ownership, results
 from robustness.batches import queries
 from robustness.corpus import Corpus
 from robustness.metrics import METRICS, Metric
-from robustness.refusal import Refusal
+from robustness.refusal import Refusal, Unwritable
 
 PREFIX = "token_"
 """Of what is measured of single tokens, among what a batch yields."""
@@ -36,6 +35,9 @@ KNOWN = {
 
 KNOWN_BYTES = 4 + 1 + 1
 """Bytes of that for a position."""
+
+PART = "part"
+"""What the file of a part says that it is."""
 
 TOGETHER = 64
 """Sequences that are copied at once."""
@@ -114,7 +116,7 @@ class Tokens:
     ) -> None:
         self.path = beside(path)
         self.parts = _parts(path)
-        self._removed = self.path.with_name(f".{self.parts.name}.removed")
+        self._run, self._old = path, True
         self._metrics, self._dims, self._kind = metrics, dims, kind
         self._frame = _frame(blank, dims, {"token_id": corpus.tokens, **_counting(corpus)})
 
@@ -128,14 +130,15 @@ class Tokens:
         finished : bool
             Whether all of it is done.
         """
+        ownership.check(self.path, ownership.kind_of(self._frame.attrs, self._frame.sizes))
         results.clear(self.path)
-        shutil.rmtree(self._removed, ignore_errors=True)
+        _finish_removing(self._run)
+        ownership.check_directory(self.parts, PART)
         there = self.parts.is_dir() or (finished and self.path.exists())
         if done and not there:
             raise Refusal(f"{self.path} is not there, or its parts: measure anew with --fresh")
-        if not done:
-            shutil.rmtree(self.parts, ignore_errors=True)
-        elif self.parts.is_dir():
+        self._old = not done
+        if done and self.parts.is_dir():
             self._check(done)
             # Of batches that are run again, and perhaps are others then.
             for part in self.parts.glob("*.nc"):
@@ -158,7 +161,16 @@ class Tokens:
 
     def add(self, rows: slice, values: Mapping[str, NDArray[Any]]) -> None:
         """Keep what a batch of sequences yielded, (…, token, sequence)."""
-        part = xr.Dataset({name: (self._dims_of(name), value) for name, value in values.items()})
+        if self._old:
+            # Without its parts, an earlier run that is not finished could not be gone on with.
+            kind = ownership.kind_of(self._frame.attrs)
+            ownership.remove(results.partial_of(self._run), kind)
+            _remove_parts(self._run)
+            self._old = False
+        part = xr.Dataset(
+            {name: (self._dims_of(name), value) for name, value in values.items()},
+            attrs={"stages_schema": results.SCHEMA, "measurement": PART},
+        )
         results.save(part, self.parts / f"{rows.start:012}.nc")
 
     def finish(self, **more: Any) -> None:
@@ -168,9 +180,7 @@ class Tokens:
         self._check(self._frame.sizes["sequence"])
         self._frame.attrs |= more
         results.write_whole(self.path, self._join)
-        # At once: what is left of parts must never be taken for all of them.
-        self.parts.rename(self._removed)
-        shutil.rmtree(self._removed)
+        _remove_parts(self._run)
 
     def _dims_of(self, name: str) -> tuple[str, ...]:
         clean = name.removeprefix(PREFIX).startswith("clean_")
@@ -192,9 +202,27 @@ class Tokens:
 
 
 def remove(path: Path) -> None:
-    """Remove the tokens of a file that is to be made anew without them, and their parts."""
-    beside(path).unlink(missing_ok=True)
-    shutil.rmtree(_parts(path), ignore_errors=True)
+    """Remove the tokens of a file that was made anew without them, and their parts."""
+    ownership.remove(beside(path), ownership.kind_of({"measurement": "sweep"}, ("token",)))
+    with suppress(Unwritable):  # what is not ours stays
+        _finish_removing(path)
+        _remove_parts(path)
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove the parts at once: what is left of them must never be taken for all."""
+    if _parts(path).is_dir():
+        ownership.check_directory(_parts(path), PART)
+        _parts(path).rename(_removed(path))
+        _finish_removing(path)
+
+
+def _finish_removing(path: Path) -> None:
+    ownership.remove_directory(_removed(path), PART)
+
+
+def _removed(path: Path) -> Path:
+    return _parts(path).with_name(f".{_parts(path).name}.removed")
 
 
 def check_there(shards: Sequence[Path]) -> None:

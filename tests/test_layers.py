@@ -52,6 +52,7 @@ ORDER = [
     "robustness.difference",
     "robustness.stopping",
     "robustness.changes",
+    "robustness.ownership",
     "robustness.lock",
     "robustness.results",
     "robustness.manifest",
@@ -117,6 +118,7 @@ ORDER = [
     "recipes.pretrain",
     "recipes.sampling",
     "recipes.parameters",
+    "recipes.command",
     "recipes.terminal",
     "cli",
 ]

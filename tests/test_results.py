@@ -52,14 +52,6 @@ def test_the_layer_by_metric_tensor_is_one_line(data):
     assert np.isnan(data.kl.sel(intervention="swap", layer=3)).all()
 
 
-def test_a_command_keeps_no_path_of_the_machine(tmp_path):
-    words = ["sweep", str(tmp_path), f"--out={tmp_path}/a.nc", "--data", "./b.jsonl", "org/model"]
-    line = results.command_line(words)
-    assert line == f"stages sweep {tmp_path.name} --out=a.nc --data b.jsonl org/model"
-    line = results.command_line(["sweep", "org/model", "--out", "runs/secret/a.nc", "--drop"])
-    assert line == "stages sweep org/model --out a.nc --drop"
-
-
 def test_a_run_of_equal_settings_is_not_made_again(gpt2, tmp_path):
     path = tmp_path / "a.nc"
     first = sweep(gpt2, corpus(), ("drop",), out=path)
