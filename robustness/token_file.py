@@ -36,8 +36,8 @@ KNOWN = {
 KNOWN_BYTES = 4 + 1 + 1
 """Bytes of that for a position."""
 
-PART = "part"
-"""What the file of a part says that it is."""
+PART = ownership.kind_of({"measurement": "part"}, ("token",))
+"""The kind of the file of a part."""
 
 TOGETHER = 64
 """Sequences that are copied at once."""
@@ -169,7 +169,7 @@ class Tokens:
             self._old = False
         part = xr.Dataset(
             {name: (self._dims_of(name), value) for name, value in values.items()},
-            attrs={"stages_schema": results.SCHEMA, "measurement": PART},
+            attrs={"stages_schema": results.SCHEMA, "measurement": "part"},
         )
         results.save(part, self.parts / f"{rows.start:012}.nc")
 

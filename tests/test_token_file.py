@@ -116,16 +116,16 @@ def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
 def test_killed_while_parts_are_removed_the_file_stays_whole(gpt2, tmp_path, monkeypatch):
     """What is left of them is never taken for all of them."""
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
-    remove = shutil.rmtree
+    remove = ownership.remove_directory
 
-    def stop(path, **more):
-        if Path(path).is_dir():
-            next(Path(path).glob("*.nc")).unlink()
+    def stop(path, kind):
+        if path.is_dir():
+            next(path.glob("*.nc")).unlink()
             raise Stop
-        remove(path, **more)
+        remove(path, kind)
 
     with monkeypatch.context() as patch:
-        patch.setattr(token_file.shutil, "rmtree", stop)
+        patch.setattr(ownership, "remove_directory", stop)
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     sweep(gpt2, text, out=tmp_path / "a.nc", **options)
