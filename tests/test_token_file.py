@@ -1,8 +1,6 @@
 """Values of single tokens: against plain models, in parts, after interruptions."""
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from families import LAYERS, rebuilt, tiny
 from test_execution import corpus
 
 from recipes.panels import draw
-from robustness import execution, results, token_file
+from robustness import execution, ownership, results, token_file
 from robustness.execution import sweep
 from robustness.model import open_model
 from robustness.refusal import Refusal
