@@ -266,6 +266,7 @@ def probe_subjoiner(
         last_row,
         needs=("pattern",),
         settings={"length": LENGTH},
+        lower="fewer --items",
         batch_tokens=batch_tokens,
         progress=progress,
         tell=tell,

@@ -294,6 +294,7 @@ def probe_suffix(
             "wanted": torch.from_numpy(tokens),
             "chunk": readout.chunk(model.identity["device"], model.vocabulary),
         },
+        lower="fewer --items",
         batch_tokens=batch_tokens,
         progress=progress,
         tell=tell,

@@ -161,6 +161,7 @@ def probe_wic(
         mean_of_word,
         final=True,
         details={"word": [sides[at][1] for at in order]},
+        lower="fewer pairs, in a directory of your own",
         batch_tokens=batch_tokens,
         progress=progress,
         tell=tell,

@@ -9,10 +9,14 @@ import nnsight
 import torch
 
 from robustness import attention, interpreter, lens, sublayers
+from robustness.answer import other, plain
 from robustness.model import Model
 
 INTERFACE = "attention_interface_1"
 """What nnsight calls the one call of transformers' attention interface in an attention."""
+
+MOST_HEADS = 10_000
+"""Attention heads of a block, whatever a server says."""
 
 SUBLAYERS = ("attention", "mlp", "context")
 """What is captured of the parts of a block."""
@@ -63,7 +67,8 @@ def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
     patterned = set(_with_weights(model)) if "pattern" in needs else set()
     numbers = model.numbers
     tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
+    request = model.asking(0)
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         entering, leaving, contexts, written, patterns = [], [], [], [], {}
         for layer, block in enumerate(blocks):
             hidden, _ = interpreter.split_inputs(block.inputs)
@@ -94,6 +99,7 @@ def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
             errors["centres", answer] = lens.departure(final, known)
             if whole:
                 errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
+    _check_answer(errors, whole)
     found: dict[str, Any] = {"factors": tuple(errors.get("factors", ()))}
     found["epsilon"] = _rounded(errors["epsilon"], model)
     for question, asking, reason in (
@@ -120,6 +126,25 @@ def examine(model: Model, needs: Sequence[str] = ()) -> Anatomy:
     if why and not partly:
         missing["pattern"] = f"{_called(model)}: {why}"
     return Anatomy(**found, heads=heads, missing=missing, partly=partly)
+
+
+def _check_answer(errors: Any, whole: bool) -> None:
+    """Refuse what comes back from a server and is not what was asked for."""
+    questions = ("centres", "parallel") if whole else ("centres",)
+    asked: dict[Any, Any] = {(name, way): float for name in questions for way in (False, True)}
+    plain(errors, asked | {"patterns": dict} | ({"factors": [tuple]} if whole else {}))
+    for pair in errors["factors"] if whole else ():
+        plain(_pair(pair), {0: float, 1: float})
+    for pair in errors["patterns"].values():
+        heads, reason = plain(_pair(pair), {0: int, 1: str}).values()
+        if not 0 <= heads <= MOST_HEADS or not reason.isprintable():
+            raise other(f"an attention of {heads} heads")
+
+
+def _pair(found: Any) -> dict[int, Any]:
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise other("it is not of pairs")
+    return dict(enumerate(found))
 
 
 def _unfound(model: Model) -> dict[str, str]:

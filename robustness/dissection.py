@@ -7,7 +7,7 @@ from typing import Any
 import nnsight
 import torch
 
-from robustness import anatomy, interpreter, steps
+from robustness import anatomy, answer, interpreter, steps
 from robustness.model import Model
 from robustness.refusal import Refusal
 from robustness.schedule import Attention, Mlp, Schedule, leaves, to_text
@@ -45,7 +45,8 @@ def ready(model: Model, schedules: Sequence[Schedule]) -> Model:
     three, two = (torch.tensor(ids * size, device=model.device) for size in (3, 2))
     blocks, head, traced = model.blocks, model.head, model.traced
     attentions = dict(enumerate(model.attentions))
-    with torch.no_grad(), traced.session(**model.request):
+    request = model.asking(0)
+    with torch.no_grad(), traced.session(**request):
         found = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = steps.enter(blocks, attentions)
@@ -56,6 +57,7 @@ def ready(model: Model, schedules: Sequence[Schedule]) -> Model:
             smaller = interpreter.sizes(list(contexts["attentions"].values()))
             found["grows"] = interpreter.growing(smaller, larger)
             interpreter.pass_over(head)
+    answer.plain(found, {"grows": dict})
     return replace(model, dissected={"facts": facts, "grows": found["grows"]})
 
 

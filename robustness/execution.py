@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from robustness import (
+    answer,
     changes,
     comparison,
     dissection,
@@ -127,7 +128,9 @@ def residuals(
     order = [plain(step) for step in schedule]
     parts, attentions = dissection.parts(model, order)
     blocks, head = model.blocks, model.head
-    with torch.no_grad(), model.traced.trace(ids, use_cache=False, **model.request):
+    wanted = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
+    request = model.asking(answer.size(wanted))
+    with torch.no_grad(), model.traced.trace(ids, use_cache=False, **request):
         entering, contexts = steps.enter(blocks, attentions)
         interpreter.pass_over(head)
         hidden = entering[0]
@@ -136,6 +139,7 @@ def residuals(
             hidden = steps.execute(step, hidden, contexts, parts)
             states.append(hidden.cpu())
         stacked = nnsight.save(torch.stack(states))
+    stacked = answer.take({"states": stacked}, wanted)["states"]
     return xr.DataArray(
         stacked.to(torch.promote_types(stacked.dtype, torch.float32)).numpy(),
         dims=("step", "sequence", "token", "feature"),
@@ -377,7 +381,28 @@ def measure(
         "per_token": per_token,
         **queries(corpus, rows, ids),
     }
-    return run_plan(model, ids, plan, text, matrix, comparison.measure)
+    wanted = _wanted(plan.schedules, text)
+    found = run_plan(model, ids, plan, text, matrix, comparison.measure, wanted)
+    top = found["top"]
+    if model.request and not -1 <= top.min() <= top.max() < model.vocabulary:
+        raise answer.other(f"a token is {top.max()}")
+    return found
+
+
+def _wanted(schedules: int, text: dict[str, Any]) -> answer.Wanted:
+    """Return what `comparison.measure` gives, with the shapes it has."""
+    single = tuple(text["targets"].shape)
+    sequences = single[:1]
+    names = [*text["divergences"], "agreement", "loss", "entropy", "accuracy"]
+    unchanged = ["clean_loss", "clean_entropy", "clean_accuracy"]
+    wanted = {name: ((schedules, *sequences), answer.FLOATS) for name in names}
+    wanted |= {name: (sequences, answer.FLOATS) for name in unchanged}
+    wanted["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
+    wanted["top"] = ((schedules, *single), answer.INTEGERS)
+    if text["per_token"]:
+        wanted |= {f"token_{name}": ((schedules, *single), answer.FLOATS) for name in names}
+        wanted |= {f"token_{name}": (single, answer.FLOATS) for name in unchanged}
+    return wanted
 
 
 def run_plan(
@@ -387,6 +412,7 @@ def run_plan(
     text: dict[str, Any],
     matrix: Matrix,
     read: Callable[..., dict[str, Tensor]],
+    wanted: answer.Wanted,
 ) -> dict[str, NDArray[Any]]:
     """Run a plan from the clean pass over tokens, in one trace, and read its final states there.
 
@@ -402,12 +428,15 @@ def run_plan(
         As for `read`.
     read : callable
         With the arguments of `comparison.measure`; it travels.
+    wanted : mapping
+        What `read` gives, which is all that a server may send.
     """
     blocks, norms, head, squash = model.blocks, model.norms, model.head, model.squash
     grows = dissection.grows(model)
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
     parts, attentions = dissection.parts(model, {step for _, step, *_ in order})
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
+    request = model.asking(answer.size(wanted))
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         entering, contexts = steps.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         interpreter.pass_over(head)
@@ -429,4 +458,6 @@ def run_plan(
                 matrix,
             )
         )
+    if model.request:
+        measured = answer.take(measured, wanted)
     return {name: value.numpy() for name, value in measured.items()}

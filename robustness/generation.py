@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustness import corpus, sandbox
+from robustness import answer, corpus, sandbox
 from robustness.batches import Progress
 from robustness.execution import rewire
 from robustness.model import Model
@@ -149,15 +149,26 @@ def _write(
     try:
         net: Any = rebuild(model, schedule)
     except Refusal:
-        with rewire(model, schedule).generate(
-            ids, use_cache=False, **options, **model.request
-        ) as tracer:
+        request = model.asking(ids.shape[1] + options["max_new_tokens"])
+        with rewire(model, schedule).generate(ids, use_cache=False, **options, **request) as tracer:
             result = tracer.result.save()
-        written: Tensor = result
-        return written.cpu()
+        return _checked(model, ids, options["max_new_tokens"], result)
     mask, counter = torch.ones_like(ids), _Counter(tell)
     written = net.generate(ids, attention_mask=mask, use_cache=True, streamer=counter, **options)
     return written.cpu()
+
+
+def _checked(model: Model, ids: Tensor, most: int, written: Tensor) -> Tensor:
+    """Return what was generated, on the CPU, if it is the prompt and some tokens more."""
+    new = written.shape[-1] - ids.shape[1] if isinstance(written, Tensor) and written.ndim else -1
+    if not 0 <= new <= most:
+        raise answer.other(f"it is not of {most} tokens")
+    wanted = {"tokens": ((1, ids.shape[1] + new), answer.INTEGERS)}
+    written = answer.take({"tokens": written}, wanted)["tokens"].cpu()
+    same = torch.equal(written[:, : ids.shape[1]], ids.cpu().to(written.dtype))
+    if not same or not 0 <= written.min() <= written.max() < model.vocabulary:
+        raise answer.other("it does not go on from the prompt with tokens of the model")
+    return written
 
 
 def _encode(model: Model, prompt: str | Sequence[int]) -> Tensor:

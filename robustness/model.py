@@ -25,7 +25,7 @@ from torch.nn import Linear, Module, ModuleList
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from robustness import checkpoint, flow, interpreter, kernels, logits, tensors
+from robustness import answer, checkpoint, flow, interpreter, kernels, logits, tensors
 from robustness import remote as remote_server
 from robustness.refusal import Refusal, first_line
 
@@ -230,6 +230,12 @@ class Model:
         }
         return tuple(sorted(lengths))
 
+    def asking(self, numbers: int) -> dict[str, Any]:
+        """Return `request` for a trace that hands back so many numbers at most."""
+        if not self.request:
+            return {}
+        return self.request | {"backend": self.request["backend"].expecting(numbers)}
+
     def unembedding(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
 
@@ -272,6 +278,7 @@ def open_model(
     deploy: bool = False,
     notify: remote_server.Notify | None = None,
     sandbox_limit: float = remote_server.SANDBOX_LIMIT,
+    answer_limit: float = remote_server.ANSWER_LIMIT,
 ) -> Model:
     """Open a decoder and check that it is understood.
 
@@ -310,6 +317,9 @@ def open_model(
     sandbox_limit : float
         Gigabytes that a run may pass through the socket of a server that keeps traces apart from
         the weights.
+    answer_limit : float
+        Gigabytes that a trace of one's own may hand back from a server. Of measurements it is known
+        how much they hand back, and more is refused.
 
     Returns
     -------
@@ -336,7 +346,7 @@ def open_model(
                 f"{', '.join(f'--{name}' for name in wrong)}"
             )
         traced, tokenizer, identity, request = _open_remote(
-            source, revision, trust_remote_code, host, deploy, notify, sandbox_limit
+            source, revision, trust_remote_code, host, deploy, notify, sandbox_limit, answer_limit
         )
     elif isinstance(source, Module):
         if not getattr(source, "can_generate", bool)():
@@ -442,6 +452,7 @@ def _open_remote(
     deploy: bool,
     notify: remote_server.Notify | None,
     limit: float,
+    answer_limit: float,
 ) -> tuple[TransformersModel, Any, dict[str, str], dict[str, Any]]:
     """Build a model without weights whose traces run on a server."""
     if isinstance(source, Module):
@@ -450,13 +461,13 @@ def _open_remote(
     if Path(path).is_dir():
         raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
     host, key = remote_server.resolve_host(host), remote_server.resolve_key()
-    versions = remote_server.check(name, host=host, revision=revision, deploy=deploy)
+    versions, known_as = remote_server.check(name, host=host, revision=revision, deploy=deploy)
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
     try:
         traced = TransformersModel(
             name,
-            revision=revision,
+            revision=known_as,
             task="text-generation",
             tokenizer=tokenizer,
             **({"trust_remote_code": True} if trust else {}),
@@ -471,8 +482,23 @@ def _open_remote(
         "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
     env = traced._remoteable_get_env()
-    requests = remote_server.Requests(key_of_model, host, key, env, notify, limit)
+    most = answer_limit * 1e9
+    requests = remote_server.Requests(key_of_model, host, key, env, notify, limit, most)
+    vars(traced)["_load"] = _Elsewhere(name, host)
     return traced, tokenizer, identity, {"backend": requests}
+
+
+class _Elsewhere:
+    """Refuses to load weights, which nnsight would do for a trace without a backend."""
+
+    def __init__(self, name: str, host: str) -> None:
+        self.name, self.host = name, host
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise Refusal(
+            f"{self.name} runs on {self.host}, and a trace of it says so: "
+            "trace(…, **model.request); without that all its weights would be loaded here"
+        )
 
 
 class _Offloaded(TransformersModel):  # type: ignore[misc]
@@ -760,7 +786,8 @@ def _check_itself(model: Model) -> Model:
     )
     blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
     known = model.numbers
-    with torch.no_grad(), traced.session(**model.request):
+    request = model.asking(0)
+    with torch.no_grad(), traced.session(**request):
         found = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = interpreter.enter(blocks)
@@ -808,6 +835,10 @@ def _check_itself(model: Model) -> Model:
                 float((mine - torch.cat([own] * copies)).abs().max())
                 for mine, copies in zip(ours, (1, 2))
             ]
+    answer.plain(found, _FOUND)
+    answer.plain(found["squash"], {"scale": float, "cap": float | None, "off": float})
+    if found["dtype"] not in {str(kind) for kind in answer.STATES}:
+        raise answer.other(f"its numbers are {found['dtype']:.40}")
     dtype = found["dtype"].removeprefix("torch.")
     eps = torch.finfo(getattr(torch, dtype)).eps
     digit = eps * max(1.0, found["largest"])
@@ -858,6 +889,14 @@ def _check_itself(model: Model) -> Model:
         sandboxed=bool(model.request) and found["apart"],
         squash=(found["squash"]["scale"], found["squash"]["cap"]),
     )
+
+
+_FOUND = {
+    "squash": dict, "returns": int, "grows": dict, "device": str, "attention": str, "apart": bool,
+    "shape": [int], "shared": [float], "dtype": str, "largest": float, "ahead": float,
+    "off": [float],
+}  # fmt: skip
+"""What is found out of a model by running it, and of which type it is."""
 
 
 def _tokens(config: Any) -> list[int]:

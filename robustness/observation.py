@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from robustness import capture, changes, results, sandbox
+from robustness import answer, capture, changes, results, sandbox
 from robustness.anatomy import Anatomy, examine, parts
 from robustness.batches import Progress, batches, check_corpus, queries, rest, tokens_of_text
 from robustness.corpus import Corpus
 from robustness.measurement import MEASUREMENTS, Measurement
 from robustness.memory import Portions, is_out_of_memory
 from robustness.model import Model
-from robustness.refusal import Refusal, last_line
+from robustness.refusal import Refusal, last_line, reading
 
 GROUP = 128
 """The most sequences in a batch where a measurement is of many sequences together."""
@@ -121,8 +121,13 @@ def observe(
         def trace(
             measured: list[Measurement], part: slice, _: int | None
         ) -> list[dict[str, Tensor]]:
-            return _trace(model, corpus, part, measured, known)
+            asked = [
+                None if each.grouped else _wanted(datasets[each.name], part.stop - part.start)
+                for each in measured
+            ]
+            return _trace(model, corpus, part, measured, known, asked)
 
+        datasets = {each.name: run.dataset for each, run in zip(wanted, runs, strict=True)}
         portions = Portions(lost, tell)
         for run in unfinished:
             portions.begin(changes.lowered(run.dataset.attrs))
@@ -150,8 +155,11 @@ def observe(
                     waiting = pending[each.name]
                     waiting.extend(taken.values())
                     if part.stop % group == 0:
-                        value = each.grouped(torch.cat(waiting, -1), anatomy)
+                        # What a server sends for one's own measurement may be of any shape.
+                        with _received(model):
+                            value = each.grouped(torch.cat(waiting, -1), anatomy)
                         waiting.clear()
+                        _check_shape(each.name, value, run.dataset)
                         place = slice(part.stop // group - 1, part.stop // group)
                         done = slice(part.stop - group, part.stop)
                         run.add(done, {m.name: value[..., None] for m in each.variables}, place)
@@ -163,6 +171,13 @@ def observe(
 def _tokens(corpus: Corpus, rows: slice) -> int:
     """Return how many tokens sequences have when they are filled up."""
     return (rows.stop - rows.start) * int(corpus.lengths[rows].max())
+
+
+def _received(model: Model) -> AbstractContextManager[None]:
+    """Refuse what comes from a server and cannot be worked with."""
+    if not model.request:
+        return nullcontext()
+    return reading("what the server answers", "give the same command again, or another --host")
 
 
 def _facts(anatomy: Anatomy) -> dict[str, Any]:
@@ -244,6 +259,12 @@ def _check_names(name: str, taken: Mapping[str, Tensor], dataset: xr.Dataset) ->
             f"{name} gives {', '.join(sorted(taken)) or 'nothing'}; its variables are "
             f"{', '.join(sorted(map(str, dataset)))}"
         )
+
+
+def _check_shape(name: str, value: NDArray[Any], dataset: xr.Dataset) -> None:
+    for variable in dataset.data_vars.values():
+        if value.shape != variable.shape[:-1]:
+            raise Refusal(f"{name} gives {value.shape}; its variable is {variable.shape[:-1]}")
 
 
 def _complete(measurement: Measurement, dataset: xr.Dataset, _: Any) -> xr.Dataset:
@@ -353,6 +374,7 @@ def _trace(
     rows: slice,
     measurements: Sequence[Measurement],
     known: dict[str, Any],
+    wanted: Sequence[answer.Wanted | None] = (),
 ) -> list[dict[str, Tensor]]:
     """Take measurements on a batch of sequences, in one trace."""
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
@@ -368,7 +390,7 @@ def _trace(
     text["counted"][:, text["first"] : text["last"]] = text["compared"]
     needs = sorted({need for measurement in measurements for need in measurement.needs})
     calls = [(each.measure, each.finish, each.final) for each in measurements]
-    return _walk(model, tokens, calls, needs, known, text)
+    return _walk(model, tokens, calls, needs, known, text, wanted or [None] * len(calls))
 
 
 def scan(
@@ -384,6 +406,8 @@ def scan(
     begin: int = 0,
     batch_tokens: int | None = None,
     portions: Portions | None = None,
+    dataset: xr.Dataset | None = None,
+    lower: str = "fewer texts",
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Capture something of single short texts, a batch of them in each trace.
 
@@ -408,6 +432,10 @@ def scan(
         Tokens in a trace.
     portions : Portions, optional
         How much of a batch is run at once.
+    dataset : Dataset, optional
+        Its variables are those that come out, along their last dimension.
+    lower : str
+        What would have less pass through the socket of a sandboxed server.
 
     Yields
     ------
@@ -434,7 +462,7 @@ def scan(
         sandbox.of_walk(model, needs, width, (rows.stop - rows.start) * ("prediction" in needs))
         for width, rows in zip(widths, parts_of, strict=True)
     ]
-    sandbox.allow(model, costs, "fewer --items")
+    sandbox.allow(model, costs, lower)
 
     def trace(part: slice, _: int | None) -> dict[str, Tensor]:
         lengths = torch.tensor([len(ids) for ids in items[part]], device=model.device)
@@ -444,7 +472,9 @@ def scan(
             **(settings or {}),
         }
         tokens = _pad([np.asarray(ids) for ids in items[part]], model)
-        (found,) = _walk(model, tokens, [(measure, finish, final)], sorted(needs), known, text)
+        wanted = None if dataset is None else _wanted(dataset, part.stop - part.start)
+        calls = [(measure, finish, final)]
+        (found,) = _walk(model, tokens, calls, sorted(needs), known, text, [wanted])
         return found
 
     def tokens_of(part: slice) -> int:
@@ -484,7 +514,7 @@ def fill(
         if progress is not None:
             progress(run.done, len(items))
         if run.done < len(items):
-            options |= {"begin": run.done, "portions": portions}
+            options |= {"begin": run.done, "portions": portions, "dataset": run.dataset}
             for rows, found in scan(model, items, measure, **options):
                 run.add(rows, {name: tensor.numpy() for name, tensor in found.items()})
                 if progress is not None:
@@ -499,10 +529,37 @@ def _walk(
     needs: Sequence[str],
     known: dict[str, Any],
     text: dict[str, Any],
+    wanted: Sequence[answer.Wanted | None],
 ) -> list[dict[str, Tensor]]:
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **model.request):
+    """Run measurements on a clean pass; what a server may send is what is wanted.
+
+    Where that is not known, it is no more than all residual streams, the text its last dimension.
+    """
+    states = (model.layers + 1) * tokens.numel() * model.width
+    sizes = [states if one is None else answer.size(one) for one in wanted]
+    request = model.asking(sum(sizes))
+    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         taken = nnsight.save(capture.walk(calls, needs, known, text))
-    return taken
+    if not model.request:
+        return taken
+    answer.plain({"taken": taken}, {"taken": [dict]})
+    if len(taken) != len(wanted):
+        raise answer.other(f"it is of {len(taken)} measurements")
+    for each in taken:
+        if not all(isinstance(t, Tensor) and t.shape[-1:] == (len(tokens),) for t in each.values()):
+            raise answer.other(f"it is not of {len(tokens)} texts")
+    return [
+        each if one is None else answer.take(each, one)
+        for each, one in zip(taken, wanted, strict=True)
+    ]
+
+
+def _wanted(dataset: xr.Dataset, count: int) -> answer.Wanted:
+    """Return the tensors, of so many texts, that become a dataset's variables."""
+    return {
+        str(name): ((*variable.shape[:-1], count), answer.NUMBERS)
+        for name, variable in dataset.data_vars.items()
+    }
 
 
 def _pad(rows: Sequence[NDArray[Any]], model: Model) -> Tensor:

@@ -2,42 +2,44 @@
 
 A trace is sent as source text and runs where the weights are; what it saves comes back. The way
 there may fail at any moment, and then the same request is sent again, a bounded number of times.
-What comes back is read as plain tensors: a server cannot make this machine run anything.
+What comes back is no larger than what was asked for, and read by `robustness.answer`: a server
+cannot make this machine run anything.
 """
 
+import ast
 import contextlib
-import io
-import itertools
 import json
-import pickle
 import random
 import re
 import socket
+import sys
 import time
 import uuid
-import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import SimpleNamespace
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import torch
 import websocket
-import zstandard
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError  # type: ignore[attr-defined]
 from nnsight import CONFIG
-from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
+from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
-from nnsight.schema.response import ResponseModel, Status
+from nnsight.schema.response import Status
 
-from robustness.refusal import Refusal, first_line
+from robustness import answer
+from robustness.refusal import Refusal, first_line, reading
 
 RETRIES = 6
 """How often a request is sent again."""
+
+RESTART = 24
+"""How often while nothing answers at the server's address: five to ten minutes, with the waits."""
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds before a request is sent again: doubled each time, and a random part of it left out."""
@@ -52,6 +54,21 @@ One that runs may take as long as it takes; there, the connection itself must be
 
 PASSING = {408, 425, 429, *range(500, 600)}
 """Statuses of answers that may be other the next time."""
+
+AWAY = {502, 503, 504}
+"""Statuses of what stands before a server that is not there."""
+
+ANSWER_LIMIT = 4.0
+"""Gigabytes that a trace of the user's own may hand back, if not said otherwise."""
+
+HEADROOM = 16e6
+"""Bytes that an answer may have besides the numbers that were asked for."""
+
+SMALL = 16e6
+"""Bytes of an answer without numbers."""
+
+LONGEST = 300
+"""Letters of a server's words that are repeated."""
 
 SANDBOX_LIMIT = 50.0
 """Gigabytes that a run may pass through the socket of a sandboxed server, if not said otherwise."""
@@ -153,22 +170,22 @@ def deployments(host: str | None = None) -> list[Deployment]:
     found = _ask(resolve_host(host), "/status", "deployments")["deployments"]
     known = {
         Deployment(
-            name=str(each.get("repo_id") or "?"),
-            revision=str(each.get("revision") or ""),
-            task=str(each.get("task") or ""),
-            state=str(each.get("application_state") or "UNHEALTHY"),
-            dtype=str(each.get("dtype") or ""),
+            name=printable(each.get("repo_id")) or "?",
+            revision=printable(each.get("revision")),
+            task=printable(each.get("task")),
+            state=printable(each.get("application_state")) or "UNHEALTHY",
+            dtype=printable(each.get("dtype")),
         )
         for each in found.values()
-        if isinstance(each, dict) and each.get("deployment_level") in {"HOT", "WARM"}
+        if isinstance(each, dict) and printable(each.get("deployment_level")) in {"HOT", "WARM"}
     }
     return sorted(known, key=lambda each: (each.name, each.revision, each.state))
 
 
 def check(
     name: str, *, host: str, revision: str | None = None, deploy: bool = False
-) -> dict[str, str]:
-    """Refuse a run that the server would not do, and return the versions of its libraries.
+) -> tuple[dict[str, str], str | None]:
+    """Refuse a run that the server would not do, and return what it has.
 
     Parameters
     ----------
@@ -180,6 +197,13 @@ def check(
         Branch, tag or commit on the hub.
     deploy : bool
         Whether the server may be asked to load the model.
+
+    Returns
+    -------
+    versions : dict of str to str
+        Of the server's libraries.
+    revision : str, optional
+        By which the server knows the commit; None where it is what it loads without any.
 
     Raises
     ------
@@ -196,7 +220,9 @@ def check(
             f"other: install nnsight {'.'.join(there.split('.')[:2])}, or choose another --host"
         )
     try:
-        name = HfApi().model_info(name, revision=revision, timeout=CONNECT).id
+        asked = HfApi().model_info(name, revision=revision, timeout=CONNECT)
+        name = asked.id
+        main = asked if revision is None else HfApi().model_info(name, timeout=CONNECT)
     except RevisionNotFoundError as error:
         raise Refusal(f"{name} has no revision {revision} on the hub") from error
     except RepositoryNotFoundError as error:
@@ -209,6 +235,9 @@ def check(
             "their hub id: it takes a connection to the hub, and no HF_HUB_OFFLINE"
         ) from error
     running = [each for each in running if each.task == "text-generation"]
+    running_as = {each.revision for each in running if each.name == name}
+    if revision not in running_as and asked.sha == main.sha:
+        revision = None
     same = [each for each in running if each.name == name and each.revision == (revision or "")]
     if not deploy and not any(each.state in {"RUNNING", "DEPLOYING"} for each in same):
         names = sorted({each.name for each in running if each.state == "RUNNING"})
@@ -218,7 +247,20 @@ def check(
             f"{some or 'no model'}: choose one of `stages models --remote`, or ask for it to be "
             "loaded with --deploy"
         )
-    return versions
+    return versions, revision
+
+
+class Failed(Exception):
+    """A request that is answered by an error."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        """Of the answer, where not the trace but sending it failed."""
+
+
+ON_THE_WAY = (OSError, httpx.HTTPError, websocket.WebSocketException, Failed)
+"""What fails on the way there, or is said to have failed there."""
 
 
 class Requests(RemoteBackend):  # type: ignore[misc]
@@ -236,6 +278,8 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         Told of waiting and of what is sent again.
     limit : float
         Gigabytes that a run may pass through the socket of a sandboxed server.
+    most : float
+        Bytes that an answer may have, compressed and not.
     """
 
     def __init__(
@@ -246,9 +290,11 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         env: dict[str, Any] | None = None,
         notify: Notify | None = None,
         limit: float = SANDBOX_LIMIT,
+        most: float = ANSWER_LIMIT * 1e9,
     ) -> None:
         super().__init__(model_key, host=host, api_key=key, env=env)
-        self.limit = limit
+        self.limit, self.most = limit, most
+        self.remedy = "save less in the trace, or open the model with a larger answer_limit"
         # The command line alone prints.
         self.display.enabled = self.verbose = False
         self.notify: Notify = notify or (lambda text: None)
@@ -260,75 +306,106 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         """Keep the key here: what a trace names goes along with it."""
         return str, (repr(self),)
 
+    def expecting(self, numbers: int) -> "Requests":
+        """Return the same for a trace that hands back so many numbers at most."""
+        most = 8 * numbers + HEADROOM
+        found = Requests(
+            self.model_key, self.host, self.api_key, self.env, self.notify, self.limit, most
+        )
+        found.remedy = "give the same command again, or choose another --host"
+        return found
+
     def __call__(self, tracer: Any = None) -> Any:
         """Send a trace, and hand back what it saved."""
-        result = self._insist(self._serialize(tracer))
-        self._push(result, tracer)
-        return result
+        there = tracer.info.frame.f_code.co_filename
+        known, due = _names(tracer.node)
+        result = self._insist(self._serialize(tracer), there)
+        missing = sorted(due - result.keys())
+        if missing:
+            raise self._refuse(f"it lacks {missing[0]!r}, which the trace saves")
+        # A name that the trace does not bind would be overwritten in the caller.
+        kept = {name: value for name, value in result.items() if name in known}
+        self._push(kept, tracer)
+        return kept
 
-    def _insist(self, blob: bytes) -> dict[str, Any]:
-        for attempt in itertools.count():
-            try:
-                return self._send(blob)
-            except websocket.WebSocketBadStatusException as error:
-                reason = f"the connection is refused with status {error.status_code}"
-                if error.status_code not in PASSING:
-                    raise Refusal(f"{self.host}: {reason}; check --host and proxies") from None
-            except (OSError, httpx.HTTPError, websocket.WebSocketException) as error:
-                reason = self._clean(first_line(error))
-            except RemoteError as error:
-                reason = self._clean(_gist(str(error)))
-                if not _passes(error):
-                    raise Refusal(self._explain(error, reason)) from None
-            except Exception as error:  # whatever a server may answer
-                reason = self._clean(first_line(error))
-                raise Refusal(f"{self.host} answers what is not understood: {reason}") from None
-            if attempt == RETRIES:
+    def _refuse(self, reason: str) -> Refusal:
+        return Refusal(f"{self._source} is not understood ({self._clean(reason)}): {self.remedy}")
+
+    @property
+    def _source(self) -> str:
+        return f"what {self.host} answers"
+
+    def _insist(self, blob: bytes, there: str) -> dict[str, Any]:
+        tries: Counter[int] = Counter()
+        while True:
+            found = self._try(blob)
+            if isinstance(found, dict):
+                return found
+            reason = self._clean(self._reason(found, there))
+            if not _passes(found):
+                raise Refusal(self._explain(found, reason))
+            most = RESTART if _is_away(found) else RETRIES
+            if tries[most] == most:
                 raise Refusal(
-                    f"{self.host} was asked {attempt + 1} times in vain ({reason}); what is done "
-                    "is kept, and the same command goes on from there"
+                    f"{self.host} was asked {tries.total() + 1} times in vain ({reason}); what is "
+                    "done is kept, and the same command goes on from there"
                 )
-            wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * _CHANCE.uniform(0.5, 1)
-            self.notify(f"{reason}; trying again in {wait:.0f} s ({attempt + 1} of {RETRIES})")
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** tries[most]) * _CHANCE.uniform(0.5, 1)
+            tries[most] += 1
+            self.notify(f"{reason}; trying again in {wait:.0f} s ({tries[most]} of {most})")
             time.sleep(wait)
-        raise AssertionError("unreachable")
+
+    def _try(self, blob: bytes) -> dict[str, Any] | Exception:
+        """Return what came back, or how it failed on the way."""
+        try:
+            with reading(self._source, self.remedy):
+                try:
+                    return self._send(blob)
+                except answer.Unreadable as error:
+                    raise self._refuse(str(error)) from None
+                except ON_THE_WAY as error:
+                    return error
+        except Refusal as error:
+            # Words of a server may hold anything, in a traceback too.
+            raise Refusal(self._clean(str(error), 2 * LONGEST)) from None
 
     def _send(self, blob: bytes) -> dict[str, Any]:
         request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
-        connection = websocket.create_connection(
+        connection: Any = websocket.create_connection(
             f"{self.ws_host}/subscribe",
             header={"ndif-api-key": self.api_key},
             timeout=CONNECT,
             sockopt=_KEEPALIVE,
             redirect_limit=0,
+            class_=_Socket,
         )
         with contextlib.ExitStack() as stack:
             # At once: a farewell would be waited for.
             stack.callback(connection.shutdown)
-            request.session_id = json.loads(self._hear(connection))["session_id"]
-            latest = self._post(request, blob)
+            request.session_id = _session(self._hear(connection))
+            latest = self._submit(request, blob)
+            connection.most = self.most
             connection.settimeout(PATIENCE)
             heard, told = time.monotonic(), ""
             while True:
                 try:
                     message = self._hear(connection)
                 except websocket.WebSocketTimeoutException:
-                    waits = latest.status is not Status.RUNNING
+                    waits = latest.status != Status.RUNNING
                     if waits and time.monotonic() - heard > SILENCE:
                         raise
-                    text = f"{self.host}: {latest.description or latest.status.value.lower()}"
+                    text = f"{self.host}: {latest.description or latest.status.lower()}"
                     if text != told and waits:
                         self.notify(self._clean(text))
                     told = text
                     connection.ping()
                     continue
-                heard, response = time.monotonic(), self.parse(message)
-                if self.note(response):
-                    found = self.download_result(response.data)
-                    if not isinstance(found, dict) or not found:
-                        raise ValueError("a result without values")
-                    return found
-                latest = latest if response.status is Status.LOG else response
+                heard, response = time.monotonic(), answer.message(message, self.most)
+                if response.status == Status.ERROR:
+                    raise Failed(response.description)
+                if response.status == Status.COMPLETED:
+                    return self.download_result(response.data)
+                latest = latest if response.status == Status.LOG else response
 
     @staticmethod
     def _hear(connection: Any) -> str | bytes:
@@ -337,27 +414,67 @@ class Requests(RemoteBackend):  # type: ignore[misc]
             raise ConnectionError("the server closed the connection")
         return message
 
-    @staticmethod
-    def parse(message: str | bytes) -> ResponseModel:
-        """Read one message; tensors and plain values only."""
-        if isinstance(message, str):
-            return ResponseModel.model_validate_json(message)
-        return ResponseModel(**_load(message))
+    def _submit(self, request: RequestModel, blob: bytes) -> answer.Message:
+        """Send a request, and return what is said at once."""
+        headers = {
+            "ndif-api-key": self.api_key,
+            "ndif-timestamp": repr(time.time()),
+            "nnsight-version": version("nnsight"),
+            "python-version": sys.version,
+        }
+        status, body = _fetch(
+            "POST",
+            f"{self.host}/request",
+            SMALL,
+            timeout=httpx.Timeout(CONNECT, read=600),
+            data={"data": request.metadata()},
+            files={"blob": ("request", blob, "application/octet-stream")},
+            headers=headers,
+        )[::2]
+        if not 200 <= status < 300:
+            raise Failed(f"Failed to send request: {_detail(body) or f'status {status}'}", status)
+        return answer.message(body.decode(), SMALL)
+
+    def download_result(self, url: str | bytes | None) -> dict[str, Any]:
+        """Read a result that is in hand, or fetch it; the key does not go along."""
+        if isinstance(url, str) and url:
+            timeout = httpx.Timeout(CONNECT, read=600)
+            try:
+                status, _, url = _fetch("GET", url, self.most, timeout)
+            except httpx.HTTPError as error:
+                # Not the server, whose restart would be waited for.
+                raise ConnectionError(f"no result is fetched ({first_line(error)})") from None
+            if status != 200:
+                raise ConnectionError(f"no result is fetched: status {status}")
+        if not isinstance(url, bytes):
+            raise answer.Unreadable("a result without values")
+        return self.finalize(url)
 
     def finalize(self, content: bytes) -> dict[str, Any]:
         """Read what a trace saved; tensors and plain values only."""
         if self.compress:
-            content = zstandard.ZstdDecompressor().decompress(content)
-        return _load(content)
+            content = answer.unpack(content, self.most)
+        found = answer.load(content, self.most)
+        if not isinstance(found, dict) or not found:
+            raise answer.Unreadable("a result without values")
+        return found
 
-    def _clean(self, text: str) -> str:
+    def _clean(self, text: str, most: int = LONGEST) -> str:
         """Take out of what is said the key, signatures of links and what is no text."""
         text = re.sub(r"\?\S+", "?…", text.replace(self.api_key, "…"))
-        return "".join(letter for letter in text if letter.isprintable())
+        text = "".join(letter for letter in text if letter.isprintable())
+        return text if len(text) <= most else f"{text[:most]}…"
 
-    def _explain(self, error: RemoteError, reason: str) -> str:
-        answer = getattr(error.__cause__, "response", None)
-        if answer is not None and answer.status_code in {401, 403}:
+    @staticmethod
+    def _reason(error: Exception, there: str) -> str:
+        if isinstance(error, websocket.WebSocketBadStatusException):
+            return f"the connection is refused with status {error.status_code}"
+        return _gist(str(error), there) if isinstance(error, Failed) else first_line(error)
+
+    def _explain(self, error: Exception, reason: str) -> str:
+        if isinstance(error, websocket.WebSocketBadStatusException):
+            return f"{self.host}: {reason}; check --host and proxies"
+        if isinstance(error, Failed) and error.status in {401, 403}:
             return (
                 f"{self.host} does not accept the key in NDIF_API_KEY ({reason}): "
                 "get one at https://login.ndif.us"
@@ -367,96 +484,213 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         return f"{self.host} could not do it: {reason}"
 
 
-class _Plain(pickle.Unpickler):
-    """Reads tensors and plain values, and refuses all else: a pickle can name any function.
+class _Socket(websocket.WebSocket):
+    """Reads no more of one message than was asked for."""
 
-    (torch's own way, `weights_only`, does not know the protocol that servers write.)
-    """
+    most, _count = SMALL, 0
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _PLAIN:
-            raise pickle.UnpicklingError(f"a result holds {module}.{name}, which is no tensor")
-        return super().find_class(module, name)
+    def recv(self) -> str | bytes:
+        found: str | bytes = websocket.WebSocket.recv(self)
+        self._count = 0
+        return found
 
-
-_PLAIN = {
-    ("collections", "OrderedDict"),
-    ("nnsight.schema.response", "Status"),
-    ("torch", "Size"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    *(("torch", f"{kind}Storage") for kind in ("Float", "Double", "Half", "BFloat16")),
-    *(("torch", f"{kind}Storage") for kind in ("Int", "Long", "Short", "Byte", "Char", "Bool")),
-}
-"""What a result may name: what torch makes a tensor of, and a request's status."""
-
-_PICKLE = SimpleNamespace(Unpickler=_Plain, __name__="plain")
-"""In the place of the module `pickle`, for `torch.load`."""
+    def _recv(self, bufsize: int) -> bytes:
+        piece: bytes = websocket.WebSocket._recv(self, bufsize)  # type: ignore[no-untyped-call]
+        self._count += len(piece)
+        answer.check_size(self._count, self.most)
+        return piece
 
 
-def _load(content: bytes) -> dict[str, Any]:
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # Else torch would take it for a program.
-        if any(name.endswith("constants.pkl") for name in archive.namelist()):
-            raise pickle.UnpicklingError("a result is a program")
-    found: dict[str, Any] = torch.load(
-        io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_PICKLE
-    )
-    return found
+def _session(message: str | bytes) -> str:
+    found = _parsed(message)
+    session = found.get("session_id") if isinstance(found, dict) else None
+    if not isinstance(session, str) or not re.fullmatch(r"[\w.:-]{1,200}", session):
+        raise answer.Unreadable("it begins with no session_id")
+    return session
 
 
-def _passes(error: RemoteError) -> bool:
+def _detail(body: bytes) -> str:
+    """Return what an answer says of an error, or nothing."""
+    found = _parsed(body)
+    if found is None:
+        return body.decode(errors="replace")
+    found = found.get("detail") if isinstance(found, dict) else found
+    return found if isinstance(found, str) else ""
+
+
+def _names(node: Any) -> tuple[set[str], set[str]]:
+    """Return the names by which a trace may save values, and those by which it does in any case."""
+    known, due = set(), set()
+    for part in (part for statement in node.body for part in ast.walk(statement)):
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            known.add(part.id)
+        elif isinstance(part, ast.FunctionDef | ast.ClassDef):
+            known.add(part.name)
+        elif isinstance(part, ast.Call) and _is_save(part):
+            # What is saved may have its name from before.
+            receiver = [part.func.value] if isinstance(part.func, ast.Attribute) else []
+            known |= {each.id for each in (*receiver, *part.args) if isinstance(each, ast.Name)}
+    waiting = list(node.body)
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, ast.With):
+            waiting += part.body
+        elif isinstance(part, ast.Assign) and _is_save(part.value):
+            due |= {target.id for target in part.targets if isinstance(target, ast.Name)}
+    return known, due
+
+
+def _is_save(part: Any) -> bool:
+    """Whether a piece of source is a call of `save`, as a function or as a method."""
+    if not isinstance(part, ast.Call):
+        return False
+    return getattr(part.func, "attr", getattr(part.func, "id", None)) == "save"
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether nothing answers at the server's address, as while it is restarted."""
+    if isinstance(error, websocket.WebSocketBadStatusException):
+        return error.status_code in AWAY
+    if isinstance(error, Failed):
+        return error.status in AWAY
+    return isinstance(error, _NO_CONNECTION)
+
+
+_NO_CONNECTION = (
+    ConnectionRefusedError,
+    socket.gaierror,
+    websocket.WebSocketAddressException,
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+)
+
+
+def _passes(error: Exception) -> bool:
     """Return whether an error is likely gone when the request is sent again."""
-    cause, text = error.__cause__, str(error)
-    if isinstance(cause, httpx.HTTPStatusError):
-        return cause.response.status_code in PASSING
-    if isinstance(cause, httpx.HTTPError):
+    if isinstance(error, websocket.WebSocketBadStatusException):
+        return error.status_code in PASSING
+    if not isinstance(error, Failed):
         return True
+    text = str(error)
+    if error.status is not None:
+        return error.status in PASSING
     if text.startswith("Could not deploy") or "Traceback (most recent call last)" in text:
         return False
     return TRANSIENT.search(text) is not None
 
 
-def _gist(text: str) -> str:
-    """Return the one line of a server's answer that matters: a traceback's last."""
+def _gist(text: str, there: str) -> str:
+    """Return the one line of a server's answer that matters: a traceback's last, and where.
+
+    Parameters
+    ----------
+    text : str
+        What the server says.
+    there : str
+        The file that the trace is written in.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "no reason given"
     if not lines[0].startswith("Traceback"):
         return lines[0]
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (raised or lines)[-1]
+    return (raised or lines)[-1] + _place(lines, there)
+
+
+def _place(lines: list[str], there: str) -> str:
+    """Return where in the user's own code a traceback has been last, or nothing."""
+    found = ""
+    for line, code in pairwise(lines):
+        entry = re.match(r'File "(.+)", line (\d+), in ', line)
+        if entry is None or code.startswith("File "):
+            continue
+        path, number = entry.groups()
+        name = re.split(r"[/\\\\]", path)[-1]
+        if path == there or not re.search(
+            r"[/\\](site-packages|dist-packages|lib[/\\]python[\d.]+)[/\\]", path
+        ):
+            found = f" (line {number} of {name}: {code})"
+    return found
+
+
+def _fetch(
+    method: str,
+    url: str,
+    most: float,
+    timeout: httpx.Timeout,
+    within: float = float("inf"),
+    **options: Any,
+) -> tuple[int, str, bytes]:
+    """Ask for something over HTTP, and return the status, where it points to and what is sent.
+
+    Raises
+    ------
+    Unreadable
+        If more is sent than so many bytes, or it is compressed, which was not asked for.
+    ReadTimeout
+        If it takes longer than so many seconds, however little at a time.
+    """
+    end = time.monotonic() + within
+    with (
+        httpx.Client(timeout=timeout, headers={"Accept-Encoding": "identity"}) as client,
+        client.stream(method, url, **options) as found,
+    ):
+        if found.headers.get("content-encoding", "identity") != "identity":
+            raise answer.Unreadable("it is compressed")
+        body = bytearray()
+        for piece in found.iter_raw():
+            body += piece
+            answer.check_size(len(body), most)
+            if time.monotonic() > end:
+                raise httpx.ReadTimeout("it answers too slowly")
+        elsewhere = found.headers.get("location", "").partition("?")[0]
+        return found.status_code, elsewhere, bytes(body)
 
 
 def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
     """Return what a server answers, which has a dictionary of this name, or refuse the server."""
+    timeout = httpx.Timeout(CONNECT, read=90)
     try:
-        answer = httpx.get(f"{host}{path}", timeout=httpx.Timeout(CONNECT, read=90))
+        status, elsewhere, body = _fetch("GET", f"{host}{path}", SMALL, timeout, within=90)
+    except answer.Unreadable:
+        status, elsewhere, body = 200, "", b""
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
         raise Refusal(
             f"{host} cannot be reached ({first_line(error)}): check --host, or NDIF_HOST, and the "
             "network"
         ) from error
-    if answer.status_code in PASSING:
+    if status in PASSING:
         raise Refusal(
-            f"{host} is there, but not what computes behind it (status {answer.status_code}): "
+            f"{host} is there, but not what computes behind it (status {status}): "
             "try again in some minutes"
         )
-    try:
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
-        if not isinstance(found[wanted], dict):
-            raise ValueError(f"{wanted} are no dictionary")
-    except (httpx.HTTPStatusError, ValueError, LookupError, TypeError) as error:
-        elsewhere = answer.headers.get("location", "").partition("?")[0]
+    found = _parsed(body) if status == 200 else None
+    if not isinstance(found, dict) or not isinstance(found.get(wanted), dict):
+        pointed = f", but points to {printable(elsewhere)}" if elsewhere else ""
         raise Refusal(
-            f"{host} is not an NDIF server: it does not answer {path} as one"
-            f"{f', but points to {elsewhere}' if elsewhere else ''}; check --host, or NDIF_HOST"
-        ) from error
+            f"{host} is not an NDIF server: it does not answer {path} as one{pointed}; check "
+            "--host, or NDIF_HOST"
+        )
     return found
+
+
+def _parsed(body: str | bytes) -> Any:
+    """Return what is written in JSON, or None."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def printable(text: object, most: int = 200) -> str:
+    """Return a server's word for something as text of one line that a terminal can show."""
+    letters = text if isinstance(text, str) else ""
+    return "".join(letter for letter in letters if letter.isprintable())[:most]
 
 
 def _versions(host: str) -> dict[str, str]:
     found = _ask(host, "/env", "packages")
-    python = str(found.get("python_version", "")).partition(" ")[0]
-    known = {"python": python, **found["packages"]}
-    return {name: str(known[name]) for name in ("python", *LIBRARIES) if known.get(name)}
+    known = {**found["packages"], "python": found.get("python_version")}
+    words = {name: printable(known.get(name)).partition(" ")[0] for name in ("python", *LIBRARIES)}
+    return {name: word for name, word in words.items() if word}

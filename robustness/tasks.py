@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from robustness import changes, checkpoint, dissection, results, sandbox, scoring
+from robustness import answer, changes, checkpoint, dissection, results, sandbox, scoring
 from robustness.batches import ROOM, Progress, batches, state_cap, tokens_of_text
 from robustness.execution import run_plan
 from robustness.items import CHOICES, CONTINUATION, Items, check_choices, read_items
@@ -255,7 +255,9 @@ def _score(
         "item": torch.tensor(item, device=device),
         "query": torch.tensor(query, device=device),
     }
-    found = run_plan(model, tokens.to(device), plan, text, matrix, scoring.score)
+    shape = (plan.schedules, len(targets))
+    wanted = {name: (shape, answer.FLOATS) for name in ("loss", "hit")}
+    found = run_plan(model, tokens.to(device), plan, text, matrix, scoring.score, wanted)
     ends = np.flatnonzero(np.diff(item, prepend=-1))
     return {
         "loglikelihood": -np.add.reduceat(found["loss"].astype(np.float64), ends, axis=1),

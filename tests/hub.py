@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts == ["bytes"]:
             self._json(self.server.sent)
         elif parts[:2] == ["api", "models"] and "/".join(parts[2:4]) in self.server.models:
-            self._describe("/".join(parts[2:4]), parts[4:5])
+            self._describe("/".join(parts[2:4]), parts[4:])
         elif parts[2:3] == ["resolve"] and "/".join(parts[:2]) in self.server.models:
             self._send(self.server.models["/".join(parts[:2])].joinpath(*parts[4:]))
         else:
@@ -51,14 +51,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _describe(self, name: str, kind: list[str]) -> None:
         files = [path for path in sorted(self.server.models[name].iterdir()) if path.is_file()]
-        if kind == ["tree"]:
+        if kind[:1] == ["tree"]:
             self._json(
                 [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": COMMIT}
                  for f in files]
             )  # fmt: skip
             return
         siblings = [{"rfilename": path.name} for path in files]
-        self._json({"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "tags": []})
+        known = kind[1:] in ([], ["main"], [COMMIT])
+        commit = COMMIT if known else hashlib.sha1(kind[1].encode()).hexdigest()
+        self._json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []})
 
     def _send(self, path: Path) -> None:
         if not path.is_file():

@@ -38,6 +38,7 @@ ORDER = [
     "robustness.model_contract",
     "robustness.checkpoint",
     "robustness.tensors",
+    "robustness.answer",
     "robustness.remote",
     "robustness.flow",
     "robustness.model",

@@ -1,7 +1,8 @@
 import io
+import json
 import os
 import re
-import zipfile
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 import zstandard
+from answers import program, saved, tensor, two_faced
 from families import config as config_of
 from families import random_tokens
 from hub import COMMIT
@@ -20,9 +22,11 @@ from safetensors.torch import load_file
 from strict import StrictBackend
 from transformers import AutoModelForCausalLM
 
+from probes.wic import probe_wic
 from robustness import remote, scoring
 from robustness.corpus import Corpus, cut
 from robustness.execution import rewire, run_plan, sweep
+from robustness.generation import generate
 from robustness.measurement import local_attention
 from robustness.model import open_model
 from robustness.observation import observe
@@ -118,7 +122,8 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
         where = {name: torch.arange(3) for name in ("targets", "item", "query")}
         scored = {"vocabulary": vocabulary, **where}
         ids = torch.from_numpy(tokens)
-        run_plan(model, ids, plan, scored, (None, None), scoring.score)
+        wanted = {name: ((1, 3), (torch.float32,)) for name in ("loss", "hit")}
+        run_plan(model, ids, plan, scored, (None, None), scoring.score, wanted)
         received.append(backend.received)
     assert len(received[0]) == 4, "sweep, anatomy, measurements, scores"
     assert received[0] == pytest.approx(received[1], rel=0.01)
@@ -137,7 +142,8 @@ def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
     found = sweep(there, corpus, ("drop",))
     np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
     again = [text for text in said if "trying again" in text]
-    assert len(again) == 2 and again[0].endswith(f"(1 of {remote.RETRIES})")
+    most = remote.RESTART if fault == 503 else remote.RETRIES
+    assert len(again) == 2 and again[0].endswith(f"(1 of {most})")
     assert KEY not in "".join(said)
     if fault == "silent":
         assert f"{server.url}: Moved to position 1 in Queue." in said
@@ -149,6 +155,34 @@ def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypa
     with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
         kept = there.blocks[0].output.sum().save()
     assert kept.isfinite()
+
+
+def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, monkeypatch):
+    there = open_model(NAME, remote=True)
+    waits = []
+    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.refuses = [(503, {}), (502, {})] * (remote.RESTART // 2)
+    with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
+        kept = there.blocks[0].output.sum().save()
+    assert kept.isfinite() and sum(waits) > 300
+    real = remote.websocket.create_connection
+    down = [ConnectionRefusedError(111, "Connection refused")] * (remote.RESTART + 1)
+    monkeypatch.setattr(
+        remote.websocket,
+        "create_connection",
+        lambda *words, **options: raising(down.pop()) if down else real(*words, **options),
+    )
+    with (
+        pytest.raises(Refusal, match=r"in vain \(.*refused\)"),
+        there.traced.trace(torch.arange(5)[None], **there.request),
+    ):
+        there.blocks[0].output.sum().save()
+    assert not down
+
+
+def raising(error):
+    raise error
 
 
 def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch):
@@ -295,18 +329,18 @@ REFUSED = {
     ),
     "a bad link": (
         lambda s, m: s.faults.extend([completed("http://[x")] * 7),
-        "understood|in vain",
+        "understood|in vain|damaged",
     ),
     "no result": (lambda s, m: s.faults.append(completed(None)), "a result without values"),
     "an empty result": (lambda s, m: s.faults.append(result({})), "a result without values"),
     "a list": (lambda s, m: s.faults.append(result([1])), "a result without values"),
-    "no zstd": (lambda s, m: s.faults.append(completed(b"none")), "is not understood"),
+    "no zstd": (lambda s, m: s.faults.append(completed(b"none")), "is damaged or changed"),
     "cancelled": (
         lambda s, m: s.faults.append("error: Request cancelled by operator."),
         "could not do it: Request cancelled by operator.",
     ),
-    "garbage": (lambda s, m: s.faults.append(b"garbage"), "answers what is not understood"),
-    "half an answer": (lambda s, m: s.faults.append(result(1)[:-40]), "is not understood"),
+    "garbage": (lambda s, m: s.faults.append(b"garbage"), "is not understood"),
+    "half an answer": (lambda s, m: s.faults.append(result(1)[:-40]), "is damaged or changed"),
 }  # fmt: skip
 
 
@@ -326,6 +360,7 @@ def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
     ("words", "expected"),
     [
         (["builtin"], "builtin is on this machine"),
+        ([NAME, "--revision", "0" * 40], "does not run"),
         (["."], "has no config.json"),
         (["stages/none"], "the hub has no model stages/none"),
         (["no model"], "the hub cannot be asked for no model"),
@@ -343,6 +378,14 @@ def test_host_goes_with_remote(run):
     assert code == 2 and "go with --remote" in err
 
 
+@pytest.mark.parametrize("revision", ["main", COMMIT])
+def test_the_commit_that_runs_may_be_named(server, run, stories, revision):
+    words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 48]
+    code, out, err = run(*words, "--revision", revision, "--out", "sweep.nc")
+    assert (code, out) == (0, "sweep.nc\n"), err
+    assert xr.load_dataset("sweep.nc").attrs["revision"] == COMMIT
+
+
 class Evil:
     def __reduce__(self):
         return os.system, ("touch owned",)
@@ -355,17 +398,202 @@ def test_a_server_cannot_run_anything_here(server, run, inside, zipped):
     torch.save(Evil(), buffer, _use_new_zipfile_serialization=zipped)
     server.faults = [result({"found": Evil()}) if inside else buffer.getvalue()]
     code, _, err = run("sweep", NAME, "--remote")
-    assert code == 1 and "answers what is not understood" in err and not Path("owned").exists()
+    assert code == 1 and "is not understood" in err and not Path("owned").exists()
 
 
-def test_a_program_is_no_result(server, run):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in ("data.pkl", "constants.pkl", "version"):
-            archive.writestr(f"archive/{name}", b"3")
-    server.faults = [buffer.getvalue()]
+@pytest.mark.parametrize("way", ["message", "result", "link"])
+def test_a_program_is_no_result_however_it_is_hidden(server, run, way):
+    content = two_faced(program("owned"), tensor())
+    packed = zstandard.ZstdCompressor().compress(content)
+    server.staged = packed
+    link = completed(f"{server.url}/staged?Key=1")
+    server.faults = [{"message": content, "result": completed(packed), "link": link}[way]]
     code, _, err = run("sweep", NAME, "--remote")
-    assert code == 1 and "a result is a program" in err
+    assert code == 1 and "something else in it" in err and not Path("owned").exists()
+
+
+@pytest.mark.parametrize("way", ["message", "result", "link"])
+def test_no_more_is_taken_than_was_asked_for(server, run, way):
+    """Three gigabytes of zeros are few bytes on the way, or many."""
+    packed = zstandard.ZstdCompressor().compress(bytes(2**28))
+    server.staged = bytes(2**25)
+    link = completed(f"{server.url}/staged?Key=1")
+    server.faults = [{"message": bytes(2**25), "result": completed(packed), "link": link}[way]]
+    code, _, err = run("sweep", NAME, "--remote")
+    (line,) = err.splitlines()
+    assert code == 1 and "larger than the 16 MB that were asked for" in line
+    assert "choose another --host" in line
+
+
+def test_a_trace_of_ones_own_has_a_limit_too(server):
+    there = open_model(NAME, remote=True, answer_limit=1e-3)
+    with (
+        pytest.raises(Refusal, match=r"larger than the 1 MB .*a larger answer_limit"),
+        there.traced.trace(torch.arange(5)[None], **there.request),
+    ):
+        kept = there.blocks[0].output.new_zeros(2**20).save()
+    assert "kept" not in locals()
+
+
+def test_only_what_a_trace_saves_reaches_the_caller(server):
+    there = open_model(NAME, remote=True)
+    before = there
+    server.mangle = lambda found: found | {"there": 1, "server": 2, "os": 3, "self": 4}
+    with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
+        kept = there.blocks[0].output.sum().save()
+    assert kept.isfinite() and there is before and not isinstance(server, int)
+    assert os.getcwd()
+    server.mangle = lambda found: {"other": 1}
+    with (
+        pytest.raises(Refusal, match="lacks 'kept', which the trace saves"),
+        there.traced.trace(torch.arange(5)[None], **there.request),
+    ):
+        kept = there.blocks[0].output.sum().save()
+
+
+def change(name, function):
+    """Return what changes one of the values of an answer, wherever in it."""
+
+    def changed(value):
+        if isinstance(value, dict):
+            return {
+                key: function(each) if key == name else changed(each) for key, each in value.items()
+            }
+        return [changed(each) for each in value] if isinstance(value, list) else value
+
+    return changed
+
+
+def without(name):
+    def left(value):
+        if isinstance(value, dict):
+            return {key: left(each) for key, each in value.items() if key != name}
+        return value
+
+    return left
+
+
+OTHER = {
+    "one is missing": ("sweep", without("kl")),
+    "another shape": ("sweep", change("kl", lambda value: value[:1])),
+    "one for all": ("sweep", change("loss", lambda value: value[:, :1])),
+    "another type": ("sweep", change("kl", lambda value: value.to(torch.int64))),
+    "a list": ("sweep", change("kl", lambda value: value.tolist())),
+    "no such token": ("sweep", change("top", lambda value: value + 2**30)),
+    "less than no token": ("sweep", change("top", lambda value: value - 5)),
+    "no dictionary": ("sweep", change("measured", lambda value: [1, 2])),
+    "no norms": ("norms", change("residual_norm", lambda value: value[:-1])),
+    "a measurement less": ("norms", change("taken", lambda value: [])),
+    "no states": ("cka", change("last", lambda value: value[..., :1])),
+    "one depth for all": ("cka", change("last", lambda value: value[:1])),
+    "one feature": ("cka", change("last", lambda value: value[:, :, None])),
+    "a text more": ("generate", change("result", lambda value: value.expand(2, -1))),
+    "another prompt": ("generate", change("result", lambda value: value.flip(1))),
+    "tokens without end": ("generate", change("result", lambda value: value.repeat(1, 9))),
+    "an anatomy of text": ("norms", change("factors", lambda value: ["x"] * 4)),
+    "a model of text": ("open", change("returns", lambda value: "2")),
+    "no numbers": ("open", change("dtype", lambda value: "torch.load")),
+    "a scale of text": ("open", change("squash", lambda value: {"scale": "1"})),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_what_was_not_asked_for_is_refused(server, corpus, case):
+    """Whatever has another shape would be spread over what is measured, or end in an error."""
+    task, mangle = OTHER[case]
+    there = None if task == "open" else open_model(NAME, remote=True)
+    if task == "generate":
+        tokens = corpus.tokens[0, :5].tolist()
+    server.mangle = mangle
+    expected = r"not what was asked for|cka gives \(\d, 1, 1\); its variable is|damaged"
+    with pytest.raises(Refusal, match=expected):
+        if task == "open":
+            open_model(NAME, remote=True)
+        elif task == "sweep":
+            sweep(there, corpus, ("drop",))
+        elif task == "generate":
+            generate(there, tokens, [clean(4)], tokens=3)
+        else:
+            observe(there, corpus, (task,))
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    ["[]", "{}", "1", "text", '{"session_id": 3}', '{"session_id": "\\u001b[2J"}', "[" * 100_000,
+     json.dumps({"session_id": "x" * 10_000})],
+)  # fmt: skip
+def test_a_subscription_that_begins_otherwise_is_refused(server, run, greeting):
+    server.greeting = greeting
+    code, _, err = run("sweep", NAME, "--remote")
+    assert code == 1 and "begins with no session_id" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "frame",
+    ["[]", "null", "{}", '{"status": "LOST"', '{"status": ["OK"]}', "[" * 100_000,
+     '{"status": "COMPLETED", "data": [1]}', '{"status": "QUEUED", "description": {}}'],
+)  # fmt: skip
+def test_a_message_that_is_none_is_refused(server, run, frame):
+    server.faults = [frame]
+    code, _, err = run("sweep", NAME, "--remote")
+    assert code == 1 and len(err.splitlines()) == 1
+    assert "is not understood" in err or "damaged or changed" in err
+
+
+def test_words_of_a_server_move_no_cursor(server, run):
+    """What a server says is said again without what a terminal would obey."""
+    escape = "\x1b[2J\x1b]0;owned\x07"
+    server.faults = [f"error: {escape}no {KEY} {'x' * 10_000}"]
+    code, _, err = run("sweep", NAME, "--remote")
+    assert code == 1 and "\x1b" not in err and "\x07" not in err and KEY not in err
+    assert "no …" in err and len(err) < 1000
+    entry = server.status["deployments"]["one"] | {"repo_id": f"a/{escape}", "dtype": [1]}
+    strange = {"two": {"deployment_level": []}, "three": 3, "four": entry | {"revision": {}}}
+    say(server, "/status", 200, {"deployments": {"one": entry, **strange}})
+    code, out, err = run("models", "--remote")
+    assert code == 0 and "\x1b" not in out, err
+    say(server, "/status", 200, server.status)
+    odd = {"nnsight": "0.8.0", "torch": [2], "transformers": "\x1b[2J5"}
+    server.pages["/env"] = (200, {"packages": odd, "python_version": 3})
+    there = open_model(NAME, remote=True)
+    assert there.identity["server_versions"] == "nnsight 0.8.0, transformers [2J5"
+
+
+def test_an_error_in_a_trace_tells_its_line(server):
+    there = open_model(NAME, remote=True)
+    expected = r"no_such_thing' \(line \d+ of test_remote.py: .*blocks\[1\].no_such_thing\(2\)\)"
+    with (
+        pytest.raises(Refusal, match=expected),
+        there.traced.trace(torch.arange(5)[None], **there.request),
+    ):
+        entering = there.blocks[0].input
+        there.blocks[1].no_such_thing(2)
+        entering.save()
+
+
+def test_a_trace_that_forgets_where_it_runs_loads_nothing(server):
+    there = open_model(NAME, remote=True)
+    for model in (there.traced, rewire(there, drop(clean(4), 1))):
+        with (
+            pytest.raises(Refusal, match=r"trace\(…, \*\*model\.request\)"),
+            model.trace(torch.arange(5)[None]),
+        ):
+            model.output.save()
+    assert there.traced._module.device.type == "meta"
+
+
+@pytest.mark.parametrize("fault", [403, "error: no {KEY}", "gate", "garbage"])
+def test_the_key_is_in_no_traceback(server, monkeypatch, capsys, fault):
+    if fault == "gate":
+        server.refuses = [(403, {"cookie": KEY})]
+    else:
+        answers = {"garbage": saved({"status": [KEY]})}
+        server.faults = [answers.get(fault, str(fault).format(KEY=KEY)) if fault != 403 else 403]
+    try:
+        open_model(NAME, remote=True)
+    except Refusal as error:
+        told = "".join(traceback.format_exception(error))
+    assert "Refusal" in told and KEY not in told
 
 
 def test_models_lists_what_runs(server, run):
@@ -437,6 +665,13 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
     with pytest.raises(Refusal, match=r"fewer --tokens.*--sandbox-limit"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
+
+
+def test_a_probe_names_only_what_it_has(server):
+    small = replace(open_model(NAME, remote=True, sandbox_limit=1e-9), sandboxed=True)
+    with pytest.raises(Refusal, match="fewer pairs, in a directory of your own, or raise") as told:
+        probe_wic(small)
+    assert "--items" not in str(told.value)
 
 
 def test_fewer_readouts_and_layers_cost_less(local):
