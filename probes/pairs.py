@@ -103,9 +103,7 @@ def _read_part(directory: Path, part: str) -> list[Pair]:
     names = [f"{part}.jsonl", *(["val.jsonl"] if part == "dev" else [])]
     path = next((directory / name for name in names if kind(directory / name) is not None), None)
     if path is None:
-        raise Refusal(
-            f"{shown(directory)} has no {data.name} and no {names[0]}: each part has a file"
-        )
+        raise Refusal(f"{shown(directory)} has no {data.name} and no {names[0]}: add one")
     pairs = []
     for at, line in _lines(path):
         where = f"{path.name}, line {at}"
@@ -143,13 +141,13 @@ def _official(line: str, label: str, where: str) -> Pair:
     """Read a line of word, part of speech, index-index, sentence, sentence, divided by tabs."""
     fields = line.split("\t")
     if len(fields) != 5:
-        raise Refusal(f"{where}: {len(fields)} fields instead of 5, divided by tabs")
+        raise Refusal(f"{where}: {len(fields)} fields instead of 5, divided by tabs: write all")
     word, _, indices, *sentences = fields
     if label not in {"T", "F"}:
-        raise Refusal(f"{where}: the label is {brief(label)}, neither T nor F")
+        raise Refusal(f"{where}: the label is {brief(label)}, neither T nor F: write one")
     places = re.fullmatch(r"([0-9]{1,6})-([0-9]{1,6})", indices)
     if places is None:
-        raise Refusal(f"{where}: {brief(indices)} is not two positions as in 2-1")
+        raise Refusal(f"{where}: {brief(indices)} is not two positions: write them as in 2-1")
     spans = []
     for sentence, place in zip(sentences, map(int, places.groups()), strict=True):
         words = list(re.finditer(r"\S+", sentence))
@@ -168,13 +166,13 @@ def _from_row(row: Mapping[str, Any], where: str) -> Pair:
         if not isinstance(row, Mapping) or name not in row:
             raise Refusal(f"{where}: there is no {name}; write an object with all fields")
         if name != "label" and not is_text(row[name]):
-            raise Refusal(f"{where}: {name} is {brief(row[name])}, no text")
+            raise Refusal(f"{where}: {name} is {brief(row[name])}, no text: write a text")
     if not 0 < len(row["word"]) <= LONGEST_WORD:
         raise Refusal(f"{where}: a word has 1 to {LONGEST_WORD} characters, not {len(row['word'])}")
     known = {"T": True, "F": False, 1: True, 0: False}
     label = known.get(row["label"]) if isinstance(row["label"], (str, int)) else None
     if label is None:
-        raise Refusal(f"{where}: the label is {brief(row['label'])}, neither T nor F")
+        raise Refusal(f"{where}: the label is {brief(row['label'])}, neither T nor F: write one")
     sentences = str(row["sentence1"]), str(row["sentence2"])
     spans = [_span(row, side, where) for side in ("1", "2")]
     return Pair(str(row["word"]), sentences, (spans[0], spans[1]), label)
@@ -198,10 +196,14 @@ def _span(row: Mapping[str, Any], side: str, where: str) -> tuple[int, int]:
         start, end = match.span()
     whole = [isinstance(at, int) and not isinstance(at, bool) for at in (start, end)]
     if not all(whole):
-        raise Refusal(f"{where}: {brief(start)} and {brief(end)} are no positions of characters")
+        raise Refusal(
+            f"{where}: {brief(start)} and {brief(end)} are no positions of characters: write "
+            "numbers"
+        )
     if not 0 <= start < end <= len(str(sentence)):
         raise Refusal(
-            f"{where}: {brief(sentence)} has no characters {brief(start)} to {brief(end)}"
+            f"{where}: {brief(sentence)} has no characters {brief(start)} to {brief(end)}: "
+            "write the first and the one after the last"
         )
     return int(start), int(end)
 

@@ -191,7 +191,7 @@ class Source:
                 if field not in row:
                     raise Refusal(
                         f"{self.name} has no field {field!r}; its fields are: "
-                        f"{', '.join(sorted(row)) or 'none'}"
+                        f"{', '.join(sorted(row)) or 'none'}: name one with --field"
                     )
                 if not local_file.is_text(row[field]):
                     raise Refusal(

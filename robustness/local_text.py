@@ -229,7 +229,7 @@ class _Rows:
         if len(self) and field not in self._fields:
             raise Refusal(
                 f"{name} has no field {field!r}; its fields are: "
-                f"{', '.join(sorted(self._fields))[:300] or 'none'}"
+                f"{', '.join(sorted(self._fields))[:300] or 'none'}: name one with --field"
             )
 
     def __len__(self) -> int:
@@ -312,7 +312,7 @@ class _Columns:
         if schema.names.count(field) != 1:
             raise Refusal(
                 f"{self._name} has no field {field!r}; its fields are: "
-                f"{', '.join(map(str, schema.names))[:300] or 'none'}"
+                f"{', '.join(map(str, schema.names))[:300] or 'none'}: name one with --field"
             )
         held = schema.field(field).type
         texts = held.value_type if pa.types.is_dictionary(held) else held
