@@ -8,7 +8,7 @@ import xarray as xr
 
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.refusal import Refusal
-from robustness.results import measured
+from robustness.results import COUNTED, mean_over_tokens, measured
 from robustness.uncertainty import bootstrap, standard_error
 
 Section = tuple[str, str, Mapping[str, xr.DataArray]]
@@ -46,8 +46,23 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> str:
     spread = _interval if by_bootstrap else _error
     lines = list(_header(dataset, planned, spread))
     for heading, dim, columns in sections:
-        lines += ["", *([heading] if heading else []), *_rows(dim, columns, spread)]
+        lines += ["", *([heading] if heading else []), *_rows(dim, _both(columns), spread)]
     return "\n".join(lines)
+
+
+def _both(columns: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:
+    """Add beside means over documents of different length those over all of their tokens."""
+    found = {}
+    for name, values in columns.items():
+        found[name] = values
+        if values.dtype.kind == "f" and _uneven(values):
+            found[f"{name} by token"] = mean_over_tokens(values)
+    return found
+
+
+def _uneven(values: xr.Dataset | xr.DataArray) -> bool:
+    """Whether means of sequences are over more tokens of some than of others."""
+    return COUNTED in values.coords and np.unique(values[COUNTED]).size > 1
 
 
 def _sweep(dataset: xr.Dataset) -> Iterator[Section]:
@@ -392,6 +407,11 @@ def _header(dataset: xr.Dataset, planned: int, spread: Spread) -> Iterator[str]:
     ]
     if parts:
         yield f"clean: {', '.join(parts)}"
+    if parts and _uneven(dataset):
+        there = [metric.name for metric in CLEAN_READOUTS if metric.name in dataset]
+        means = {name: float(mean_over_tokens(dataset[name])) for name in there}
+        told = (f"{name.removeprefix('clean_')} {mean:.4f}" for name, mean in means.items())
+        yield f"clean, by token: {', '.join(told)}"
     bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
     if bad:
         yield f"{bad} predictions had NaN or infinite logits: what they enter is shown as -"
@@ -399,6 +419,8 @@ def _header(dataset: xr.Dataset, planned: int, spread: Spread) -> Iterator[str]:
     if spread is _interval:
         what = "[95 % bootstrap interval over documents]"
     yield f"mean {what}; KL, loss and entropy in nats"
+    if _uneven(dataset):
+        yield "every document weighs the same in a mean; by token, every token of all of them does"
     if 1 < documents < FEW:
         yield f"of fewer than {FEW} documents, how uncertain a mean is can hardly be told"
 

@@ -112,6 +112,13 @@ class Corpus:
             "alignment": "as the paper's authors" if self.authors_alignment else "same prediction",
         }
 
+    def counted(self, before: int = 0) -> NDArray[np.int64] | None:
+        """Return over how many tokens of each sequence means are, or None if over as many of all.
+
+        Of documents, all but one position; `before` of them are left out besides.
+        """
+        return self.lengths - 1 - before if self.authors_alignment else None
+
     def take(self, sequences: int) -> "Corpus":
         """Return the corpus of the first `sequences` sequences."""
         return self.part(slice(0, sequences))

@@ -357,9 +357,10 @@ def _blank(
         settings |= {"batch_sequences": group, "sequences_used": groups * group}
         coords["batch"] = np.arange(groups)
     else:
-        coords |= results.sequence_coords(corpus.document)
+        counted = corpus.counted(int(measurement.settings.get("offsets", 0)))
+        coords |= results.sequence_coords(corpus.document, counted=counted)
     dims = {dim for _, dims in variables.values() for dim in dims}
-    along = {"relative_depth": "layer", "document": "sequence"}
+    along = {"relative_depth": "layer", "document": "sequence", results.COUNTED: "sequence"}
     return results.blank(
         variables,
         {name: labels for name, labels in coords.items() if along.get(name, name) in dims},

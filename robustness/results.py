@@ -513,13 +513,46 @@ def blank(
     return empty
 
 
-def sequence_coords(document: NDArray[np.int64], first: int = 0) -> dict[str, Any]:
-    """Return the coordinates of sequences, given the document that each was cut from."""
+COUNTED = "tokens_counted"
+"""The coordinate of sequences that are not of one length."""
+
+
+def sequence_coords(
+    document: NDArray[np.int64], first: int = 0, counted: NDArray[np.int64] | None = None
+) -> dict[str, Any]:
+    """Return the coordinates of sequences.
+
+    Parameters
+    ----------
+    document : array of shape (sequence,)
+        The document that each was cut from.
+    first : int
+        The index of the first of them.
+    counted : array of shape (sequence,), optional
+        Over how many tokens their means are, where that is not the same for all.
+    """
     described = {"long_name": "index of the document in the corpus"}
-    return {
+    found: dict[str, Any] = {
         "sequence": np.arange(first, first + len(document)),
         "document": ("sequence", document, described),
     }
+    if counted is not None:
+        weighs = {"units": "1", "long_name": "tokens that the means of a sequence are over"}
+        found[COUNTED] = ("sequence", counted, weighs)
+    return found
+
+
+def mean_over_tokens(values: xr.DataArray) -> xr.DataArray:
+    """Return the mean over tokens, (…), of values that are means over sequences, (…, sequence).
+
+    Where sequences are documents, `values.mean("sequence")` is the mean over documents instead, of
+    which a short one weighs as much as a long one. Where they are windows, the two are the same.
+    """
+    if COUNTED not in values.coords:
+        return values.mean("sequence", skipna=False)
+    weights = values[COUNTED]
+    total: xr.DataArray = (values * weights).sum("sequence", skipna=False) / weights.sum()
+    return total.drop_vars(COUNTED, errors="ignore")
 
 
 def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:

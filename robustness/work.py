@@ -150,7 +150,7 @@ def lay_out(
     variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
     blank = results.blank(
         variables,
-        {**labels.coords, **results.sequence_coords(corpus.document, first)},
+        {**labels.coords, **results.sequence_coords(corpus.document, first, corpus.counted())},
         results.provenance(settings, command),
         model.precision,
     )

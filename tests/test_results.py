@@ -6,7 +6,9 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from families import rebuilt, tiny
 from test_execution import corpus
 
 from recipes.panels import draw
@@ -16,7 +18,7 @@ from robustness.execution import sweep
 from robustness.metrics import METRICS
 from robustness.refusal import Refusal
 from robustness.results import Run, blank, provenance, sequence_coords
-from robustness.schedule import clean, swap
+from robustness.schedule import clean, drop, swap
 from robustness.uncertainty import standard_error
 
 
@@ -347,3 +349,29 @@ def test_a_run_that_is_refused_before_it_begins_leaves_nothing(tmp_path):
     with pytest.raises(Refusal), Run(dataset, path=tmp_path / "run.nc"):
         raise Refusal("too dear")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lengths", [[12, 5, 9, 12], None])
+def test_means_over_tokens_weigh_documents_by_their_length(gpt2, tmp_path, lengths):
+    text = corpus(sequences=4, length=12, lengths=lengths)
+    data = sweep(gpt2, text, ("drop",), out=tmp_path / "a.nc")
+    assert (results.COUNTED in data.coords) == (lengths is not None)
+    found = results.mean_over_tokens(results.load(tmp_path / "a.nc").kl)
+    nets = [tiny("gpt2").requires_grad_(False)]
+    nets += [rebuilt(nets[0], drop(clean(4), layer)) for layer in range(4)]
+    for layer in range(4):
+        kl = []
+        for row, length in zip(text.tokens, text.lengths, strict=True):
+            p, q = (
+                net(torch.from_numpy(row[None, :length]), use_cache=False).logits[0].log_softmax(-1)
+                for net in (nets[0], nets[1 + layer])
+            )
+            kl.append((p.exp() * (p - q)).sum(-1)[1 : None if lengths else -1])
+        assert float(found.isel(intervention=0, layer=layer)) == pytest.approx(
+            float(torch.cat(kl).mean())
+        )
+    lines = table(data)
+    assert ("by token" in lines) == (lengths is not None)
+    if lengths:
+        assert abs(found - data.kl.mean("sequence")).max() > 1e-3
+        assert "every document weighs the same" in lines
