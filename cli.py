@@ -1277,7 +1277,10 @@ def _explained(error: Exception) -> str:
     from robustness.memory import is_out_of_memory
 
     if is_out_of_memory(error):
-        return "stages: out of memory: lower --batch-tokens or --state-cap"
+        return (
+            "stages: out of memory: ask for --dtype bfloat16 or --device-map auto, or read fewer "
+            "--tokens"
+        )
     if isinstance(error, OSError):
         name = "" if error.filename is None else f"{error.filename}: "
         return (

@@ -29,7 +29,7 @@ from robustness import readout, results, token_file
 from robustness.execution import measure
 from robustness.model import Model
 from robustness.plan import RUN, Plan
-from robustness.work import Work
+from robustness.work import Work, count_bytes
 
 SHORT = 64
 """Tokens of the shorter sequence of the calibration."""
@@ -40,9 +40,6 @@ STRIPS = 2
 HEAP = {"cpu": 1.75}
 """Memory taken from the system for a byte of tensors, by kind of device: on a CPU the C library
 keeps what is freed in pieces that later tensors do not fit into, as `benchmarks/cost.py` shows."""
-
-COUNTS = 3
-"""Arrays of counts of tokens: those of all batches, of the last one, and their sum."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +231,7 @@ def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]
     alone, all_of_them = (
         STRIPS * _piece_bytes(model, work, plan, size, width) for size in (1, count)
     )
-    kept = work.blank.nbytes + COUNTS * len(work.runs) * model.vocabulary * 4
+    kept = work.blank.nbytes + count_bytes(work)
     tensors = max(0, live.most - alone) * count + all_of_them
     memory = held + kept + int(HEAP.get(model.identity["device"], 1.0) * tensors)
     points = []

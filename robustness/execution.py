@@ -37,7 +37,7 @@ from robustness.plan import Plan
 from robustness.refusal import Refusal
 from robustness.schedule import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.shard import Shard
-from robustness.work import READOUT_NAMES, Work, lay_out
+from robustness.work import READOUT_NAMES, Work, check_room, lay_out
 
 # A rewired model asks for its blocks at every step of a generation, and so for one step too many.
 warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
@@ -250,6 +250,7 @@ def sweep(
     )
     if per_token and out is None:
         raise Refusal("values of single tokens are streamed to disk: say where, with out")
+    check_room(work)
     model = work.model
     lower = "fewer --tokens, some --layers, or --readout agreement alone"
     run = results.Run(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -22,6 +23,9 @@ from robustness.sweep import schedules as sweep_schedules
 
 USUAL = ("drop", "swap")
 """The interventions that are made where none are asked for."""
+
+COUNTS = 3
+"""Arrays of counts of tokens: those of all batches, of the last one, and their sum."""
 
 READOUT_NAMES = tuple(metric.name for metric in READOUTS)
 
@@ -64,6 +68,22 @@ class Work:
         kind = next(dataset[metric.name].dtype for metric in self.chosen)
         share = self.labels.spread(results.modal_share(tally, kind))
         return dataset.assign({MODAL_SHARE.name: (self.labels.dims, share, MODAL_SHARE.attrs)})
+
+
+def count_bytes(work: Work) -> int:
+    """Return the bytes of the counts of most likely tokens, of every schedule and token."""
+    return COUNTS * len(work.runs) * work.model.vocabulary * 4
+
+
+def check_room(work: Work) -> None:
+    """Refuse more schedules than there is memory for the counts of their most likely tokens."""
+    needed, free = count_bytes(work), psutil.virtual_memory().available
+    if needed > free:
+        raise Refusal(
+            f"the most likely of {work.model.vocabulary:,} tokens under {len(work.runs):,} "
+            f"schedules take {needed / 1e9:.3g} GB to count, and {free / 1e9:.3g} GB are free: ask "
+            "for some --layers, or for fewer interventions at a time"
+        )
 
 
 def lay_out(

@@ -2,6 +2,7 @@ import gc
 import random
 import tracemalloc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -316,6 +317,16 @@ def test_other_errors_are_raised_as_they_are(gpt2, scarce):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         sweep(gpt2, corpus(sequences=4))
     assert len(failures) == 1
+
+
+def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
+    free = 3 * 4 * gpt2.vocabulary * 7 - 1
+    monkeypatch.setattr(
+        "robustness.work.psutil.virtual_memory", lambda: SimpleNamespace(available=free)
+    )
+    with pytest.raises(Refusal, match=r"101 tokens under 7 schedules take .* --layers"):
+        sweep(gpt2, corpus(), ("drop", "swap"))
+    sweep(gpt2, corpus(), ("drop",))
 
 
 def test_saving_on_the_way_does_not_copy_what_is_measured(tmp_path, monkeypatch):

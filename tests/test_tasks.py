@@ -13,7 +13,7 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from robustness import results, tasks
+from robustness import interpreter, results, tasks
 from robustness.model import open_model
 from robustness.refusal import Refusal
 from robustness.schedule import clean, drop, repeat, swap
@@ -221,6 +221,29 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
     xr.testing.assert_equal(data_of, results.load(tmp_path / "tasks.nc"))
     xr.testing.assert_allclose(data_of, evaluate_tasks(model, NAMES, ("drop",), data=data))
     assert [file.name for file in tmp_path.iterdir()] == ["tasks.nc"]
+
+
+def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp_path):
+    options = {"data": data, "batch_tokens": 900, "cap": 4}
+    whole = evaluate_tasks(model, NAMES[1:], ("drop",), **options)
+    call, told, failures = interpreter.call, [], []
+
+    def failing(block, hidden, context):
+        if len(hidden) > 5:
+            failures.append(len(hidden))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return call(block, hidden, context)
+
+    monkeypatch.setattr(interpreter, "call", failing)
+    path = tmp_path / "tasks.nc"
+    found = evaluate_tasks(model, NAMES[1:], ("drop",), out=path, tell=told.append, **options)
+    xr.testing.assert_allclose(found, whole)
+    assert failures and len(told) == len(failures)
+    assert all(said.startswith("out of memory: from here on state cap") for said in told)
+    assert "sequence(s) at once" in results.load(path).out_of_memory
+    monkeypatch.setattr(interpreter, "call", lambda *_: torch.empty(10**15))
+    with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*--device"):
+        evaluate_tasks(model, NAMES[1:], ("drop",), **options)
 
 
 def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
