@@ -1,5 +1,6 @@
 """What a kill leaves, of every command: see `kills`."""
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -68,3 +69,51 @@ def test_an_old_result_stays_until_the_new_one_is_there(llama, prepared, tmp_pat
             results.load(directory / path)
 
     assert kills.survives([*words, "--fresh"], prepared, tmp_path, repeats=False, after=whole)
+
+
+@pytest.fixture
+def measured(llama, prepared):
+    """Two models' directories, in which there is enough to be drawn, judged and divided."""
+    words = [llama, *TEXT, "--out"]
+    assert kills.run(["sweep", *words, "one/sweep.nc"], prepared)[0] == 0
+    assert kills.run(["observe", words[0], "norms", *words[1:], "one"], prepared)[0] == 0
+    shutil.copytree(prepared / "one", prepared / "two")
+    for index in (1, 2):
+        shard = ("--shard", f"{index}/2", "--per-token")
+        assert kills.run(["sweep", *words, f"s{index}.nc", *shard], prepared)[0] == 0
+    return prepared
+
+
+MADE = {
+    "merge": ("merge", "s1.nc", "s2.nc", "-o", "whole.nc"),
+    "segment": ("segment", "one"),
+    "report": ("report", "one", "--figures", "figures", "--quiet"),
+    "compare": ("compare", "one", "two", "--out", "new/compare.nc", "--quiet"),
+    "plot": ("plot", "one/sweep.nc", "--out", "new/sweep.svg"),
+}
+"""What is made from files in a moment, and made anew each time but for a merge."""
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_of_files_comes_to_the_same_end_wherever_it_is_killed(
+    measured, tmp_path, name
+):
+    assert kills.survives(MADE[name], measured, tmp_path, repeats=name == "merge", most=3)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_reproduction_comes_to_the_same_end_wherever_it_is_killed(
+    llama, prepared, tmp_path, fresh
+):
+    words = ["reproduce", llama, "E1", *TEXT, "--out", "r"]
+    there = []
+    if fresh:
+        assert kills.run([*words, "--seed", 1], prepared)[0] == 0
+        there = [path.relative_to(prepared) for path in prepared.rglob("*.nc")]
+
+    def whole(directory):
+        for path in there:
+            results.load(directory / path)
+
+    words += ["--fresh"] if fresh else []
+    assert kills.survives(words, prepared, tmp_path, repeats=not fresh, after=whole, most=3)

@@ -1,6 +1,7 @@
 """The shape of the project: who may import whom, and what a trace body may reach."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,50 @@ def test_only_the_owner_of_a_matter_deals_with_it():
     tracing = {"remote", "model", "anatomy", "dissection", "execution", "observation"}
     for module in set(ORDER) - {f"robustness.{name}" for name in tracing}:
         assert not {name for name in imports(module) if name.partition(".")[0] == "nnsight"}
+
+
+DOORS = {f"robustness.{name}" for name in ("ownership", "lock", "results", "directory")}
+"""What replaces and removes, after it has made sure that it may."""
+
+KNOWN = {
+    ("robustness.token_file", "unlink"),  # a part, in a directory that is checked to be of parts
+    ("robustness.model", "mkdir"),  # for weights that are kept on the disk
+    ("recipes.pretrain", "mkdir"),
+    ("recipes.pretrain", "unlink"),  # its checkpoint, and the text that it is made of
+}
+"""What is done elsewhere, to what is known to be the module's own."""
+
+CHANGING = {"unlink", "rmdir", "rmtree", "mkdir", "makedirs", "removedirs", "touch", "symlink_to",
+    "hardlink_to", "truncate", "ftruncate", "chmod", "copyfile", "copytree"}  # fmt: skip
+
+
+def changes_the_disk(call: ast.Call) -> bool:
+    """Whether a call removes, renames or makes something, or opens a file to write."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    of, name = call.func.value, call.func.attr
+    owner = of.id if isinstance(of, ast.Name) else ""
+    given = [*call.args, *(word.value for word in call.keywords if word.arg == "mode")]
+    modes = [str(each.value) for each in given if isinstance(each, ast.Constant)]
+    writes = name == "open" and any(re.fullmatch("[rwaxbt]*[wax+][bt+]*", mode) for mode in modes)
+    moves = owner == "os" and name in {"replace", "rename", "renames", "remove", "link", "symlink"}
+    return name in CHANGING or (owner == "shutil" and name == "move") or moves or writes
+
+
+def test_what_is_on_the_disk_is_changed_through_few_doors():
+    found = set()
+    for module in set(ORDER) - DOORS:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.Call) and changes_the_disk(node):
+                found.add((module, node.func.attr))
+    assert found <= KNOWN, found - KNOWN
+
+
+def test_what_changes_the_disk_is_seen():
+    for text in ("a.unlink()", "os.replace(a, b)", "a.open('wb')", "shutil.rmtree(a)", "a.mkdir()"):
+        assert changes_the_disk(ast.parse(text).body[0].value), text
+    for text in ("a.open('rb')", "text.replace('a', 'b')", "data.rename(a='b')", "a.open()"):
+        assert not changes_the_disk(ast.parse(text).body[0].value), text
 
 
 @pytest.mark.parametrize("module", TRAVELLING)

@@ -100,7 +100,9 @@ def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
 ):
     text, options = corpus(sequences=4), {"per_token": True, "batch_tokens": 24}
     with monkeypatch.context() as patch:
-        patch.setattr(token_file.Tokens, "finish", lambda self: (_ for _ in ()).throw(Stop()))
+        patch.setattr(
+            token_file.Tokens, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
+        )
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     assert (tmp_path / "a.nc").exists() and not (tmp_path / "a.tokens.nc").exists()
@@ -137,7 +139,9 @@ def test_killed_while_parts_are_removed_the_file_stays_whole(gpt2, tmp_path, mon
 def test_parts_that_are_lost_are_missed(gpt2, tmp_path, monkeypatch, lost):
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
     with monkeypatch.context() as patch:
-        patch.setattr(token_file.Tokens, "finish", lambda self: (_ for _ in ()).throw(Stop()))
+        patch.setattr(
+            token_file.Tokens, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
+        )
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     sorted((tmp_path / "a.tokens.parts").iterdir())[lost].unlink()
