@@ -76,7 +76,7 @@ def measured(llama, prepared):
     """Two models' directories, in which there is enough to be drawn, judged and divided."""
     words = [llama, *TEXT, "--out"]
     assert kills.run(["sweep", *words, "one/sweep.nc"], prepared)[0] == 0
-    assert kills.run(["observe", words[0], "norms", *words[1:], "one"], prepared)[0] == 0
+    assert kills.run(["observe", words[0], "norms", "lens", *words[1:], "one"], prepared)[0] == 0
     shutil.copytree(prepared / "one", prepared / "two")
     for index in (1, 2):
         shard = ("--shard", f"{index}/2", "--per-token")
@@ -89,7 +89,7 @@ MADE = {
     "segment": ("segment", "one"),
     "report": ("report", "one", "--figures", "figures", "--quiet"),
     "compare": ("compare", "one", "two", "--out", "new/compare.nc", "--quiet"),
-    "plot": ("plot", "one/sweep.nc", "--out", "new/sweep.svg"),
+    "plot": ("plot", "one/sweep.nc", "--out", "new/sweep.png"),
 }
 """What is made from files in a moment, and made anew each time but for a merge."""
 
