@@ -31,6 +31,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -177,7 +178,9 @@ def _call(words: list[str]) -> None:
     import cli
 
     sys.argv = ["stages", *words]
-    cli.main()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are no errors on the command line
+        cli.main()
 
 
 def _child(words: list[str], directory: Path, stop: int | None, told: Path) -> None:
