@@ -20,12 +20,15 @@ import click
 from recipes.command import command_line
 from recipes.parameters import Finite, Host, Named, Place
 from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
-from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line, reading
 
 OUTPUTS = Path("outputs")
 
 DEMONSTRATED = ("E1", "E2", "E3", "E5", "E7", "E10")
 """The experiments of the demonstration, which take seconds."""
+
+AGAIN = "remove it, or run the command that made it again with --fresh"
+"""What to do about a file that cannot be used."""
 
 LINE_EVERY = 60.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -281,7 +284,8 @@ def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
     """
     from robustness.shard import merge as run
 
-    run(files, out, fresh=not resume, command=command_line())
+    with reading("a file that is to be merged", AGAIN):
+        run(files, out, fresh=not resume, command=command_line())
     say(out)
 
 
@@ -424,7 +428,8 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     from recipes.stages import stages as run
 
     path = out or directory / "stages.nc"
-    run(directory, seed=seed, out=path, command=command_line())
+    with reading(f"a file in {directory}", AGAIN):
+        run(directory, seed=seed, out=path, command=command_line())
     say(path)
 
 
@@ -492,7 +497,10 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
     from recipes.report import report as run
 
     page = out or directory / "report.html"
-    with _progress(None, quiet=quiet, unit="figure") as progress:
+    with (
+        reading(f"a file in {directory}", AGAIN),
+        _progress(None, quiet=quiet, unit="figure") as progress,
+    ):
         run(
             [directory],
             page,
@@ -537,9 +545,11 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     page = out.with_suffix(".html")
     ownership.check(out, KIND)
     check_places(page, None, figures)
-    dataset = run(side_by_side(directories), command_line())
+    what = f"a file in {' or '.join(map(str, directories))}"
+    with reading(what, AGAIN):
+        dataset = run(side_by_side(directories), command_line())
     save_alone(dataset, out)
-    with _progress(None, quiet=quiet, unit="figure") as progress:
+    with reading(what, AGAIN), _progress(None, quiet=quiet, unit="figure") as progress:
         write(
             directories,
             page,
@@ -657,7 +667,9 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     """
     from recipes.tables import table
 
-    say(table(_less(file, minus), by_bootstrap=bootstrap))
+    with reading(str(file), AGAIN):
+        text = table(_less(file, minus), by_bootstrap=bootstrap)
+    say(text)
 
 
 @stages.command()
@@ -678,7 +690,9 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
     path = out or file.with_name(f"{file.stem}{less}.png")
     ownership.check(path, ownership.FIGURE)
-    say(save_figure(draw(_less(file, minus), by_bootstrap=bootstrap), path))
+    with reading(str(file), AGAIN):
+        save_figure(draw(_less(file, minus), by_bootstrap=bootstrap), path)
+    say(path)
 
 
 def _less(file: Path, minus: str | None) -> Any:

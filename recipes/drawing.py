@@ -1,5 +1,7 @@
 """How lines with bands, points with bars and heat maps are drawn, the same in every figure."""
 
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -12,8 +14,12 @@ matplotlib.use("Agg")
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, MaxNLocator
 
+from recipes.terminal import printable
 from robustness.uncertainty import band
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +39,39 @@ TICKS = 16
 
 
 _BANDS: ContextVar[Callable[[xr.DataArray], xr.DataArray]] = ContextVar("bands", default=band)
+
+LETTERS = 200
+"""The most letters of a name in a figure, which cannot be laid out in reasonable time else."""
+
+
+LINE = 60
+"""The most letters of a line's name in a legend, which takes its room from the figure."""
+
+
+def plain(text: str, most: int = LETTERS) -> str:
+    """Return a text that figures show as it is: one line, no formula, nothing invisible."""
+    text = printable(" ".join(text[: most + 1].split("\n")).replace("\t", " "))
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    # An even number of dollar signs would be read as a formula.
+    return re.sub(r"(?<!\\)\$", r"\$", text)
+
+
+def with_plain_texts(figure: Figure) -> Figure:
+    """Return a figure whose texts, which may be names from files of others, are all plain."""
+    for text in figure.findobj(Text):
+        text.set_text(plain(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            for formatter in (axis.get_major_formatter(), axis.get_minor_formatter()):
+                if isinstance(formatter, FixedFormatter):
+                    formatter.seq = [plain(str(label)) for label in formatter.seq]
+    for legend in figure.findobj(Legend):
+        for text in legend.get_texts():
+            text.set_text(plain(text.get_text(), LINE))
+    # Where a font has no sign for a letter, a box stands for it.
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+    warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+    return figure
 
 
 def ends(values: xr.DataArray) -> xr.DataArray:

@@ -157,7 +157,10 @@ class Files:
 
     def _load(self, name: str) -> xr.Dataset:
         if name not in self._read:
-            self._read[name] = load(self.directory / f"{name}.nc")
+            path = self.directory / f"{name}.nc"
+            self._read[name] = load(path)
+            if "measurement" not in self._read[name].attrs:
+                raise Refusal(f"{path} holds nothing that was measured of a model: remove it")
         return self._read[name]
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 from recipes.drawing import (
     BAND,
     COLOURS,
+    LETTERS,
     MARKERS,
     TICKS,
     bands,
@@ -19,7 +20,9 @@ from recipes.drawing import (
     ends,
     heat_map,
     lines,
+    plain,
     whole_numbers,
+    with_plain_texts,
 )
 from recipes.files import task_metric
 from recipes.tables import counted
@@ -82,8 +85,8 @@ def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
         figure = make(dataset if make is positions_figure else measured(dataset))
     if by_bootstrap and not asked:
         raise Refusal("this figure has no bands that a bootstrap could give: leave out --bootstrap")
-    figure.suptitle(_title(dataset), wrap=True)
-    return figure
+    figure.suptitle(plain(_title(dataset)), wrap=True)
+    return with_plain_texts(figure)
 
 
 def sweep_figure(dataset: xr.Dataset) -> Figure:
@@ -181,7 +184,7 @@ def _binned(values: xr.DataArray, counts: xr.DataArray, width: int) -> xr.DataAr
 def schedule_figure(dataset: xr.Dataset) -> Figure:
     """KL and agreement of free schedules, a row a schedule, with 95 % bars."""
     count = dataset.sizes["schedule"]
-    longest = max(map(len, dataset["schedule"].values))
+    longest = min(LETTERS, max(map(len, dataset["schedule"].values)))
     figure = Figure(figsize=(8 + 0.08 * longest, 1.8 + 0.35 * count), layout="constrained")
     shown = _shown(dataset)
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]

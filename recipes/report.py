@@ -16,13 +16,14 @@ from matplotlib.figure import Figure
 
 from recipes import published
 from recipes.catalogue import RECIPES
-from recipes.drawing import COLOURS, LIGHT_ON_DARK, svg_style
+from recipes.drawing import COLOURS, LIGHT_ON_DARK, svg_style, with_plain_texts
 from recipes.experiments.hypothesis import bounds
 from recipes.figures import draw
 from recipes.files import Absent, Files, side_by_side
 from recipes.panels import stages_figure
 from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
 from recipes.tables import comparison_rows
+from recipes.terminal import printable
 from recipes.verdicts import CLAIMS, FAILS, HOLDS, OPEN, Number, Verdict, judge, to_dataset
 from robustness import ownership, results
 from robustness.refusal import Unwritable
@@ -161,6 +162,7 @@ def _draw_all(
 def to_svg(figure: Figure) -> str:
     """Write a figure as SVG, with nothing behind it."""
     buffer = io.StringIO()
+    figure = with_plain_texts(figure)
     said = {"Creator": ownership.MARK, "Date": None, "Format": None, "Type": None}
     with svg_style():
         figure.savefig(buffer, format="svg", transparent=True, metadata=said)
@@ -192,7 +194,7 @@ def inline(svg: str, name: str, alt: str) -> Markup:
         text = text.replace(ours, f"var(--c{index}, {ours})")
     size = re.compile(r'width="([\d.]+)pt" height="[\d.]+pt"')
     width = f"width: {float(size.search(text)[1]) / POINTS:.0f}em"  # type: ignore[index]
-    opening = f'<svg role="img" aria-label="{Markup.escape(alt)}" style="{width}" '
+    opening = f'<svg role="img" aria-label="{Markup.escape(printable(alt))}" style="{width}" '
     return Markup(size.sub("", text, count=1).replace("<svg ", opening, 1))
 
 
@@ -205,7 +207,11 @@ def _render(
 ) -> str:
     one = models[0] if len(models) == 1 else None
     environment = Environment(
-        loader=PackageLoader("recipes", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("recipes", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown_as_text,
     )
     environment.filters |= {"number": _number, "asked": _asked}
     stages = one[STAGES] if one is not None and one.has(STAGES) else None
@@ -240,6 +246,11 @@ def _render(
         attrs=claims.attrs,
         snippets={source.file: snippet(source) for source in SOURCES},
     )
+
+
+def _shown_as_text(value: Any) -> Any:
+    """Write what a page must not hold, such as control characters of a name, as escapes."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _shown(recipe: Recipe, verdicts: Sequence[Verdict], drawn: dict[str, Drawn]) -> Iterator[bool]:

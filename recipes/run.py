@@ -20,7 +20,7 @@ from robustness.local_file import expanded, kind
 from robustness.model import Model
 from robustness.neurons import neurons
 from robustness.observation import observe, unfit
-from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, reading
 from robustness.sweep import intervention
 from robustness.tasks import evaluate_tasks
 
@@ -156,10 +156,12 @@ def reproduce(
     for file, reason in left_out.items():
         if len(left_out) == len(sources):
             raise Refusal(f"nothing could be measured; {file}: {reason}")
-    _divide(directory, left_out, command)
-    files = Files(directory, left_out)
+    what, again = f"a file in {directory.name}", "run the same command with --fresh"
+    with reading(what, again):
+        _divide(directory, left_out, command)
+        files = Files(directory, left_out)
     if fresh or not _is_done(directory, wanted, left_out):
-        with watch("report", "figure") as progress:
+        with reading(what, again), watch("report", "figure") as progress:
             report(
                 [directory],
                 page,

@@ -6,6 +6,7 @@ from math import floor, inf, isnan, log10
 import numpy as np
 import xarray as xr
 
+from recipes.terminal import printable
 from robustness.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
 from robustness.refusal import Refusal
 from robustness.results import COUNTED, mean_over_tokens, measured
@@ -47,7 +48,8 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> str:
     lines = list(_header(dataset, planned, spread))
     for heading, dim, columns in sections:
         lines += ["", *([heading] if heading else []), *_rows(dim, _both(columns), spread)]
-    return "\n".join(lines)
+    # A name with a line break in it would look like a line of numbers.
+    return "\n".join(printable(line.replace("\n", "\\n").replace("\t", "\\t")) for line in lines)
 
 
 def _both(columns: Mapping[str, xr.DataArray]) -> dict[str, xr.DataArray]:

@@ -23,6 +23,7 @@ from xml.etree import ElementTree
 
 import netCDF4
 
+from robustness import container
 from robustness.refusal import Refusal, Unwritable, reading
 
 MARK = "stages-of-inference"
@@ -194,7 +195,8 @@ def _is_torn(path: Path, name: str | None = None) -> bool:
 
 
 def _netcdf(path: Path) -> str | None:
-    with netCDF4.Dataset(path) as file:
+    container.check(path)
+    with netCDF4.Dataset(os.path.abspath(path)) as file:
         attributes = {name: file.getncattr(name) for name in file.ncattrs()}
         return kind_of(attributes, file.dimensions) if "stages_schema" in attributes else None
 

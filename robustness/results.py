@@ -19,20 +19,19 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import netCDF4
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness import changes, ownership, stopping
+from robustness import changes, container, contract, ownership, stopping
+from robustness.contract import REMEDY, SCHEMA, TALLY
 from robustness.lock import Lock, is_held
 from robustness.metrics import METRICS, Metric
 from robustness.ownership import follow
-from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line
+from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line, reading
 from robustness.schedule import Schedule, to_text
 from robustness.sweep import Place
-
-SCHEMA = 1
-"""Version of the layout of files; a file with a higher one is refused."""
 
 LIBRARIES = (
     "stages-of-inference",
@@ -58,9 +57,6 @@ UNCOMPARED = (
     "shards_command",
 )
 """Attributes in which two calls of the same run may differ."""
-
-TALLY = "tally"
-"""The group of a file that holds counts which the run may still be in need of."""
 
 TALLIED = ("until_se", "shard")
 """Attributes of runs that are gone on with, or merged, when they are finished."""
@@ -301,7 +297,8 @@ class Run:
                 ownership.check(self.partial, self.kind)
             there = None if fresh or path is None else self._find()
             if there is not None:
-                self._resume(there)
+                with reading(str(there), "choose another --out, or --fresh to replace it"):
+                    self._resume(there)
             elif path is not None:
                 self._try_out(path)
         except BaseException:
@@ -452,6 +449,8 @@ class Run:
                         f"{there} holds no {name} {variable.dims}, as is wanted; choose another "
                         "--out, or --fresh to replace it"
                     )
+        if not finished:
+            dataset = self._as_laid_out(there, dataset, further)
         done = int(dataset.attrs.pop("sequences_done", dataset.attrs["sequences"]))
         if not finished and self.tally.size:
             tally = load_tally(there)
@@ -463,13 +462,44 @@ class Run:
             self.tally = tally
         if further:
             for name, variable in self.dataset.data_vars.items():
-                known = dataset[name].transpose(*variable.dims).values
-                variable.values[..., :done] = known[..., :done]
+                variable.values[..., :done] = dataset[name].values[..., :done]
         else:
             self.dataset = dataset
         if not finished:
             self.dataset.attrs |= changes.carried(found, wanted, done)
         self.done, self._finished = done, finished
+
+    def _as_laid_out(self, there: Path, dataset: xr.Dataset, further: bool) -> xr.Dataset:
+        """Return what is gone on with in this run's order, after a check that its labels are."""
+        for name, labels in self.dataset.coords.items():
+            found = dataset.get(name)
+            if found is not None and further and "sequence" in labels.dims:
+                labels = labels[: found.size]  # it stopped there
+            if found is None or not _same(found, labels):
+                raise OtherSettings(
+                    f"{there} has another {name} than its settings say; choose another --out, or "
+                    "--fresh to replace it"
+                )
+        for name, variable in self.dataset.data_vars.items():
+            if dataset[name].dtype != variable.dtype:
+                raise OtherSettings(
+                    f"{there} holds {name} as {dataset[name].dtype}, not {variable.dtype}; choose "
+                    "another --out, or --fresh to replace it"
+                )
+        return dataset.assign(
+            {
+                name: dataset[name].transpose(*variable.dims)
+                for name, variable in self.dataset.data_vars.items()
+            }
+        )
+
+
+def _same(found: xr.DataArray, labels: xr.DataArray) -> bool:
+    """Whether labels are the same, where texts may be of either of numpy's types."""
+    if {*found.dims} != {*labels.dims}:
+        return False
+    ours, theirs = labels.values, found.transpose(*labels.dims).values
+    return ours.shape == theirs.shape and bool((ours == theirs).all())
 
 
 def partial_of(path: Path) -> Path:
@@ -572,9 +602,22 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
     }
 
 
+@contextmanager
+def opened_part(path: Path) -> Iterator[Any]:
+    """Open a part of a file, which has no provenance of its own, as a netCDF4.Dataset."""
+    container.check(path)
+    with reading(str(path), REMEDY):
+        file = netCDF4.Dataset(place(path))
+    with file:
+        with reading(str(path), REMEDY):
+            contract.examine_part(path, file)
+        yield file
+
+
 def load_part(path: Path) -> xr.Dataset:
-    """Read a part of a file, which has no provenance of its own."""
-    return xr.load_dataset(path, engine="netcdf4")
+    """Read a part of a file."""
+    with opened_part(path), reading(str(path), REMEDY):
+        return _read(path)
 
 
 def modal_share(tally: NDArray[np.int32], dtype: Any) -> NDArray[Any]:
@@ -626,12 +669,15 @@ def _write(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Path) -> 
 
 def load_tally(path: Path) -> NDArray[np.int32] | None:
     """Read the counts that were saved with a dataset, if there are any."""
-    try:
-        counts = xr.load_dataset(path, engine="netcdf4", group=TALLY)
-    except OSError:
-        return None
-    tally = np.zeros(tuple(counts.attrs["shape"]), np.int32)
-    tally.flat[counts["entry"].values] = counts["count"].values
+    with opened(path) as file:
+        if TALLY not in file.groups:
+            return None
+        with reading(str(path), REMEDY):
+            counts = _read(path, group=TALLY)
+            entries, values = counts["entry"].values, counts["count"].values
+            shape = contract.check_tally(path, counts.attrs["shape"], entries, values)
+    tally = np.zeros(shape, np.int32)
+    tally.flat[entries] = values
     return tally
 
 
@@ -690,28 +736,50 @@ def save_figure(figure: Any, path: Path) -> Path:
     return path
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a file that this project wrote, as a netCDF4.Dataset of which nothing is read yet.
+
+    Raises
+    ------
+    Refusal
+        If there is no such file, it is no NetCDF, not ours, of a newer schema, or it would have the
+        library read other files, or more than memory holds.
+    """
+    with opened_part(path) as file:
+        with reading(str(path), REMEDY):
+            contract.examine(path, file)
+        yield file
+
+
 def load(path: Path) -> xr.Dataset:
     """Read a dataset that this project wrote.
 
     Raises
     ------
     Refusal
-        If there is no such file, it is no NetCDF, not ours, or of a newer schema.
+        As `opened`; and if it does not hold what a file of its kind holds.
     """
-    if not path.exists():
-        raise Refusal(f"there is no file {path}")
-    try:
-        dataset = xr.load_dataset(path, engine="netcdf4")
-    except (OSError, ValueError, RuntimeError, AttributeError, LookupError) as error:
-        raise Refusal(
-            f"{path} is not a NetCDF file that can be read: if it is damaged, remove it, and the "
-            "command that made it makes it anew"
-        ) from error
-    if "stages_schema" not in dataset.attrs:
-        raise Refusal(f"{path} is a NetCDF file, but not one that stages wrote")
-    found = int(dataset.attrs["stages_schema"])
-    if found > SCHEMA:
-        raise Refusal(
-            f"{path} has schema {found}, newer than {SCHEMA}: update stages-of-inference to read it"
-        )
+    with opened(path), reading(str(path), REMEDY):
+        try:
+            dataset = _read(path)
+        except MemoryError as error:
+            raise Refusal(
+                f"{path} takes more memory than there is: read a part of it with "
+                "xarray.open_dataset"
+            ) from error
+    with reading(str(path), REMEDY):
+        contract.check(path, dataset)
     return dataset
+
+
+def _read(path: Path, **options: Any) -> xr.Dataset:
+    """Read a file or a group of it as it stands: no units are made into times."""
+    return xr.load_dataset(
+        place(path), engine="netcdf4", decode_times=False, decode_timedelta=False, **options
+    )
+
+
+def place(path: Path) -> str:
+    """Return a path that the NetCDF library cannot take for an address of the network."""
+    return os.path.abspath(path)

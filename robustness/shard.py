@@ -132,6 +132,7 @@ def merge(
         raise Refusal(f"{out} is one of the shards: choose another --out")
     datasets = list(shards.values())
     first = datasets[0]
+    _alike(shards)
     keeps = first.attrs.get("per_token") is not None and out is not None
     if keeps:
         token_file.check_there(list(shards))
@@ -139,7 +140,7 @@ def merge(
     variables = {
         str(name): (METRICS[str(name)], tuple(map(str, values.dims)))
         for name, values in first.data_vars.items()
-        if "sequence" in values.dims
+        if "sequence" in values.dims and name in METRICS
     }
     along = {
         name: (coord.dims, np.concatenate([each[name].values for each in datasets]), coord.attrs)
@@ -148,6 +149,9 @@ def merge(
     }
     coords = {name: each for name, each in first.coords.items() if name not in along} | along
     tallies = [_tally(file, dataset) for file, dataset in shards.items()]
+    for file, tally in zip(shards, tallies, strict=True):
+        if tally.shape != tallies[0].shape:
+            raise Refusal(f"{_damaged(file)} (its counts are of other tokens)")
     share = first[MODAL_SHARE.name]
     fits = _fits(first)
 
@@ -198,6 +202,25 @@ def _load(file: Path) -> xr.Dataset:
     if "shard" not in dataset.attrs:
         raise Refusal(f"{file} is no shard: it was not made with --shard")
     return dataset
+
+
+def _alike(shards: Mapping[Path, xr.Dataset]) -> None:
+    """Refuse shards that hold other variables or labels than the first."""
+    first = next(iter(shards.values()))
+    if MODAL_SHARE.name not in first or "schedule" not in first.coords:
+        raise Refusal(f"{_damaged(next(iter(shards)))} (it has no {MODAL_SHARE.name} or schedule)")
+    for file, dataset in shards.items():
+        names = [*(name for name in first.data_vars if name in METRICS), *first.coords]
+        for name in names:
+            ours, theirs = first[name], dataset.get(name)
+            if theirs is None or ours.dims != theirs.dims or ours.dtype != theirs.dtype:
+                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
+            if "sequence" not in ours.dims and name in first.coords and not ours.equals(theirs):
+                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
+
+
+def _damaged(file: Path) -> str:
+    return f"{file} is damaged or changed: run its command again with --fresh"
 
 
 def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
@@ -273,11 +296,13 @@ def _fits(dataset: xr.Dataset) -> Any:
 def _tally(file: Path, dataset: xr.Dataset) -> Any:
     """Return the counts of a shard, after a check that they give its shares."""
     tally, share = results.load_tally(file), dataset[MODAL_SHARE.name].values
-    damaged = f"{file} is damaged: run its command again with --fresh"
+    damaged = _damaged(file)
     if tally is None or len(tally) != _fits(dataset).sum():
         raise Refusal(f"{damaged} (its counts are missing)")
     if not np.array_equal(
         share[_fits(dataset)], results.modal_share(tally, share.dtype), equal_nan=True
     ):
         raise Refusal(f"{damaged} (its counts do not give its {MODAL_SHARE.name})")
+    if tally.sum(1).max(initial=0) > dataset.attrs["tokens"]:
+        raise Refusal(f"{damaged} (it counts more tokens than it has)")
     return tally

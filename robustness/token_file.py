@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from robustness import ownership, results
 from robustness.batches import queries
+from robustness.contract import REMEDY, SCHEMA
 from robustness.corpus import Corpus
 from robustness.metrics import METRICS, Metric
-from robustness.refusal import Refusal, Unwritable
+from robustness.refusal import Refusal, Unwritable, reading
 
 PREFIX = "token_"
 """Of what is measured of single tokens, among what a batch yields."""
@@ -148,16 +149,20 @@ class Tokens:
     def _check(self, done: int) -> None:
         """Refuse parts of which one is lost that has been measured."""
         end = 0
-        for part in sorted(self.parts.glob("*.nc")):
+        for part in self._there():
             if int(part.stem) != end:
                 break
-            with netCDF4.Dataset(part) as file:
+            with results.opened_part(part) as file, reading(str(part), REMEDY):
                 end += len(file.dimensions["sequence"])
         if end < done:
             raise Refusal(
                 f"{self.parts} has lost what was measured of sequence {end}: measure anew with "
                 "--fresh"
             )
+
+    def _there(self) -> list[Path]:
+        """Return the parts that are there, in order."""
+        return sorted(part for part in self.parts.glob("*.nc") if part.stem.isdecimal())
 
     def add(self, rows: slice, values: Mapping[str, NDArray[Any]]) -> None:
         """Keep what a batch of sequences yielded, (…, token, sequence)."""
@@ -169,7 +174,7 @@ class Tokens:
             self._old = False
         part = xr.Dataset(
             {name: (self._dims_of(name), value) for name, value in values.items()},
-            attrs={"stages_schema": results.SCHEMA, "measurement": "part"},
+            attrs={"stages_schema": SCHEMA, "measurement": "part"},
         )
         results.save(part, self.parts / f"{rows.start:012}.nc")
 
@@ -192,7 +197,7 @@ class Tokens:
             for metric in self._metrics:
                 dims = self._dims_of(PREFIX + metric.name)[:-2]
                 _create(file, metric, (*dims, "sequence", "token"), self._kind)
-            for part in sorted(self.parts.glob("*.nc")):
+            for part in self._there():
                 values, start = results.load_part(part), int(part.stem)
                 for name, value in values.items():
                     rows = slice(start, start + value.shape[-1])
@@ -251,7 +256,8 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
 
     def join(temporary: Path) -> None:
         with ExitStack() as stack:
-            parts = [stack.enter_context(netCDF4.Dataset(file)) for file in files]
+            parts = [stack.enter_context(results.opened(file)) for file in files]
+            _check_parts(files, parts, blank)
             for part in parts:
                 part.set_auto_mask(False)
             kinds = {name: parts[0][name] for name in parts[0].variables if name in METRICS}
@@ -272,6 +278,27 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
                 begin += count
 
     results.write_whole(beside(path), join)
+
+
+def _check_parts(files: Sequence[Path], parts: Sequence[Any], blank: xr.Dataset) -> None:
+    """Refuse files of tokens that are not of the shards beside them, in order."""
+    names = {name: each for name, each in parts[0].variables.items() if name in METRICS}
+    begin = 0
+    for index, (file, part) in enumerate(zip(files, parts, strict=True), 1):
+        with reading(str(file), f"run the command of shard {index} again with --fresh"):
+            end = begin + len(part.dimensions["sequence"])
+            ours = (f"{index}/{len(files)}", blank.attrs["corpus_sha256"], blank.attrs["model"])
+            theirs = tuple(part.getncattr(name) for name in ("shard", "corpus_sha256", "model"))
+            kinds = {name: (part[name].dtype, part[name].dimensions) for name in names}
+            if (
+                ours != theirs
+                or not np.array_equal(part["sequence"][:], blank["sequence"].values[begin:end])
+                or not np.array_equal(part["document"][:], blank["document"].values[begin:end])
+                or len(part.dimensions["token"]) != len(parts[0].dimensions["token"])
+                or kinds != {name: (each.dtype, each.dimensions) for name, each in names.items()}
+            ):
+                raise ValueError(f"it is not of shard {index} of the run")
+            begin = end
 
 
 def _counting(corpus: Corpus) -> dict[str, NDArray[Any]]:

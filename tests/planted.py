@@ -285,6 +285,9 @@ def plant(
             "measurement": kinds_of_file.get(file, file),
             "corpus": "planted",
             "dtype": "float32",
+            "context": 64,
+            "batch_sequences": 16 if file == "cka" else None,
+            "kurtosis_threshold": 10.0 if file == "neurons" else None,
             "gated": 0,
         }
         save(dataset.assign_attrs({**provenance(settings), **dataset.attrs}), path / f"{file}.nc")

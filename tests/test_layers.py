@@ -54,8 +54,10 @@ ORDER = [
     "robustness.difference",
     "robustness.stopping",
     "robustness.changes",
+    "robustness.container",
     "robustness.ownership",
     "robustness.lock",
+    "robustness.contract",
     "robustness.results",
     "robustness.manifest",
     "robustness.directory",
@@ -80,6 +82,7 @@ ORDER = [
     "probes.windows",
     "probes.suffix",
     "probes.subjoiner",
+    "recipes.terminal",
     "recipes.checkpoints",
     # an experiment as data, and what is read out of its files
     "recipes.recipe",
@@ -121,7 +124,6 @@ ORDER = [
     "recipes.sampling",
     "recipes.parameters",
     "recipes.command",
-    "recipes.terminal",
     "cli",
 ]
 """A module imports only from above it in this list."""
