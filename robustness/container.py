@@ -42,7 +42,7 @@ NAME = 2**16
 """Bytes that the name of a link has at most."""
 
 OWN_LINK = re.compile(
-    rb"\x01(?:\x00|\x10[\x00\x01]|\x04.{8}|\x14.{8}[\x00\x01])([\x01-\xff])(?=[\x20-\xf4])",
+    rb"\x01(?=(\x00|\x10[\x00\x01]|\x04.{8}|\x14.{8}[\x00\x01])([\x01-\xff])[\x20-\xf4])",
     re.DOTALL,
 )
 """How a link to an object of this file begins, up to its name."""
@@ -166,10 +166,10 @@ def _is_circular(data: Any, root: int) -> bool:
     """
     found: dict[int, bytes] = {}
     for match in OWN_LINK.finditer(data):
-        end = match.end() + match[1][0]
-        target = int.from_bytes(data[end : end + 8], "little")
-        link = data[match.start() : end]
-        if not _is_text(data[match.end() : end]) or data[target : target + 5] != HEADER:
+        begin = match.end(2)
+        end = begin + match[2][0]
+        target, link = int.from_bytes(data[end : end + 8], "little"), data[match.start() : end]
+        if not _is_text(data[begin:end]) or data[target : target + 5] != HEADER:
             continue
         if target == root or (_is_group(data, target) and found.setdefault(target, link) != link):
             return True

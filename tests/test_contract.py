@@ -250,6 +250,7 @@ def make_soft(library, file, other):
 def make_circle(library, file, other):
     group = IDENTIFIER(library.H5Gcreate2(file, b"in", *[IDENTIFIER(0)] * 3))
     library.H5Lcreate_hard(file, b"/", group, b"out", IDENTIFIER(0), IDENTIFIER(0))
+    library.H5Gclose(group)
 
 
 def make_dataset(library, file, describe):

@@ -43,7 +43,7 @@ def directory(path, starts, model="planted", seed=0, **attrs):
         ),
         "lens": xr.Dataset(
             {
-                "entropy": (("lens", "depth", "sequence"), depths[None]),
+                "entropy": (("lens", "depth", "sequence"), depths[None] + 99),
                 "kl": (("lens", "depth", "sequence"), depths[None] ** 2),
             },
             coords={"lens": ["recomputed"], "depth": np.arange(LAYERS + 1), **coords},
@@ -54,7 +54,8 @@ def directory(path, starts, model="planted", seed=0, **attrs):
         ),
     }
     for name, file in files.items():
-        settings = {"model": model, "architecture": "Planted", "measurement": name, **attrs}
+        settings = {"model": model, "architecture": "Planted", "measurement": name}
+        settings |= {"context": 16, **attrs}
         save(file.assign_attrs(provenance(settings)), path / f"{name}.nc")
     return path
 
