@@ -91,6 +91,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("fault", CHANGES)
 def test_a_file_with_a_fault_is_refused_by_its_name_and_fault(fault, path):
+    path.unlink()
     save(CHANGES[fault](planted()), path)
     with pytest.raises(Refusal, match=rf"sweep.nc is damaged or changed: .*{fault}.*; remove it"):
         load(path)
@@ -104,9 +105,11 @@ def test_a_part_of_a_file_and_numbers_that_are_none_are_read(path):
 
 
 def test_a_measurement_of_ones_own_and_a_file_of_none_are_read(path):
+    path.unlink()
     own = planted(measurement="mine").rename(kl="largest", intervention="part")
     save(own.assign(largest=own.largest - 1000), path)
     assert float(load(path).largest.min()) < -900
+    path.unlink()
     save(xr.Dataset({"loss": ("step", [3.0, 2.0])}, attrs={"stages_schema": 1}), path)
     assert load(path).loss.size == 2
 
