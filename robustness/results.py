@@ -473,6 +473,8 @@ class Run:
         """Return what is gone on with in this run's order, after a check that its labels are."""
         for name, labels in self.dataset.coords.items():
             found = dataset.get(name)
+            if found is None and name not in labels.dims:
+                continue  # which an earlier version did not record
             if found is not None and further and "sequence" in labels.dims:
                 labels = labels[: found.size]  # it stopped there
             if found is None or not _same(found, labels):
