@@ -142,7 +142,8 @@ def _missed(found: Tensor, values: Tensor, made: Tensor, tolerance: float) -> st
     with torch.autocast(found.device.type, enabled=False):
         ours = (found @ values).transpose(1, 2)
     made = kernels.precise(made).view_as(ours)
-    off = float((ours - made).norm() / made.norm())
+    # An attention may write nothing at all.
+    off = float((ours - made).norm() / made.norm().clamp(min=torch.finfo(made.dtype).tiny))
     if off <= tolerance:
         return ""
     return f"weights of its queries and keys miss what it makes of its values (off by {off:.2g})"

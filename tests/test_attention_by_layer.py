@@ -130,3 +130,11 @@ def test_a_model_of_states_alone_is_refused():
         with pytest.raises(Refusal, match="KimiLinearDeltaAttention: ") as refused:
             observe(model, corpus(), (LOCAL,))
         assert "\n" not in str(refused.value)
+
+
+def test_an_attention_that_writes_nothing_has_weights():
+    net = tiny("doge", "sdpa")
+    for block in net.model.layers:
+        torch.nn.init.zeros_(block.self_attn.v_proj.weight)
+    data = observe(open_model(net), corpus(), (LOCAL,))["attention"]
+    assert data.entropy.notnull().all() and "layers_left_out" not in data.attrs
