@@ -154,7 +154,10 @@ def mismatch(
     for layer, hidden in enumerate(entering):
         try:
             out, _, _ = apply(layer, hidden, contexts[layer], parts)
-        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
+            # That there is no room says nothing of the model.
+            if "memory" in str(error).lower():
+                raise
             return torch.inf
         whole = leaving[layer].to(out.device).float()
         # A token that the model pads with has an empty stream.
