@@ -688,10 +688,11 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     from robustness.results import save_figure
 
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
-    path = out or file.with_name(f"{file.stem}{less}.png")
-    ownership.check(path, ownership.FIGURE)
     with reading(str(file), AGAIN):
-        save_figure(draw(_less(file, minus), by_bootstrap=bootstrap), path)
+        dataset = _less(file, minus)
+        path = out or file.with_name(f"{file.stem}{less}.png")
+        ownership.check(path, ownership.FIGURE)
+        save_figure(draw(dataset, by_bootstrap=bootstrap), path)
     say(path)
 
 

@@ -68,9 +68,10 @@ def wrong(words: list[str], status: int, err: str) -> Iterator[str]:
         yield "an error that no door refused"
     if "Traceback" in err and "--debug" not in words:
         yield "a traceback"
-    last = (err.strip().splitlines() or [""])[-1]
-    if status and not last.startswith(("stages: ", "Error: ")):
+    told = [line for line in err.splitlines() if line.startswith(("stages: ", "Error: "))]
+    if status and not told:
         yield "no line that says why"
+    last = told[-1] if told else ""
     if status == 1 and not any(sign in last for sign in ":;(,"):
         yield "a reason without a remedy"
 
@@ -104,7 +105,8 @@ def test_every_command_line_ends_in_a_status_and_a_line(number, furnished, llama
                 found = list(wrong(words, status, err))
             except Hang:
                 status, err, found = -1, "", [f"more than {PATIENCE:.0f} s"]
-        if state(place) != before:
+        after = state(place)
+        if any(after.get(name) != content for name, content in before.items()):
             found.append("something of the user's was changed")
         if hidden(place):
             found.append(f"left: {hidden(place)}")

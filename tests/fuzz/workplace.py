@@ -87,5 +87,6 @@ def state(directory: Path) -> dict[str, str]:
 
 
 def hidden(directory: Path) -> list[str]:
-    """Return the hidden files that a command has left."""
-    return sorted(str(file.relative_to(directory)) for file in directory.rglob(".*"))
+    """Return the hidden files that a command has left, but for one that a user may ask for."""
+    left = {str(file.relative_to(directory)) for file in directory.rglob(".*")}
+    return sorted(left - {".nc"})
