@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def open_tokenizer(source: str | Path) -> Any:
 
 def check(name: str, tokenizer: Any) -> None:
     """Refuse a tokenizer that lacks what training needs."""
-    if "auto_map" in getattr(tokenizer, "init_kwargs", {}) or tokenizer._auto_class is not None:
+    if _names_code(getattr(tokenizer, "init_kwargs", {})) or tokenizer._auto_class is not None:
         _raise_code(name)
     for kind in ("bos", "eos"):
         if not isinstance(getattr(tokenizer, f"{kind}_token_id"), int):
@@ -84,9 +84,14 @@ def hash_of(tokenizer: Any) -> str:
 def _refuse_code(name: str, directory: Path) -> None:
     file = directory / "tokenizer_config.json"
     if file.is_file():
-        named = json.loads(file.read_bytes()).get("auto_map", {})
-        if not isinstance(named, dict) or "AutoTokenizer" in named:
+        if _names_code(json.loads(file.read_bytes())):
             _raise_code(name)
+
+
+def _names_code(settings: Mapping[str, Any]) -> bool:
+    """Whether settings name a tokenizer of code of its own."""
+    named = settings.get("auto_map", {})
+    return not isinstance(named, dict) or "AutoTokenizer" in named
 
 
 def _raise_code(name: str) -> None:

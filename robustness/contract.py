@@ -499,7 +499,7 @@ TOGETHER = {
 """Attributes that go with others."""
 
 
-def examine(path: Path, file: Any) -> None:
+def examine(path: Path, file: Any, *, whole: bool = True) -> None:
     """Refuse an opened file of NetCDF whose numbers must not be read.
 
     Parameters
@@ -529,11 +529,14 @@ def examine(path: Path, file: Any) -> None:
     for group in file.groups.values():
         if group.groups:
             raise _damaged(path, f"it has a group {_shown(next(iter(group.groups)))}")
-        examine_part(path, group)
+        examine_part(path, group, whole=whole)
 
 
-def examine_part(path: Path, group: Any) -> None:
-    """Refuse a file, or a group of one, by its types, encodings and sizes alone."""
+def examine_part(path: Path, group: Any, *, whole: bool = True) -> None:
+    """Refuse a file, or a group of one, by its types, encodings and sizes alone.
+
+    By the memory that its variables take only where they are read whole.
+    """
     if group.cmptypes or group.vltypes or group.enumtypes:
         raise _damaged(path, "it has types of its own")
     size = path.stat().st_size
@@ -558,7 +561,7 @@ def examine_part(path: Path, group: Any) -> None:
             held += declared // DENSEST
         else:
             held += declared // (TEXT_BYTES // 8 if variable.dtype is str else 1)
-        if declared > psutil.virtual_memory().available // 2:
+        if whole and declared > psutil.virtual_memory().available // 2:
             raise Refusal(
                 f"{path} says that its {name} takes {declared / 1e9:.3g} GB, more than half of the "
                 "memory that is free: read a part of it with xarray.open_dataset, or, if it is "

@@ -15,7 +15,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -320,11 +320,16 @@ def _discard(temporary: Path) -> None:
 
 
 def _withdraw(directory: Path, found: Manifest) -> None:
-    """Remove the files that the mark of a directory names, the mark last, and empty directories."""
+    """Remove the files that the mark of a directory names, the mark last, and empty directories.
+
+    The mark stays while anything else is there, of which the next call must not take it for torn.
+    """
     kept = found.changed(directory)
     for name in found.files:
         if name not in kept:
             (directory / name).unlink(missing_ok=True)
+    if any(not part.is_dir() and part != directory / MANIFEST for part in directory.rglob("*")):
+        return
     (directory / MANIFEST).unlink()
     folders = {
         parent for name in (*found.files, MANIFEST) for parent in PurePosixPath(name).parents
@@ -342,6 +347,8 @@ def _sync(path: Path) -> None:
     """Force a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        # Some file systems cannot do so with directories.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

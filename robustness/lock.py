@@ -110,8 +110,11 @@ def _acquire(file: Path, path: Path) -> int | None:
                     "another place"
                 ) from None
             os.close(descriptor)
-            with suppress(OSError):
-                file.unlink()
+            if error.errno == errno.EBADF:  # a network's file system locks what can be written
+                raise _of_another(file, path) from None
+            if not there:  # nobody's, as every lock is where there are none
+                with suppress(OSError):
+                    file.unlink()
             return None
         # Its holder may have removed the file between our opening and our locking it.
         if _is_same(descriptor, file):
@@ -122,6 +125,13 @@ def _acquire(file: Path, path: Path) -> int | None:
                 )
             return descriptor
         os.close(descriptor)
+
+
+def _of_another(file: Path, path: Path) -> InUse:
+    return InUse(
+        f"{path} may be being written by another user, whose {file.name} cannot be locked: have it "
+        "removed, or choose another place"
+    )
 
 
 def _open(file: Path, path: Path) -> int | None:
@@ -146,10 +156,7 @@ def _open(file: Path, path: Path) -> int | None:
             return _open(file, path)
         except OSError as error:
             if error.errno == errno.EACCES:
-                raise InUse(
-                    f"{path} may be being written by another user, whose {file.name} cannot be "
-                    "read: have it removed, or choose another place"
-                ) from None
+                raise _of_another(file, path) from None
             raise Unwritable(f"{no_lock} place") from None
     found = os.fstat(descriptor)
     ours = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1 and found.st_size <= 1000

@@ -119,9 +119,8 @@ def check(path: Path, wanted: str | None) -> None:
 
 def remove(path: Path, wanted: str) -> None:
     """Remove a file if it is ours and of a kind; anything else stays."""
-    place = follow(path)
-    if kind(place) == wanted:
-        place.unlink(missing_ok=True)
+    if kind(path) == wanted:
+        follow(path).unlink(missing_ok=True)
 
 
 def check_directory(directory: Path, wanted: str) -> None:

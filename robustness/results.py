@@ -99,7 +99,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        ownership.check(path, ownership.kind(temporary, place.suffix))
+        ownership.check(path, ownership.kind(temporary, path.suffix))
         os.replace(temporary, place)
         _sync(place.parent)
 
@@ -107,7 +107,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 def write_alone(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that no run is under way for: as `write_whole`, under a lock of its own."""
     with nullcontext() if is_held(path) else Lock(path):
-        clear(path)
+        if is_held(path):
+            clear(path)
         write_whole(path, write)
 
 
@@ -125,8 +126,9 @@ def clear(path: Path) -> None:
 def clear_alone(path: Path) -> None:
     """Remove what is left of a file, and of its lock, where no run is under way for it."""
     if path.parent.is_dir() and not is_held(path):
-        with suppress(InUse), Lock(path):
-            clear(path)
+        with suppress(InUse), Lock(path) as lock:
+            if lock.held:
+                clear(path)
 
 
 @contextmanager
@@ -605,14 +607,14 @@ def provenance(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]
 
 
 @contextmanager
-def opened_part(path: Path) -> Iterator[Any]:
+def opened_part(path: Path, *, whole: bool = True) -> Iterator[Any]:
     """Open a part of a file, which has no provenance of its own, as a netCDF4.Dataset."""
     container.check(path)
     with reading(str(path), REMEDY):
         file = netCDF4.Dataset(place(path))
     with file:
         with reading(str(path), REMEDY):
-            contract.examine_part(path, file)
+            contract.examine_part(path, file, whole=whole)
         yield file
 
 
@@ -739,8 +741,15 @@ def save_figure(figure: Any, path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
     """Open a file that this project wrote, as a netCDF4.Dataset of which nothing is read yet.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    whole : bool
+        Whether all of it will be read at once, for which there must be memory.
 
     Raises
     ------
@@ -748,9 +757,9 @@ def opened(path: Path) -> Iterator[Any]:
         If there is no such file, it is no NetCDF, not ours, of a newer schema, or it would have the
         library read other files, or more than memory holds.
     """
-    with opened_part(path) as file:
+    with opened_part(path, whole=whole) as file:
         with reading(str(path), REMEDY):
-            contract.examine(path, file)
+            contract.examine(path, file, whole=whole)
         yield file
 
 

@@ -142,7 +142,7 @@ class Tokens:
         if done and self.parts.is_dir():
             self._check(done)
             # Of batches that are run again, and perhaps are others then.
-            for part in self.parts.glob("*.nc"):
+            for part in self._there():
                 if int(part.stem) >= done:
                     part.unlink()
 
@@ -256,7 +256,7 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
 
     def join(temporary: Path) -> None:
         with ExitStack() as stack:
-            parts = [stack.enter_context(results.opened(file)) for file in files]
+            parts = [stack.enter_context(results.opened(file, whole=False)) for file in files]
             _check_parts(files, parts, blank)
             for part in parts:
                 part.set_auto_mask(False)
@@ -321,6 +321,7 @@ def _frame(blank: xr.Dataset, dims: Sequence[str], known: Mapping[str, NDArray[A
                 ("sequence", "token"),
                 known[name].astype(np.int32 if name == "token_id" else np.int8),
                 {"units": "1", "long_name": text},
+                {"zlib": True},  # ids as they are can look like links to other files
             )
             for name, text in KNOWN.items()
         },

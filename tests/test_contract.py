@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from planted import plant
 
-from robustness import container, results
+from robustness import container, contract, results, token_file
 from robustness.contract import DECODED
 from robustness.refusal import Refusal
 from robustness.results import load, load_tally, provenance, save
@@ -351,3 +351,29 @@ def test_a_report_of_names_that_are_no_text_is_well_formed(tmp_path, run):
     assert r"a$b$\x1b[2J&lt;i&gt;\x07" in page
     for figure in (tmp_path / "figures").glob("*.svg"):
         ElementTree.fromstring(figure.read_bytes())
+
+
+def test_ids_of_tokens_that_look_like_a_link_are_read(tmp_path):
+    """Vocabularies above 65,536 have ids whose bytes, one after the other, are those of a link."""
+    frame = xr.Dataset(
+        coords={"sequence": [0], "document": ("sequence", [0]), "schedule": ["0"]},
+        attrs={"stages_schema": 1},
+    )
+    known = {name: np.zeros((1, 64), np.int64) for name in token_file.KNOWN}
+    known["token_id"][0, 10:13] = 71681, 0x14101, 0x41
+    path = tmp_path / "x.tokens.nc"
+    token_file._frame(frame, ("schedule",), known).to_netcdf(path, engine="netcdf4")
+    container.check(path)
+    raw = known["token_id"].astype(np.int32).tobytes()
+    assert container.LINK.search(raw) and raw not in path.read_bytes()
+
+
+def test_what_is_read_in_parts_may_be_larger_than_memory(tmp_path, monkeypatch):
+    path = tmp_path / "x.nc"
+    save(xr.Dataset({"a": ("x", np.arange(100_000.0))}, attrs=provenance({})), path)
+    memory = type("Memory", (), {"available": 1_000_000})
+    monkeypatch.setattr(contract.psutil, "virtual_memory", memory)
+    with pytest.raises(Refusal, match="half of the memory"):
+        load(path)
+    with results.opened(path, whole=False) as file:
+        assert file["a"].shape == (100_000,)

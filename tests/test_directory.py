@@ -229,3 +229,29 @@ def test_a_mark_names_what_is_in_the_files(tmp_path):
     assert (found.missing(tmp_path), found.changed(tmp_path)) == (["a"], ["sub/b"])
     different = manifest.difference({"x": "1", "y_sha256": "1" * 64}, {"x": "2", "z": "3"})
     assert different == "with x 1, not 2"
+
+
+def test_files_of_others_outlive_a_kill_and_every_call_after_it(tmp_path, swapping):
+    """Killed between the swap and the look for strangers, however often it is given again."""
+    place = tmp_path / "out"
+    write_directory(place, files(a="old"), kind="export", made_of={"x": "1"})
+
+    def write_and_be_joined(where: Path) -> None:
+        files(a="new")(where)
+        (place / "notes.txt").write_text("mine")
+
+    child = os.fork()
+    if not child:
+        directories._refuse_foreign = lambda at, *_: os._exit(9) if at != place else None
+        write_directory(place, write_and_be_joined, kind="export", made_of={"x": "2"}, fresh=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    for _ in range(3):
+        with pytest.raises(Refusal, match="move them"):
+            write_directory(place, files(a="new"), kind="export", made_of={"x": "2"}, fresh=True)
+        (notes,) = tmp_path.rglob("notes.txt")
+        assert notes.read_text() == "mine"
+    notes.rename(tmp_path / "notes.txt")
+    write_directory(place, files(a="new"), kind="export", made_of={"x": "2"}, fresh=True)
+    assert tree(place) == {"a": "new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "out"]

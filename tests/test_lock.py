@@ -262,3 +262,26 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_
     for name in whole.data_vars:
         assert whole[name].values.tobytes() == resumed[name].values.tobytes()
     assert [file.name for file in small_disk.iterdir()] == ["a.nc"]
+
+
+def test_a_lock_of_another_user_stays_where_it_cannot_be_locked_unless_written(
+    tmp_path, monkeypatch
+):
+    """As on a network's file system, which locks what is open for writing."""
+    first = Lock(tmp_path / "x.nc")
+    opening = os.open
+
+    def deny(path, flags, *rest):
+        if str(path).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opening(path, flags, *rest)
+
+    def fail(*_):
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(os, "open", deny)
+    monkeypatch.setattr(lock.fcntl, "flock", fail)
+    with pytest.raises(InUse, match="another user"):
+        Lock(tmp_path / "x.nc")
+    assert (tmp_path / ".x.nc.lock").exists()
+    first.release()

@@ -339,3 +339,16 @@ def test_what_another_user_left_and_only_he_may_remove_is_no_hindrance(tmp_path,
     monkeypatch.setattr(Path, "unlink", refused)
     results.save_alone(numbers(), tmp_path / "a.nc")
     assert results.load(tmp_path / "a.nc").sizes["a"] == 3 and torn.exists()
+
+
+def test_a_link_to_a_name_of_another_ending_is_written_again(tmp_path):
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "sweep.nc"
+    link.symlink_to("store/abc")
+    data = xr.Dataset({"a": ("x", [1.0])}, attrs={"stages_schema": 1, "measurement": "own"})
+    for number in (1.0, 2.0):
+        results.save_alone(data.assign(a=data.a * number), link)
+        assert link.is_symlink()
+        assert float(xr.load_dataset(tmp_path / "store/abc", engine="netcdf4").a[0]) == number
+    ownership.remove(link, "own")
+    assert not (tmp_path / "store/abc").exists()
