@@ -1278,7 +1278,8 @@ def main() -> None:
         note(_explained(error))
         status = error.exit_code if isinstance(error, click.ClickException) else 1
         let_go()
-    sys.exit(status)
+    if status:
+        sys.exit(status)
 
 
 def _explained(error: Exception) -> str:

@@ -29,6 +29,10 @@ class Finite(click.FloatRange):
 
     name = "number"
 
+    def _describe_range(self) -> str:
+        # Of no bounds, click would say that they are None.
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the number."""
         number = float(super().convert(value, param, ctx))

@@ -210,6 +210,11 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
         try:
             return AutoTokenizer.from_pretrained(path, **{"trust_remote_code": False} | options)
         except (*LOADING_ERRORS, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise Refusal(
+                    f"the tokenizer of {name} is code of its own (auto_map), which is not run: "
+                    "give --trust-remote-code, or put a tokenizer.json in its place"
+                ) from error
             raise Refusal(
                 f"{name} has no tokenizer that can be loaded: {first_line(error)}: "
                 f"{contract.REMEDY}"

@@ -197,7 +197,7 @@ def _is_done(directory: Path, kind: str, made_of: Mapping[str, str], fresh: bool
 def _refuse_foreign(directory: Path, found: Manifest, name: str) -> None:
     """Refuse to replace a directory that holds what its mark does not vouch for."""
     for file in (*found.strangers(directory), *found.changed(directory)):
-        how = "was changed since" if file in found.files else "is not of stages"
+        how = "was changed since" if file in found.files else "is not of what stages wrote there"
         raise Unwritable(
             f"the directory {name} is not empty: {file} in it {how}; move it, or choose another "
             "place"
@@ -309,6 +309,10 @@ def _discard(temporary: Path) -> None:
     """Remove a temporary directory: what was being written, and what the mark of the old names."""
     for part in ("old", "new"):
         found = manifest.read(temporary / part)
+        place = temporary / part
+        if found is not None and (found.strangers(place) or found.changed(place)):
+            # With its mark, or the next call would take it for what was being written.
+            raise Unwritable(f"{temporary} holds files that are not of stages: move them")
         if found is not None:
             _withdraw(temporary / part, found)
         elif (temporary / part).is_dir():
@@ -320,16 +324,11 @@ def _discard(temporary: Path) -> None:
 
 
 def _withdraw(directory: Path, found: Manifest) -> None:
-    """Remove the files that the mark of a directory names, the mark last, and empty directories.
-
-    The mark stays while anything else is there, of which the next call must not take it for torn.
-    """
+    """Remove the files that the mark of a directory names, the mark last, and empty directories."""
     kept = found.changed(directory)
     for name in found.files:
         if name not in kept:
             (directory / name).unlink(missing_ok=True)
-    if any(not part.is_dir() and part != directory / MANIFEST for part in directory.rglob("*")):
-        return
     (directory / MANIFEST).unlink()
     folders = {
         parent for name in (*found.files, MANIFEST) for parent in PurePosixPath(name).parents

@@ -67,11 +67,11 @@ def test_what_was_written_is_replaced_and_nothing_is_left(tmp_path, swapping):
 @pytest.mark.parametrize(
     ("name", "how"),
     [
-        ("notes.md", "notes.md in it is not of stages"),
-        ("sub/notes.txt", "sub/notes.txt in it is not of stages"),
-        ("mine/", "mine in it is not of stages"),
+        ("notes.md", "notes.md in it is not of what stages wrote there"),
+        ("sub/notes.txt", "sub/notes.txt in it is not of what stages wrote there"),
+        ("mine/", "mine in it is not of what stages wrote there"),
         ("a", "a in it was changed since"),
-        ("link", "link in it is not of stages"),
+        ("link", "link in it is not of what stages wrote there"),
     ],
 )
 @pytest.mark.parametrize("when", ["before", "while it is written"])
@@ -138,7 +138,7 @@ def test_a_mark_names_nothing_behind_a_link(tmp_path):
     write_directory(path, files(sub__b="2"), **MARK)
     (path / "sub").rename(victim)
     (path / "sub").symlink_to(victim)
-    with pytest.raises(Refusal, match="sub in it is not of stages"):
+    with pytest.raises(Refusal, match="sub in it is not of what stages wrote there"):
         write_directory(path, files(a="1"), **MARK, fresh=True)
     assert (victim / "b").read_text() == "2"
 

@@ -367,7 +367,7 @@ def test_readouts_are_a_setting_of_a_run(gpt2, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"), [("a.csv", "ends in .nc"), ("d.nc", "is a directory")]
+    ("name", "problem"), [("a.csv", "must end in .nc"), ("d.nc", "is a directory")]
 )
 def test_an_output_that_is_no_file_of_numbers_is_refused(gpt2, tmp_path, name, problem):
     (tmp_path / "d.nc").mkdir()

@@ -393,7 +393,9 @@ def test_an_export_given_again_is_left_as_it_is(gpt2, tmp_path):
 def test_what_others_put_beside_an_export_stays(gpt2, tmp_path, name):
     path = export(gpt2, (0, 1, 3), tmp_path / "out")
     (path / name).write_text("mine")
-    with pytest.raises(Refusal, match=f"{name} in it is not of stages; move it, or choose anot"):
+    with pytest.raises(
+        Refusal, match=f"{name} in it is not of what stages wrote there; move it, or choose anot"
+    ):
         export(gpt2, (0, 2, 3), path, fresh=True)
     (path / name).unlink()
     (path / "README.md").write_text("mine")

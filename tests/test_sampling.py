@@ -47,8 +47,8 @@ def test_what_is_written_is_a_corpus_and_says_what_it_is(tmp_path):
     write(["One.", "Two – 2."], tmp_path / "a.jsonl.gz", "sampled from x")
     assert [text for _, text in documents(tmp_path / "a.jsonl.gz")] == ["One.", "Two – 2."]
     first = (tmp_path / "a.jsonl.gz").read_bytes()
-    write(["One.", "Two – 2."], tmp_path / "a.jsonl.gz", "sampled from x")
-    assert (tmp_path / "a.jsonl.gz").read_bytes() == first
+    write(["One.", "Two – 2."], tmp_path / "b.jsonl.gz", "sampled from x")
+    assert (tmp_path / "b.jsonl.gz").read_bytes() == first
     assert {text for _, text in documents(tmp_path / "a.jsonl.gz", field="source")} == {
         "sampled from x"
     }

@@ -196,10 +196,14 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     results.save(results.load(two).assign_attrs(versions="torch 1.0"), again)
     refused([one, again, three], r"are not of one run: versions is")
     results.save(results.load(two), again)
-    refused([one, again, three], r"again\.nc is damaged: .*--fresh \(its counts are missing\)")
+    refused(
+        [one, again, three],
+        r"again\.nc is damaged or changed: .*--fresh \(its counts are missing\)",
+    )
     results.save(results.load(two), again, results.load_tally(two)[::-1])
     refused(
-        [one, again, three], r"again\.nc is damaged: .* \(its counts do not give its modal_share"
+        [one, again, three],
+        r"again\.nc is damaged or changed: .* \(its counts do not give its modal_share",
     )
 
 

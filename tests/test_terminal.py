@@ -173,8 +173,8 @@ def test_a_fault_of_our_own_is_said_to_be_one(run, monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(cli, "_less", fail)
-    code, _, err = run("show", "x.nc")
+    monkeypatch.setattr(cli, "_list_experiments", fail)
+    code, _, err = run("reproduce", "--list")
     assert code == 1 and "Traceback" not in err and len(err.splitlines()) == 1
     assert "a fault of stages itself (ZeroDivisionError: division by zero)" in err
     assert "--debug" in err
