@@ -289,8 +289,8 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(evil):
     edit(evil / "config.json", model_type="llama")
     tokenizer = evil / "tokenizer_config.json"
     edit(tokenizer, auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
-    assert "has no tokenizer that can be loaded" in refused(evil)
-    with pytest.raises(Refusal, match="has no tokenizer that can be loaded"):
+    assert "is code of its own" in refused(evil)
+    with pytest.raises(Refusal, match="is code of its own"):
         checkpoint.load_tokenizer("tiny", str(evil))
 
 
