@@ -102,7 +102,10 @@ def test_an_encoding_that_lacks_a_letter_gets_its_escape():
 
 
 def test_impatience_is_met_with_one_line_and_status_130(tmp_path, llama, stories):
-    words = ["sweep", str(llama), "--data", str(stories), "--context", "32", "--out", "x.nc"]
+    # Far more text than could be swept before the signals arrive.
+    long = tmp_path / "long.jsonl"
+    long.write_bytes(stories.read_bytes() * 300)
+    words = ["sweep", str(llama), "--data", str(long), "--context", "32", "--out", "x.nc"]
     words += ["--intervention", "shuffle-3", "--batch-tokens", "32", "--quiet"]
     process = start(*words, cwd=tmp_path, stderr=subprocess.PIPE)
     until = time.monotonic() + 60
