@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from recipes.command import command_line
-from recipes.parameters import Finite, Host, Named, Place
+from recipes.commands.command_line import command_line
+from recipes.commands.parameters import Finite, Host, Named, Place
 from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
-from robustness.refusal import InUse, OtherSettings, Refusal, Unwritable, first_line, reading
+from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, first_line, reading
 
 OUTPUTS = Path("outputs")
 
@@ -282,7 +282,7 @@ def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
     \b
     stages merge outputs/gpt2/sweep.shard-*.nc -o outputs/gpt2/sweep.nc
     """
-    from robustness.shard import merge as run
+    from robustness.sweeps.shards import merge as run
 
     with reading("a file that is to be merged", AGAIN):
         run(files, out, fresh=not resume, command=command_line())
@@ -425,7 +425,7 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     \b
     stages segment outputs/builtin
     """
-    from recipes.stages import stages as run
+    from recipes.evidence.stages import stages as run
 
     path = out or directory / "stages.nc"
     with reading(f"a file in {directory}", AGAIN):
@@ -494,7 +494,7 @@ def report(directory: Path, out: Path | None, figures: Path | None, quiet: bool)
     \b
     stages report outputs/builtin
     """
-    from recipes.report import report as run
+    from recipes.report.page import report as run
 
     page = out or directory / "report.html"
     with (
@@ -531,14 +531,14 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     \b
     stages compare outputs/builtin outputs/builtin-parallel
     """
-    from recipes.compare import KIND
-    from recipes.compare import compare as run
-    from recipes.files import side_by_side
-    from recipes.report import check_places
-    from recipes.report import report as write
-    from recipes.tables import table
-    from robustness import ownership
-    from robustness.results import save_alone
+    from recipes.evidence.files import side_by_side
+    from recipes.judging.compare import KIND
+    from recipes.judging.compare import compare as run
+    from recipes.report.page import check_places
+    from recipes.report.page import report as write
+    from recipes.views.tables import table
+    from robustness.files import ownership
+    from robustness.files.results import save_alone
 
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of the numbers, and ends in .nc")
@@ -665,7 +665,7 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     stages show outputs/builtin/sweep.nc --minus drop
     stages show outputs/builtin/sweep.nc --minus outputs/builtin-parallel/sweep.nc --bootstrap
     """
-    from recipes.tables import table
+    from recipes.views.tables import table
 
     with reading(str(file), AGAIN):
         text = table(_less(file, minus), by_bootstrap=bootstrap)
@@ -683,9 +683,9 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     stages plot outputs/builtin/sweep.nc --out sweep.svg
     stages plot outputs/builtin/sweep.nc --minus drop --bootstrap
     """
-    from recipes.panels import draw
-    from robustness import ownership
-    from robustness.results import save_figure
+    from recipes.views.panels import draw
+    from robustness.files import ownership
+    from robustness.files.results import save_figure
 
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
     with reading(str(file), AGAIN):
@@ -698,8 +698,8 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
 
 def _less(file: Path, minus: str | None) -> Any:
     """Read a file, and take it less what was asked."""
-    from robustness.difference import difference
-    from robustness.results import load, measured
+    from robustness.files.results import load, measured
+    from robustness.statistics.paired import difference
 
     dataset = load(file)
     if minus is None:
@@ -716,10 +716,10 @@ def demo(out: Path) -> None:
     \b
     stages demo --out outputs
     """
-    from recipes.panels import draw
-    from recipes.tables import table
-    from robustness import ownership
-    from robustness.results import load, save_figure
+    from recipes.views.panels import draw
+    from recipes.views.tables import table
+    from robustness.files import ownership
+    from robustness.files.results import load, save_figure
 
     directory = out / "builtin"
     ownership.check(directory / "sweep.png", ownership.FIGURE)
@@ -746,7 +746,7 @@ def models(remote: bool, host: str | None) -> None:
     stages models --remote
     """
     if remote:
-        from robustness.remote import deployments
+        from robustness.ndif.backend import deployments
 
         there = [each for each in deployments(host) if each.task == "text-generation"]
         say(f"{'model':44}  {'state':11}  {'dtype':9}  revision")
@@ -756,7 +756,7 @@ def models(remote: bool, host: str | None) -> None:
         return
     if host:
         raise click.UsageError("--host goes with --remote")
-    from recipes.checkpoints import BUILTIN, PAPER
+    from recipes.paper_models import BUILTIN, PAPER
 
     say(f"{'model':32}  {'family':8}  layers  blocks")
     for model in (*BUILTIN, *PAPER):
@@ -801,9 +801,9 @@ def pretrain(
     """
     from tqdm import tqdm
 
-    from recipes.pretrain import Pretraining
-    from recipes.pretrain import pretrain as run
-    from recipes.training_tokenizer import open_tokenizer
+    from recipes.training.pretrain import Pretraining
+    from recipes.training.pretrain import pretrain as run
+    from recipes.training.tokenizer import open_tokenizer
 
     _hush()
     wanted = Pretraining(**settings)
@@ -829,12 +829,12 @@ def pretrain(
 
 def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str]:
     """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
-    from robustness import shard as shards
-    from robustness.execution import sweep as run
-    from robustness.schedule import from_text, layers_from_text
-    from robustness.stopping import check_bound
-    from robustness.sweep import PAIRS
-    from robustness.work import READOUT_NAMES, lay_out
+    from robustness.schedules.interventions import PAIRS
+    from robustness.schedules.schedule import from_text, layers_from_text
+    from robustness.statistics.stopping import check_bound
+    from robustness.sweeps import shards
+    from robustness.sweeps.execution import sweep as run
+    from robustness.sweeps.preparation import READOUT_NAMES, lay_out
 
     if options["until_se"] is not None:
         check_bound(options["until_se"])
@@ -855,7 +855,7 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
     }
     corpus = _cut(model, options)
     if options["dry_run"]:
-        from robustness.cost import describe, estimate
+        from robustness.sweeps.cost import describe, estimate
 
         rows = describe(estimate(lay_out(model, corpus, names or None, **asked)))
         width = max(len(title) for title, _ in rows)
@@ -886,7 +886,7 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
 
 def _reached(dataset: Any) -> str:
     """Say where a run stopped that was to stop when it knew enough."""
-    from robustness.stopping import FEWEST_DOCUMENTS, is_enough
+    from robustness.statistics.stopping import FEWEST_DOCUMENTS, is_enough
 
     attrs = dataset.attrs
     text = (
@@ -909,7 +909,7 @@ def _interventions(options: dict[str, Any]) -> list[str]:
 
 def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
     """Open the model, run tasks, and return the path of their file."""
-    from robustness.tasks import TASKS, evaluate_tasks
+    from robustness.tasks.evaluation import TASKS, evaluate_tasks
 
     model = _open(name, options)
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / "tasks.nc"
@@ -953,8 +953,8 @@ def _observe(
 
     traced = [measurement for measurement in measurements if measurement != "neurons"]
     if traced:
-        from robustness.observation import observe as run
-        from robustness.observation import unfit
+        from robustness.measurements.observation import observe as run
+        from robustness.measurements.observation import unfit
 
         model = _open(name, options)
         corpus = _cut(model, options)
@@ -975,8 +975,8 @@ def _observe(
                 )
         yield from (directory / f"{measurement}.nc" for measurement in traced)
     if "neurons" in measurements:
-        from robustness.checkpoint import resolve
-        from robustness.neurons import neurons
+        from robustness.measurements.neurons import neurons
+        from robustness.models.checkpoint import resolve
 
         _hush()
         directory = directory or OUTPUTS / resolve(name)[0].rpartition("/")[2]
@@ -1042,8 +1042,8 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
 
 def _generate(name: str, prompt: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Open the model, and yield every schedule as text with what is written under it."""
-    from robustness.generation import generate as run
-    from robustness.schedule import clean, from_text, to_text
+    from robustness.reordered.generation import generate as run
+    from robustness.schedules.schedule import clean, from_text, to_text
 
     if prompt == "-":
         prompt = hear().rstrip("\n")
@@ -1065,9 +1065,9 @@ def _generate(name: str, prompt: str, options: dict[str, Any]) -> Iterator[tuple
 
 def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
     """Open the model and write its checkpoint in another order."""
-    from robustness.export import export as run
-    from robustness.model import open_model
-    from robustness.schedule import from_text
+    from robustness.models.model import open_model
+    from robustness.reordered.exporting import export as run
+    from robustness.schedules.schedule import from_text
 
     _hush()
     model = open_model(name, **{key: options[key] for key in ("dtype", "device", "revision")})
@@ -1082,8 +1082,8 @@ def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
 
 
 def _list_experiments() -> None:
-    from recipes.catalogue import RECIPES
-    from recipes.checkpoints import PAPER
+    from recipes.experiments.catalogue import RECIPES
+    from recipes.paper_models import PAPER
 
     for recipe in RECIPES:
         figures = [name for picture in recipe.pictures for name in picture.names]
@@ -1098,11 +1098,11 @@ def _list_experiments() -> None:
 
 def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -> Path:
     """Say what is measured on what, and have it done."""
-    from recipes.catalogue import choose
-    from recipes.run import Inputs
-    from recipes.run import reproduce as run
-    from robustness.checkpoint import resolve
-    from robustness.lock import Lock
+    from recipes.experiments.catalogue import choose
+    from recipes.reproduce import Inputs
+    from recipes.reproduce import reproduce as run
+    from robustness.files.lock import Lock
+    from robustness.models.checkpoint import resolve
 
     directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
     for option in ("wic_data", "task_data"):
@@ -1148,7 +1148,7 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
-    from robustness.model import open_model
+    from robustness.models.model import open_model
 
     _hush()
     where = ("device", "device_map", "offload")
@@ -1197,7 +1197,7 @@ def _hush() -> None:
 
 
 def _cut(model: Any, options: dict[str, Any]) -> Any:
-    from robustness.corpus import cut, first_documents
+    from robustness.text.corpus import cut, first_documents
 
     where = {key: options[key] for key in ("field", "split")}
     limit = model.context
@@ -1290,7 +1290,7 @@ def _explained(error: Exception) -> str:
         return message.getvalue().rstrip()
     if isinstance(error, Refusal):
         return f"stages: {' '.join(str(error).split())}"
-    from robustness.memory import is_out_of_memory
+    from robustness.runs.out_of_memory import is_out_of_memory
 
     if is_out_of_memory(error):
         return (

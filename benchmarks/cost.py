@@ -16,11 +16,11 @@ from time import perf_counter
 
 from sweep import build, make_corpus
 
-from robustness.corpus import cut
-from robustness.cost import estimate
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.work import lay_out
+from robustness.models.model import open_model
+from robustness.sweeps.cost import estimate
+from robustness.sweeps.execution import sweep
+from robustness.sweeps.preparation import lay_out
+from robustness.text.corpus import cut
 
 TOKENS = {"builtin": 8192, "gpt2-small": 1024}
 

@@ -17,7 +17,7 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.uncertainty import band, bootstrap, drawn, interval
+from robustness.statistics.uncertainty import band, bootstrap, drawn, interval
 
 DOCUMENTS = (8, 15, 30)
 SPREADS = {"equal": 0.0, "unequal": 0.8, "very unequal": 1.3}

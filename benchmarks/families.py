@@ -32,15 +32,15 @@ from families import LAYERS, SPECS, follow_blocks, random_tokens, rebuilt, tiny 
 from strict import StrictBackend  # noqa: E402
 from test_execution import corpus, reference  # noqa: E402
 
-from robustness.anatomy import examine  # noqa: E402
-from robustness.execution import residuals, rewire, sweep  # noqa: E402
-from robustness.kernels import largest  # noqa: E402
-from robustness.measurement import MEASUREMENTS  # noqa: E402
-from robustness.model import find_paths, open_model  # noqa: E402
-from robustness.neurons import neurons  # noqa: E402
-from robustness.refusal import Refusal, first_line  # noqa: E402
-from robustness.schedule import clean, drop, repeat, swap  # noqa: E402
-from robustness.sweep import schedules  # noqa: E402
+from robustness.errors import Refusal, first_line  # noqa: E402
+from robustness.measurements.measurement import MEASUREMENTS  # noqa: E402
+from robustness.measurements.neurons import neurons  # noqa: E402
+from robustness.models.anatomy import examine  # noqa: E402
+from robustness.models.model import find_paths, open_model  # noqa: E402
+from robustness.schedules.interventions import schedules  # noqa: E402
+from robustness.schedules.schedule import clean, drop, repeat, swap  # noqa: E402
+from robustness.sweeps.execution import residuals, rewire, sweep  # noqa: E402
+from robustness.trace.numerics import largest  # noqa: E402
 
 WHOLE = clean(LAYERS)
 EDITS = {"drop": drop(WHOLE, 1), "swap": swap(WHOLE, 1), "repeat": repeat(WHOLE, 1, 2)}

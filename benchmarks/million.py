@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import xarray as xr
 
-from robustness.corpus import documents
-from robustness.refusal import Refusal
-from robustness.results import load
+from robustness.errors import Refusal
+from robustness.files.results import load
+from robustness.text.corpus import documents
 
 SHARDS, KILLED = 4, 2
 CHARACTERS = 8

@@ -15,8 +15,8 @@ from sweep import CONTEXT, make_corpus
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness.execution import sweep
-from robustness.model import open_model
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
 
 SHAPES = {
     "gpt2-small": ("gpt2", {"n_positions": CONTEXT}),

@@ -2,7 +2,7 @@
 
 All four run in one process, in turn, on the same random weights, tokens and metrics:
 
-ours     robustness.execution.sweep
+ours     robustness.sweeps.execution.sweep
 floor    the matrix products of ours alone: no attention softmax, no norms, no metrics
 authors  the paper's way: for every intervention and document a clean pass and a changed one,
          full log-softmax of both
@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.nn import Module, ModuleList
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from robustness.corpus import Corpus
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.plan import compile_plan
-from robustness.readout import PIECE
-from robustness.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
-from robustness.sweep import schedules
+from robustness.models.model import open_model
+from robustness.schedules.interventions import schedules
+from robustness.schedules.plan import compile_plan
+from robustness.schedules.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
+from robustness.sweeps.execution import sweep
+from robustness.text.corpus import Corpus
+from robustness.trace.readout import PIECE
 
 SHAPES = {
     "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},

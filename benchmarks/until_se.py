@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from robustness.corpus import Corpus, cut, documents
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.stopping import is_enough
-from robustness.uncertainty import standard_error
+from robustness.models.model import open_model
+from robustness.statistics.stopping import is_enough
+from robustness.statistics.uncertainty import standard_error
+from robustness.sweeps.execution import sweep
+from robustness.text.corpus import Corpus, cut, documents
 
 NORMAL = 1.959964
 """Standard errors to either side in an interval of 95 %."""

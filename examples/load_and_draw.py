@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import xarray as xr
 
-from robustness.uncertainty import standard_error
+from robustness.statistics.uncertainty import standard_error
 
 data = xr.load_dataset("outputs/builtin/sweep.nc")
 

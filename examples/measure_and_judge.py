@@ -6,11 +6,11 @@ python examples/measure_and_judge.py MODEL TEXT
 import sys
 from pathlib import Path
 
-from recipes.files import Files
-from recipes.verdicts import judge
-from robustness.corpus import cut
-from robustness.execution import sweep
-from robustness.model import open_model
+from recipes.evidence.files import Files
+from recipes.judging.verdicts import judge
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
+from robustness.text.corpus import cut
 
 name, text = [*sys.argv[1:], "builtin", "builtin"][:2]
 model = open_model(name)

@@ -5,9 +5,9 @@
 
 import torch
 
-from robustness.execution import residuals, rewire
-from robustness.model import open_model
-from robustness.schedule import clean, repeat, swap, to_text
+from robustness.models.model import open_model
+from robustness.schedules.schedule import clean, repeat, swap, to_text
+from robustness.sweeps.execution import residuals, rewire
 
 model = open_model("builtin")
 schedule = repeat(swap(clean(model.layers), 3), 8, 2)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from robustness.corpus import cut
-from robustness.export import export
-from robustness.model import open_model
-from robustness.results import load
-from robustness.schedule import clean, to_text
+from robustness.files.results import load
+from robustness.models.model import open_model
+from robustness.reordered.exporting import export
+from robustness.schedules.schedule import clean, to_text
+from robustness.text.corpus import cut
 
 kl = load(Path("outputs/builtin/sweep.nc")).kl.sel(intervention="drop").mean("sequence")
 order = kl.argsort().values.tolist()

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from robustness import uncertainty
-from robustness.uncertainty import DRAWN_FROM
+from robustness.statistics import uncertainty
+from robustness.statistics.uncertainty import DRAWN_FROM
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse strengths of the L2 penalty that are tried."""
@@ -118,7 +118,7 @@ def interval(
     Returns
     -------
     low, high : float
-        As `robustness.uncertainty.interval` gives them; NaN for a single cluster.
+        As `robustness.statistics.uncertainty.interval` gives them; NaN for a single cluster.
     """
     return uncertainty.interval(_means(values, cluster, seed))
 

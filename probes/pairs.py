@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from datasets import load_dataset
 
-from robustness.corpus import HUB_ERRORS, hub_id, not_opened
-from robustness.local_file import (
+from robustness.errors import Refusal
+from robustness.text.corpus import HUB_ERRORS, hub_id, not_opened
+from robustness.text.local_file import (
     brief,
     decode,
     expanded,
@@ -23,7 +24,6 @@ from robustness.local_file import (
     shown,
     values,
 )
-from robustness.refusal import Refusal
 
 PARTS = ("train", "dev", "test")
 

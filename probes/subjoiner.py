@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.classifier import interval_of_difference
-from robustness import results
-from robustness.corpus import documents, source_name
-from robustness.encoding import Tokens, encode
-from robustness.metrics import Metric
-from robustness.model import Model
-from robustness.observation import fill
-from robustness.refusal import Refusal
-from robustness.uncertainty import standard_error
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import Metric
+from robustness.measurements.observation import fill
+from robustness.models.model import Model
+from robustness.statistics.uncertainty import standard_error
+from robustness.text.corpus import documents, source_name
+from robustness.text.encoding import Tokens, encode
 
 LENGTH = 16
 """Tokens of an input, besides BOS."""
@@ -82,7 +82,7 @@ def make_inputs(
     Parameters
     ----------
     source, field, split
-        As for `robustness.corpus.documents`.
+        As for `robustness.text.corpus.documents`.
     tokenizer
         A transformers tokenizer.
     pieces : int
@@ -205,7 +205,7 @@ def probe_subjoiner(
     source, pieces, items, seed, field, split
         As for `make_inputs`.
     batch_tokens, out, fresh, command, progress, tell
-        As for `robustness.observation.observe`, with one file.
+        As for `robustness.measurements.observation.observe`, with one file.
 
     Returns
     -------

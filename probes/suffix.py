@@ -19,16 +19,17 @@ from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.windows import ITEMS, LENGTH, SHARES, Task, make_task, tokens_ending_in
-from robustness import kernels, readout, results
-from robustness.corpus import source_name
-from robustness.logits import predictor
-from robustness.metrics import Metric
-from robustness.model import Model
-from robustness.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
-from robustness.observation import fill
-from robustness.processing import centre_writing
-from robustness.refusal import Refusal
-from robustness.weights import Weights, open_weights
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import Metric
+from robustness.measurements.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
+from robustness.measurements.observation import fill
+from robustness.models.model import Model
+from robustness.models.output_weights import Weights, open_weights
+from robustness.models.weight_processing import centre_writing
+from robustness.text.corpus import source_name
+from robustness.trace import numerics, readout
+from robustness.trace.unembedding import predictor
 
 NEURONS = 32
 """Neurons that are probed."""
@@ -57,7 +58,7 @@ def choose_neurons(
     weights : Weights
         The weights that write to the vocabulary.
     moments : Dataset
-        As `robustness.neurons.neurons` returns.
+        As `robustness.measurements.neurons.neurons` returns.
     wanted : array of int
         The tokens.
     count : int
@@ -132,7 +133,7 @@ def read_neurons(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Te
     place = torch.arange(len(text["lengths"]), device=text["lengths"].device), text["lengths"] - 2
     if "layer" not in captured:
         return {"final": captured["residual"][place]}
-    activations = kernels.precise(captured["neurons"][place]).T
+    activations = numerics.precise(captured["neurons"][place]).T
     layer = captured["layer"]
     return {name: activations[text[name][layer]] for name in ("activation", "control")}
 
@@ -201,7 +202,7 @@ def probe_suffix(
     model : Model
         An opened model.
     source, field, split
-        The corpus, as `robustness.corpus.documents` takes it.
+        The corpus, as `robustness.text.corpus.documents` takes it.
     weights_of : str, path or Module
         What the model was opened from.
     suffix : str
@@ -215,7 +216,7 @@ def probe_suffix(
     revision, trust_remote_code
         As for `open_model`.
     batch_tokens, out, fresh, command, progress, tell
-        As for `robustness.observation.observe`, with one file.
+        As for `robustness.measurements.observation.observe`, with one file.
 
     Returns
     -------

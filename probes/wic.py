@@ -15,12 +15,13 @@ from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.pairs import PARTS, Pair, read
-from robustness import kernels, results
-from robustness.corpus import source_name
-from robustness.metrics import Metric
-from robustness.model import Model
-from robustness.observation import fill
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import Metric
+from robustness.measurements.observation import fill
+from robustness.models.model import Model
+from robustness.text.corpus import source_name
+from robustness.trace import numerics
 
 PROBES = ("pair", "concatenation", "threshold", "shuffled")
 """What is done with the two representations g and h of a word.
@@ -56,7 +57,7 @@ def align(
 def mean_of_word(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
     """Mean of the residual stream over a word's tokens, (width, item)."""
     mask = text["word"][..., None]
-    states = kernels.precise(captured["residual"])
+    states = numerics.precise(captured["residual"])
     return {"state": ((states * mask).sum(1) / mask.sum(1)).T}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustness.corpus import opened
-from robustness.encoding import encode
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.text.corpus import opened
+from robustness.text.encoding import encode
 
 LENGTH = 24
 """Tokens of a window, besides BOS."""
@@ -74,7 +74,7 @@ def make_task(
     Parameters
     ----------
     source, field, split
-        As for `robustness.corpus.documents`.
+        As for `robustness.text.corpus.documents`.
     tokenizer
         A transformers tokenizer.
     wanted : array of int

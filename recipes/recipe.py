@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recipes.checkpoints import PAPER, Checkpoint
+from recipes.paper_models import PAPER, Checkpoint
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Picture:
     names: tuple[str, ...]
     """Its numbers: `5a` in the second version of the paper, `v1 3` in the first."""
     draw: str
-    """The function of `recipes.figures` (or `recipes.diagrams`) that draws it."""
+    """The function of `recipes.figures.paper` (or `recipes.figures.diagrams`) that draws it."""
     title: str
     caption: str
     """What is drawn, and how it is to be read."""
@@ -134,7 +134,7 @@ class Check:
     """What the number is."""
     value: Callable[..., Any]
     """From a model's files, or those of several models, to the number: a DataArray over `draw` (see
-    `robustness.uncertainty.drawn`), a float without uncertainty, or value, low and high."""
+    `uncertainty.drawn`), a float without uncertainty, or value, low and high."""
     least: float | None = None
     most: float | None = None
     """It must be above the one and below the other; a number without either is only reported."""

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
 
 KEPT = "\n\t"
 """Control characters that text for a terminal may hold."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from robustness.results import layer_coords, provenance, save
+from robustness.files.results import layer_coords, provenance, save
 
 LAYERS, DOCUMENTS = 24, 20
 HEADS, WIDTH = 4, 200

@@ -3,11 +3,11 @@ import torch
 from families import random_tokens, tiny
 from test_execution import corpus
 
-from robustness.anatomy import examine
-from robustness.measurement import local_attention
-from robustness.model import open_model
-from robustness.observation import observe
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.measurements.measurement import local_attention
+from robustness.measurements.observation import observe
+from robustness.models.anatomy import examine
+from robustness.models.model import open_model
 
 FACTS = {
     "gpt2": (False, True),

@@ -16,8 +16,8 @@ import zstandard
 from answers import archive, name, program, saved, storage, tensor, two_faced, value
 from nnsight.schema.response import ResponseModel, Status
 
-from robustness import answer
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.ndif import answer
 
 ROOM = 1e6
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustness.attention import profile, weights
+from robustness.trace.attention import profile, weights
 
 
 def queries_and_keys(groups=2):

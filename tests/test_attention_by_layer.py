@@ -10,10 +10,10 @@ from strict import StrictBackend
 from test_execution import corpus
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness.measurement import local_attention
-from robustness.model import open_model
-from robustness.observation import observe, scan
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.measurements.measurement import local_attention
+from robustness.measurements.observation import observe, scan
+from robustness.models.model import open_model
 
 LOCAL = local_attention(6)
 

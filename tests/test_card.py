@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from recipes import pretrain as pretraining
-from recipes.card import card, prose
-from recipes.pretrain import Pretraining, pretrain
-from robustness.corpus import Corpus, documents
-from robustness.model import open_model
+from recipes.training import pretrain as pretraining
+from recipes.training.card import card, prose
+from recipes.training.pretrain import Pretraining, pretrain
+from robustness.models.model import open_model
+from robustness.text.corpus import Corpus, documents
 
 SMALL = {
     "width": 16, "heads": 2, "context": 16, "vocabulary": 257, "batch": 2, "warmup": 2,

@@ -5,11 +5,11 @@ import pytest
 import xarray as xr
 from test_execution import corpus
 
-from robustness import changes, results
-from robustness.execution import sweep
-from robustness.observation import observe
-from robustness.refusal import OtherSettings
-from robustness.shard import Shard, merge
+from robustness.errors import OtherSettings
+from robustness.files import changes, results
+from robustness.measurements.observation import observe
+from robustness.sweeps.execution import sweep
+from robustness.sweeps.shards import Shard, merge
 
 LENGTH = 12
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from recipes import published
-from recipes.checkpoints import PAPER
-from recipes.files import Files
+from recipes.evidence import published
+from recipes.evidence.files import Files
+from recipes.paper_models import PAPER
 from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC
-from robustness.corpus import documents, first_documents
-from robustness.model import open_model
-from robustness.neurons import neurons
-from robustness.observation import observe
-from robustness.results import save
+from robustness.files.results import save
+from robustness.measurements.neurons import neurons
+from robustness.measurements.observation import observe
+from robustness.models.model import open_model
+from robustness.text.corpus import documents, first_documents
 
 PILE = "EleutherAI/the_pile_deduplicated"
 

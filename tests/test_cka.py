@@ -5,7 +5,7 @@ import pytest
 import torch
 from ckatorch.hsic import hsic1
 
-from robustness.cka import alignment, centred, hsic
+from robustness.trace.cka import alignment, centred, hsic
 
 
 def states(depths=4, sequences=9, width=5, seed=0):

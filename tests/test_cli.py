@@ -9,10 +9,11 @@ import xarray as xr
 from transformers import T5Config
 
 import cli
-from robustness import execution, observation
-from robustness.measurement import MEASUREMENTS
-from robustness.model import ATTENTION, DTYPES
-from robustness.sweep import FORMS, PAIRS
+from robustness.measurements import observation
+from robustness.measurements.measurement import MEASUREMENTS
+from robustness.models.model import ATTENTION, DTYPES
+from robustness.schedules.interventions import FORMS, PAIRS
+from robustness.sweeps import execution
 
 
 def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
@@ -80,7 +81,7 @@ def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
 
 
 def test_neurons_alone_open_no_model(run, llama, monkeypatch):
-    monkeypatch.setattr("robustness.model.open_model", None)
+    monkeypatch.setattr("robustness.models.model.open_model", None)
     code, out, err = run("observe", llama, "neurons", "--real-vocabulary", "--kurtosis", 5)
     assert (code, out) == (0, "outputs/tiny-llama/neurons.nc\n"), err
     assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5

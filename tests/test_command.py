@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
-from recipes.command import command_line
-from recipes.parameters import Host, Named, Place
+from recipes.commands.command_line import command_line
+from recipes.commands.parameters import Host, Named, Place
 
 RUNNING = ("sweep", "merge", "observe", "probe", "tasks", "segment", "reproduce", "report",
     "compare", "export", "pretrain", "demo")  # fmt: skip

@@ -13,10 +13,11 @@ import pytest
 import xarray as xr
 from planted import plant
 
-from robustness import container, contract, results, token_file
-from robustness.contract import DECODED
-from robustness.refusal import Refusal
-from robustness.results import load, load_tally, provenance, save
+from robustness.errors import Refusal
+from robustness.files import container, contract, results
+from robustness.files.contract import DECODED
+from robustness.files.results import load, load_tally, provenance, save
+from robustness.sweeps import token_file
 
 SETTINGS = {
     "model": "planted",

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import byte_tokenizer
 
-from robustness import corpus as corpora
-from robustness.corpus import cut, documents, first_documents
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.text import corpus as corpora
+from robustness.text.corpus import cut, documents, first_documents
 
 TOKENIZER = byte_tokenizer()
 

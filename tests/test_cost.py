@@ -8,13 +8,13 @@ from families import BLOCKS, LAYERS, tiny
 from test_execution import corpus
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from robustness import cost
-from robustness.cost import describe, estimate
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.plan import compile_plan
-from robustness.schedule import clean, reverse
-from robustness.work import lay_out
+from robustness.models.model import open_model
+from robustness.schedules.plan import compile_plan
+from robustness.schedules.schedule import clean, reverse
+from robustness.sweeps import cost
+from robustness.sweeps.cost import describe, estimate
+from robustness.sweeps.execution import sweep
+from robustness.sweeps.preparation import lay_out
 
 ASKED = {"batch_tokens": 36, "cap": 3}
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from recipes.curves import (
+from recipes.evidence.curves import (
     change,
     part,
     place_of_largest,
@@ -13,8 +13,8 @@ from recipes.curves import (
     rank_correlation,
     rank_correlation_of_models,
 )
-from recipes.files import Absent
-from robustness.results import layer_coords
+from recipes.evidence.files import Absent
+from robustness.files.results import layer_coords
 
 
 def curves(values, dim="layer"):

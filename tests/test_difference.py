@@ -5,11 +5,16 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from recipes.panels import draw
-from recipes.tables import table
-from robustness.difference import by_document, difference
-from robustness.refusal import Refusal
-from robustness.uncertainty import bootstrap, effective_documents, intervals, standard_error
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.statistics.paired import by_document, difference
+from robustness.statistics.uncertainty import (
+    bootstrap,
+    effective_documents,
+    intervals,
+    standard_error,
+)
 
 LAYERS = 4
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from robustness import directory as directories
-from robustness import manifest
-from robustness.directory import WRITING, write_directory, write_into
-from robustness.manifest import MANIFEST, describe
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.files import directory as directories
+from robustness.files import manifest
+from robustness.files.directory import WRITING, write_directory, write_into
+from robustness.files.manifest import MANIFEST, describe
 
 MARK = {"kind": "export", "made_of": {"of": "one"}}
 

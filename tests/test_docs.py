@@ -12,10 +12,11 @@ from loopback import configure, serving
 from pages import ROOT, blocks, commands, run_page, run_python
 
 import cli
-from recipes.catalogue import PICTURES
-from robustness import checkpoint, corpus
-from robustness.measurement import MEASUREMENTS
-from robustness.sweep import FORMS, PAIRS
+from recipes.experiments.catalogue import PICTURES
+from robustness.measurements.measurement import MEASUREMENTS
+from robustness.models import checkpoint
+from robustness.schedules.interventions import FORMS, PAIRS
+from robustness.text import corpus
 
 PAGES = [
     "README.md",

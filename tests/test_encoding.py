@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers_for_tests import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from robustness import encoding
-from robustness.corpus import documents
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.text import encoding
+from robustness.text.corpus import documents
 
 PROSE = "\n".join(text for _, text in islice(documents("builtin"), 8))
 

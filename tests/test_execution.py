@@ -7,13 +7,13 @@ import torch
 import xarray as xr
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
-from robustness import kernels, readout
-from robustness.corpus import Corpus
-from robustness.execution import residuals, rewire, sweep
-from robustness.model import open_model
-from robustness.refusal import Refusal
-from robustness.schedule import clean, drop, repeat, reverse, swap
-from robustness.sweep import schedules as sweep_schedules
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.schedules.interventions import schedules as sweep_schedules
+from robustness.schedules.schedule import clean, drop, repeat, reverse, swap
+from robustness.sweeps.execution import residuals, rewire, sweep
+from robustness.text.corpus import Corpus
+from robustness.trace import numerics, readout
 
 EVERY = (
     "drop",
@@ -174,13 +174,13 @@ def test_no_logits_exist_for_all_tokens_and_the_whole_vocabulary(gpt2):
 
 
 def test_no_piece_of_logits_is_larger_than_the_readout_allows(gpt2, monkeypatch):
-    sizes, absorb = [], kernels.absorb
+    sizes, absorb = [], numerics.absorb
 
     def counting(sums, logits, offset=0):
         sizes.append(logits.shape)
         return absorb(sums, logits, offset)
 
-    monkeypatch.setattr(kernels, "absorb", counting)
+    monkeypatch.setattr(numerics, "absorb", counting)
     monkeypatch.setitem(readout.PIECE, "cpu", 1)
     monkeypatch.setattr(readout, "NARROWEST", 16)
     sweep(gpt2, corpus(), ("drop",))

@@ -6,9 +6,9 @@ import torch
 from test_execution import corpus
 from transformers import Llama4ForCausalLM, Llama4TextConfig
 
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.observation import observe
+from robustness.measurements.observation import observe
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
 
 
 @pytest.fixture(scope="module")

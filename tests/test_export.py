@@ -26,13 +26,14 @@ from transformers import (
     SmolLM3Config,
 )
 
-from robustness import directory, rebuilding
-from robustness.execution import rewire
-from robustness.export import export
-from robustness.model import open_model
-from robustness.rebuilding import rebuild
-from robustness.refusal import Refusal
-from robustness.schedule import clean, drop, repeat, swap
+from robustness.errors import Refusal
+from robustness.files import directory
+from robustness.models.model import open_model
+from robustness.reordered import rebuilding
+from robustness.reordered.exporting import export
+from robustness.reordered.rebuilding import rebuild
+from robustness.schedules.schedule import clean, drop, repeat, swap
+from robustness.sweeps.execution import rewire
 
 SCHEDULES = (
     drop(clean(4), 1),

@@ -13,14 +13,14 @@ from test_observation import LOCAL
 from tokenizers_for_tests import word_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness.anatomy import examine
-from robustness.execution import rewire, sweep
-from robustness.model import find_paths, open_model
-from robustness.neurons import moments, neurons
-from robustness.observation import observe, unfit
-from robustness.refusal import Refusal
-from robustness.schedule import clean, drop, repeat, swap
-from robustness.sweep import schedules
+from robustness.errors import Refusal
+from robustness.measurements.neurons import moments, neurons
+from robustness.measurements.observation import observe, unfit
+from robustness.models.anatomy import examine
+from robustness.models.model import find_paths, open_model
+from robustness.schedules.interventions import schedules
+from robustness.schedules.schedule import clean, drop, repeat, swap
+from robustness.sweeps.execution import rewire, sweep
 
 OTHERS = sorted(set(SPECS) - set(DEEP))
 

@@ -7,12 +7,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from planted import plant
 
-from recipes.catalogue import PICTURES, RECIPES
-from recipes.figures import DIAGRAMS, FIGURES, draw
-from recipes.files import Absent, Files
-from recipes.report import to_svg
-from recipes.stages import stages
-from robustness.results import load, save
+from recipes.evidence.files import Absent, Files
+from recipes.evidence.stages import stages
+from recipes.experiments.catalogue import PICTURES, RECIPES
+from recipes.figures.paper import DIAGRAMS, FIGURES, draw
+from recipes.report.page import to_svg
+from robustness.files.results import load, save
 
 SECOND = {1, 5, 6, 7, 8, 12, *range(13, 27)}
 """Figures of the second version of the paper; 2 to 4 and 9 to 11 are no figures of results."""

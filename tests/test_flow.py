@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from robustness import flow
+from robustness.models import call_record
 
 
 class Odd(nn.Module):
@@ -32,7 +32,7 @@ class Whole(nn.Module):
 
 def test_calls_are_recorded_and_linked_by_what_they_hand_on():
     net = Whole().train()
-    calls = flow.record(net, [1, 2, 3])
+    calls = call_record.record(net, [1, 2, 3])
     assert net.training, "left as it was"
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
     assert [call.path for call in sorted(calls, key=lambda call: call.began)] == [
@@ -40,7 +40,7 @@ def test_calls_are_recorded_and_linked_by_what_they_hand_on():
         "odd.bilinear",
     ]  # fmt: skip
     inside = [call for call in calls if call.caller == "odd"]
-    assert [[call.path for call in chain] for chain in flow.chains(inside)] == [
+    assert [[call.path for call in chain] for chain in call_record.chains(inside)] == [
         ["odd.norm", "odd.one"],
         ["odd.norm", "odd.two", "odd.act", "odd.back"],
         ["odd.norm", "odd.bilinear"],

@@ -8,12 +8,12 @@ from loopback import configure, serving
 from test_export import greedy, surgery
 from tokenizers_for_tests import byte_tokenizer
 
-from robustness import generation
-from robustness.generation import generate
-from robustness.model import open_model
-from robustness.rebuilding import rebuild
-from robustness.refusal import Refusal
-from robustness.schedule import clean, drop, repeat, swap
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.reordered import generation
+from robustness.reordered.generation import generate
+from robustness.reordered.rebuilding import rebuild
+from robustness.schedules.schedule import clean, drop, repeat, swap
 
 SCHEDULES = (clean(4), drop(clean(4), 1), swap(clean(4), 0), repeat(clean(4), 1, 2), (3, 3, 3))
 

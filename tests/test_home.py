@@ -51,8 +51,8 @@ def test_no_home_is_needed_for_what_is_here(tmp_path):
 
 
 def test_where_the_hub_keeps_its_files_is_named_if_it_cannot_be_written(monkeypatch):
-    from robustness import corpus
-    from robustness.refusal import Refusal
+    from robustness.errors import Refusal
+    from robustness.text import corpus
 
     def fail(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/somebody/.cache")

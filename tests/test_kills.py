@@ -9,7 +9,8 @@ import pytest
 from test_wic import rows
 
 import cli
-from robustness import model, results
+from robustness.files import results
+from robustness.models import model
 
 
 @pytest.fixture(autouse=True)

@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers_for_tests import byte_tokenizer
 
-from robustness import encoding, local_file, local_text
-from robustness.corpus import cut, documents, first_documents, opened
-from robustness.local_text import open_documents
-from robustness.refusal import Refusal
-from robustness.results import load
+from robustness.errors import Refusal
+from robustness.files.results import load
+from robustness.text import encoding, local_file, local_text
+from robustness.text.corpus import cut, documents, first_documents, opened
+from robustness.text.local_text import open_documents
 
 TOKENIZER = byte_tokenizer()
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def no_library(monkeypatch):
         raise AssertionError(f"load_dataset{words}")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr("robustness.corpus.load_dataset", fail)
+    monkeypatch.setattr("robustness.text.corpus.load_dataset", fail)
 
 
 def test_another_text_under_the_same_name_and_time_is_read(tmp_path):

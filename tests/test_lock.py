@@ -11,10 +11,10 @@ import pytest
 import xarray as xr
 from test_execution import corpus
 
-from robustness import lock, results
-from robustness.execution import sweep
-from robustness.lock import Lock
-from robustness.refusal import InUse, Unwritable
+from robustness.errors import InUse, Unwritable
+from robustness.files import lock, results
+from robustness.files.lock import Lock
+from robustness.sweeps.execution import sweep
 
 
 def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustness import logits
+from robustness.trace import unembedding
 
 NUMBERS = [1.0, 0.1, 13.0, 30.0]
 
@@ -12,12 +12,12 @@ NUMBERS = [1.0, 0.1, 13.0, 30.0]
     [(1.0, None), (0.1, None), (1 / 13, None), (1.0, 30.0), (13.0, 30.0), (0.1, 30.0)],
 )
 def test_what_is_done_to_logits_is_found_exactly(scale, cap, dtype):
-    given = logits.trial(torch.zeros(2, 3, 5, dtype=dtype))
+    given = unembedding.trial(torch.zeros(2, 3, 5, dtype=dtype))
     assert given.shape[:2] == (2, 3)
     made = given * scale
     if cap is not None:
         made = torch.tanh(made / cap) * cap
-    found = logits.fit(given, made, NUMBERS)
+    found = unembedding.fit(given, made, NUMBERS)
     assert found["off"] <= 16 * torch.finfo(dtype).eps
     if cap is None or scale == 1.0:
         assert (found["scale"], found["cap"]) == (scale, cap)
@@ -30,5 +30,5 @@ def test_what_is_done_to_logits_is_found_exactly(scale, cap, dtype):
     "bend", [torch.sin, torch.square, lambda z: z.clamp(-5, 5), lambda z: z + 1]
 )
 def test_what_is_neither_scaled_nor_capped_is_told(bend):
-    given = logits.trial(torch.zeros(1, 1, 1, dtype=torch.float64))
-    assert logits.fit(given, bend(given), NUMBERS)["off"] > 1e-3
+    given = unembedding.trial(torch.zeros(1, 1, 1, dtype=torch.float64))
+    assert unembedding.fit(given, bend(given), NUMBERS)["off"] > 1e-3

@@ -9,12 +9,12 @@ from test_execution import corpus
 from tokenizers_for_tests import byte_tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from robustness.batches import batches
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.observation import observe, scan
-from robustness.refusal import Refusal
-from robustness.tasks import evaluate_tasks
+from robustness.errors import Refusal
+from robustness.measurements.observation import observe, scan
+from robustness.models.model import open_model
+from robustness.runs.batching import batches
+from robustness.sweeps.execution import sweep
+from robustness.tasks.evaluation import evaluate_tasks
 
 BEND = 16
 

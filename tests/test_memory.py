@@ -9,13 +9,14 @@ import pytest
 import torch
 from test_execution import corpus
 
-from robustness import capture, changes, interpreter, results
-from robustness.execution import sweep
-from robustness.memory import HEAD, Portions, is_out_of_memory
-from robustness.metrics import METRICS
-from robustness.model import Model
-from robustness.observation import fill, observe
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.files import changes, results
+from robustness.files.metrics import METRICS
+from robustness.measurements.observation import fill, observe
+from robustness.models.model import Model
+from robustness.runs.out_of_memory import HEAD, Portions, is_out_of_memory
+from robustness.sweeps.execution import sweep
+from robustness.trace import block_calls, capture
 
 OBSERVED = ("lens", "norms", "similarity", "cka")
 
@@ -40,7 +41,7 @@ ERRORS = {
 @pytest.fixture
 def scarce(monkeypatch):
     """Make traces run out of memory where a block sees more than some sequences."""
-    call, see, failures = interpreter.call, capture._capture, []
+    call, see, failures = block_calls.call, capture._capture, []
 
     def arm(most, error=ERRORS["torch's on a CPU"], after=0, times=1000):
         calls = 0
@@ -62,7 +63,7 @@ def scarce(monkeypatch):
             check(captured["residual"])
             return captured
 
-        monkeypatch.setattr(interpreter, "call", calling)
+        monkeypatch.setattr(block_calls, "call", calling)
         monkeypatch.setattr(capture, "_capture", seeing)
         return failures
 
@@ -152,7 +153,7 @@ def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, 
     """Else the device could not be given back what is to be made room of."""
     seen, held = [], []
     scarce(7, ERRORS[error], times=1)
-    watched = interpreter.call
+    watched = block_calls.call
     collect = gc.collect
 
     def calling(block, hidden, context):
@@ -165,8 +166,8 @@ def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, 
         held.append(sum(ref() is not None for ref in seen))
         return found
 
-    monkeypatch.setattr(interpreter, "call", calling)
-    monkeypatch.setattr("robustness.memory.gc.collect", emptying)
+    monkeypatch.setattr(block_calls, "call", calling)
+    monkeypatch.setattr("robustness.runs.out_of_memory.gc.collect", emptying)
     sweep(gpt2, corpus(sequences=8), schedules=["0-0..", "0..2-1..", "0..2-0.."], batch_tokens=96)
     assert len(seen) > 2 and held and held[-1] == 0
 
@@ -323,7 +324,8 @@ def test_other_errors_are_raised_as_they_are(gpt2, scarce):
 def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
     free = 3 * 4 * gpt2.vocabulary * 7 - 1
     monkeypatch.setattr(
-        "robustness.work.psutil.virtual_memory", lambda: SimpleNamespace(available=free)
+        "robustness.sweeps.preparation.psutil.virtual_memory",
+        lambda: SimpleNamespace(available=free),
     )
     with pytest.raises(Refusal, match=r"101 tokens under 7 schedules take .* --layers"):
         sweep(gpt2, corpus(), ("drop", "swap"))

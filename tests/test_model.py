@@ -17,9 +17,9 @@ from transformers import (
     T5Config,
 )
 
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
 
 
 def test_every_family_opens_from_a_directory(tmp_path, family):

@@ -13,10 +13,10 @@ from tokenizers_for_tests import byte_tokenizer, word_level
 from torch.nn import LayerNorm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness import checkpoint, model_contract
-from robustness.model import open_model
-from robustness.neurons import neurons
-from robustness.refusal import LONGEST, Refusal, first_line
+from robustness.errors import LONGEST, Refusal, first_line
+from robustness.measurements.neurons import neurons
+from robustness.models import checkpoint, contract
+from robustness.models.model import open_model
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", "[" * 10**5, '{"a":' * 99 + "1" + "}" * 99]
 )
-@pytest.mark.parametrize("file", model_contract.SETTINGS)
+@pytest.mark.parametrize("file", contract.SETTINGS)
 def test_settings_that_are_no_object_are_refused_by_the_name_of_the_file(saved, file, text):
     (saved / file).write_text(text)
     assert file in refused(saved)
@@ -233,7 +233,7 @@ def test_the_undivided_file_is_what_is_read_where_there_is_an_index_too(divided)
     found = load_file(divided / "a.safetensors") | load_file(divided / "b.safetensors")
     found = {name: 3 * value for name, value in found.items()}
     save_file(found, divided / "model.safetensors", {"format": "pt"})
-    from robustness.weights import open_weights
+    from robustness.models.output_weights import open_weights
 
     model, weights = open_model(divided), open_weights(divided)
     torch.testing.assert_close(weights.unembedding, model.head._module.weight.detach())
@@ -422,7 +422,7 @@ def test_rwkv_that_halves_its_residual_stream_opens_as_what_it_is_in_training(
 
 def test_an_untyped_device_is_asked_for_float64_only_on_the_cpu(monkeypatch):
     """Apple's have none: what is fitted in it must have come to the CPU before."""
-    from robustness import logits
+    from robustness.trace import unembedding
 
     here: list[torch.Tensor] = []
     to_cpu, to_double = torch.Tensor.cpu, torch.Tensor.double
@@ -438,9 +438,9 @@ def test_an_untyped_device_is_asked_for_float64_only_on_the_cpu(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr(torch.Tensor, "double", double)
-    z = logits.trial(torch.zeros(1, 2, 3))
-    assert logits.fit(z, 3 * z, [3.0]) == {"scale": 3.0, "cap": None, "off": 0.0}
+    z = unembedding.trial(torch.zeros(1, 2, 3))
+    assert unembedding.fit(z, 3 * z, [3.0]) == {"scale": 3.0, "cap": None, "off": 0.0}
 
 
 def test_byte_tokenizers_of_the_tests_are_sound():
-    model_contract.check_tokenizer("bytes", byte_tokenizer(), 257)
+    contract.check_tokenizer("bytes", byte_tokenizer(), 257)

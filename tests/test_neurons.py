@@ -7,14 +7,14 @@ from families import LAYERS, tiny
 from tokenizers_for_tests import word_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recipes.panels import draw
-from recipes.tables import table
-from robustness import results
-from robustness.model import open_model
-from robustness.neurons import MOMENTS, classify, moments, neurons
-from robustness.processing import process
-from robustness.refusal import Refusal
-from robustness.weights import open_weights
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.measurements.neurons import MOMENTS, classify, moments, neurons
+from robustness.models.model import open_model
+from robustness.models.output_weights import open_weights
+from robustness.models.weight_processing import process
 
 DOWN = {"gpt2": "c_proj", "gpt_neox": "dense_4h_to_h", "phi": "fc2"}
 
@@ -64,7 +64,7 @@ def test_weights_from_a_directory_are_those_of_the_module(family, tmp_path):
 
 
 def test_only_the_weights_that_are_needed_are_read(family, tmp_path, monkeypatch):
-    from robustness.tensors import Tensors
+    from robustness.models.tensor_files import Tensors
 
     net = tiny(family, torch.float32)
     net.save_pretrained(tmp_path / "net", max_shard_size="20KB")

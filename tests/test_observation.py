@@ -12,14 +12,15 @@ from families import BLOCKS, LAYERS, tiny
 from test_execution import corpus
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from robustness import capture, results
-from robustness.anatomy import examine
-from robustness.execution import residuals
-from robustness.measurement import MEASUREMENTS, Measurement, local_attention
-from robustness.metrics import Metric
-from robustness.model import open_model
-from robustness.observation import observe, unfit
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import Metric
+from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
+from robustness.measurements.observation import observe, unfit
+from robustness.models.anatomy import examine
+from robustness.models.model import open_model
+from robustness.sweeps.execution import residuals
+from robustness.trace import capture
 
 LOCAL = local_attention(6)
 ALL = ("lens", LOCAL, "norms", "similarity")

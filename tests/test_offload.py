@@ -13,16 +13,16 @@ from test_execution import corpus
 from tokenizers_for_tests import word_level
 from transformers import AutoModelForCausalLM
 
-from robustness.execution import residuals, rewire, sweep
-from robustness.export import export
-from robustness.generation import generate
-from robustness.model import Model, open_model
-from robustness.observation import observe
-from robustness.plan import RUN, compile_plan
-from robustness.processing import process
-from robustness.refusal import Refusal
-from robustness.schedule import clean, swap
-from robustness.sweep import schedules
+from robustness.errors import Refusal
+from robustness.measurements.observation import observe
+from robustness.models.model import Model, open_model
+from robustness.models.weight_processing import process
+from robustness.reordered.exporting import export
+from robustness.reordered.generation import generate
+from robustness.schedules.interventions import schedules
+from robustness.schedules.plan import RUN, compile_plan
+from robustness.schedules.schedule import clean, swap
+from robustness.sweeps.execution import residuals, rewire, sweep
 
 MEASURED = ("lens", "cka", "norms", "similarity")
 

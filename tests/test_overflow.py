@@ -6,11 +6,11 @@ import torch
 from families import tiny
 from test_execution import corpus
 
-from recipes.panels import draw
-from recipes.tables import table
-from robustness import results
-from robustness.execution import sweep
-from robustness.model import open_model
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.files import results
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
 
 
 @pytest.fixture(scope="module")

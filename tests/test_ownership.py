@@ -10,10 +10,10 @@ import pytest
 import xarray as xr
 from test_execution import corpus
 
-from robustness import ownership, results
-from robustness.execution import sweep
-from robustness.lock import Lock
-from robustness.refusal import InUse, Refusal, Unwritable
+from robustness.errors import InUse, Refusal, Unwritable
+from robustness.files import ownership, results
+from robustness.files.lock import Lock
+from robustness.sweeps.execution import sweep
 
 
 def numbers(**attrs):
@@ -128,7 +128,7 @@ def project(run, llama, stories, gpt2, tmp_path):
 
 
 def picture_names():
-    from recipes.catalogue import RECIPES
+    from recipes.experiments.catalogue import RECIPES
 
     return [picture.name for recipe in RECIPES for picture in recipe.pictures]
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 import xarray as xr
 
-from recipes import pretrain as pretraining
-from recipes.ngram import trigram_loss, unigram_loss
-from recipes.pretrain import Pretraining, pretrain
-from recipes.training_state import CHECKPOINT
-from recipes.training_text import encode, read, share
-from recipes.training_tokenizer import train_tokenizer
-from robustness.corpus import documents
-from robustness.model import open_model
-from robustness.refusal import Refusal
+from recipes.training import pretrain as pretraining
+from recipes.training.ngram import trigram_loss, unigram_loss
+from recipes.training.pretrain import Pretraining, pretrain
+from recipes.training.state import CHECKPOINT
+from recipes.training.text import encode, read, share
+from recipes.training.tokenizer import train_tokenizer
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.text.corpus import documents
 
 SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 24, "vocabulary": 300, "batch": 4,

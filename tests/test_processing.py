@@ -2,9 +2,9 @@ import pytest
 import torch
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
-from robustness.model import open_model
-from robustness.processing import centre_writing, fold_norm, process
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.models.weight_processing import centre_writing, fold_norm, process
 
 SCHEDULES = (
     tuple(range(LAYERS)),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustness import kernels, readout
+from robustness.trace import numerics, readout
 
 TOKENS, WIDTH, VOCABULARY = 40, 24, 2000
 
@@ -111,38 +111,38 @@ def test_a_common_offset_changes_nothing():
 
 
 def test_the_entropy_of_equal_logits_is_the_logarithm_of_their_number():
-    sums, _, _ = kernels.absorb(
-        kernels.start(torch.zeros(5, 1, dtype=torch.float64)),
+    sums, _, _ = numerics.absorb(
+        numerics.start(torch.zeros(5, 1, dtype=torch.float64)),
         torch.full((5, 1000), -3.7, dtype=torch.float64),
     )
-    torch.testing.assert_close(kernels.entropy(sums), torch.full((5,), 1000.0).double().log())
+    torch.testing.assert_close(numerics.entropy(sums), torch.full((5,), 1000.0).double().log())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_bad_logit_does_not_pass_for_a_number(bad):
     logits = torch.randn(4, 50)
     logits[2, 7] = bad
-    sums, _, _ = kernels.absorb(kernels.start(torch.zeros(4, 1)), logits)
-    finite = torch.isfinite(kernels.entropy(sums) + kernels.log_sum_exp(sums))
+    sums, _, _ = numerics.absorb(numerics.start(torch.zeros(4, 1)), logits)
+    finite = torch.isfinite(numerics.entropy(sums) + numerics.log_sum_exp(sums))
     assert finite.tolist() == [True, True, False, True]
 
 
 def test_half_precision_matrices_are_read_in_float32():
-    assert kernels.precise(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
-    assert kernels.precise(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
+    assert numerics.precise(torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert numerics.precise(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
 
 
 @pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "calls"])
 def test_no_piece_of_logits_is_larger_than_it_may_be(monkeypatch, matrix):
     limit = 256 * 3 * TOKENS
     sizes = []
-    original = kernels.absorb
+    original = numerics.absorb
 
     def counting(sums, logits, offset=0):
         sizes.append(logits.numel())
         return original(sums, logits, offset)
 
-    monkeypatch.setattr(kernels, "absorb", counting)
+    monkeypatch.setattr(numerics, "absorb", counting)
     found("plain", torch.float64, matrix)
     assert max(sizes) <= limit < 3 * TOKENS * VOCABULARY
 

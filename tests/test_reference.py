@@ -5,10 +5,10 @@ import pytest
 from reference import differences
 
 import robustness
-from robustness.corpus import cut
-from robustness.execution import sweep
-from robustness.metrics import METRICS
-from robustness.model import open_model
+from robustness.files.metrics import METRICS
+from robustness.models.model import open_model
+from robustness.sweeps.execution import sweep
+from robustness.text.corpus import cut
 
 
 @pytest.mark.parametrize("name", ["sequential", "parallel"])

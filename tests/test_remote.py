@@ -23,19 +23,20 @@ from strict import StrictBackend
 from transformers import AutoModelForCausalLM
 
 from probes.wic import probe_wic
-from robustness import remote, scoring
-from robustness.corpus import Corpus, cut
-from robustness.execution import rewire, run_plan, sweep
-from robustness.generation import generate
-from robustness.measurement import local_attention
-from robustness.model import open_model
-from robustness.observation import observe
-from robustness.plan import compile_plan
-from robustness.processing import process
-from robustness.refusal import Refusal
-from robustness.sandbox import of_plan
-from robustness.schedule import clean, drop
-from robustness.sweep import schedules
+from robustness.errors import Refusal
+from robustness.measurements.measurement import local_attention
+from robustness.measurements.observation import observe
+from robustness.models.model import open_model
+from robustness.models.weight_processing import process
+from robustness.ndif import backend
+from robustness.reordered.generation import generate
+from robustness.runs.remote_traffic import of_plan
+from robustness.schedules.interventions import schedules
+from robustness.schedules.plan import compile_plan
+from robustness.schedules.schedule import clean, drop
+from robustness.sweeps.execution import rewire, run_plan, sweep
+from robustness.text.corpus import Corpus, cut
+from robustness.trace import scoring
 
 NAME = "stages/tiny"
 
@@ -51,7 +52,7 @@ def running(llama):
 def server(running, monkeypatch, tmp_path):
     """The server, with nothing wrong, as what this process is configured for."""
     configure(monkeypatch, *running, tmp_path / "cache")
-    monkeypatch.setattr(remote, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(backend, "FIRST_WAIT", 0.0)
     return running[1]
 
 
@@ -134,15 +135,15 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
 )
 def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
     if fault == "silent":
-        monkeypatch.setattr(remote, "PATIENCE", 0.05)
-        monkeypatch.setattr(remote, "SILENCE", 0.2)
+        monkeypatch.setattr(backend, "PATIENCE", 0.05)
+        monkeypatch.setattr(backend, "SILENCE", 0.2)
     said = []
     there = open_model(NAME, remote=True, notify=said.append)
     server.faults = [fault, fault]
     found = sweep(there, corpus, ("drop",))
     np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
     again = [text for text in said if "trying again" in text]
-    most = remote.RESTART if fault == 503 else remote.RETRIES
+    most = backend.RESTART if fault == 503 else backend.RETRIES
     assert len(again) == 2 and again[0].endswith(f"(1 of {most})")
     assert KEY not in "".join(said)
     if fault == "silent":
@@ -160,16 +161,16 @@ def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypa
 def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, monkeypatch):
     there = open_model(NAME, remote=True)
     waits = []
-    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
-    server.refuses = [(503, {}), (502, {})] * (remote.RESTART // 2)
+    monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(backend.time, "sleep", waits.append)
+    server.refuses = [(503, {}), (502, {})] * (backend.RESTART // 2)
     with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
         kept = there.blocks[0].output.sum().save()
     assert kept.isfinite() and sum(waits) > 300
-    real = remote.websocket.create_connection
-    down = [ConnectionRefusedError(111, "Connection refused")] * (remote.RESTART + 1)
+    real = backend.websocket.create_connection
+    down = [ConnectionRefusedError(111, "Connection refused")] * (backend.RESTART + 1)
     monkeypatch.setattr(
-        remote.websocket,
+        backend.websocket,
         "create_connection",
         lambda *words, **options: raising(down.pop()) if down else real(*words, **options),
     )
@@ -188,8 +189,8 @@ def raising(error):
 def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch):
     there = open_model(NAME, remote=True)
     blobs = []
-    real = remote.Requests._send
-    monkeypatch.setattr(remote.Requests, "_send", lambda s, b: blobs.append(b) or real(s, b))
+    real = backend.Requests._send
+    monkeypatch.setattr(backend.Requests, "_send", lambda s, b: blobs.append(b) or real(s, b))
     with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
         kept = there.blocks[0].output.sum().save()
     assert kept.isfinite()
@@ -208,16 +209,16 @@ def test_a_result_may_come_by_a_link(server, local, corpus):
 def test_waits_grow_and_are_bounded(server, monkeypatch):
     there = open_model(NAME, remote=True)
     waits = []
-    monkeypatch.setattr(remote, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(backend.time, "sleep", waits.append)
     server.faults = ["lost"] * 100
     with pytest.raises(Refusal, match=r"7 times in vain.*the same command goes on"):
         rewired = rewire(there, clean(4))
         with rewired.trace(torch.arange(5)[None], use_cache=False, **there.request):
             rewired.lm_head.output.save()
-    assert len(waits) == remote.RETRIES
+    assert len(waits) == backend.RETRIES
     for attempt, wait in enumerate(waits):
-        whole = min(remote.LONGEST_WAIT, 2.0**attempt)
+        whole = min(backend.LONGEST_WAIT, 2.0**attempt)
         assert whole / 2 <= wait <= whole
     assert len({wait / 2**attempt for attempt, wait in enumerate(waits[:5])}) > 1, "no jitter"
 
@@ -246,7 +247,7 @@ def test_interrupted_while_it_waits_it_keeps_what_is_done(server, run, stories, 
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(remote.time, "sleep", stop)
+    monkeypatch.setattr(backend.time, "sleep", stop)
     server.good = 3
     code, _, err = run(*words)
     assert code == 130 and "what was measured is kept" in err

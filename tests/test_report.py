@@ -10,15 +10,15 @@ import xarray as xr
 from markupsafe import Markup
 from planted import plant
 
-from recipes.catalogue import PICTURES, RECIPES
-from recipes.compare import compare
-from recipes.figures import draw
-from recipes.files import Files
+from recipes.evidence.files import Files
+from recipes.evidence.stages import stages
+from recipes.experiments.catalogue import PICTURES, RECIPES
+from recipes.figures.paper import draw
+from recipes.judging.compare import compare
 from recipes.recipe import SOURCES
-from recipes.report import inline, on_white, report, snippet, to_svg
-from recipes.stages import stages
-from robustness.refusal import Refusal
-from robustness.results import load
+from recipes.report.page import inline, on_white, report, snippet, to_svg
+from robustness.errors import Refusal
+from robustness.files.results import load
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import xarray as xr
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import cli
-from recipes import run as recipes_run
+from recipes import reproduce as recipes_run
 from recipes.recipe import SOURCES
-from robustness import execution
-from robustness.checkpoint import resolve
-from robustness.corpus import documents
+from robustness.models.checkpoint import resolve
+from robustness.sweeps import execution
+from robustness.text.corpus import documents
 
 LAYERS = 10
 
@@ -185,9 +185,8 @@ def test_experiments_are_listed_and_wrong_ones_refused(run, given):
 
 
 def test_a_list_needs_no_torch():
-    code = (
-        "import sys, recipes.catalogue; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
-    )
+    code = "import sys, recipes.experiments.catalogue; "
+    code += "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parent).returncode == 0
     )

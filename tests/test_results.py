@@ -11,15 +11,15 @@ import xarray as xr
 from families import rebuilt, tiny
 from test_execution import corpus
 
-from recipes.panels import draw
-from recipes.tables import table
-from robustness import results
-from robustness.execution import sweep
-from robustness.metrics import METRICS
-from robustness.refusal import Refusal
-from robustness.results import Run, blank, provenance, sequence_coords
-from robustness.schedule import clean, drop, swap
-from robustness.uncertainty import standard_error
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import METRICS
+from robustness.files.results import Run, blank, provenance, sequence_coords
+from robustness.schedules.schedule import clean, drop, swap
+from robustness.statistics.uncertainty import standard_error
+from robustness.sweeps.execution import sweep
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,10 @@ import torch
 from families import tiny
 from tokenizers_for_tests import byte_tokenizer
 
-from recipes.sampling import sample, write
-from robustness.corpus import documents
-from robustness.model import open_model
-from robustness.refusal import Refusal
+from recipes.training.sampling import sample, write
+from robustness.errors import Refusal
+from robustness.models.model import open_model
+from robustness.text.corpus import documents
 
 
 def test_as_many_tokens_as_were_asked_for_are_sampled_by_seed():

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustness import plan, schedule, sweep
-from robustness.refusal import Refusal
-from robustness.schedule import (
+from robustness.errors import Refusal
+from robustness.schedules import interventions, plan, schedule
+from robustness.schedules.schedule import (
     DEEPEST,
     LONGEST,
     Attention,
@@ -43,7 +43,7 @@ steps = st.recursive(
 schedules = st.lists(steps, min_size=1, max_size=20).map(tuple)
 
 
-@pytest.mark.parametrize("module", [schedule, sweep, plan])
+@pytest.mark.parametrize("module", [schedule, interventions, plan])
 def test_the_examples_in_docstrings_hold(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed

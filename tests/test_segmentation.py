@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustness.segmentation import partitions, segment, segment_costs, standardise
+from robustness.statistics.segmentation import partitions, segment, segment_costs, standardise
 
 
 def planted(starts, layers=24, signatures=6, noise=0.2, seed=0):

@@ -9,11 +9,12 @@ import pytest
 import xarray as xr
 from test_execution import corpus
 
-from robustness import results, token_file
-from robustness.execution import sweep
-from robustness.refusal import Refusal
-from robustness.schedule import clean, swap
-from robustness.shard import Shard, from_text, merge
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.schedules.schedule import clean, swap
+from robustness.sweeps import token_file
+from robustness.sweeps.execution import sweep
+from robustness.sweeps.shards import Shard, from_text, merge
 
 BATCH = 24
 """Two sequences of twelve tokens."""
@@ -311,7 +312,7 @@ def test_a_shard_that_is_killed_twice_changes_nothing(gpt2, tmp_path):
 
 
 def test_a_shard_is_not_judged_as_if_it_were_the_whole(gpt2, tmp_path):
-    from recipes.files import Files
+    from recipes.evidence.files import Files
     from recipes.recipe import SWEEP
 
     sweep(

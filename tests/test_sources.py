@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from planted import plant
 
-from recipes.catalogue import RECIPES
-from recipes.figures import draw
-from recipes.files import Absent, Files
-from recipes.stages import stages
-from recipes.verdicts import measure
-from robustness.results import load, save
+from recipes.evidence.files import Absent, Files
+from recipes.evidence.stages import stages
+from recipes.experiments.catalogue import RECIPES
+from recipes.figures.paper import draw
+from recipes.judging.verdicts import measure
+from robustness.files.results import load, save
 
 GPT2, PYTHIA, QWEN = ARCHITECTURES = (
     "GPT2LMHeadModel",

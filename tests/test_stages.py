@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from recipes.panels import draw
-from recipes.stages import SIGNATURES, stages
-from recipes.tables import table
-from robustness.refusal import Refusal
-from robustness.results import load, provenance, save
+from recipes.evidence.stages import SIGNATURES, stages
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.files.results import load, provenance, save
 
 LAYERS, DOCUMENTS = 16, 20
 

@@ -11,19 +11,21 @@ from surgery import ATTENTIONS
 from test_execution import assert_equals_surgery, corpus, reference
 from tokenizers_for_tests import word_level
 
-from recipes.panels import draw
-from recipes.tables import table
-from robustness import dissection, results, work
-from robustness.difference import difference
-from robustness.execution import residuals, rewire, sweep
-from robustness.model import open_model
-from robustness.plan import compile_plan
-from robustness.rebuilding import rebuild as rebuild_plain
-from robustness.refusal import Refusal
-from robustness.sandbox import of_plan
-from robustness.schedule import Attention, Mlp, Parallel, clean, to_text
-from robustness.sweep import PAIRS
-from robustness.sweep import schedules as sweep_schedules
+from recipes.views.panels import draw
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.models import dissection
+from robustness.models.model import open_model
+from robustness.reordered.rebuilding import rebuild as rebuild_plain
+from robustness.runs.remote_traffic import of_plan
+from robustness.schedules.interventions import PAIRS
+from robustness.schedules.interventions import schedules as sweep_schedules
+from robustness.schedules.plan import compile_plan
+from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, to_text
+from robustness.statistics.paired import difference
+from robustness.sweeps import preparation
+from robustness.sweeps.execution import residuals, rewire, sweep
 
 SEQUENTIAL = {"gpt2", "llama", "qwen2"}
 MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2, Parallel((3,)))))
@@ -63,7 +65,7 @@ def test_a_pair_of_one_block_is_its_drop_and_a_span_of_one_its_repeat(gpt2):
 def test_groups_of_schedules_change_no_number(gpt2, monkeypatch, room):
     text = corpus()
     whole = sweep(gpt2, text, ("drop-pair", "repeat-span"))
-    monkeypatch.setattr(work, "ROOM", room)
+    monkeypatch.setattr(preparation, "ROOM", room)
     xr.testing.assert_allclose(
         whole, sweep(gpt2, text, ("drop-pair", "repeat-span")), atol=1e-11, rtol=0
     )

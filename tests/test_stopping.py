@@ -4,12 +4,13 @@ import xarray as xr
 from test_execution import corpus
 from working_model import effective_documents_of_matrices
 
-from robustness import results, stopping
-from robustness.execution import sweep
-from robustness.metrics import METRICS
-from robustness.refusal import Refusal
-from robustness.schedule import clean, swap
-from robustness.stopping import FEWEST_DOCUMENTS, is_enough, relative_error
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import METRICS
+from robustness.schedules.schedule import clean, swap
+from robustness.statistics import stopping
+from robustness.statistics.stopping import FEWEST_DOCUMENTS, is_enough, relative_error
+from robustness.sweeps.execution import sweep
 
 BATCH = 24
 SEQUENCES = 120

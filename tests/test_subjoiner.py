@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from probes.subjoiner import Inputs, _score, make_inputs, probe_subjoiner
-from robustness import results
-from robustness.model import open_model
-from robustness.refusal import Refusal
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.models.model import open_model
 
 SHORT = (
     "cat dog sun sea tree house bird road hill wind rain snow moon star fish lamp door wall hand "

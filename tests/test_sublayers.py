@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustness import kernels, sublayers
+from robustness.trace import numerics, sublayers
 
 NUMBERS = [1.0, 0.22, 12.0]
 
@@ -66,5 +66,5 @@ def test_a_token_without_a_stream_is_no_error():
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_largest_of_errors_is_no_number_if_one_is_not(order):
-    assert math.isnan(kernels.largest([2.0, math.nan, 1.0][::order]))
-    assert kernels.largest([0.5, 2.0][::order]) == 2 and kernels.largest([]) == 0
+    assert math.isnan(numerics.largest([2.0, math.nan, 1.0][::order]))
+    assert numerics.largest([0.5, 2.0][::order]) == 2 and numerics.largest([]) == 0

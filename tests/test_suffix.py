@@ -10,12 +10,12 @@ from test_wic import word_level
 
 from probes.suffix import KINDS, _controls, _probe_all, choose_neurons, probe_suffix
 from probes.windows import Task, make_task, tokens_ending_in
-from robustness import results
-from robustness.model import open_model
-from robustness.neurons import neurons
-from robustness.processing import process
-from robustness.refusal import Refusal
-from robustness.weights import open_weights
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.measurements.neurons import neurons
+from robustness.models.model import open_model
+from robustness.models.output_weights import open_weights
+from robustness.models.weight_processing import process
 
 
 @pytest.fixture(scope="module")

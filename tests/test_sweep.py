@@ -1,8 +1,8 @@
 import pytest
 
-from robustness.refusal import Refusal
-from robustness.schedule import Attention, Mlp, Parallel, clean, repeat, swap
-from robustness.sweep import FORMS, PAIRS, intervention, schedules
+from robustness.errors import Refusal
+from robustness.schedules.interventions import FORMS, PAIRS, intervention, schedules
+from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, repeat, swap
 
 
 def test_a_sweep_has_a_schedule_at_every_layer_where_it_fits():
@@ -129,7 +129,7 @@ def test_what_would_take_too_long_to_plan_is_refused_before_it_is_built(
     def build(*_, **__):
         raise AssertionError("a schedule was built")
 
-    monkeypatch.setattr("robustness.sweep.clean", build)
+    monkeypatch.setattr("robustness.schedules.interventions.clean", build)
     with pytest.raises(Refusal, match=problem):
         schedules(names, layers)
 

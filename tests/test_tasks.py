@@ -13,11 +13,13 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from robustness import interpreter, results, tasks
-from robustness.model import open_model
-from robustness.refusal import Refusal
-from robustness.schedule import clean, drop, repeat, swap
-from robustness.tasks import evaluate_tasks
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.models.model import open_model
+from robustness.schedules.schedule import clean, drop, repeat, swap
+from robustness.tasks import evaluation
+from robustness.tasks.evaluation import evaluate_tasks
+from robustness.trace import block_calls
 
 NAMES = ("arc_easy", "hellaswag", "lambada_openai")
 
@@ -82,9 +84,9 @@ def by_harness(net, data, limit=None):
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    loaded = tasks._load(NAMES, data)
+    loaded = evaluation._load(NAMES, data)
     net.config.use_cache = False  # a cache is indexed by block, and wrong for one that is moved
-    with tasks._quiet():
+    with evaluation._quiet():
         return evaluate(
             HFLM(pretrained=net, tokenizer=byte_tokenizer(), batch_size=4),
             {"tasks": loaded, "groups": {}, "group_map": {}},
@@ -106,22 +108,22 @@ def likelihoods(harness):
 def ours(model, data, schedule):
     """Every log-likelihood under a schedule, through the harness's own samples."""
     kept = {}
-    summarise = tasks._summarise
+    summarise = evaluation._summarise
 
     def spy(model, loaded, limit, answers, labels):
         place = [clean(model.layers), *spy.runs].index(schedule)
         known = answers[place]
-        look_up = tasks.partial(tasks._look_up, known)
-        kept.update(likelihoods(tasks._harness(model, loaded, limit, look_up)))
+        look_up = evaluation.partial(evaluation._look_up, known)
+        kept.update(likelihoods(evaluation._harness(model, loaded, limit, look_up)))
         return summarise(model, loaded, limit, answers, labels)
 
     names = ("drop", "swap", "repeat-2")
-    spy.runs = list(tasks.sweep_schedules(names, model.layers).values())
-    tasks._summarise = spy
+    spy.runs = list(evaluation.sweep_schedules(names, model.layers).values())
+    evaluation._summarise = spy
     try:
         evaluate_tasks(model, NAMES, names, data=data, batch_tokens=700)
     finally:
-        tasks._summarise = summarise
+        evaluation._summarise = summarise
     return kept
 
 
@@ -211,12 +213,12 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
         evaluate_tasks(model, NAMES, ("drop",), progress=stop, **options)
     assert results.load(tmp_path / "tasks.partial.nc").sequences_done > 20
     seen = []
-    score = tasks._score
-    tasks._score = lambda model, batch, *rest: seen.extend(batch) or score(model, batch, *rest)
+    score = evaluation._score
+    evaluation._score = lambda model, batch, *rest: seen.extend(batch) or score(model, batch, *rest)
     try:
         data_of = evaluate_tasks(model, NAMES, ("drop",), **options)
     finally:
-        tasks._score = score
+        evaluation._score = score
     assert 0 < len(seen) < 80
     xr.testing.assert_equal(data_of, results.load(tmp_path / "tasks.nc"))
     xr.testing.assert_allclose(data_of, evaluate_tasks(model, NAMES, ("drop",), data=data))
@@ -226,7 +228,7 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
 def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp_path):
     options = {"data": data, "batch_tokens": 900, "cap": 4}
     whole = evaluate_tasks(model, NAMES[1:], ("drop",), **options)
-    call, told, failures = interpreter.call, [], []
+    call, told, failures = block_calls.call, [], []
 
     def failing(block, hidden, context):
         if len(hidden) > 5:
@@ -234,14 +236,14 @@ def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp
             raise torch.OutOfMemoryError("CUDA out of memory")
         return call(block, hidden, context)
 
-    monkeypatch.setattr(interpreter, "call", failing)
+    monkeypatch.setattr(block_calls, "call", failing)
     path = tmp_path / "tasks.nc"
     found = evaluate_tasks(model, NAMES[1:], ("drop",), out=path, tell=told.append, **options)
     xr.testing.assert_allclose(found, whole)
     assert failures and len(told) == len(failures)
     assert all(said.startswith("out of memory: from here on state cap") for said in told)
     assert "sequence(s) at once" in results.load(path).out_of_memory
-    monkeypatch.setattr(interpreter, "call", lambda *_: torch.empty(10**15))
+    monkeypatch.setattr(block_calls, "call", lambda *_: torch.empty(10**15))
     with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*--device"):
         evaluate_tasks(model, NAMES[1:], ("drop",), **options)
 
@@ -250,13 +252,13 @@ def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
     model, data, monkeypatch
 ):
     batches = []
-    score = tasks._score
+    score = evaluation._score
 
     def spy(model, batch, *rest):
         batches.extend(batch)
         return score(model, batch, *rest)
 
-    monkeypatch.setattr(tasks, "_score", spy)
+    monkeypatch.setattr(evaluation, "_score", spy)
     evaluate_tasks(model, ("hellaswag", "arc_easy"), ("drop",), data=data)
     assert len(batches) == len(set(batches)) <= 12 * 7
 
@@ -363,7 +365,7 @@ def test_other_items_under_the_same_name_and_time_are_read(model, tmp_path):
     for query in ("one", "two"):
         path.write_text(json.dumps(ITEM | {"query": query}) + "\n")
         os.utime(path, ns=(10**18, 10**18))
-        heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path), None)
+        heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path), None)
         found.append(model.tokenizer.decode(heard[0][0]))
     assert found == ["one", "two"]
 
@@ -375,13 +377,13 @@ def test_the_directory_of_items_is_no_pattern_and_no_cache_is_kept(model, tmp_pa
     for name, query in (("x?", "right"), ("xy", "wrong")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": query}))
-    heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path / "x?"), None)
+    heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path / "x?"), None)
     assert {model.tokenizer.decode(context) for context, _ in heard} == {"right"}
 
 
 def test_a_query_that_looks_like_a_date_is_a_text(model, tmp_path):
     (tmp_path / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": "2020-01-01"}))
-    heard = tasks._wanted(model, tasks._load(("hellaswag",), tmp_path), None)
+    heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path), None)
     assert {model.tokenizer.decode(context) for context, _ in heard} == {"2020-01-01"}
 
 

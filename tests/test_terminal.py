@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from recipes.parameters import Finite, Place
+from recipes.commands.parameters import Finite, Place
 from recipes.terminal import Forgiving, printable
-from robustness.generation import COLDEST
+from robustness.reordered.generation import COLDEST
 
 ROOT = Path(__file__).parents[1]
 STAGES = [sys.executable, str(ROOT / "cli.py")]

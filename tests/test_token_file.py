@@ -9,13 +9,14 @@ import xarray as xr
 from families import LAYERS, rebuilt, tiny
 from test_execution import corpus
 
-from recipes.panels import draw
-from robustness import execution, ownership, results, token_file
-from robustness.execution import sweep
-from robustness.model import open_model
-from robustness.refusal import Refusal
-from robustness.results import load
-from robustness.schedule import clean, drop
+from recipes.views.panels import draw
+from robustness.errors import Refusal
+from robustness.files import ownership, results
+from robustness.files.results import load
+from robustness.models.model import open_model
+from robustness.schedules.schedule import clean, drop
+from robustness.sweeps import execution, token_file
+from robustness.sweeps.execution import sweep
 
 NAMES = ("kl", "agreement", "loss", "entropy", "accuracy")
 

@@ -12,11 +12,11 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recipes import pretrain as pretraining
-from recipes.pretrain import Pretraining, pretrain
-from recipes.training_state import CHECKPOINT
-from robustness.manifest import MANIFEST
-from robustness.refusal import Refusal
+from recipes.training import pretrain as pretraining
+from recipes.training.pretrain import Pretraining, pretrain
+from recipes.training.state import CHECKPOINT
+from robustness.errors import Refusal
+from robustness.files.manifest import MANIFEST
 
 SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 8, "vocabulary": 257, "batch": 2, "warmup": 2,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers_for_tests import byte_tokenizer
 
-from recipes.training_tokenizer import open_tokenizer, size_of
-from robustness.refusal import Refusal
+from recipes.training.tokenizer import open_tokenizer, size_of
+from robustness.errors import Refusal
 
 
 class Running:

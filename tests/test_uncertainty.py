@@ -4,7 +4,7 @@ import xarray as xr
 from scipy import stats
 from working_model import effective_documents_of_matrices
 
-from robustness.uncertainty import (
+from robustness.statistics.uncertainty import (
     band,
     bootstrap,
     drawn,

@@ -8,18 +8,18 @@ import pytest
 import xarray as xr
 from planted import LAYERS, plant
 
-from recipes import published
-from recipes.catalogue import PICTURES, RECIPES, choose
-from recipes.compare import compare
+from recipes.evidence import published
+from recipes.evidence.files import Absent, Files, side_by_side
+from recipes.evidence.stages import stages
+from recipes.experiments.catalogue import PICTURES, RECIPES, choose
 from recipes.experiments.representations import contrast, toeplitz
-from recipes.figures import draw
-from recipes.files import Absent, Files, side_by_side
+from recipes.figures.paper import draw
+from recipes.judging.compare import compare
+from recipes.judging.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
 from recipes.recipe import SOURCES, STAGES, Check
-from recipes.stages import stages
-from recipes.tables import table
-from recipes.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
-from robustness.refusal import Refusal
-from robustness.results import load, save
+from recipes.views.tables import table
+from robustness.errors import Refusal
+from robustness.files.results import load, save
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "Qwen2ForCausalLM")
 

@@ -2,10 +2,10 @@
 
 import xarray as xr
 
-from recipes.curves import interior
-from recipes.files import Absent, Files, task_metric
+from recipes.evidence.curves import interior
+from recipes.evidence.files import Absent, Files, task_metric
 from recipes.recipe import TASKS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn, interval
+from robustness.statistics.uncertainty import drawn, interval
 
 CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "lambada_openai": 0.0}
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import xarray as xr
 
-from recipes.checkpoints import of
-from recipes.curves import interior, rank_correlation_of_models, with_interior
-from recipes.files import Files
+from recipes.evidence.curves import interior, rank_correlation_of_models, with_interior
+from recipes.evidence.files import Files
+from recipes.paper_models import of
 from recipes.recipe import SWEEP, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def _means(files: Files, metric: str, name: str) -> xr.DataArray:

@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import xarray as xr
 
+from recipes.evidence.files import Absent, Files
 from recipes.experiments.lens_entropy import entropy
 from recipes.experiments.local_attention import previous_five
 from recipes.experiments.mlp_norm import mlp_norm
 from recipes.experiments.prediction_neurons import lens_kl, share
-from recipes.files import Absent, Files
 from recipes.recipe import (
     ATTENTION,
     LENS,
@@ -23,7 +23,7 @@ from recipes.recipe import (
     Picture,
     Recipe,
 )
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def bounds(files: Files) -> list[int]:

@@ -4,11 +4,11 @@ from functools import partial
 
 import xarray as xr
 
-from recipes.curves import change, part, place_of_largest, rank_correlation
+from recipes.evidence.curves import change, part, place_of_largest, rank_correlation
+from recipes.evidence.files import Files
 from recipes.experiments.prediction_neurons import share
-from recipes.files import Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def entropy(lens: str, files: Files) -> xr.DataArray:

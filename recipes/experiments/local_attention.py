@@ -2,11 +2,11 @@
 
 import xarray as xr
 
-from recipes import published
-from recipes.curves import place_of_largest, rank_correlation
-from recipes.files import Absent, Files
+from recipes.evidence import published
+from recipes.evidence.curves import place_of_largest, rank_correlation
+from recipes.evidence.files import Absent, Files
 from recipes.recipe import ATTENTION, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def previous_five(files: Files) -> xr.DataArray:

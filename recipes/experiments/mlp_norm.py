@@ -2,10 +2,10 @@
 
 import xarray as xr
 
-from recipes.curves import place_of_largest, rank_correlation
-from recipes.files import Files
+from recipes.evidence.curves import place_of_largest, rank_correlation
+from recipes.evidence.files import Files
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def mlp_norm(files: Files) -> xr.DataArray:

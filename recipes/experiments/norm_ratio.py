@@ -2,11 +2,11 @@
 
 import xarray as xr
 
-from recipes.checkpoints import FIRST
-from recipes.curves import change, part
-from recipes.files import Files
+from recipes.evidence.curves import change, part
+from recipes.evidence.files import Files
+from recipes.paper_models import FIRST
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def _ratio(files: Files) -> xr.DataArray:

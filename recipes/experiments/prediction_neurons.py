@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from recipes.curves import part, place_of_largest
-from recipes.files import Absent, Files
+from recipes.evidence.curves import part, place_of_largest
+from recipes.evidence.files import Absent, Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn, drawn_as
+from robustness.statistics.uncertainty import drawn, drawn_as
 
 FEWEST = 10
 """Neurons of both classes without which their place says nothing."""

@@ -4,9 +4,9 @@ from functools import partial
 
 import xarray as xr
 
-from recipes.files import Absent, Files, task_metric
+from recipes.evidence.files import Absent, Files, task_metric
 from recipes.recipe import REPEAT, TASKS_REPEAT, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 SPAN = 5
 

@@ -6,9 +6,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from recipes.files import Absent, Files
+from recipes.evidence.files import Absent, Files
 from recipes.recipe import CKA, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn, drawn_as
+from robustness.statistics.uncertainty import drawn, drawn_as
 
 SEGMENTS = (2, 3, 4)
 """Into how many contiguous segments depths are divided."""

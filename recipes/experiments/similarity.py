@@ -4,11 +4,11 @@ from functools import partial
 
 import xarray as xr
 
-from recipes.checkpoints import named
-from recipes.curves import part
-from recipes.files import Absent, Files
+from recipes.evidence.curves import part
+from recipes.evidence.files import Absent, Files
+from recipes.paper_models import named
 from recipes.recipe import SIMILARITY, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 SELF = ("self_first", "self_second")
 OTHERS = ("index_early", "index_late", "adjacent")

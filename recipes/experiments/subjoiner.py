@@ -3,8 +3,8 @@
 import scipy.stats
 import xarray as xr
 
-from recipes.checkpoints import named
-from recipes.files import Absent, Files, best_head
+from recipes.evidence.files import Absent, Files, best_head
+from recipes.paper_models import named
 from recipes.recipe import SUBJOINER, Check, Claim, Picture, Recipe
 
 

@@ -2,10 +2,10 @@
 
 import xarray as xr
 
-from recipes.checkpoints import named
-from recipes.files import Absent, Files
+from recipes.evidence.files import Absent, Files
+from recipes.paper_models import named
 from recipes.recipe import SUFFIX, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def _group(kind: str, size: int, files: Files) -> xr.DataArray:

@@ -2,10 +2,10 @@
 
 import xarray as xr
 
-from recipes.curves import place_of_largest
-from recipes.files import Files
+from recipes.evidence.curves import place_of_largest
+from recipes.evidence.files import Files
 from recipes.recipe import WIC, Check, Claim, Picture, Recipe
-from robustness.uncertainty import drawn
+from robustness.statistics.uncertainty import drawn
 
 
 def accuracy(files: Files) -> xr.DataArray:

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from answers import archive, saved, storage, tensor, value
 
-from robustness import answer
-from robustness.refusal import Refusal
-from robustness.remote import Requests
+from robustness.errors import Refusal
+from robustness.ndif import answer
+from robustness.ndif.backend import Requests
 
 SECONDS = 120
 ROOM = 1e6

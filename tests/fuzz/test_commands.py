@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from workplace import PATIENCE, copy, furnish, hidden, share, state
 
 import cli
-from robustness import checkpoint, corpus
+from robustness.models import checkpoint
+from robustness.text import corpus
 
 LINES = 1500
 BATCH = 25

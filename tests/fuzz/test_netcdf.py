@@ -19,12 +19,12 @@ import pytest
 import xarray as xr
 from planted import plant
 
-from robustness.contract import KINDS
-from robustness.execution import sweep
-from robustness.measurement import MEASUREMENTS, local_attention
-from robustness.observation import observe
-from robustness.results import load, load_tally, save
-from robustness.shard import Shard
+from robustness.files.contract import KINDS
+from robustness.files.results import load, load_tally, save
+from robustness.measurements.measurement import MEASUREMENTS, local_attention
+from robustness.measurements.observation import observe
+from robustness.sweeps.execution import sweep
+from robustness.sweeps.shards import Shard
 
 CASES = 340
 SHARE = float(os.environ.get("STAGES_FUZZ", "0.03"))
@@ -41,10 +41,10 @@ ODD = (
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, gpt2):
     """A file of every kind, and what an unfinished run and shards leave."""
-    from recipes.compare import compare
-    from recipes.files import Files, side_by_side
-    from recipes.stages import stages
-    from recipes.verdicts import judge, to_dataset
+    from recipes.evidence.files import Files, side_by_side
+    from recipes.evidence.stages import stages
+    from recipes.judging.compare import compare
+    from recipes.judging.verdicts import judge, to_dataset
 
     place = tmp_path_factory.mktemp("whole")
     ours, theirs = (plant(place / name, name=name, documents=12) for name in ("one", "two"))
@@ -68,7 +68,7 @@ def files(tmp_path_factory, gpt2):
 
 
 def text(model):
-    from robustness.corpus import Corpus
+    from robustness.text.corpus import Corpus
 
     ids = np.random.default_rng(0).integers(0, model.vocabulary, (24, 16))
     return Corpus(ids, np.full(24, 16), np.arange(24) // 2, "random", "windows", "none", 0)

@@ -1,0 +1,111 @@
+"""The shape of curves over layers or depths, for all draws of a bootstrap at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from recipes.evidence.files import Absent, Files
+from robustness.statistics.uncertainty import drawn_as
+
+INTERIOR = 3
+"""Fewer layers are no interior."""
+
+FEWEST = INTERIOR + 4
+"""Layers of a model that has one."""
+
+
+def interior(files: Files) -> slice:
+    """Layers 2 to L - 3, away from both ends: to be used with `isel`."""
+    if files.layers < FEWEST:
+        raise Absent(f"{files.layers} layers have no interior: {FEWEST} are needed")
+    return slice(2, files.layers - 2)
+
+
+def with_interior(models: Sequence[Files]) -> list[Files]:
+    """Return the models that have an interior.
+
+    Raises
+    ------
+    Absent
+        If none has.
+    """
+    found = [files for files in models if files.layers >= FEWEST]
+    if not found:
+        raise Absent(f"no model has an interior: {FEWEST} layers are needed")
+    return found
+
+
+def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
+    """The part of a curve between two relative depths, both included."""
+    dim = along(values)
+    place = position(values)
+    chosen = values.isel({dim: np.flatnonzero((place >= begin - 1e-9) & (place <= end + 1e-9))})
+    if not chosen.sizes[dim]:
+        raise Absent(
+            f"of {values.sizes[dim]} places along {dim} none is between {begin:.0%} and {end:.0%}"
+        )
+    return chosen
+
+
+def along(values: xr.DataArray) -> str:
+    """The dimension of a curve: layer or depth."""
+    return "depth" if "depth" in values.dims else "layer"
+
+
+def position(values: xr.DataArray) -> Any:
+    """Relative depth of every point of a curve, 0 to 1."""
+    if "relative_depth" in values.coords:
+        return values["relative_depth"].values
+    labels = values[along(values)].values
+    return labels / max(1, labels.max())
+
+
+def place_of_largest(values: xr.DataArray) -> xr.DataArray:
+    """Relative depth at which a curve is largest; NaN where a point of it is not finite."""
+    dim = along(values)
+    where = values.fillna(-np.inf).argmax(dim)
+    found = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
+    finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)
+    return found.where(xr.DataArray(finite, dims=where.dims)).assign_coords(drawn_as(values))
+
+
+def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
+    """What a curve gains between two relative depths."""
+    dim, chosen = along(values), part(values, begin, end)
+    if chosen.sizes[dim] < 2:
+        raise Absent(f"of {values.sizes[dim]} places along {dim} one is from {begin:.0%} on")
+    return chosen.isel({dim: -1}, drop=True) - chosen.isel({dim: 0}, drop=True)
+
+
+def rank_correlation(values: xr.DataArray) -> xr.DataArray:
+    """Spearman's rank correlation of a curve with layer or depth."""
+    dim = along(values)
+    known = values.notnull().all([name for name in values.dims if name != dim]).values
+    if known.sum() < 3:
+        raise Absent(f"{int(known.sum())} points have no rank correlation: 3 are needed")
+    ranks = scipy.stats.rankdata(values.transpose(dim, ...).values[known], axis=0)
+    ranks = ranks - ranks.mean(0)
+    order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
+    spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
+    product = np.tensordot(order, ranks, axes=(0, 0))
+    found = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    rest = [name for name in values.dims if name != dim]
+    return xr.DataArray(found, dims=rest, coords=drawn_as(values))
+
+
+def rank_correlation_of_models(
+    values: Sequence[float], order: Sequence[float]
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation over models, and its 95 % interval (Bonett and Wright 2000)."""
+    count = len(values)
+    if count < 4:
+        raise Absent(f"{count} models have no interval of a rank correlation: 4 are needed")
+    if len(set(order)) < 2:
+        raise Absent("the models do not differ in what they are ordered by")
+    found = float(scipy.stats.spearmanr(values, order).statistic)
+    middle = np.arctanh(np.clip(found, -0.999, 0.999))
+    reach = 1.96 * np.sqrt((1 + found**2 / 2) / (count - 3))
+    return found, float(np.tanh(middle - reach)), float(np.tanh(middle + reach))

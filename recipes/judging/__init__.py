@@ -1,0 +1,1 @@
+"""Claims judged, and models side by side."""

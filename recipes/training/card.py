@@ -1,0 +1,184 @@
+"""The card of a model trained here: on what, how long, how well, and what a sweep of it shows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from recipes.views.tables import table
+from robustness.models.model import Model, open_model
+from robustness.statistics.uncertainty import standard_error
+from robustness.sweeps.execution import sweep
+from robustness.text.corpus import Corpus, cut, encode
+
+PROMPTS = (
+    "Once upon a time, there was a little girl named",
+    "One day, Tom and his dog went to the",
+    "The bird was sad because",
+    "My fellow citizens, the duty of this nation is",
+    "In the early morning the old man",
+)
+"""What the greedy continuations in a card begin with."""
+
+CONTINUATION = 40
+"""Tokens of a continuation."""
+
+
+def prose(tokenizer: Any, context: int) -> Corpus:
+    """Cut the built-in prose, which the sweep in a card is of."""
+    return cut("builtin", tokenizer, context=min(128, context))
+
+
+def card(directory: Path, log: xr.Dataset, corpus: Corpus) -> str:
+    """Write the card of a model, in Markdown.
+
+    Parameters
+    ----------
+    directory : path
+        The model.
+    log : Dataset
+        What its training left, as from `recipes.training.pretrain.pretrain`.
+    corpus : Corpus
+        As from `prose`, with the model's tokenizer.
+
+    Returns
+    -------
+    str
+        Training, held-out losses beside n-gram models of the same text, what dropping and swapping
+        blocks does on the built-in prose, and greedy continuations.
+    """
+    model = open_model(directory)
+    blocks = f"{model.layers} block{'' if model.layers == 1 else 's'}"
+    written = list(_continuations(model))
+    # Of one block nothing is left when it is dropped, and there is none to swap it with.
+    data = sweep(model, corpus) if model.layers > 1 else None
+    lines = [
+        f"# {model.identity['architecture']}, {blocks} of width {log.attrs['width']}",
+        "",
+        *_training(log),
+        "",
+        "## How well it predicts",
+        "",
+        *_losses(log),
+        "",
+        *([] if data is None else _sweep(data)),
+        *(["## Greedy continuations", "", *written] if written else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _training(log: xr.Dataset) -> Iterator[str]:
+    attrs = log.attrs
+    seen = log.sizes["step"] * attrs["batch"] * attrs["context"]
+    given = attrs.get("tokenizer") == "given"
+    yield (
+        f"Trained from scratch on {seen:,} tokens in {log.sizes['step']:,} steps of "
+        f"{attrs['batch']} × {attrs['context']} tokens (AdamW, learning rate "
+        f"{attrs['learning_rate']}, seed {attrs['seed']}); "
+        f"{'a given tokenizer' if given else 'a byte-level BPE'} of {attrs['vocabulary']:,} "
+        f"tokens; {100 * attrs['held_out']:.0f} % of the documents of each source held out. The "
+        "log is `pretraining.nc`; `stages pretrain --help` says how to make it again."
+    )
+    yield ""
+    yield "| source | share of what was seen | training tokens | held-out tokens |"
+    yield "|---|--:|--:|--:|"
+    for name, row in _sources(log):
+        yield (
+            f"| {name} | {float(row.weight):.0%} | {int(row.train_tokens):,} "
+            f"| {int(row.held_out_tokens):,} |"
+        )
+
+
+def _losses(log: xr.Dataset) -> Iterator[str]:
+    yield (
+        "Loss in nats per token on the held-out documents. The trigram model is interpolated, its "
+        "weights fitted to the held-out text itself."
+    )
+    yield ""
+    yield "| source | unigram | trigram | this model |"
+    yield "|---|--:|--:|--:|"
+    for name, row in _sources(log.isel(evaluation=-1)):
+        yield (
+            f"| {name} | {float(row.unigram_loss):.3f} | {float(row.trigram_loss):.3f} "
+            f"| {float(row.held_out_loss):.3f} |"
+        )
+
+
+def _sources(log: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    """Yield every source with its name, which two files may share, as a cell of a table."""
+    for place, name in enumerate(log["source"].values):
+        plain = "".join(each if each.isprintable() else "?" for each in str(name))
+        yield plain.replace("|", "\\|"), log.isel(source=place)
+
+
+def _sweep(data: xr.Dataset) -> list[str]:
+    return [
+        "## What dropping and swapping blocks does",
+        "",
+        *_findings(data),
+        "",
+        f"On {data.attrs['tokens']:,} tokens of the built-in prose, which no part of the training "
+        "saw, as every value below: mean ± standard error clustered by document.",
+        "",
+        "```text",
+        table(data),
+        "```",
+        "",
+    ]
+
+
+def _findings(data: xr.Dataset) -> Iterator[str]:
+    """State three things the paper saw, with numbers, whether they hold here or not.
+
+    Of few blocks fewer: the interior ones are those between the first and the last.
+    """
+    last = data.sizes["layer"] - 1
+    mean, error = data.kl.mean("sequence"), standard_error(data.kl)
+    dropped = mean.sel(intervention="drop")
+    first = float(dropped.sel(layer=0))
+    bound = float(error.sel(intervention="drop", layer=0))
+    cost = f"- Dropping block 0 costs {first:.2f} ± {bound:.2f} nats"
+    interior = dropped.isel(layer=slice(1, last))
+    typical = float(interior.median()) if interior.size else 0.0
+    if typical > 0:
+        cost += f", {first / typical:.0f} times the median of the interior blocks ({typical:.3f})"
+    yield f"{cost}."
+    # Swapping the last interior block changes the last block too, and is left out.
+    swapped = data.isel(layer=slice(1, last - 1))
+    if not swapped.sizes["layer"]:
+        return
+    kept = swapped.agreement.sel(intervention="swap").mean("layer")
+    yield (
+        f"- Under swaps of interior blocks {float(kept.mean()):.3f} ± "
+        f"{float(standard_error(kept)):.3f} of the top-1 predictions stay the same."
+    )
+    paired = swapped.kl.sel(intervention="swap") - swapped.kl.sel(intervention="drop")
+    milder = paired.mean("sequence") < 0
+    certain = np.abs(paired.mean("sequence")) > 1.96 * standard_error(paired)
+    yield (
+        f"- Swapping a block with the next harms less than dropping it at {int(milder.sum())} of "
+        f"{milder.size} interior layers (beyond 1.96 standard errors of the paired difference: "
+        f"less at {int((milder & certain).sum())}, more at {int((~milder & certain).sum())})."
+    )
+
+
+def _continuations(model: Model) -> Iterator[str]:
+    for prompt in PROMPTS:
+        ids = encode(model.tokenizer, prompt)
+        room = CONTINUATION if model.context is None else model.context - len(ids)
+        if room < 1:
+            continue
+        with torch.no_grad():
+            out = model.traced._module.generate(
+                torch.tensor([ids], device=model.device),
+                max_new_tokens=min(CONTINUATION, room),
+                do_sample=False,
+                pad_token_id=model.tokenizer.eos_token_id,
+            )
+        text = model.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
+        space = " " if text[:1].isspace() else ""
+        yield f"> **{prompt}**{space}{' '.join(text.split())}"
+        yield ""

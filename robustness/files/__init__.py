@@ -1,0 +1,1 @@
+"""Files: metrics, labels, provenance, and the way to the disk and back."""

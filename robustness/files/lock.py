@@ -1,0 +1,188 @@
+"""One run at a time into an output: a lock that its holder's end releases, however it ends.
+
+The lock is the operating system's, on a hidden file beside the output that says who holds it. A
+process that is killed leaves the file, and no lock. It is honoured whoever made the file: to lock
+it, it need only be read. Where the system or the file system has no such locks, or a file cannot be
+made in the directory, there is none, and runs are not kept apart.
+"""
+
+import errno
+import os
+import re
+import socket
+import stat
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from robustness.errors import InUse, Unwritable
+from robustness.files.ownership import follow
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+HOLDER = re.compile(rb"(process \d+ on [^\n]*)?")
+"""What a lock has in it: who holds it, or nothing where its holder was killed at once."""
+
+OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How a lock is opened: a link is not followed, and a pipe not waited for."""
+
+_held: set[Path] = set()
+"""Files of the locks that this process has."""
+
+
+class Lock:
+    """The lock of an output, held from here on until `release`, or until nothing refers to it.
+
+    Parameters
+    ----------
+    path : path
+        The output; it need not be there. Of a link, that which it leads to.
+
+    Attributes
+    ----------
+    held : bool
+        Whether there is a lock at all; see the module.
+
+    Raises
+    ------
+    InUse
+        If another run holds it.
+    Unwritable
+        If what has the name of the lock is none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = _beside(path)
+        made = [parent for parent in file.parents if not parent.exists()]
+        descriptor = _acquire(file, path)
+        self.held = descriptor is not None
+        if self.held:
+            _held.add(file.absolute())
+        self._release = weakref.finalize(self, _give_back, descriptor, file, made, os.getpid())
+
+    def release(self) -> None:
+        """Let others have the output; nothing is left beside it."""
+        self._release()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether this process has the lock of an output."""
+    return _beside(path).absolute() in _held
+
+
+def _beside(path: Path) -> Path:
+    place = follow(path)
+    return place.with_name(f".{place.name}.lock")
+
+
+def _acquire(file: Path, path: Path) -> int | None:
+    """Return the descriptor of a locked file, or None where there are no locks."""
+    if fcntl is None:
+        return None
+    while True:
+        descriptor = _open(file, path)
+        if descriptor is None:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            there = os.pread(descriptor, 200, 0)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(descriptor)
+                holder = there.decode(errors="replace") or "another run"
+                raise InUse(
+                    f"{path} is being written by {holder}: wait for it or end it, or choose "
+                    "another place"
+                ) from None
+            os.close(descriptor)
+            if error.errno == errno.EBADF:  # a network's file system locks what can be written
+                raise _of_another(file, path) from None
+            if not there:  # nobody's, as every lock is where there are none
+                with suppress(OSError):
+                    file.unlink()
+            return None
+        # Its holder may have removed the file between our opening and our locking it.
+        if _is_same(descriptor, file):
+            with suppress(OSError):  # of another user, or on a full disk, it is still a lock
+                os.ftruncate(descriptor, 0)
+                os.pwrite(
+                    descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0
+                )
+            return descriptor
+        os.close(descriptor)
+
+
+def _of_another(file: Path, path: Path) -> InUse:
+    return InUse(
+        f"{path} may be being written by another user, whose {file.name} cannot be locked: have it "
+        "removed, or choose another place"
+    )
+
+
+def _open(file: Path, path: Path) -> int | None:
+    """Open the file of a lock, and make it if need be; None where that cannot be done.
+
+    Raises
+    ------
+    Unwritable
+        If it is anything else, or cannot be read.
+    """
+    no_lock = f"{file} is not the lock of {path.name} that stages makes: move it, or choose another"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | OPENED, 0o644)
+    except OSError:
+        if not os.path.lexists(file):  # what is written there will say why
+            return None
+        try:
+            # Of another user, who may hold it.
+            descriptor = os.open(file, os.O_RDONLY | OPENED)
+        except FileNotFoundError:
+            return _open(file, path)
+        except OSError as error:
+            if error.errno == errno.EACCES:
+                raise _of_another(file, path) from None
+            raise Unwritable(f"{no_lock} place") from None
+    found = os.fstat(descriptor)
+    ours = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1 and found.st_size <= 1000
+    if not ours or not HOLDER.fullmatch(os.pread(descriptor, 1000, 0)):
+        os.close(descriptor)
+        raise Unwritable(f"{no_lock} place")
+    return descriptor
+
+
+def _give_back(descriptor: int | None, file: Path, made: list[Path], owner: int) -> None:
+    """Remove the file, and the directories made for it that are empty, and unlock it."""
+    if descriptor is None:
+        return
+    # A forked child shares the lock, which stays its parent's.
+    if os.getpid() == owner:
+        _held.discard(file.absolute())
+        with suppress(OSError):
+            file.unlink()
+            for directory in made:
+                directory.rmdir()
+    os.close(descriptor)
+
+
+def _is_same(descriptor: int, file: Path) -> bool:
+    try:
+        there, ours = os.lstat(file), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)

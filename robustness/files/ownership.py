@@ -1,0 +1,286 @@
+"""Whose a file is: nothing is replaced or removed that does not say that it was written here.
+
+What this project writes carries a mark: NetCDF the attribute `stages_schema`, a page its generator,
+a figure the program that made it, a card a comment, a checkpoint an entry of its metadata. A mark
+is read back where it belongs and nowhere else, so that a text about this project is not taken for
+one of its own. A file without one stays as it is, and so does one of another kind; an empty file
+is nobody's loss.
+"""
+
+import errno
+import json
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from html.parser import HTMLParser
+from itertools import count
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import netCDF4
+
+from robustness.errors import Refusal, Unwritable, reading
+from robustness.files import container
+
+MARK = "stages-of-inference"
+"""The name by which a page, a figure or a card is known as ours."""
+
+COMMENT = f"<!-- written by {MARK} -->"
+"""The mark of a card."""
+
+PAGE, FIGURE, CARD, CHECKPOINT = "a page", "a figure", "a card", "a checkpoint"
+"""Kinds of files that are not NetCDF."""
+
+FIGURES = (".png", ".svg", ".pdf")
+"""How names of figures end."""
+
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    PAGE: (".html", ".htm"),
+    FIGURE: FIGURES,
+    CARD: (".md",),
+    CHECKPOINT: (".safetensors",),
+}
+"""How the names of files of a kind end; those of numbers in `.nc`."""
+
+SWEEPS = {"sweep", "schedules", "pairs"}
+"""What `stages sweep` leaves, which is one kind: `--fresh` puts one in the place of another."""
+
+HEAD = 2**20
+"""Bytes at the beginning, or the end, of a file in which its mark is found."""
+
+ELSEWHERE = "choose another place"
+"""What would do for every file that is in the way."""
+
+_numbers = count()
+
+
+def kind_of(attributes: Mapping[Any, Any], dimensions: Any = ()) -> str:
+    """Return the kind of a NetCDF file of ours: what it measures, and if it is of tokens."""
+    name = str(attributes.get("measurement", "numbers"))
+    name = "sweep" if name in SWEEPS else name
+    return f"tokens of {name}" if "token" in dimensions else name
+
+
+def kind(path: Path, suffix: str | None = None) -> str | None:
+    """Return what kind of file of ours is there, or None if it is not known to be ours.
+
+    `suffix` is that of the name that the file will have, if not its own.
+    """
+    suffix = (path.suffix if suffix is None else suffix).lower()
+    read = READERS.get(suffix)
+    found = None
+    # What cannot be read is not known to be ours, whatever is the matter.
+    with suppress(Refusal), reading(str(path), ""):
+        if read is not None and stat.S_ISREG(path.stat().st_mode):
+            found = read(path)
+    return found
+
+
+def check(path: Path, wanted: str | None) -> None:
+    """Refuse a place where a file of a kind would replace something that it must not.
+
+    Raises
+    ------
+    Unwritable
+        If the name does not fit the kind, or anything is there but an empty file, or one of ours of
+        the same kind, or a link to such a place.
+    """
+    ends = (".nc",) if wanted is None else SUFFIXES.get(wanted, (".nc",))
+    if wanted is not None and path.suffix.lower() not in ends:
+        what = "a NetCDF file, as numbers are kept in" if ends == (".nc",) else wanted
+        raise Unwritable(f"{path} is no name of {what}: it must end in {', '.join(ends)}")
+    try:
+        found = follow(path).stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:  # said where it is written
+            return
+        raise Unwritable(f"{path} cannot be written ({error.strerror}): {ELSEWHERE}") from error
+    if stat.S_ISDIR(found.st_mode):
+        example = {PAGE: "report.html", FIGURE: "figure.png"}.get(str(wanted), "sweep.nc")
+        raise Unwritable(f"{path} is a directory: name the file in it, as {path / example}")
+    if not stat.S_ISREG(found.st_mode):
+        raise Unwritable(f"{path} is a device or a pipe, not a file: {ELSEWHERE}")
+    if not found.st_size:
+        return
+    there = kind(path)
+    if there is None:
+        raise Unwritable(
+            f"{path} does not say that stages wrote it, and would be lost: move it, or {ELSEWHERE}"
+        )
+    if there != wanted:
+        raise Unwritable(f"{path} holds {there}, and would be lost: {ELSEWHERE}")
+
+
+def remove(path: Path, wanted: str) -> None:
+    """Remove a file if it is ours and of a kind; anything else stays."""
+    if kind(path) == wanted:
+        follow(path).unlink(missing_ok=True)
+
+
+def check_directory(directory: Path, wanted: str) -> None:
+    """Refuse a directory in which there is anything but files of a kind, of ours.
+
+    Raises
+    ------
+    Unwritable
+        If there is, or it is no directory.
+    """
+    if not os.path.lexists(directory):
+        return
+    if directory.is_symlink() or not directory.is_dir():
+        raise Unwritable(f"{directory} is in the way: move it, or {ELSEWHERE}")
+    for path in sorted(directory.iterdir()):
+        if not _is_torn(path) and kind(path) != wanted:
+            raise Unwritable(
+                f"{path} does not say that stages wrote it, and would be lost: move it, or "
+                f"{ELSEWHERE}"
+            )
+
+
+def remove_directory(directory: Path, wanted: str) -> None:
+    """Remove a directory in which there is nothing but files of a kind, of ours.
+
+    Raises
+    ------
+    Unwritable
+        As from `check_directory`.
+    """
+    check_directory(directory, wanted)
+    if directory.is_dir():
+        for path in sorted(directory.iterdir()):
+            path.unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def follow(path: Path) -> Path:
+    """Return the place that a path leads to: the target of a link, and else the path itself.
+
+    Raises
+    ------
+    Unwritable
+        If links lead in a circle.
+    """
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "its links lead in a circle"
+        raise Unwritable(f"{path} cannot be written ({reason}): {ELSEWHERE}") from error
+
+
+def temporary(path: Path) -> Path:
+    """Return a hidden name beside a file that no other process and no other call has."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.writing")
+
+
+def torn(path: Path) -> Iterator[Path]:
+    """Yield what processes that were killed while they wrote a file have left of it."""
+    place = follow(path)
+    with suppress(OSError):
+        for each in sorted(place.parent.iterdir()):
+            if _is_torn(each, place.name):
+                yield each
+
+
+def _is_torn(path: Path, name: str | None = None) -> bool:
+    wanted = r".+" if name is None else re.escape(name)
+    found = re.fullmatch(rf"\.{wanted}\.\d+(-\d+)?\.writing", path.name, re.DOTALL)
+    return found is not None and not path.is_symlink() and path.is_file()
+
+
+def _netcdf(path: Path) -> str | None:
+    container.check(path)
+    with netCDF4.Dataset(os.path.abspath(path)) as file:
+        attributes = {name: file.getncattr(name) for name in file.ncattrs()}
+        return kind_of(attributes, file.dimensions) if "stages_schema" in attributes else None
+
+
+def _page(path: Path) -> str | None:
+    class Head(HTMLParser):
+        ours, over = False, False
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.over |= tag == "body"
+            found = dict(attrs)
+            if tag == "meta" and not self.over and found.get("name") == "generator":
+                self.ours |= is_ours(found.get("content") or "")
+
+    head = Head()
+    with path.open("rb") as file:
+        head.feed(file.read(HEAD).decode(errors="replace"))
+    return PAGE if head.ours else None
+
+
+def _svg(path: Path) -> str | None:
+    about = "{http://purl.org/dc/elements/1.1/}"
+    with path.open("rb") as file:
+        for event, element in ElementTree.iterparse(file, ("start", "end")):
+            name = element.tag.rpartition("}")[2]
+            if event == "end" and element.tag == f"{about}creator":
+                return FIGURE if is_ours("".join(element.itertext()).strip()) else None
+            if (event == "end" and name == "metadata") or name in {"g", "defs", "path"}:
+                return None
+    return None
+
+
+def _png(path: Path) -> str | None:
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return None
+        while len(head := file.read(8)) == 8:
+            size, name = struct.unpack(">I4s", head)
+            if name == b"IDAT" or size > HEAD:
+                return None
+            key, _, value = file.read(size).partition(b"\0")
+            file.read(4)
+            if name == b"tEXt" and key == b"Software":
+                return FIGURE if is_ours(value.decode("latin-1")) else None
+    return None
+
+
+def _pdf(path: Path) -> str | None:
+    """Look for the program in the object that the trailer names as what is said of the file."""
+    with path.open("rb") as file:
+        data = file.read(16 * HEAD)
+    named = re.search(rb"/Info (\d+) 0 R\b[^%]*startxref\s+\d+\s+%%EOF\s*$", data[-1024:])
+    if not data.startswith(b"%PDF-") or named is None:
+        return None
+    said = re.search(rb"\n%s 0 obj\s*<<(.*?)>>\s*endobj" % named[1], data, re.DOTALL)
+    program = said and re.search(rb"/Creator \(([^()\\]*)\)", said[1])
+    return FIGURE if program and is_ours(program[1].decode("latin-1")) else None
+
+
+def _card(path: Path) -> str | None:
+    with path.open("rb") as file:
+        lines = file.read(HEAD).decode(errors="replace").splitlines()
+    return CARD if COMMENT in lines else None
+
+
+def _safetensors(path: Path) -> str | None:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size)) if size <= 100 * HEAD else {}
+    return CHECKPOINT if "stages" in header.get("__metadata__", {}) else None
+
+
+def is_ours(program: str) -> bool:
+    """Whether a program's name, with or without a version, is this project's."""
+    return re.fullmatch(rf"{MARK}( [\w.+-]+)?", program) is not None
+
+
+READERS: Mapping[str, Callable[[Path], str | None]] = {
+    ".nc": _netcdf,
+    ".html": _page,
+    ".htm": _page,
+    ".svg": _svg,
+    ".png": _png,
+    ".pdf": _pdf,
+    ".md": _card,
+    ".safetensors": _safetensors,
+}
+"""By the end of a file's name, what tells whether it is ours, and of which kind."""

@@ -1,0 +1,1 @@
+"""Measurements of the clean run, layer by layer."""

@@ -1,0 +1,232 @@
+"""The record of a measurement on the clean run, and those that are known by name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustness.files.metrics import Metric
+from robustness.models.anatomy import Anatomy
+from robustness.models.model import Model
+from robustness.trace import attention, capture, cka, lens, norms, similarity
+
+OFFSETS = 32
+"""The farthest token back whose attention weight is kept apart."""
+
+WINDOWS = (1, 2, 4, 5, 8, 16)
+"""Of how many previous tokens the attention weight is added up."""
+
+Taken = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is captured of a clean run, and how it is reduced there.
+
+    `measure` and `finish` run inside the trace, perhaps on a server, and so keep to plain functions
+    of tensors that call nothing but torch and `robustness.trace.capture`.
+    """
+
+    name: str
+    """As on the command line, and of the file."""
+    variables: Mapping[Metric, tuple[str, ...]]
+    """Of every variable its metric and its dimensions, in the order of the tensors that come out,
+    `sequence` last. A dimension that no sequence, layer or depth is has its labels in `coords`."""
+    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]]
+    """From what is captured at a layer, and what is known of the text, to tensors by name, which
+    are stacked over the layers."""
+    finish: Callable[..., Taken] | None = None
+    """From the list of these, the model's parts and the text, to the tensors that are wanted."""
+    needs: tuple[str, ...] = ()
+    """What is captured besides the residual stream: see `capture.Captured`. `prediction` says that
+    `finish` reads residual streams with the final norm and the head."""
+    final: bool = False
+    """Whether the last residual stream is measured too: at depths instead of layers."""
+    coords: Callable[[Model, Anatomy], dict[str, Any]] = lambda model, anatomy: {}
+    """Labels of further dimensions."""
+    grouped: Callable[[Tensor, Anatomy], NDArray[Any]] | None = None
+    """For what is of many sequences together: from the one tensor that is taken, of many sequences,
+    to the values of the one variable there is, without its last dimension, `batch`."""
+    sequential: tuple[str, ...] = ()
+    """Variables that are not defined where attention and MLP read the same residual stream."""
+    complete: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset
+    """Adds what follows from a finished dataset."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Recorded with the file, and known in the trace as entries of the text."""
+    partly: bool = False
+    """Whether it can be taken where some blocks do not have all that it needs: `finish` then puts
+    NaN in their place."""
+    shortest: int = 3
+    """Tokens that a sequence must have."""
+
+
+def _processing(anatomy: Anatomy) -> list[str]:
+    return ["raw", "centred"] if anatomy.centres else ["raw"]
+
+
+def _cumulate(dataset: xr.Dataset) -> xr.Dataset:
+    """Add up the attention to the previous 1, 2, 4, … tokens."""
+    profile = dataset["profile"]
+    windows = [window for window in WINDOWS if window in profile["offset"]]
+    sums = [profile.sel(offset=slice(1, window)).sum("offset", skipna=False) for window in windows]
+    previous = xr.concat(sums, "window").assign_coords(window=windows)
+    attrs = {"units": "1", "long_name": "attention weight on the previous tokens, added up"}
+    return dataset.assign(previous=previous.assign_attrs(attrs).astype(profile.dtype))
+
+
+def _align(dataset: xr.Dataset) -> xr.Dataset:
+    """Add CKA and its standard error over batches."""
+    value, error = cka.alignment(torch.from_numpy(dataset["hsic"].values))
+    dims = dataset["hsic"].dims[:-1]
+    named = {"units": "1", "long_name": "centred kernel alignment of the residual streams"}
+    erred = {"units": "1", "long_name": "standard error of cka, jackknife over batches"}
+    return dataset.assign(
+        cka=(dims, value.numpy(), named), cka_standard_error=(dims, error.numpy(), erred)
+    )
+
+
+def _hsic(states: Tensor, anatomy: Anatomy) -> NDArray[Any]:
+    """HSIC terms of a batch, (processing, depth, depth), of states (depth, width, sequence)."""
+    raw = states.transpose(1, 2)
+    kinds = [raw, cka.centred(raw)] if anatomy.centres else [raw]
+    return torch.stack([cka.hsic(kind) for kind in kinds]).numpy()
+
+
+_LENS = ("lens", "depth", "sequence")
+_HEADS = ("layer", "head", "sequence")
+_NORM = ("processing", "statistic", "sequence")
+
+
+def local_attention(offsets: int = OFFSETS) -> Measurement:
+    """Return the measurement `attention`, of tokens up to so many back."""
+    return Measurement(
+        "attention",
+        {
+            Metric("profile", "1", "mean attention weight on the token so far back"): (
+                "layer",
+                "head",
+                "offset",
+                "sequence",
+            ),
+            Metric("first_token", "1", "mean attention weight on the first token"): _HEADS,
+            Metric("entropy", "nat", "mean entropy of the attention weights"): _HEADS,
+        },
+        attention.profile,
+        attention.finish,
+        needs=("pattern",),
+        partly=True,
+        coords=lambda model, anatomy: {
+            "head": np.arange(max(anatomy.heads)),
+            "offset": np.arange(offsets + 1),
+        },
+        complete=_cumulate,
+        settings={"offsets": offsets},
+        shortest=offsets + 2,
+    )
+
+
+MEASUREMENTS = {
+    measurement.name: measurement
+    for measurement in (
+        Measurement(
+            "lens",
+            {
+                Metric("kl", "nat", "KL divergence of the lens from the final prediction"): _LENS,
+                Metric("kl_reverse", "nat", "KL of the final prediction from the lens"): _LENS,
+                Metric("agreement", "1", "share of tokens with the final top-1 prediction"): _LENS,
+                Metric("loss", "nat", "cross-entropy of the next token"): _LENS,
+                Metric("entropy", "nat", "entropy of the lens's prediction"): _LENS,
+                Metric("accuracy", "1", "share of tokens whose top-1 is the next token"): _LENS,
+            },
+            lens.states,
+            lens.read,
+            needs=("prediction",),
+            final=True,
+            coords=lambda model, anatomy: {"lens": ["recomputed", "frozen"]},
+        ),
+        Measurement(
+            "cka",
+            {
+                Metric("hsic", "1", "unbiased HSIC of the residual streams at two depths"): (
+                    "processing",
+                    "depth",
+                    "depth_to",
+                    "batch",
+                )
+            },
+            cka.last_token,
+            final=True,
+            coords=lambda model, anatomy: {
+                "processing": _processing(anatomy),
+                "depth_to": np.arange(model.layers + 1),
+            },
+            grouped=_hsic,
+            complete=_align,
+        ),
+        local_attention(),
+        Measurement(
+            "norms",
+            {
+                Metric("residual_norm", "1", "norm of the residual stream"): ("depth", *_NORM),
+                Metric("attention_norm", "1", "norm of what attention writes"): ("layer", *_NORM),
+                Metric("mlp_norm", "1", "norm of what the MLP writes"): ("layer", *_NORM),
+                Metric(
+                    "attention_mlp_ratio", "1", "attention_norm over mlp_norm, token by token"
+                ): (
+                    "layer",
+                    *_NORM,
+                ),
+                Metric(
+                    "middle_norm", "1", "norm of the residual stream between attention and MLP"
+                ): ("layer", *_NORM),
+                Metric("mlp_middle_ratio", "1", "mlp_norm over middle_norm, token by token"): (
+                    "layer",
+                    *_NORM,
+                ),
+                Metric("block_influence", "1", "1 - cosine of a block's input and output"): (
+                    "layer",
+                    "sequence",
+                ),
+                Metric(
+                    "angular_distance", "1", "angle of the last token's states over blocks, / π"
+                ): ("layer", "span", "sequence"),
+            },
+            norms.measure,
+            norms.finish,
+            needs=("attention", "mlp", "output"),
+            final=True,
+            sequential=("middle_norm", "mlp_middle_ratio"),
+            coords=lambda model, anatomy: {
+                "processing": _processing(anatomy),
+                "statistic": ["mean", "median", "first"],
+                "span": np.arange(1, model.layers + 1),
+            },
+        ),
+        Measurement(
+            "similarity",
+            {
+                Metric("cosine", "1", "cosine of what sublayers write, clean and swapped"): (
+                    "comparison",
+                    "component",
+                    "processing",
+                    "layer",
+                    "sequence",
+                )
+            },
+            similarity.written,
+            similarity.compare,
+            needs=("attention", "mlp", "context"),
+            coords=lambda model, anatomy: {
+                "comparison": list(similarity.COMPARISONS),
+                "component": list(similarity.COMPONENTS),
+                "processing": _processing(anatomy),
+            },
+        ),
+    )
+}
+"""What `observe` knows by name."""

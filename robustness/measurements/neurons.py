@@ -1,0 +1,207 @@
+"""Prediction and suppression neurons: how MLP neurons write to the vocabulary, from weights alone.
+
+A neuron i writes its output vector w_i to the residual stream. Its cosines with the unembedding
+vectors of all tokens have moments (Gurnee et al. 2024): a few tokens far above the rest give high
+kurtosis and positive skew, a *prediction* neuron; far below, negative skew, a *suppression* neuron;
+two broad groups of tokens give high variance, a *partition* neuron.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.nn import Module
+
+from robustness.errors import Refusal
+from robustness.files import results
+from robustness.files.metrics import Metric
+from robustness.models.output_weights import Weights, open_weights
+from robustness.models.weight_processing import (
+    centre_reading,
+    centre_unembedding,
+    centre_writing,
+    fold_norm,
+)
+
+KURTOSIS = 10.0
+"""Above it, a neuron is for prediction or for suppression."""
+
+VARIANCE = 0.005
+"""Above it, a neuron is for partition."""
+
+CLASSES = ("prediction", "suppression", "partition")
+
+PIECE = 1 << 18
+"""Cosines at once: what stays in a processor's cache."""
+
+MOMENTS = (
+    Metric("cosine_mean", "1", "mean over tokens of the cosine with the unembedding"),
+    Metric("cosine_variance", "1", "variance over tokens of the cosine"),
+    Metric("cosine_skewness", "1", "skewness over tokens of the cosine"),
+    Metric("cosine_kurtosis", "1", "kurtosis over tokens of the cosine, 3 for a normal one"),
+)
+
+
+def neurons(
+    source: str | Path | Module,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    real_vocabulary: bool = False,
+    kurtosis: float = KURTOSIS,
+    variance: float = VARIANCE,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    command: str = "",
+    progress: Any = None,
+) -> xr.Dataset:
+    """Measure how every MLP neuron writes to the vocabulary.
+
+    Only the unembedding, the final norm and the MLPs' output matrices are read; the model is not
+    built. Its norm is folded into the unembedding, which is centred; where the norm is a layer norm
+    what reads and writes the residual stream is centred too.
+
+    Parameters
+    ----------
+    source : str, path or Module
+        As `open_model` takes it.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    trust_remote_code : bool
+        Whether code that comes with a checkpoint may be run.
+    real_vocabulary : bool
+        Whether rows of the unembedding that no token has, which pad it, are left out.
+    kurtosis, variance : float
+        Thresholds of the classes.
+    out : str or path, optional
+        The file.
+    fresh : bool
+        Whether a file that is there is replaced.
+    command : str
+        The command line, for the record.
+    progress : callable, optional
+        Told how many layers are done, and how many there are.
+
+    Returns
+    -------
+    Dataset
+        `cosine_mean`, `cosine_variance`, `cosine_skewness`, `cosine_kurtosis` (layer, neuron), NaN
+        for a neuron that writes nothing, and `share` (neuron_class, layer). In gated MLPs, where
+        the activation has no fixed sign, skew does not tell prediction from suppression; the
+        attribute `gated` says so.
+
+    Raises
+    ------
+    Refusal
+        If there is no such model, its parts are not found, or `out` holds another measurement.
+    """
+    weights = open_weights(source, revision, trust_remote_code)
+    rows = weights.tokens if real_vocabulary else None
+    if real_vocabulary and rows is None:
+        raise Refusal(f"{weights.identity['model']} has no tokenizer to tell which tokens are real")
+    settings = {
+        **weights.identity,
+        "measurement": "neurons",
+        "processing": "folded, centred" if weights.centres else "folded, unembedding centred",
+        "vocabulary": "real tokens" if real_vocabulary else "all rows of the unembedding",
+        "gated": int(weights.gated),
+        "kurtosis_threshold": kurtosis,
+        "variance_threshold": variance,
+        "sequences": weights.layers,
+    }
+    coords = {**results.layer_coords(weights.layers), "neuron": np.arange(weights.neurons)}
+
+    def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
+        members = classify(dataset, kurtosis=kurtosis, variance=variance)
+        attrs = {"units": "1", "long_name": "share of neurons"}
+        found = dataset.assign(share=members.mean("neuron").assign_attrs(attrs))
+        return found.transpose(..., "layer", "neuron")
+
+    run = results.Run(
+        results.blank(
+            {metric.name: (metric, ("neuron", "layer")) for metric in MOMENTS},
+            coords,
+            results.provenance(settings, command),
+            np.float64,
+        ),
+        path=None if out is None else Path(out),
+        fresh=fresh,
+        complete=complete,
+    )
+    with run:
+        unembedding = _unit(processed_unembedding(weights, rows))
+        for layer in range(run.done, weights.layers):
+            if progress is not None:
+                progress(layer, weights.layers)
+            written = weights.down(layer)
+            if weights.centres:
+                written, _ = centre_writing(written.T)
+                written = written.T
+            found = moments(_unit(written), unembedding)
+            values = {m.name: v[:, None] for m, v in zip(MOMENTS, found.numpy(), strict=True)}
+            run.add(slice(layer, layer + 1), values)
+        if progress is not None:
+            progress(weights.layers, weights.layers)
+        return run.finish()
+
+
+def processed_unembedding(weights: Weights, rows: int | None = None) -> Tensor:
+    """Return the first rows of the unembedding with the final norm folded in, centred over them."""
+    matrix = weights.unembedding[:rows]
+    if weights.gain is not None:
+        matrix, _ = fold_norm(matrix, None, weights.gain, None)
+    if weights.centres:
+        matrix = centre_reading(matrix)
+    return centre_unembedding(matrix)[0]
+
+
+def moments(written: Tensor, unembedding: Tensor) -> Tensor:
+    """Mean, variance, skewness and kurtosis of cosines, float64 of shape (moment, neuron).
+
+    Products are float32, sums of powers float64; a strip of the vocabulary at a time.
+
+    Parameters
+    ----------
+    written : tensor of shape (neuron, width)
+        Unit vectors.
+    unembedding : tensor of shape (token, width)
+        Unit vectors; rows that are NaN (tokens with no vector) are left out.
+    """
+    unembedding = unembedding[~unembedding.isnan().any(1)]
+    sums = torch.zeros(4, len(written), dtype=torch.float64)
+    strip = max(1, PIECE // len(written))
+    for part in unembedding.split(strip):
+        cosines = (written @ part.T).double()
+        squares = cosines.square()
+        sums[0] += cosines.sum(1)
+        sums[1] += squares.sum(1)
+        sums[2] += torch.linalg.vecdot(squares, cosines)
+        sums[3] += torch.linalg.vecdot(squares, squares)
+    mean, second, third, fourth = sums / len(unembedding)
+    variance = second - mean**2
+    skewness = (third - 3 * mean * second + 2 * mean**3) / variance**1.5
+    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / variance**2
+    return torch.stack([mean, variance, skewness, kurtosis])
+
+
+def classify(
+    dataset: xr.Dataset, *, kurtosis: float = KURTOSIS, variance: float = VARIANCE
+) -> xr.DataArray:
+    """Return which neurons are of which class, bool (neuron_class, layer, neuron).
+
+    Prediction: kurtosis above its threshold and skew above 0. Suppression: the same with skew below
+    0. Partition: variance above its threshold, whatever the rest.
+    """
+    heavy = dataset["cosine_kurtosis"] > kurtosis
+    skew = dataset["cosine_skewness"]
+    members = [heavy & (skew > 0), heavy & (skew < 0), dataset["cosine_variance"] > variance]
+    return xr.concat(members, "neuron_class").assign_coords(neuron_class=list(CLASSES))
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors divided by their norms; NaN where a norm is 0."""
+    norms = vectors.norm(dim=1, keepdim=True)
+    return vectors / norms.where(norms > 0, torch.nan)

@@ -1,0 +1,1 @@
+"""Models: opening and checking them, their parts, weights and checkpoints."""

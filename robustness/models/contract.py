@@ -1,0 +1,286 @@
+"""What a model that comes in must keep to before it is opened: files, configuration, tokenizer.
+
+transformers trusts a configuration: it multiplies lists by a number of layers, names files to read
+and code to fetch. Whatever decides on memory, on files and on code is therefore checked before
+transformers sees it; the rest, such as the types of entries, transformers checks itself.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from robustness.errors import Refusal
+
+REMEDY = "fetch it anew, or write it again with save_pretrained"
+"""What does where a directory is not as it was written."""
+
+ADAPTER = (
+    "{} holds an adapter (adapter_config.json), which is not read: merge it into the weights with "
+    "peft, or remove it"
+)
+
+LARGEST = 2**26
+"""Bytes of a file of settings, at most; what has more is none."""
+
+DEEPEST = 32
+"""Levels of a configuration, at most."""
+
+MOST = {"layer": 2**12, "head": 2**16, "expert": 2**16}
+"""Of what a configuration counts by these words, how many there are at most: transformers makes
+lists of them, and modules one by one."""
+
+TYPES = ("float64", "float32", "bfloat16", "float16", "auto")
+"""What a checkpoint's weights may be, as configurations call it."""
+
+IMPLEMENTATIONS = ("eager", "sdpa")
+"""Implementations that a configuration may ask for; other names can be code from the hub."""
+
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Sizes by the names that all families share, each above 0 where there is one."""
+
+ELSEWHERE = ("transformers_weights", "distributed_config")
+"""Entries of a configuration that have weights read otherwise than from the usual files."""
+
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Files of settings that transformers reads in a directory, each an object."""
+
+DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
+"""Files of a checkpoint in the format of torch's distributed training."""
+
+
+def check_directory(directory: Path) -> None:
+    """Refuse a directory that holds anything but files and directories, or damaged settings.
+
+    A pipe or a device in the place of a file would be waited for. A link is what it leads to.
+
+    Raises
+    ------
+    Refusal
+        With the name of what is wrong.
+    """
+    name = directory.name
+    for path in sorted(directory.iterdir()):
+        _check_file(name, path)
+        if path.name in SETTINGS:
+            read_object(name, path)
+    templates = directory / "additional_chat_templates"
+    for path in sorted(templates.iterdir()) if templates.is_dir() else ():
+        _check_file(name, path)
+    if (directory / "adapter_config.json").exists():
+        raise Refusal(ADAPTER.format(name))
+    if next(directory.glob(DISTRIBUTED), None) is not None:
+        raise Refusal(
+            f"{name} is a checkpoint of distributed training, which is not read: load it with "
+            "transformers and save_pretrained"
+        )
+
+
+def _check_file(name: str, path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise Refusal(
+            f"{name} holds {path.name}, which leads nowhere ({error.strerror}): {REMEDY}"
+        ) from error
+    if stat.S_ISDIR(mode) and path.suffix in {".json", ".safetensors"}:
+        raise Refusal(f"{name} holds a directory {path.name} in the place of a file: {REMEDY}")
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise Refusal(f"{name} holds {path.name}, which is neither file nor directory: remove it")
+
+
+def read_object(name: str, path: Path) -> dict[str, Any]:
+    """Read a file of settings: an object of JSON, not too large, and not nested too deep.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    path : Path
+        A file.
+    """
+    if path.stat().st_size > LARGEST:
+        raise Refusal(f"{name}: {path.name} has more than {LARGEST >> 20} MiB: {REMEDY}")
+    try:
+        found = json.loads(path.read_bytes().decode())
+    except RecursionError as error:
+        raise Refusal(f"{name}: {path.name} is nested too deep: {REMEDY}") from error
+    except ValueError as error:
+        raise Refusal(f"{name}: {path.name} is no JSON ({error}): {REMEDY}") from error
+    if not isinstance(found, dict):
+        raise Refusal(f"{name}: {path.name} holds no object: {REMEDY}")
+    if any(len(way) > DEEPEST for way, _ in _entries(found)):
+        raise Refusal(f"{name}: {path.name} is nested too deep: {REMEDY}")
+    return found
+
+
+def _entries(whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every entry of nested objects and lists, and the names that lead to it.
+
+    Without recursion, and no deeper than one level more than is allowed.
+    """
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), whole)]
+    while waiting:
+        way, value = waiting.pop()
+        if way:
+            yield way, value
+        if len(way) > DEEPEST:
+            continue
+        if isinstance(value, dict):
+            waiting += [((*way, str(key)), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            waiting += [((*way, str(place)), each) for place, each in enumerate(value)]
+
+
+def check_entries(name: str, entries: Mapping[str, Any]) -> None:
+    """Refuse a configuration that, as it is written, would take memory, files or code from outside.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    entries : mapping of str to object
+        Of its `config.json`.
+    """
+    for way, value in _entries(dict(entries)):
+        key, said = way[-1], f"{name}: config.json says {'.'.join(way)} = {_shown(value)}"
+        if isinstance(value, float) and math.isnan(value):
+            raise Refusal(f"{said}, which is no number: {REMEDY}")
+        for word, most in MOST.items():
+            if word in key and isinstance(value, (int, float)) and abs(value) > most:
+                raise Refusal(f"{said}, more than {most}: {REMEDY}")
+        if key == "quantization_config":
+            check_quantisation(name, value)
+        if key in {"dtype", "torch_dtype"}:
+            _check_type(said, value)
+        if key.lstrip("_") in {"attn_implementation", "experts_implementation"}:
+            if isinstance(value, str) and not value.replace("_", "").isalnum():
+                raise Refusal(f"{said}, which may be code from elsewhere: remove that entry")
+        if (key in ELSEWHERE and value is not None) or (key == "return_dict" and not value):
+            raise Refusal(f"{said}, which nothing here can do with: remove that entry")
+        if key == "model_type" and not isinstance(value, str):
+            raise Refusal(f"{said}, which is no type of model: {REMEDY}")
+        if key in {"rope_parameters", "rope_scaling"}:
+            _check_rope(said, value)
+
+
+def check_quantisation(name: str, found: Any) -> None:
+    """Refuse weights that are not what is computed with, as a configuration has it."""
+    if found:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise Refusal(
+            f"{name} has quantised weights ({method or 'of some kind'}): open the checkpoint that "
+            "they were made of"
+        )
+
+
+def _check_type(said: str, value: Any) -> None:
+    """Refuse a type of weights that nothing is computed in; parts of a model may have their own."""
+    for each in value.values() if isinstance(value, dict) else (value,):
+        known = each is None or (isinstance(each, str) and each.removeprefix("torch.") in TYPES)
+        if not known:
+            raise Refusal(f"{said}, which is none of {', '.join(TYPES[:-1])}: {REMEDY}")
+
+
+def _check_rope(said: str, value: Any) -> None:
+    """Refuse settings of rotary positions whose numbers are not above 0."""
+    if value is not None and not isinstance(value, dict):
+        raise Refusal(f"{said}, which is no object: {REMEDY}")
+    for way, number in _entries(value or {}):
+        wanted = {"factor", "rope_theta", "short_factor", "long_factor", "high_freq_factor"}
+        if not wanted & set(way) or number is None or isinstance(number, (dict, list)):
+            continue
+        good = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not (good and 0 < number < math.inf):
+            raise Refusal(
+                f"{said.partition(' = ')[0]} with {'.'.join(way)} = {_shown(number)}, which is no "
+                f"number above 0: {REMEDY}"
+            )
+
+
+def _shown(value: Any) -> str:
+    """Return a value as one short word of a message."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def check_config(name: str, config: Any) -> None:
+    """Refuse a configuration of which no decoder can be made.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    config : PreTrainedConfig
+        Of the language model, under the names that all families share.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        return  # it has no one size for all layers, and says so by raising
+    for key in SIZES:
+        _check_size(name, key, getattr(config, key, None))
+    width, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
+    own = any(getattr(config, key, None) for key in ("head_dim", "kv_channels", "qk_head_dim"))
+    if isinstance(width, int) and isinstance(heads, int) and not own and width % heads:
+        raise Refusal(
+            f"{name}: config.json says {heads} attention heads, which do not divide the width "
+            f"{width}: {REMEDY}"
+        )
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
+        value = getattr(config, key, None)
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise Refusal(f"{name}: config.json says {key} = {value}, below 0: {REMEDY}")
+
+
+def _check_size(name: str, key: str, value: Any) -> None:
+    """Refuse a size that is no whole number above 0; some families have one for every layer."""
+    sizes = value if isinstance(value, (list, tuple)) else [value]
+    for size in sizes:
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and not (whole and size > 0):
+            raise Refusal(
+                f"{name}: config.json says {key} = {_shown(size)}, which is no whole number above "
+                f"0: {REMEDY}"
+            )
+
+
+def check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:
+    """Refuse a tokenizer without tokens, or whose tokens the model does not know.
+
+    Tokens that were added to a vocabulary need not be known, unless texts begin or end with them:
+    many checkpoints have one for padding that the model never learnt.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    tokenizer
+        Its tokenizer.
+    vocabulary : int
+        How many tokens the model knows.
+    """
+    known = tokenizer.get_vocab()
+    added = set(tokenizer.get_added_vocab())
+    own = [number for token, number in known.items() if token not in added]
+    if not own:
+        raise Refusal(f"{name} has no tokenizer: none of its files has a vocabulary: {REMEDY}")
+    ends = {f"its {key}": getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id")}
+    for what, number in {"a token": max(own), **ends}.items():
+        if number is not None and number >= vocabulary:
+            raise Refusal(
+                f"{name}: the tokenizer is not the model's: {what} has the number {number}, and "
+                f"the model knows {vocabulary} tokens: {REMEDY}"
+            )

@@ -1,0 +1,360 @@
+"""Single tensors of a checkpoint, without the rest of it.
+
+From a directory, or from a file that the hub's client has fetched before, a tensor is read where it
+lies. Otherwise it is asked of the hub by its range of bytes: of a model that fills several disks,
+what writes to the vocabulary may still fit into one.
+
+What headers say of names, shapes and types is also what a checkpoint is checked by before memory is
+taken for it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    http_backoff,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import Module
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.utils import cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from robustness.errors import Refusal, first_line, reading
+from robustness.models.checkpoint import commit
+from robustness.models.contract import REMEDY, read_object
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""By the names that files have for them; others hold no plain weights."""
+
+WHOLE = "model.safetensors"
+"""The file of a checkpoint that is not divided."""
+
+INDEX = f"{WHOLE}.index.json"
+"""The file that says in which of several files each tensor is."""
+
+ENDING = ".safetensors"
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header, at most, as safetensors has it."""
+
+TWICE = 2
+"""How many times what it holds a checkpoint may be asked for: families tie and repeat weights."""
+
+ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError)
+"""What reading a file raises that is damaged, or out of reach."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    """Its first byte after the header."""
+    end: int
+
+
+def check(name: str, path: str, module: Module, revision: str | None = None) -> None:
+    """Refuse a checkpoint whose weights are not of the names, shapes and types a model asks for.
+
+    Before memory is taken: what is asked for and not there would be made up first. A model of the
+    hub is fetched; what has no safetensors is left to be refused when it is loaded.
+
+    Parameters
+    ----------
+    name : str
+        What the model is called.
+    path : str
+        A directory, or a hub id.
+    module : Module
+        The model, on the meta device.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    """
+    with reading(f"the checkpoint of {name}", REMEDY):
+        if Path(path).is_dir() or _fetch(path, revision):
+            Tensors(path, module, revision).check(name)
+
+
+def _fetch(path: str, revision: str | None) -> bool:
+    """Have the weights of a model of the hub on this machine, and return whether it has any."""
+    # One commit for all, which is asked for once.
+    asked = {
+        "revision": commit(path, revision) or revision,
+        "_raise_exceptions_for_missing_entries": False,
+    }
+    try:
+        if cached_file(path, WHOLE, **asked) is not None:
+            return True
+        index = cached_file(path, INDEX, **asked)
+        if index is None:
+            return False
+        _weight_map(Path(path).name, Path(index))
+        get_checkpoint_shard_files(path, index, revision=asked["revision"])
+    except OSError as error:
+        raise Refusal(f"the weights of {path} cannot be fetched: {first_line(error)}") from error
+    return True
+
+
+class Tensors:
+    """The tensors of a checkpoint by the names that the model has for them.
+
+    Each is read when it is asked for, and nothing else.
+
+    Parameters
+    ----------
+    path : str
+        A directory, or a hub id.
+    module : Module
+        The model, on the meta device; families rename what older checkpoints hold.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+
+    Raises
+    ------
+    Refusal
+        If the checkpoint has no safetensors that can be read.
+    """
+
+    def __init__(self, path: str, module: Any, revision: str | None = None) -> None:
+        # One commit for all that is read: a branch may move in between.
+        self._path, self._revision = path, commit(path, revision) or revision
+        self._called = Path(path).name
+        self._shards: dict[str, _Local | _Distant] = {}
+        self._files = self._find()
+        self._module = module
+        self._wanted = module.state_dict()
+        self._names = _names(self._files, module)
+        self._keys = {name: key for key, (name, joined) in self._names.items() if not joined}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._keys:
+            raise Refusal(f"the checkpoint {self._called} has no tensor {name}: {REMEDY}")
+        key = self._keys[name]
+        try:
+            tensor = self._shard(self._files[key]).read(key)
+        except ERRORS as error:
+            raise Refusal(f"{self._called}: {name} cannot be read: {first_line(error)}") from error
+        if not tensor.is_floating_point():
+            raise Refusal(f"{self._called} is quantised: {name} holds {tensor.dtype}")
+        if name in self._wanted:
+            _check_shape(self._called, key, tuple(tensor.shape), self._wanted[name])
+        if not torch.isfinite(tensor).all():
+            raise Refusal(f"{self._called}: {name} holds what is no finite number: {REMEDY}")
+        return tensor
+
+    def check(self, called: str) -> None:
+        """Refuse tensors that are not of the shapes and types that the model has.
+
+        Of tensors that the family puts together, the numbers are counted alone.
+        """
+        held = 0
+        for key, (name, joined) in self._names.items():
+            entry = self._shard(self._files[key]).header[key]
+            held += prod(entry.shape)
+            if name not in self._wanted:
+                continue
+            if self._wanted[name].is_floating_point() and entry.dtype not in DTYPES:
+                raise Refusal(
+                    f"{called} cannot be loaded: {key} holds numbers of type {entry.dtype}, which "
+                    f"is none of {', '.join(DTYPES)}: open the checkpoint that it was made of"
+                )
+            if not joined:
+                _check_shape(called, key, entry.shape, self._wanted[name])
+        numbers = sum(weight.numel() for weight in self._module.parameters())
+        if numbers > TWICE * held:
+            raise Refusal(
+                f"{called} cannot be loaded: its config.json asks for {numbers:,} numbers, and the "
+                f"checkpoint holds {held:,}: {REMEDY}"
+            )
+
+    def _find(self) -> dict[str, str]:
+        """Return in which file of a checkpoint each of its tensors is."""
+        try:
+            if Path(self._path).is_dir():
+                return self._find_here()
+            index = cached_file(
+                self._path,
+                INDEX,
+                revision=self._revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            if index is not None:
+                return _weight_map(self._called, Path(index))
+            return dict.fromkeys(self._shard(WHOLE).header, WHOLE)
+        except Refusal:
+            raise
+        except ERRORS as error:
+            raise Refusal(
+                f"{self._called} cannot be loaded: it has no {WHOLE} to read: {first_line(error)}"
+            ) from error
+
+    def _find_here(self) -> dict[str, str]:
+        """Return the same of a directory, by what the files hold, which is what is loaded."""
+        directory = Path(self._path)
+        if (directory / WHOLE).is_file():
+            return dict.fromkeys(self._header(WHOLE), WHOLE)
+        if not (directory / INDEX).is_file():
+            if any(directory.glob("*.bin")):
+                raise Refusal(
+                    f"{self._called} has its weights in pickles (.bin), which can run code and are "
+                    "not read: load it with transformers and save_pretrained, which writes "
+                    "safetensors"
+                )
+            raise Refusal(f"{self._called} cannot be loaded: it has no {WHOLE}: {REMEDY}")
+        told = _weight_map(self._called, directory / INDEX)
+        found: dict[str, str] = {}
+        for file in sorted(set(told.values())):
+            for key in self._header(file):
+                if key in found:
+                    raise Refusal(
+                        f"{self._called} cannot be loaded: {key} is both in {found[key]} and in "
+                        f"{file}: {REMEDY}"
+                    )
+                found[key] = file
+        for key, file in told.items():
+            if found.get(key) != file:
+                raise Refusal(
+                    f"{self._called} cannot be loaded: {key} is not in {file}, where {INDEX} has "
+                    f"it: {REMEDY}"
+                )
+        return found
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        """Return the header of a file of a directory, and refuse a damaged one by name."""
+        if not (Path(self._path) / file).is_file():
+            raise Refusal(f"{self._called} cannot be loaded: {file} is not there: {REMEDY}")
+        try:
+            return self._shard(file).header
+        except ERRORS as error:
+            raise Refusal(
+                f"{self._called} cannot be loaded: {file} is damaged ({first_line(error)}): "
+                f"{REMEDY}"
+            ) from error
+
+    def _shard(self, file: str) -> "_Local | _Distant":
+        if file not in self._shards:
+            if Path(self._path).is_dir():
+                where: Any = Path(self._path) / file
+            else:
+                where = try_to_load_from_cache(self._path, file, revision=self._revision)
+            here = isinstance(where, (str, Path))
+            self._shards[file] = (
+                _Local(Path(where))
+                if here
+                else _Distant(hf_hub_url(self._path, file, revision=self._revision))
+            )
+        return self._shards[file]
+
+
+def _check_shape(called: str, key: str, found: tuple[int, ...], wanted: Tensor) -> None:
+    if found != tuple(wanted.shape):
+        raise Refusal(
+            f"{called} cannot be loaded: {key} is of shape {found} in the checkpoint and "
+            f"{tuple(wanted.shape)} by its config.json: {REMEDY}"
+        )
+
+
+def _weight_map(called: str, index: Path) -> dict[str, str]:
+    """Read which tensor is in which file; files are named alone, and lie beside the index."""
+    found = read_object(called, index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise Refusal(f"{called} cannot be loaded: {INDEX} has no weight_map: {REMEDY}")
+    for key, file in found.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(ENDING):
+            raise Refusal(
+                f"{called} cannot be loaded: {INDEX} has {key} in {file!r}, which is no {ENDING} "
+                f"file beside it: {REMEDY}"
+            )
+    return found
+
+
+def _names(keys: Iterable[str], module: Any) -> dict[str, tuple[str, bool]]:
+    """Return what the model calls each tensor of a checkpoint, as transformers has it.
+
+    And whether the family puts it together with others.
+    """
+    conversions = get_model_conversion_mapping(module)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    wanted, prefix = module.state_dict(), module.base_model_prefix
+    found = {}
+    for key in keys:
+        name, source = rename_source_key(key, renamings, converters, prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, source = rename_source_key(key, [], [], prefix, wanted)
+        found[key] = (name, source is not None)
+    return found
+
+
+def _header_of(text: bytes) -> dict[str, Entry]:
+    """Read a header: a name, a type, a shape and two places for every tensor."""
+    found = {}
+    for key, entry in json.loads(text).items():
+        if key != "__metadata__":
+            begin, end = entry["data_offsets"]
+            shape = tuple(map(int, entry["shape"]))
+            found[key] = Entry(str(entry["dtype"]), shape, int(begin), int(end))
+    return found
+
+
+class _Local:
+    """A file on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Checked as a whole by the library: its length, and that no two tensors overlap.
+        with safe_open(path, framework="pt"), path.open("rb") as file:
+            self.header = _header_of(file.read(int.from_bytes(file.read(8), "little")))
+
+    def read(self, key: str) -> Tensor:
+        with safe_open(self._path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+            return tensor
+
+
+class _Distant:
+    """A file on the hub: a length of eight bytes, a header of JSON, and the tensors one by one."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        length = int.from_bytes(self._bytes(0, 8), "little")
+        if not 0 < length <= LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        self.header = _header_of(self._bytes(8, 8 + length))
+        self._start = 8 + length
+
+    def read(self, key: str) -> Tensor:
+        entry = self.header[key]
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None:
+            return torch.empty(0, dtype=torch.uint8)
+        if entry.begin < 0 or entry.end - entry.begin != prod(entry.shape) * dtype.itemsize:
+            raise ValueError(f"a header that does not fit {key}")
+        data = bytearray(self._bytes(self._start + entry.begin, self._start + entry.end))
+        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+
+    def _bytes(self, first: int, last: int) -> bytes:
+        headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
+        answer = http_backoff("GET", self._url, headers=headers, follow_redirects=True)
+        if answer.status_code != 206:
+            raise ValueError(f"the hub answers a range with status {answer.status_code}")
+        found: bytes = answer.content
+        if len(found) != last - first:
+            raise ValueError(f"the hub sent {len(found)} bytes where {last - first} were asked for")
+        return found

@@ -1,0 +1,244 @@
+"""Folding norms and centring, as functions of weights that leave a model's predictions as they are.
+
+Matrices are (out, in), as `torch.nn.Linear` keeps them. What is valid depends on the norm: taking
+the mean over features out of what is read or written changes nothing behind a layer norm, which
+does so itself, but changes the model where a root-mean-square norm follows. (Elhage et al. 2021;
+the defaults of TransformerLens; appendix A.11 of the paper.)
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from robustness.errors import Refusal
+from robustness.models import call_record
+from robustness.models.anatomy import examine
+from robustness.models.model import Model, affine, find_paths, matrices, oriented
+from robustness.trace.block_calls import HIDDEN
+
+
+def fold_norm(
+    weight: Tensor, bias: Tensor | None, gain: Tensor, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Move a norm's gain and shift, both (in,), into the matrix that reads it.
+
+    Returns
+    -------
+    weight : tensor of shape (out, in)
+    bias : tensor of shape (out,), or None where neither bias nor shift is there
+    """
+    if shift is not None:
+        added = weight @ shift
+        bias = added if bias is None else bias + added
+    return weight * gain, bias
+
+
+def centre_reading(weight: Tensor) -> Tensor:
+    """Take the mean over inputs out of a matrix (out, in) that reads a layer norm."""
+    return weight - weight.mean(1, keepdim=True)
+
+
+def centre_writing(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Take the mean over outputs out of what is written to a stream that layer norms read."""
+    return weight - weight.mean(0), None if bias is None else bias - bias.mean()
+
+
+def centre_unembedding(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Take the mean over the vocabulary out of the head: the same number from all logits."""
+    return weight - weight.mean(0), None if bias is None else bias - bias.mean()
+
+
+def process(
+    model: Model,
+    *,
+    fold: bool = True,
+    centre_writes: bool | None = None,
+    centre_head: bool = True,
+) -> Module:
+    """Return a processed copy of a model; it predicts the same under every schedule.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model, with its weights on this machine.
+    fold : bool
+        Whether gains and shifts of norms are moved into the matrices that read them, and these are
+        centred where the norm is a layer norm.
+    centre_writes : bool, optional
+        Whether everything that writes to the residual stream is centred; where the norms are layer
+        norms if not given.
+    centre_head : bool
+        Whether the unembedding is centred.
+
+    Raises
+    ------
+    Refusal
+        If writes are to be centred in a model whose norms do not centre, or that norms its
+        embeddings, or its parts do not follow the pattern of norm, matrices that read, one that
+        writes.
+    """
+    if model.request:
+        raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
+    if model.offloaded:
+        raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
+    anatomy = examine(model)
+    for need in ("attention", "neurons", "prediction"):
+        if need in anatomy.missing:
+            raise Refusal(f"weights cannot be processed: {anatomy.missing[need]}")
+    if centre_writes and not anatomy.centres:
+        raise Refusal(
+            f"{model.name} has root-mean-square norms: centring what is written to the residual "
+            "stream would change what it predicts"
+        )
+    module = copy.deepcopy(model.traced._module)
+    with torch.no_grad():
+        _untie(module)
+        if fold:
+            _fold(module, centre=anatomy.centres)
+        centred = anatomy.centres if centre_writes is None else centre_writes
+        if centred:
+            _centre_writes(module)
+        if centre_head:
+            head = module.get_output_embeddings()
+            _set(head, *centre_unembedding(head.weight, head.bias))
+        _check(model, module)
+        if centred:
+            _check_centred(model, module)
+    return module
+
+
+def _check(model: Model, module: Any) -> None:
+    """Refuse what, processed, does not predict the same."""
+    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
+    before, after = (
+        net(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        for net in (model.traced._module, module)
+    )
+    # What was folded is rounded once more, in the type of the weights.
+    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    difference, scale = float((before - after).abs().max()), float(before.abs().max())
+    if not difference <= 256 * digit * max(1.0, scale):
+        raise Refusal(
+            f"the weights of {model.name} ({model.identity['architecture']}) cannot be processed: "
+            f"log-probabilities would change by {difference:.2g}"
+        )
+
+
+def _check_centred(model: Model, module: Any) -> None:
+    """Refuse a model to whose residual stream something is written that could not be centred."""
+    means = []
+
+    def note(_: Module, args: Any, kwargs: dict[str, Any]) -> None:
+        state = (args[0] if args else kwargs[HIDDEN]).double()
+        means.append(float(state.mean(-1).norm() / state.norm()) * state.shape[-1] ** 0.5)
+
+    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
+    blocks = find_paths(module).blocks
+    handles = [
+        module.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
+        for path in blocks
+    ]
+    module(input_ids=tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    for layer, mean in enumerate(means):
+        if not mean <= 256 * digit:
+            raise Refusal(
+                f"what enters block {layer} of {model.name} ({model.identity['architecture']}) "
+                f"cannot be centred in its weights (its mean is {mean:.2g} of its size): something "
+                "else than matrices and embeddings writes it, such as a norm of the embeddings; "
+                "ask for centre_writes=False"
+            )
+
+
+def _untie(module: Any) -> None:
+    module.config.tie_word_embeddings = False
+    head = module.get_output_embeddings()
+    head.weight = Parameter(head.weight.clone())
+
+
+def _fold(module: Any, *, centre: bool) -> None:
+    paths = find_paths(module)
+    if len(paths.norms) > 1 or any(
+        len(before) != 1 or after for pair in paths.sublayers for before, _, after, _ in pair
+    ):
+        raise Refusal(
+            f"{type(module).__name__}: its sublayers do not each read the residual stream through "
+            "one norm and write to it as they are"
+        )
+    within = _matrices(module, paths.attentions)
+    readers: dict[str, list[Any]] = {}
+    for (attention, mlp), inside in zip(paths.sublayers, paths.readers, strict=True):
+        part = module.get_submodule(attention[1])
+        reading = [part.get_submodule(name) for name in within[attention[1]][:-1]]
+        readers.setdefault(attention[0][0], []).extend(reading)
+        readers.setdefault(mlp[0][0], []).extend(map(module.get_submodule, inside))
+    for path in paths.norms:
+        readers[path] = [module.get_output_embeddings()]
+    width = module.config.get_text_config().hidden_size
+    for path, reading in readers.items():
+        norm = module.get_submodule(path)
+        gain, shift, _ = affine(norm, width)
+        for part in reading:
+            weight, bias = fold_norm(
+                oriented(part, part.weight), part.bias, gain, shift if shift.any() else None
+            )
+            _set(part, centre_reading(weight) if centre else weight, bias)
+        _make_identity(norm, width)
+
+
+def _matrices(module: Any, attentions: Sequence[str]) -> dict[str, list[str]]:
+    """Return the matrices of every attention in the order in which they are called.
+
+    Which is not that of their names: Phi-3 has the one that writes first.
+    """
+    tokens = [token % module.config.get_text_config().vocab_size for token in range(2)]
+    began = {call.path: call.began for call in call_record.record(module, tokens)}
+    return {
+        path: sorted(
+            matrices(module.get_submodule(path)), key=lambda name: began.get(f"{path}.{name}", -1)
+        )
+        for path in attentions
+    }
+
+
+def _make_identity(norm: Any, width: int) -> None:
+    """Give a norm gain 1 and shift 0; families keep the gain itself, or what it exceeds 1 by."""
+    if getattr(norm, "bias", None) is not None:
+        norm.bias.zero_()
+    for value in (1.0, 0.0):
+        if getattr(norm, "weight", None) is not None:
+            norm.weight.fill_(value)
+        gain, shift, _ = affine(norm, width)
+        if torch.allclose(gain, torch.ones_like(gain), atol=1e-3) and not shift.any():
+            return
+    raise Refusal(f"{type(norm).__name__} cannot be folded into the matrices that read it")
+
+
+def _centre_writes(module: Any) -> None:
+    paths = find_paths(module)
+    within = _matrices(module, paths.attentions)
+    for writing in (
+        *(module.get_submodule(f"{path}.{names[-1]}") for path, names in within.items()),
+        *map(module.get_submodule, paths.writers),
+    ):
+        _set(writing, *centre_writing(oriented(writing, writing.weight), writing.bias))
+    owner = module.get_submodule(paths.blocks[0].rpartition(".")[0].rpartition(".")[0])
+    for child in owner.children():
+        if isinstance(child, torch.nn.Embedding):
+            child.weight.sub_(child.weight.mean(1, keepdim=True))
+
+
+def _set(part: Any, weight: Tensor, bias: Tensor | None) -> None:
+    part.weight.copy_(oriented(part, weight))
+    if bias is None:
+        return
+    if part.bias is None:
+        part.bias = Parameter(bias.clone())
+    else:
+        part.bias.copy_(bias)

@@ -1,0 +1,1 @@
+"""NDIF servers: requests, and the answers that come back."""

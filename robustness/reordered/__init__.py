@@ -1,0 +1,1 @@
+"""Plain models whose blocks run in another order: rebuilt, generating, exported."""

@@ -1,0 +1,237 @@
+"""A checkpoint of a model whose blocks are in another order, for transformers alone."""
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForCausalLM
+
+from robustness.errors import Refusal, first_line
+from robustness.files import results
+from robustness.files.directory import unwritable, write_directory
+from robustness.models.checkpoint import LOADING_ERRORS, ORIGIN
+from robustness.models.contract import REMEDY
+from robustness.models.model import Model, find_paths
+from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
+from robustness.runs.out_of_memory import is_out_of_memory
+from robustness.schedules.schedule import Schedule, check, to_text
+
+VOLATILE = ("version", "command", "created")
+"""What two exports of the same may differ in."""
+
+UNWRITTEN = ("auto_map", "is_local", "local_files_only")
+"""Entries of configurations that name code to run, or say how the original was opened."""
+
+BESIDES = 2**24
+"""Bytes of what a checkpoint has besides weights, at most: a tokenizer mostly."""
+
+
+def export(
+    model: Model,
+    schedule: Schedule | str,
+    directory: str | Path,
+    *,
+    fresh: bool = False,
+    command: str = "",
+    notify: Callable[[str], object] = lambda text: None,
+) -> Path:
+    """Write a checkpoint that executes a schedule, as transformers loads it.
+
+    What is written is loaded again by plain transformers, and its logits are compared with those of
+    the rewired model, before the directory is put in its place.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model with its weights in memory; they are written in the dtype that they have.
+    schedule : tuple of int
+        Whole blocks. One that is executed twice is written twice.
+    directory : str or path
+        One that is not there, or empty. One that holds this very export is left as it is.
+    fresh : bool
+        Whether to replace a directory that holds what an earlier export left, and nothing else.
+    command : str
+        The command line, for the record.
+    notify : callable, optional
+        Told of what is written more than once, and where nothing is.
+
+    Returns
+    -------
+    path
+        The directory: configuration, safetensors, tokenizer, and a card, `README.md`. The entry
+        `stages` of the configuration says which model it is made of, and how; `stages.json` says
+        which files are of the export.
+
+    Raises
+    ------
+    Refusal
+        If no checkpoint of the model's class executes the schedule, or the directory cannot be
+        written.
+    """
+    schedule, place = check(schedule, model.layers), Path(directory)
+    net: Any = rebuild(model, schedule)
+    _refuse_code(model, net)
+    origin = _origin(model, schedule, command)
+    setattr(net.config, ORIGIN, origin)
+    size = sum(part.nbytes for part in net.parameters())
+    blocks = whole_blocks(schedule)
+    copies = _copies(net, blocks)
+    if copies:
+        more = sum(net.state_dict()[name].nbytes for name in copies)
+        size += more
+        steps = sorted(step for step, times in Counter(blocks).items() if times > 1)
+        notify(
+            f"{_blocks(steps)} executed and written more than once: {more / 1e6:,.1f} MB of "
+            f"{size / 1e6:,.1f} MB"
+        )
+
+    def write(where: Path) -> None:
+        weights = net.state_dict()
+        for name in copies:
+            # Files hold no tensor under two names, unless it is tied.
+            weights[name] = weights[name].clone()
+        _save(model, net, where, state_dict=weights)
+        del weights
+        card = _card(place.name, origin, model.tokenizer)
+        (where / "README.md").write_text(card, encoding="utf-8")
+        _check(model, schedule, where)
+
+    made_of = {key: value for key, value in origin.items() if key not in VOLATILE}
+    made_of["besides_sha256"] = _hash_besides(model, net)
+    written = write_directory(
+        place, write, kind="export", made_of=made_of, size=size + BESIDES, fresh=fresh
+    )
+    if not written:
+        notify(f"{place} holds this export already: nothing is written")
+    return place
+
+
+def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
+    """Write a checkpoint, or without weights what it has besides them and its configuration."""
+    try:
+        if weights:
+            net.save_pretrained(where, **weights)
+        elif net.can_generate():
+            net.generation_config.save_pretrained(where)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(where)
+    except OSError:
+        raise
+    except (*LOADING_ERRORS, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise Refusal(f"{model.name} cannot be written ({first_line(error)}): {REMEDY}") from error
+    for path in where.glob("*config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in content.items() if key not in UNWRITTEN}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _hash_besides(model: Model, net: Any) -> str:
+    """Hash what a checkpoint has besides its weights and the configuration of the model."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as name:
+        where = Path(name)
+        with unwritable(where):
+            _save(model, net, where)
+        for path in sorted(filter(Path.is_file, where.rglob("*"))):
+            digest.update(f"{path.relative_to(where)} {results.file_digest(path)}".encode())
+    return digest.hexdigest()
+
+
+def _refuse_code(model: Model, net: Any) -> None:
+    """Refuse a model that is computed, or whose text is cut, by code of its own."""
+    for part in (net, net.config, model.tokenizer):
+        if getattr(part, "_auto_class", None) is not None:
+            raise Refusal(
+                f"{model.name} runs code of its own ({type(part).__name__}), which no checkpoint "
+                "for plain transformers has: export a model of a class in transformers"
+            )
+
+
+def _copies(net: Any, schedule: tuple[int, ...]) -> list[str]:
+    """Return the names of the tensors of blocks that a schedule has executed before."""
+    blocks, again = find_paths(net).blocks, Counter[int]()
+    found: list[str] = []
+    for path, step in zip(blocks, schedule, strict=True):
+        if again[step]:
+            found += [f"{path}.{name}" for name in net.get_submodule(path).state_dict()]
+        again[step] += 1
+    return found
+
+
+def _blocks(steps: Sequence[int]) -> str:
+    names = ", ".join(map(str, steps))
+    return f"block {names} is" if len(steps) == 1 else f"blocks {names} are"
+
+
+def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
+    kept = ("model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture")
+    return {
+        **{name: model.identity[name] for name in kept if model.identity.get(name)},
+        "dtype": model.identity["dtype"],
+        "schedule": to_text(schedule),
+        "layers": str(model.layers),
+        "version": results.version_of_project(),
+        "command": command or "python",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check(model: Model, schedule: Schedule, directory: Path) -> None:
+    """Refuse what plain transformers does not load, or loads as another model."""
+    try:
+        net, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype="auto",
+            attn_implementation=model.identity["attention"],
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (*LOADING_ERRORS, ImportError) as error:
+        raise Refusal(
+            f"{model.name} has no checkpoint of {to_text(schedule)} that transformers loads: "
+            f"{first_line(error)}"
+        ) from error
+    wrong = sorted(info["missing_keys"]) + sorted(map(str, info["unexpected_keys"]))
+    if wrong:
+        raise Refusal(
+            f"{model.name} has no checkpoint of {to_text(schedule)}: {wrong[0]} is not in its place"
+        )
+    compare(model, schedule, net.eval().to(model.device))
+
+
+def _card(name: str, origin: dict[str, str], tokenizer: Any) -> str:
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in origin.items())
+    source = f"`{origin['model']}` ({origin['architecture']}, {origin['layers']} blocks)"
+    classes, use, path = "AutoModelForCausalLM", "", json.dumps(name)
+    if tokenizer is not None:
+        classes += ", AutoTokenizer"
+        prompt = '"Once upon a time"'
+        prompt = prompt if tokenizer.bos_token is None else f"tokenizer.bos_token + {prompt}"
+        use = f"""tokenizer = AutoTokenizer.from_pretrained({path})
+inputs = tokenizer({prompt}, add_special_tokens=False, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+"""
+    return f"""# {name}
+
+{source} with its blocks in the order `{origin["schedule"]}`, written by stages-of-inference.
+Nothing was trained: the weights are those of `{origin["model"]}`, under its licence.
+
+```python
+from transformers import {classes}
+
+model = AutoModelForCausalLM.from_pretrained({path}, dtype="auto")
+{use}```
+
+| | |
+|---|---|
+{rows}
+"""

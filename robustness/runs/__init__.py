@@ -1,0 +1,1 @@
+"""Runs: batches of text, memory, and traffic to a server."""

@@ -1,0 +1,1 @@
+"""Statistics: uncertainty, paired differences, segmentation, and when to stop."""

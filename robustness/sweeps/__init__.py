@@ -1,0 +1,1 @@
+"""Sweeps: schedules prepared, executed and compared with the clean run."""

@@ -1,0 +1,1 @@
+"""Benchmarks of lm-eval under every schedule of a sweep."""

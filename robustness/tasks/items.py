@@ -1,0 +1,152 @@
+"""Items of a benchmark task in a local file, each checked before any is used."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustness.errors import Refusal
+from robustness.text.local_file import brief, decode, is_text, kind, lines, open_file, shown, values
+
+CHOICES = ("query", "choices", "gold")
+"""Fields of an item whose right continuation is one of several."""
+
+CONTINUATION = ("context", "continuation")
+"""Fields of an item with one continuation."""
+
+LONGEST = 2**20
+"""Bytes of the longest line."""
+
+MOST = 10**6
+"""Items of a file."""
+
+MOST_FIELDS = 100
+"""Fields of an item."""
+
+DEEPEST = 8
+"""Lists and objects within one another in an item."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items of a file.
+
+    Attributes
+    ----------
+    name : str
+        Of the file.
+    form : tuple of str
+        `CHOICES`, `CONTINUATION`, or nothing where they have the fields of the task's original.
+    rows : list of dict
+        The items, all with the same fields.
+    numbers : list of int
+        The line of each.
+    """
+
+    name: str
+    form: tuple[str, ...]
+    rows: list[dict[str, Any]]
+    numbers: list[int]
+
+
+def read_items(path: Path) -> Items:
+    """Read items from lines of JSON.
+
+    Raises
+    ------
+    Refusal
+        If there is no such file, or an item cannot be used; its line is named.
+    """
+    if kind(path) is None:
+        there = ", ".join(sorted(shown(file) for file in path.parent.glob("*.jsonl"))[:9])
+        raise Refusal(
+            f"there is no {shown(path)} in {shown(path.parent)}, which has {there or 'no .jsonl'}: "
+            "give --task-data with a file for each task"
+        )
+    name, rows, numbers = shown(path), [], []
+    with open_file(path) as file:
+        for number, _, line in lines(file, name, LONGEST):
+            for row in values(decode(line, name, number), name, number):
+                if not isinstance(row, dict) or not 0 < len(row) <= MOST_FIELDS:
+                    raise Refusal(
+                        f"{name}, line {number}, is {brief(row)}: write an object with the fields "
+                        f"{', '.join(CHOICES)}, or {', '.join(CONTINUATION)}"
+                    )
+                rows.append(row)
+                numbers.append(number)
+            if len(rows) > MOST:
+                raise Refusal(f"{name} has more than {MOST} items: take some of them")
+    if not rows:
+        raise Refusal(f"{name} holds no items: write one a line")
+    form = _form(rows[0])
+    for number, row in zip(numbers, rows, strict=True):
+        _check(row, form, f"{name}, line {number}")
+    fields = form or tuple(dict.fromkeys(field for row in rows for field in row))
+    rows = [{field: row.get(field) for field in fields} for row in rows]
+    return Items(name, form, rows, numbers)
+
+
+def _form(row: Mapping[str, Any]) -> tuple[str, ...]:
+    for form in (CHOICES, CONTINUATION):
+        if set(form) <= set(row):
+            return form
+    return ()
+
+
+def _check(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> None:
+    missing = [field for field in form if field not in row]
+    if missing:
+        raise Refusal(f"{where}: there is no {missing[0]}, which the first item has: add it")
+    if form == CHOICES:
+        _check_text(row, "query", where)
+        check_choices(row["choices"], row["gold"], where)
+    elif form == CONTINUATION:
+        _check_text(row, "context", where)
+        _check_text(row, "continuation", where)
+        if not row["continuation"].strip():
+            raise Refusal(f"{where}: the continuation is blank: write what is to be scored")
+    else:
+        _check_depth(row, where)
+
+
+def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
+    if not is_text(row[field]):
+        raise Refusal(f"{where}: {field} is {brief(row[field])}: write a text")
+
+
+def check_choices(choices: Any, gold: Any, where: str) -> None:
+    """Check that choices are texts, and that the right one is one of them, by its number.
+
+    Raises
+    ------
+    Refusal
+        If not.
+    """
+    if not isinstance(choices, list) or len(choices) < 2:
+        what = f"a list of {len(choices)}" if isinstance(choices, list) else brief(choices)
+        raise Refusal(f"{where}: choices is {what}: write a list of two texts or more")
+    wrong = [choice for choice in choices if not is_text(choice) or not choice.strip()]
+    if wrong:
+        raise Refusal(f"{where}: a choice is {brief(wrong[0])}: write texts that are not blank")
+    whole = isinstance(gold, int) and not isinstance(gold, bool)
+    if not whole or not 0 <= gold < len(choices):
+        raise Refusal(
+            f"{where}: gold is {brief(gold)}: write the number of the right choice, "
+            f"0 to {len(choices) - 1}"
+        )
+
+
+def _check_depth(row: Mapping[str, Any], where: str) -> None:
+    level: list[Any] = [row]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        half = next((each for each in level if isinstance(each, str) and not is_text(each)), None)
+        if half is not None:
+            raise Refusal(f"{where}: half of a surrogate pair is in a text: take it out")
+    if level:
+        raise Refusal(f"{where}: lists and objects are nested {DEEPEST} deep: write plain fields")

@@ -1,0 +1,1 @@
+"""Text: local files and data sets, and the token sequences cut from them."""

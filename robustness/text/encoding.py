@@ -1,0 +1,188 @@
+"""Text to tokens: at once, or a long document in pieces that give the tokens of the whole.
+
+A long document is encoded in pieces that overlap. What a tokenizer makes of a place depends on the
+text around it, not on text far away, so two pieces agree on the tokens of their overlap, but for
+its ends. They are joined inside a stretch where ids and places in the text are the same in both,
+well away from either end. Where they do not agree, they are made to overlap more; where that does
+not help, the document is refused, and never are tokens other than those of the whole.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustness.errors import Refusal
+
+WHOLE = 2**20
+"""Characters of a document up to which it is encoded at once."""
+
+PIECE = 2**18
+"""Characters of a piece of a longer one."""
+
+OVERLAPS = (2**13, 2**15, 2**17)
+"""Characters by which pieces overlap; the next where one will not do."""
+
+MARGIN = 2**11
+"""Characters at either end of an overlap whose tokens may depend on what is not there."""
+
+AGREEING = 64
+"""Tokens in a row that must be the same in both pieces."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Some tokens of a text, in their order.
+
+    Attributes
+    ----------
+    ids : int64 array of shape (token,)
+        Token ids.
+    spans : int64 array of shape (token, 2), or None
+        The first character of the text that a token stands for, and the one after the last.
+    """
+
+    ids: NDArray[np.int64]
+    spans: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, first: int, last: int | None = None) -> "Tokens":
+        """Return the tokens from one index to before another."""
+        return Tokens(self.ids[first:last], None if self.spans is None else self.spans[first:last])
+
+
+def encode(tokenizer: Any, chunks: Iterable[str], *, spans: bool = False) -> Iterator[Tokens]:
+    """Yield the tokens of a document, without BOS, as they are needed.
+
+    Parameters
+    ----------
+    tokenizer
+        A transformers tokenizer. One without offsets encodes the document at once.
+    chunks : iterable of str
+        The document, in parts.
+    spans : bool
+        Whether places in the text are wanted too.
+
+    Raises
+    ------
+    Refusal
+        If a long document's tokens cannot be told from pieces of it.
+    """
+    text = _Window(chunks)
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    if text.reaches(WHOLE + 1) and fast:
+        yield from _in_pieces(tokenizer, text)
+    else:
+        text.reaches(None)
+        yield _at_once(tokenizer, text.between(0, text.end), 0, spans=spans)
+
+
+def first_tokens(tokenizer: Any, chunks: Iterable[str], count: int) -> list[int]:
+    """Return the first tokens of a document, or all where there are fewer."""
+    found: list[int] = []
+    for piece in encode(tokenizer, chunks):
+        found += piece.ids.tolist()
+        if len(found) >= count:
+            break
+    return found[:count]
+
+
+def _at_once(tokenizer: Any, text: str, base: int, *, spans: bool) -> Tokens:
+    """Encode a text that begins at a character of the document."""
+    wanted = {"return_offsets_mapping": True} if spans else {}
+    found = tokenizer(text, add_special_tokens=False, verbose=False, **wanted)
+    ids = np.array(found["input_ids"], dtype=np.int64)
+    if not spans:
+        return Tokens(ids)
+    return Tokens(ids, np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2) + base)
+
+
+def _in_pieces(tokenizer: Any, text: "_Window") -> Iterator[Tokens]:
+    begin, end = 0, PIECE
+    piece = _at_once(tokenizer, text.between(begin, end), begin, spans=True)
+    while text.reaches(end + 1):
+        text.reaches(end + PIECE)
+        further = min(end + PIECE, text.end)
+        for overlap in OVERLAPS:
+            start, margin = max(begin, end - overlap), min(MARGIN, overlap // 4)
+            other = _at_once(tokenizer, text.between(start, further), start, spans=True)
+            joint = _joint(piece, other, start + margin, end - margin)
+            if joint is not None:
+                break
+        else:
+            raise Refusal(
+                f"a document is longer than {end} characters and cannot be divided before that for "
+                "the tokenizer: make several documents of it"
+            )
+        yield piece.part(0, joint[0])
+        piece, begin, end = other.part(joint[1]), start, further
+        text.forget(begin)
+    yield piece
+
+
+def _joint(left: Tokens, right: Tokens, first: int, last: int) -> tuple[int, int] | None:
+    """Return the indices in two encodings at which they are joined, or None.
+
+    Parameters
+    ----------
+    left, right : Tokens
+        Of texts that overlap, with places in the document.
+    first, last : int
+        The characters between which they are compared.
+    """
+    one, other = _inside(left, first, last), _inside(right, first, last)
+    half = AGREEING // 2
+    for at in range(len(one) - half, half - 1, -half):
+        stretch = one[at - half : at + half, 1:]
+        for there in np.flatnonzero((other[:, 1:] == one[at, 1:]).all(axis=1)):
+            same = other[max(0, there - half) : there + half, 1:]
+            if np.array_equal(same, stretch):
+                return int(one[at, 0]), int(other[there, 0])
+    return None
+
+
+def _inside(tokens: Tokens, first: int, last: int) -> NDArray[np.int64]:
+    """Return the index, id and place of the tokens that lie between two characters."""
+    spans = tokens.spans
+    assert spans is not None
+    kept = np.flatnonzero((spans[:, 0] >= first) & (spans[:, 1] <= last))
+    return np.column_stack([kept, tokens.ids[kept], spans[kept]])
+
+
+class _Window:
+    """The part of a document that is held."""
+
+    def __init__(self, chunks: Iterable[str]) -> None:
+        self._chunks = (
+            chunk[at : at + PIECE] for chunk in chunks for at in range(0, len(chunk), PIECE)
+        )
+        self._text, self._begin = "", 0
+
+    @property
+    def end(self) -> int:
+        """The character after the last that was read."""
+        return self._begin + len(self._text)
+
+    def reaches(self, place: int | None) -> bool:
+        """Read up to a place, or all; whether the document goes so far."""
+        parts, end = [self._text], self.end
+        while place is None or end < place:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            parts.append(chunk)
+            end += len(chunk)
+        self._text = "".join(parts)
+        return place is None or end >= place
+
+    def between(self, first: int, last: int) -> str:
+        """Return the text from one character of the document to before another."""
+        return self._text[first - self._begin : last - self._begin]
+
+    def forget(self, before: int) -> None:
+        """Let go of the text before a character."""
+        self._text, self._begin = self._text[before - self._begin :], before

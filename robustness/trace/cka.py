@@ -1,0 +1,86 @@
+"""Centred kernel alignment between the residual streams of all depths.
+
+How alike two representations of the same sequences are, whatever rotation and scale: with linear
+kernels K = X Xᵀ and the unbiased estimator of the Hilbert-Schmidt independence criterion (Song et
+al. 2012, eq. 5), on batches of n sequences, diagonals of K and L set to 0,
+
+    HSIC(K, L) = (tr(K L) + 1ᵀK1 1ᵀL1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK L 1) / (n (n - 3))
+
+averaged over batches before the ratio is taken (Nguyen et al. 2021, eq. 3):
+
+    CKA = mean HSIC(K, L) / √(mean HSIC(K, K) · mean HSIC(L, L))
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustness.trace import capture, numerics
+
+FEWEST = 4
+"""Sequences in a batch below which the estimator is not defined."""
+
+
+def last_token(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Keep the residual stream at the last token of every sequence, (width, sequence)."""
+    return {"last": numerics.precise(capture.at_last_token(captured["residual"], text)).T}
+
+
+def hsic(states: Tensor) -> Tensor:
+    """HSIC of all pairs of depths, float64 of shape (depth, depth).
+
+    Parameters
+    ----------
+    states : tensor of shape (depth, sequence, width)
+        Of one batch, with at least `FEWEST` sequences.
+    """
+    count = states.shape[1]
+    if count < FEWEST:
+        raise ValueError(f"HSIC takes {FEWEST} sequences, not {count}")
+    states = states.double()
+    gram = states @ states.transpose(1, 2)
+    gram.diagonal(dim1=1, dim2=2).zero_()
+    rows = gram.sum(2)
+    totals = rows.sum(1)
+    flat = gram.flatten(1)
+    products = flat @ flat.T
+    means = torch.outer(totals, totals) / ((count - 1) * (count - 2))
+    crossed = 2 / (count - 2) * (rows @ rows.T)
+    return (products + means - crossed) / (count * (count - 3))
+
+
+def centred(states: Tensor) -> Tensor:
+    """States (…, width) with their mean over features taken out."""
+    return states - states.mean(-1, keepdim=True)
+
+
+def alignment(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """CKA from the terms of several batches, and its standard error over batches.
+
+    Parameters
+    ----------
+    terms : float64 tensor of shape (…, depth, depth, batch)
+        HSIC of all pairs.
+
+    Returns
+    -------
+    value, error : tensor of shape (…, depth, depth)
+        The error is the jackknife's, each batch left out once; NaN for fewer than three batches.
+    """
+    count = terms.shape[-1]
+    value = _ratio(terms.mean(-1))
+    if count < 3:
+        return value, torch.full_like(value, torch.nan)
+    without = (terms.sum(-1, keepdim=True) - terms) / (count - 1)
+    left = _ratio(without.movedim(-1, 0))
+    spread = (left - left.mean(0)).square().sum(0)
+    return value, (spread * (count - 1) / count).sqrt()
+
+
+def _ratio(mean: Tensor) -> Tensor:
+    # Of a negative estimate there is no root: NaN, and not what two of them would make together.
+    own = mean.diagonal(dim1=-2, dim2=-1).sqrt()
+    return mean / (own[..., :, None] * own[..., None, :])

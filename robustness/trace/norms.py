@@ -1,0 +1,83 @@
+"""How much blocks and sublayers write: norms of their outputs, and by how much the stream turns.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustness.trace import capture, numerics
+
+
+def measure(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+    """Norms at a layer, and at every depth the norm of the residual stream.
+
+    Returns
+    -------
+    dict of str to tensor
+        `residual_norm`, and at a layer `attention_norm`, `mlp_norm`, their token-wise
+        `attention_mlp_ratio`, and for sequential blocks `middle_norm`, of the stream between
+        attention and MLP, and `mlp_middle_ratio`, all (processing, statistic, sequence);
+        `block_influence` (sequence); `last`, the stream at the last token (sequence, width).
+        Processing 0 is raw; 1, where the final norm centres, is with the mean over features taken
+        out. Statistics are mean and median over the tokens that count, and the first token.
+    """
+    residual = numerics.precise(captured["residual"])
+    found = {
+        "residual_norm": _statistics(_norm(residual, text), text),
+        "last": capture.at_last_token(residual, text),
+    }
+    if "output" not in captured:
+        return found
+    attention, mlp = numerics.precise(captured["attention"]), numerics.precise(captured["mlp"])
+    output = numerics.precise(captured["output"])
+    written = {"attention": _norm(attention, text), "mlp": _norm(mlp, text)}
+    found["attention_norm"] = _statistics(written["attention"], text)
+    found["mlp_norm"] = _statistics(written["mlp"], text)
+    found["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], text)
+    if not text["parallel"]:
+        middle = _norm(residual + attention, text)
+        found["middle_norm"] = _statistics(middle, text)
+        found["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, text)
+    cosine = torch.nn.functional.cosine_similarity(residual, output, dim=-1)
+    found["block_influence"] = capture.token_mean(1 - cosine, text)
+    return found
+
+
+def finish(
+    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Stack over layers, and add `angular_distance` (layer, span, sequence).
+
+    The distance over a span of n blocks is arccos(cos(x_l, x_{l+n})) / π at the last token; NaN
+    where the model ends before.
+    """
+    last = torch.stack([kept["last"] for kept in taken]).cpu().double()
+    last = last / last.norm(dim=-1, keepdim=True)
+    cosines = torch.einsum("isf,jsf->ijs", last, last).clamp(-1, 1)
+    layers = len(taken) - 1
+    angles = torch.full((layers, layers, last.shape[1]), torch.nan, dtype=torch.float64)
+    for layer in range(layers):
+        angles[layer, : layers - layer] = cosines[layer, layer + 1 :].arccos() / torch.pi
+    found = capture.stack(
+        [{name: value for name, value in kept.items() if name != "last"} for kept in taken]
+    )
+    found["angular_distance"] = angles.to(taken[0]["last"].dtype)
+    return found
+
+
+def _norm(values: Tensor, text: dict[str, Any]) -> Tensor:
+    """Norms over features, (processing, sequence, token)."""
+    kinds = [values.norm(dim=-1)]
+    if text["centres"]:
+        kinds.append((values - values.mean(-1, keepdim=True)).norm(dim=-1))
+    return torch.stack(kinds)
+
+
+def _statistics(values: Tensor, text: dict[str, Any]) -> Tensor:
+    """Return (processing, statistic, sequence) of values (processing, sequence, token)."""
+    statistics = [capture.token_mean(values, text), capture.token_median(values, text).cpu()]
+    return torch.stack([*statistics, values[..., 0].cpu()], 1)
