@@ -22,8 +22,9 @@ from robustness.models.anatomy import Anatomy, examine, parts
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
-from robustness.runs.batching import Progress, batches, check_corpus, queries, rest, tokens_of_text
+from robustness.runs.batching import batches, check_corpus, queries, rest, tokens_of_text
 from robustness.runs.out_of_memory import Portions, is_out_of_memory
+from robustness.runs.settings import Progress
 from robustness.text.corpus import Corpus
 from robustness.trace import capture
 

@@ -12,7 +12,7 @@ from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.reordered.rebuilding import rebuild
 from robustness.runs import remote_traffic
-from robustness.runs.batching import Progress
+from robustness.runs.settings import Progress
 from robustness.schedules.schedule import Schedule, check
 from robustness.sweeps.execution import rewire
 from robustness.text import corpus

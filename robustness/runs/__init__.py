@@ -1,1 +1,5 @@
-"""Runs: batches of text, memory, and traffic to a server."""
+"""Runs: their options, batches of text, memory, and traffic to a server."""
+
+from robustness.runs.settings import RunOptions
+
+__all__ = ["RunOptions"]

@@ -1,6 +1,6 @@
 """How text goes through a model: how much at once, and which of its positions are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,9 +23,6 @@ STACKED_TOKENS_ELSEWHERE = 65536
 
 ROOM = 256
 """The most schedules in a group of a plan: about as many states are alive at once."""
-
-Progress = Callable[[int, int], object]
-"""Told how many sequences are done, and how many there are."""
 
 
 def tokens_of_text(model: Model) -> int:

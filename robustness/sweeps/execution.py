@@ -22,8 +22,9 @@ from robustness.models import dissection
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
-from robustness.runs.batching import Progress, check_tokens, queries, rest
+from robustness.runs.batching import check_tokens, queries, rest
 from robustness.runs.out_of_memory import Matrix, Portions
+from robustness.runs.settings import Progress
 from robustness.schedules.plan import Plan
 from robustness.schedules.schedule import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.statistics import stopping

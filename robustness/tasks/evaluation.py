@@ -29,8 +29,9 @@ from robustness.models import checkpoint, dissection
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
-from robustness.runs.batching import ROOM, Progress, batches, state_cap, tokens_of_text
+from robustness.runs.batching import ROOM, batches, state_cap, tokens_of_text
 from robustness.runs.out_of_memory import Matrix, Portions
+from robustness.runs.settings import Progress
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import Plan, compile_plan
 from robustness.schedules.schedule import Schedule, clean

@@ -1,0 +1,44 @@
+"""How a run proceeds: where it is saved, how much is computed at once, and who is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustness.errors import Refusal
+
+Progress = Callable[[int, int], object]
+"""Called with the number of sequences that are done and the number of all."""
+
+Tell = Callable[[str], object]
+"""Called with a sentence for the user."""
+
+
+def silent(text: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that change no number but for rounding."""
+
+    out: Path | None = None
+    """Path of the file to write; without it, the results are returned alone."""
+    fresh: bool = False
+    """Whether an existing file or an unfinished run at `out` is discarded."""
+    batch_tokens: int | None = None
+    """Tokens of text in one trace; without it, a number that suits the device."""
+    state_cap: int | None = None
+    """Maximum number of states that go through a block together; without it, as above."""
+    command: str = ""
+    """Command line to record in the file."""
+    progress: Progress | None = None
+    """Callback for progress, called at the start and after every batch."""
+    tell: Tell = silent
+    """Callback for messages, such as that memory ran out and smaller portions follow."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        for name in ("batch_tokens", "state_cap"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise Refusal(f"`{name}` must be 1 or more, not {size}")
