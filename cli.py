@@ -1,6 +1,5 @@
 """The command line: parses, calls one function, prints."""
 
-import io
 import re
 import signal
 import sys
@@ -18,9 +17,10 @@ from typing import Any
 import click
 
 from recipes.commands.command_line import command_line
+from recipes.commands.errors import as_options, explained
 from recipes.commands.parameters import Finite, Host, Named, Place
 from recipes.terminal import Forgiving, Unheard, hear, let_go, note, prepare, say
-from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, first_line, reading
+from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, reading
 
 OUTPUTS = Path("outputs")
 
@@ -1174,7 +1174,7 @@ def _tell(text: str, options: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     if not options["quiet"]:
-        tqdm.write(f"stages: {text}", file=Forgiving(sys.stderr))
+        tqdm.write(f"stages: {as_options(text)}", file=Forgiving(sys.stderr))
 
 
 def _hush() -> None:
@@ -1275,38 +1275,11 @@ def main() -> None:
     except Exception as error:
         if invocation.debug:
             note(traceback.format_exc())
-        note(_explained(error))
+        note(explained(error))
         status = error.exit_code if isinstance(error, click.ClickException) else 1
         let_go()
     if status:
         sys.exit(status)
-
-
-def _explained(error: Exception) -> str:
-    """Say in a line, or for misuse in the usual lines, what was wrong and what would do."""
-    if isinstance(error, click.ClickException):
-        message = io.StringIO()
-        error.show(message)
-        return message.getvalue().rstrip()
-    if isinstance(error, Refusal):
-        return f"stages: {' '.join(str(error).split())}"
-    from robustness.runs.out_of_memory import is_out_of_memory
-
-    if is_out_of_memory(error):
-        return (
-            "stages: out of memory: ask for --dtype bfloat16 or --device-map auto, or read fewer "
-            "--tokens"
-        )
-    if isinstance(error, OSError):
-        name = "" if error.filename is None else f"{error.filename}: "
-        return (
-            f"stages: {name}{error.strerror or first_line(error)}: check that the place is there, "
-            "has room, and may be read and written by you"
-        )
-    return (
-        f"stages: a fault of stages itself ({type(error).__name__}: {first_line(error)}): please "
-        "report it with what `stages --debug` and the same command print"
-    )
 
 
 if __name__ == "__main__":
