@@ -29,7 +29,7 @@ from robustness.files.lock import Lock
 from robustness.files.manifest import Manifest
 from robustness.files.results import clear, load, provenance, save
 from robustness.runs.out_of_memory import is_out_of_memory
-from robustness.text.corpus import SHORTEST
+from robustness.text.settings import SHORTEST_SEQUENCE
 
 ARCHITECTURES = ("gpt2", "gpt_neox")
 """Sequential blocks with learned positions; parallel blocks with rotary positions."""
@@ -79,7 +79,9 @@ class Pretraining:
                 f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
             )
         whole = {"layers": 1, "width": 1, "heads": 1, "batch": 1, "warmup": 1, "tokens": 1}
-        for name, least in (whole | {"context": SHORTEST, "vocabulary": 257, "seed": 0}).items():
+        for name, least in (
+            whole | {"context": SHORTEST_SEQUENCE, "vocabulary": 257, "seed": 0}
+        ).items():
             if getattr(self, name) < least:
                 raise Refusal(f"{name} must be {least} or more, not {getattr(self, name)}")
         if self.width % self.heads:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from robustness.errors import Refusal
 from robustness.models.model import Model
-from robustness.text.corpus import SHORTEST, Corpus
+from robustness.text.corpus import Corpus
+from robustness.text.settings import SHORTEST_SEQUENCE
 
 BATCH_TOKENS = {"cpu": 1024}
 """Tokens of text in a trace where none are asked for, by kind of device."""
@@ -81,8 +82,8 @@ def rest(parts: Sequence[slice], done: Sequence[int]) -> list[slice]:
 
 def check_corpus(model: Model, corpus: Corpus) -> None:
     """Refuse a corpus whose sequences are too short to be measured, or not for this model."""
-    if corpus.lengths.min() < SHORTEST:
-        raise Refusal(f"a sequence takes at least {SHORTEST} tokens")
+    if corpus.lengths.min() < SHORTEST_SEQUENCE:
+        raise Refusal(f"a sequence takes at least {SHORTEST_SEQUENCE} tokens")
     check_tokens(model, torch.from_numpy(corpus.tokens))
     shortest, longest = int(corpus.lengths.min()), int(corpus.lengths.max())
     if _side(shortest, model.bends) != _side(longest, model.bends):

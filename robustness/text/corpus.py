@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from datasets import IterableDataset, load_dataset
@@ -21,6 +21,13 @@ from numpy.typing import NDArray
 
 from robustness.errors import Refusal, first_line
 from robustness.text import encoding, local_file, local_text
+from robustness.text.settings import (
+    DEFAULT_CONTEXT,
+    PAPER_CONTEXT,
+    PAPER_DOCUMENTS,
+    SHORTEST_SEQUENCE,
+    TextSettings,
+)
 
 HUB_ID = re.compile(r"(?![.~-])[\w.-]+(/[\w.-]+)?(:[^/]*)?")
 """Data sets of the hub, `owner/name` or `owner/name:config`."""
@@ -36,9 +43,6 @@ SEPARATOR = local_text.SEPARATOR
 
 DEFAULT_TOKENS = 100_000
 """How many tokens are taken where none are asked for, if there are that many."""
-
-SHORTEST = 3
-"""Tokens a sequence needs: the first and the last query position are left out of all metrics."""
 
 SHUFFLE_BUFFER = 10_000
 
@@ -230,6 +234,41 @@ def opened(source: str | Path, *, field: str = "text", split: str = "train") -> 
         yield Source(source_name(source), found.sha256, found, field, split)
 
 
+class TokenizedModel(Protocol):
+    """What `read_text` asks of a model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of transformers."""
+
+    @property
+    def context(self) -> int | None:
+        """Largest number of tokens in a sequence, or None where the model has no limit."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model, for messages."""
+
+
+def read_text(settings: TextSettings, model: TokenizedModel) -> Corpus:
+    """Read a text as settings say, cut into sequences that a model takes.
+
+    Raises
+    ------
+    Refusal
+        If the source cannot be read or holds too little, or the context is longer than the model
+        takes.
+    """
+    default = PAPER_CONTEXT if settings.paper_compat else DEFAULT_CONTEXT
+    context = settings.context or min(default, model.context or default)
+    if model.context is not None and context > model.context:
+        raise Refusal(
+            f"a context of {context} is longer than {model.name} takes: {model.context} tokens"
+        )
+    read = _first_documents if settings.paper_compat else _cut
+    return read(settings, model.tokenizer, context)
+
+
 def cut(
     source: str | Path,
     tokenizer: Any,
@@ -260,6 +299,8 @@ def cut(
         `DEFAULT_TOKENS` of what is there.
     seed : int
         Seed of the document order.
+    pack : bool
+        Whether documents are joined.
 
     Returns
     -------
@@ -271,8 +312,20 @@ def cut(
     Refusal
         If the source cannot be read, or holds too few tokens.
     """
-    if context < SHORTEST:
-        raise Refusal(f"a context of {context} is too short: it takes at least {SHORTEST} tokens")
+    settings = TextSettings(
+        source=source,
+        field=field,
+        split=split,
+        tokens=tokens,
+        context=context,
+        pack=pack,
+        seed=seed,
+    )
+    return _cut(settings, tokenizer, context)
+
+
+def _cut(settings: TextSettings, tokenizer: Any, context: int) -> Corpus:
+    tokens, pack = settings.tokens, settings.pack
     if tokens is not None and tokens < context:
         raise Refusal(f"{tokens} tokens were asked for, fewer than one sequence of {context}")
     bos, rule = _bos(tokenizer)
@@ -280,8 +333,8 @@ def cut(
     wanted = max(1, (DEFAULT_TOKENS if tokens is None else tokens) // context)
     windows = _Windows(bos, width, wanted)
     sizes = array("q")
-    with opened(source, field=field, split=split) as text:
-        for index, chunks in text.documents(seed):
+    with opened(settings.source, field=settings.field, split=settings.split) as text:
+        for index, chunks in text.documents(settings.seed):
             sizes.append(0)
             for piece in encoding.encode(tokenizer, chunks):
                 sizes[-1] += len(piece)
@@ -301,7 +354,7 @@ def cut(
         name=text.name,
         rule="packed windows" if pack else "windows within documents",
         bos=rule,
-        seed=seed,
+        seed=settings.seed,
         source_sha256=text.sha256,
     )
 
@@ -354,7 +407,7 @@ def first_documents(
     tokenizer: Any,
     *,
     context: int,
-    count: int = 1388,
+    count: int = PAPER_DOCUMENTS,
     field: str = "text",
     split: str = "train",
 ) -> Corpus:
@@ -377,19 +430,32 @@ def first_documents(
     Refusal
         If the source cannot be read, or holds fewer documents.
     """
+    settings = TextSettings(
+        source=source,
+        field=field,
+        split=split,
+        context=context,
+        paper_compat=True,
+        documents=count,
+    )
+    return _first_documents(settings, tokenizer, context)
+
+
+def _first_documents(settings: TextSettings, tokenizer: Any, context: int) -> Corpus:
+    count = settings.documents or PAPER_DOCUMENTS
     bos, rule = _bos(tokenizer)
     found: list[tuple[int, list[int]]] = []
-    with opened(source, field=field, split=split) as text:
+    with opened(settings.source, field=settings.field, split=settings.split) as text:
         for index, chunks in text.documents():
             ids = bos + encoding.first_tokens(tokenizer, chunks, context - len(bos))
-            if len(ids) >= SHORTEST:
+            if len(ids) >= SHORTEST_SEQUENCE:
                 found.append((index, ids))
             if len(found) >= count:
                 break
     if len(found) < count:
         raise Refusal(
             f"{count} documents were asked for, {text.name} has {len(found)} of at least "
-            f"{SHORTEST} tokens; "
+            f"{SHORTEST_SEQUENCE} tokens; "
             + (f"ask for --documents {len(found)}" if found else "read a longer text")
         )
     widest = max(len(ids) for _, ids in found)
@@ -516,7 +582,7 @@ def _too_few(
     lengths = np.array([sum(sizes) + len(sizes) if pack else 0, *([] if pack else sizes)])
     enough = (
         shorter
-        for shorter in range(context - 1, SHORTEST - 1, -1)
+        for shorter in range(context - 1, SHORTEST_SEQUENCE - 1, -1)
         if (lengths // (shorter - bos)).sum() >= max(1, tokens // shorter)
     )
     remedy = next((f"--context {shorter} would be enough" for shorter in enough), None)
