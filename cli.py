@@ -1065,7 +1065,7 @@ def _generate(name: str, prompt: str, options: dict[str, Any]) -> Iterator[tuple
 
 def _export(name: str, directory: Path, options: dict[str, Any]) -> Path:
     """Open the model and write its checkpoint in another order."""
-    from robustness.models.model import open_model
+    from robustness.models.opening import open_model
     from robustness.reordered.exporting import export as run
     from robustness.schedules.schedule import from_text
 
@@ -1148,7 +1148,7 @@ def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:
-    from robustness.models.model import open_model
+    from robustness.models.opening import open_model
 
     _hush()
     where = ("device", "device_map", "offload")

@@ -16,7 +16,7 @@ from time import perf_counter
 
 from sweep import build, make_corpus
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.cost import estimate
 from robustness.sweeps.execution import sweep
 from robustness.sweeps.preparation import lay_out

@@ -36,7 +36,8 @@ from robustness.errors import Refusal, first_line  # noqa: E402
 from robustness.measurements.measurement import MEASUREMENTS  # noqa: E402
 from robustness.measurements.neurons import neurons  # noqa: E402
 from robustness.models.anatomy import examine  # noqa: E402
-from robustness.models.model import find_paths, open_model  # noqa: E402
+from robustness.models.model import find_paths  # noqa: E402
+from robustness.models.opening import open_model  # noqa: E402
 from robustness.schedules.interventions import schedules  # noqa: E402
 from robustness.schedules.schedule import clean, drop, repeat, swap  # noqa: E402
 from robustness.sweeps.execution import residuals, rewire, sweep  # noqa: E402

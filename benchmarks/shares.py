@@ -15,7 +15,7 @@ from sweep import CONTEXT, make_corpus
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 
 SHAPES = {

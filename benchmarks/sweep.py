@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleList
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves

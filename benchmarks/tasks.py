@@ -14,7 +14,7 @@ import torch
 from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean
 from robustness.tasks import evaluation

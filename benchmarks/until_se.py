@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.statistics.stopping import is_enough
 from robustness.statistics.uncertainty import standard_error
 from robustness.sweeps.execution import sweep

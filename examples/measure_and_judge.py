@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipes.evidence.files import Files
 from recipes.judging.verdicts import judge
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 from robustness.text.corpus import cut
 

@@ -14,7 +14,8 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from robustness.models.model import Model, open_model
+from robustness.models.model import Model
+from robustness.models.opening import open_model
 
 
 @pytest.fixture(scope="session", autouse=True)

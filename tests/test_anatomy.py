@@ -7,7 +7,7 @@ from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe
 from robustness.models.anatomy import examine
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 
 FACTS = {
     "gpt2": (False, True),

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe, scan
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 
 LOCAL = local_attention(6)
 

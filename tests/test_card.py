@@ -7,7 +7,7 @@ import pytest
 from recipes.training import pretrain as pretraining
 from recipes.training.card import card, prose
 from recipes.training.pretrain import Pretraining, pretrain
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.text.corpus import Corpus, documents
 
 SMALL = {

@@ -13,7 +13,7 @@ from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC
 from robustness.files.results import save
 from robustness.measurements.neurons import neurons
 from robustness.measurements.observation import observe
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.text.corpus import documents, first_documents
 
 PILE = "EleutherAI/the_pile_deduplicated"

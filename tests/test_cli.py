@@ -11,7 +11,7 @@ from transformers import T5Config
 import cli
 from robustness.measurements import observation
 from robustness.measurements.measurement import MEASUREMENTS
-from robustness.models.model import ATTENTION, DTYPES
+from robustness.models.settings import ATTENTION, DTYPES
 from robustness.schedules.interventions import FORMS, PAIRS
 from robustness.sweeps import execution
 
@@ -81,7 +81,7 @@ def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
 
 
 def test_neurons_alone_open_no_model(run, llama, monkeypatch):
-    monkeypatch.setattr("robustness.models.model.open_model", None)
+    monkeypatch.setattr("robustness.models.opening.open_model", None)
     code, out, err = run("observe", llama, "neurons", "--real-vocabulary", "--kurtosis", 5)
     assert (code, out) == (0, "outputs/tiny-llama/neurons.nc\n"), err
     assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5

@@ -8,7 +8,7 @@ from families import BLOCKS, LAYERS, tiny
 from test_execution import corpus
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import clean, reverse
 from robustness.sweeps import cost

@@ -8,7 +8,7 @@ import xarray as xr
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.schedule import clean, drop, repeat, reverse, swap
 from robustness.sweeps.execution import residuals, rewire, sweep

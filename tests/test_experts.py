@@ -7,7 +7,7 @@ from test_execution import corpus
 from transformers import Llama4ForCausalLM, Llama4TextConfig
 
 from robustness.measurements.observation import observe
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 
 

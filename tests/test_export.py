@@ -28,7 +28,7 @@ from transformers import (
 
 from robustness.errors import Refusal
 from robustness.files import directory
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.reordered import rebuilding
 from robustness.reordered.exporting import export
 from robustness.reordered.rebuilding import rebuild

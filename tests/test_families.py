@@ -17,7 +17,8 @@ from robustness.errors import Refusal
 from robustness.measurements.neurons import moments, neurons
 from robustness.measurements.observation import observe, unfit
 from robustness.models.anatomy import examine
-from robustness.models.model import find_paths, open_model
+from robustness.models.model import find_paths
+from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.sweeps.execution import rewire, sweep

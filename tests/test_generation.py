@@ -9,7 +9,7 @@ from test_export import greedy, surgery
 from tokenizers_for_tests import byte_tokenizer
 
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.reordered import generation
 from robustness.reordered.generation import generate
 from robustness.reordered.rebuilding import rebuild

@@ -10,14 +10,14 @@ from test_wic import rows
 
 import cli
 from robustness.files import results
-from robustness.models import model
+from robustness.models import opening
 
 
 @pytest.fixture(autouse=True)
 def saving(monkeypatch):
     """What is done is saved after every batch, and a model is opened once for all kills."""
     monkeypatch.setattr(results, "KEEPING", float("inf"))
-    opened = cache(model.open_model)
+    opened = cache(opening.open_model)
     monkeypatch.setattr(cli, "_open", lambda name, _: opened(name))
 
 

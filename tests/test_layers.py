@@ -75,7 +75,7 @@ DOORS = {f"robustness.files.{name}" for name in ("ownership", "lock", "results",
 
 KNOWN = {
     ("robustness.files.manifest", "write_text"),
-    ("robustness.models.model", "mkdir"),  # for weights that are kept on the disk
+    ("robustness.models.placement", "mkdir"),  # for weights that are kept on the disk
     ("robustness.reordered.exporting", "save_pretrained"),
     ("robustness.reordered.exporting", "write_text"),
     ("robustness.sweeps.token_file", "Dataset"),

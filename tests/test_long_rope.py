@@ -11,7 +11,7 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from robustness.errors import Refusal
 from robustness.measurements.observation import observe, scan
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.runs.batching import batches
 from robustness.sweeps.execution import sweep
 from robustness.tasks.evaluation import evaluate_tasks

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 
 

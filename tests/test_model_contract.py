@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from robustness.errors import LONGEST, Refusal, first_line
 from robustness.measurements.neurons import neurons
 from robustness.models import checkpoint, contract
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 
 
 @pytest.fixture

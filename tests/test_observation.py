@@ -18,7 +18,7 @@ from robustness.files.metrics import Metric
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.measurements.observation import observe, unfit
 from robustness.models.anatomy import examine
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import residuals
 from robustness.trace import capture
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from robustness.errors import Refusal
 from robustness.measurements.observation import observe
-from robustness.models.model import Model, open_model
+from robustness.models.model import Model
+from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.reordered.exporting import export
 from robustness.reordered.generation import generate

@@ -9,7 +9,7 @@ from test_execution import corpus
 from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.files import results
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 
 

@@ -16,7 +16,7 @@ from recipes.training.state import CHECKPOINT
 from recipes.training.text import encode, read, share
 from recipes.training.tokenizer import train_tokenizer
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.text.corpus import documents
 
 SMALL = {

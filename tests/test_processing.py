@@ -3,7 +3,7 @@ import torch
 from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.models.weight_processing import centre_writing, fold_norm, process
 
 SCHEDULES = (

@@ -26,7 +26,7 @@ from probes.wic import probe_wic
 from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.ndif import backend
 from robustness.reordered.generation import generate

@@ -5,7 +5,7 @@ from tokenizers_for_tests import byte_tokenizer
 
 from recipes.training.sampling import sample, write
 from robustness.errors import Refusal
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.text.corpus import documents
 
 

@@ -16,7 +16,7 @@ from recipes.views.tables import table
 from robustness.errors import Refusal
 from robustness.files import results
 from robustness.models import dissection
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.reordered.rebuilding import rebuild as rebuild_plain
 from robustness.runs.remote_traffic import of_plan
 from robustness.schedules.interventions import PAIRS

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from probes.subjoiner import Inputs, _score, make_inputs, probe_subjoiner
 from robustness.errors import Refusal
 from robustness.files import results
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 
 SHORT = (
     "cat dog sun sea tree house bird road hill wind rain snow moon star fish lamp door wall hand "

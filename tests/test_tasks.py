@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from robustness.errors import Refusal
 from robustness.files import results
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.tasks import evaluation
 from robustness.tasks.evaluation import evaluate_tasks

@@ -13,7 +13,7 @@ from recipes.views.panels import draw
 from robustness.errors import Refusal
 from robustness.files import ownership, results
 from robustness.files.results import load
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, drop
 from robustness.sweeps import execution, token_file
 from robustness.sweeps.execution import sweep

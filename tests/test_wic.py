@@ -15,7 +15,7 @@ from probes.pairs import _from_row, read
 from probes.wic import _probe_all, align, probe_wic
 from robustness.errors import Refusal
 from robustness.files import results
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 
 
 def rows(count, seed=0, longest=12):

@@ -34,6 +34,7 @@ from nnsight.schema.response import Status
 
 from robustness.errors import Refusal, first_line, reading
 from robustness.ndif import answer
+from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
 
 RETRIES = 6
 """How often a request is sent again."""
@@ -58,9 +59,6 @@ PASSING = {408, 425, 429, *range(500, 600)}
 AWAY = {502, 503, 504}
 """Statuses of what stands before a server that is not there."""
 
-ANSWER_LIMIT = 4.0
-"""Gigabytes that a trace of the user's own may hand back, if not said otherwise."""
-
 HEADROOM = 16e6
 """Bytes that an answer may have besides the numbers that were asked for."""
 
@@ -69,9 +67,6 @@ SMALL = 16e6
 
 LONGEST = 300
 """Letters of a server's words that are repeated."""
-
-SANDBOX_LIMIT = 50.0
-"""Gigabytes that a run may pass through the socket of a sandboxed server, if not said otherwise."""
 
 CONNECT = 20.0
 """Seconds for making a connection."""

@@ -1,0 +1,208 @@
+"""Opening of decoders: from a checkpoint, from a module, or on a server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Module
+
+from robustness.errors import Refusal, first_line
+from robustness.models import checkpoint, placement, remote_model, tensor_files
+from robustness.models.model import Model, _check_itself, _find_parts
+from robustness.models.settings import ModelSettings
+from robustness.models.wrapping import Wrapped, unscale, wrap
+from robustness.ndif.backend import Notify
+from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
+
+
+def open_model(
+    source: str | Path | Module,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
+    offload: str | Path | None = None,
+    revision: str | None = None,
+    attention: str | None = None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+    remote: bool = False,
+    host: str | None = None,
+    deploy: bool = False,
+    notify: Notify | None = None,
+    sandbox_limit: float = SANDBOX_LIMIT,
+    answer_limit: float = ANSWER_LIMIT,
+) -> Model:
+    """Open a decoder and check that it is understood.
+
+    Parameters
+    ----------
+    source : str, path or Module
+        A built-in model (`builtin`, `builtin-parallel`), a local directory in Hugging Face format,
+        an id on the Hugging Face hub, or a causal language model of transformers, which is put
+        into evaluation mode and used as it is.
+    dtype : str
+        One of `settings.DTYPES`.
+    device : str, optional
+        A device as torch names it; the first GPU where there is one.
+    device_map : str or mapping of str to int or str, optional
+        One of `settings.DEVICE_MAPS`, or the device, `cpu` or `disk` of each submodule, as
+        accelerate takes it: weights that do not fit where they are computed with are loaded there
+        block by block.
+    offload : path, optional
+        A directory for weights that are kept on the disk in another form than the checkpoint's.
+    revision : str, optional
+        Branch, tag or commit on the hub.
+    attention : str, optional
+        One of `settings.ATTENTION`; without it `sdpa`, or `eager` where the family has no other.
+    tokenizer : optional
+        The tokenizer of a module.
+    trust_remote_code : bool
+        Whether code that comes with a checkpoint may be run.
+    remote : bool
+        Whether the model runs on an NDIF server. Its weights, their dtype, device and attention are
+        then the server's; here the model is built without weights.
+    host : str, optional
+        The server's address; `NDIF_HOST` or nnsight's configuration without it.
+    deploy : bool
+        Whether the server may be asked to load the model.
+    notify : callable, optional
+        Told of waiting for the server, and of requests that are sent again.
+    sandbox_limit : float
+        Gigabytes that a run may pass through the socket of a server that keeps traces apart from
+        the weights.
+    answer_limit : float
+        Gigabytes that a trace of the user's own may hand back from a server. A measurement's answer
+        has a known size, and a larger one is refused whatever this limit is.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    Refusal
+        If there is no such model, it is not a decoder, or run block by block it does not give its
+        own logits; for a remote one also if the server cannot be used.
+    """
+    settings = ModelSettings(
+        source=type(source).__name__ if isinstance(source, Module) else source,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        offload=offload,
+        revision=revision,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        remote=remote,
+        host=host,
+        deploy=deploy,
+        sandbox_limit=sandbox_limit,
+        answer_limit=answer_limit,
+    )
+    if isinstance(source, Module):
+        return _understand(_wrap_module(source, tokenizer, settings))
+    return open_settings(settings, notify)
+
+
+def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Model:
+    """Open the decoder that settings describe, and check that it is understood.
+
+    Parameters
+    ----------
+    settings : ModelSettings
+        Which model is opened, and how.
+    notify : callable, optional
+        Told of waiting for the server, and of requests that are sent again.
+
+    Raises
+    ------
+    Refusal
+        As for `open_model`.
+    """
+    if settings.remote:
+        return _understand(remote_model.build(settings, notify))
+    return _understand(_load(settings))
+
+
+def _load(settings: ModelSettings) -> Wrapped:
+    """Load a checkpoint from a directory or from the hub."""
+    name, path = checkpoint.resolve(settings.source)
+    revision, trust = settings.revision, settings.trust_remote_code
+    config = checkpoint.read_config(name, path, revision, trust)
+    device, placed = None, {}
+    if settings.device_map is None:
+        device = placement.choose_device(settings.device, settings.dtype)
+    else:
+        placed = {
+            "device_map": placement.resolve_map(settings.device_map),
+            "offload_folder": placement.make_directory(settings.offload),
+        }
+    tensor_files.check(name, path, checkpoint.sketch(name, config, trust), revision)
+    module, tokenizer = checkpoint.load(
+        name,
+        path,
+        revision=revision,
+        trust_remote_code=trust,
+        dtype="auto" if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        attn_implementation=settings.attention,
+        **placed,
+    )
+    unscale(module)
+    identity = {"model": name, "revision": checkpoint.commit(path, revision)}
+    if settings.device_map is not None:
+        placement.check_map(name, module, settings.device_map)
+        identity["device_map"] = placement.describe_map(settings.device_map)
+    if Path(path).is_dir():
+        identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
+    if device is not None:
+        module = placement.move(name, module, device)
+    return Wrapped(wrap(module, tokenizer), tokenizer, identity)
+
+
+def _wrap_module(module: Module, tokenizer: Any, settings: ModelSettings) -> Wrapped:
+    """Take a causal language model that is loaded already, with its weights as they are."""
+    name = type(module).__name__
+    if settings.remote:
+        raise Refusal("a module is on this machine; a remote model is given by its hub id")
+    if not getattr(module, "can_generate", bool)():
+        raise Refusal(f"{name} is not a causal language model of transformers")
+    checkpoint.check_quantised(name, module.config)
+    if settings.device_map is not None:
+        raise Refusal("a module is used as it is: give it a device map when it is loaded")
+    unscale(module.eval())
+    identity = {"model": name, "weights_sha256": checkpoint.hash_module(module)}
+    return Wrapped(wrap(module, tokenizer), tokenizer, identity)
+
+
+def _understand(wrapped: Wrapped) -> Model:
+    """Find the parts of a model, and refuse one that they do not make up."""
+    module = wrapped.traced._module
+    if module.dtype == torch.float64:
+        # What computes experts fastest has no double precision.
+        module.set_experts_implementation("eager")
+    identity = wrapped.identity | {
+        "config_sha256": checkpoint.hash_config(module.config),
+        "architecture": type(module).__name__,
+        "processing": "none",
+    }
+    origin = getattr(module.config, checkpoint.ORIGIN, None)
+    if isinstance(origin, dict):
+        identity["made_from"] = f"{origin.get('model')} {origin.get('schedule')}"
+    model = Model(
+        traced=wrapped.traced,
+        tokenizer=wrapped.tokenizer,
+        identity=identity,
+        request=wrapped.request,
+        **_find_parts(wrapped.traced),
+    )
+    try:
+        return _check_itself(model)
+    except Refusal:
+        raise
+    # Whatever a model's own code raises.
+    except Exception as error:
+        raise Refusal(
+            f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
+        ) from error

@@ -1,0 +1,66 @@
+"""Models that run on an NDIF server: built here without weights, checked there."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+from nnsight import TransformersModel
+
+from robustness.errors import Refusal, first_line
+from robustness.models import checkpoint
+from robustness.models.settings import ModelSettings
+from robustness.models.wrapping import Wrapped
+from robustness.ndif import backend
+
+
+def build(settings: ModelSettings, notify: backend.Notify | None) -> Wrapped:
+    """Build a model without weights whose traces run on a server."""
+    name, path = checkpoint.resolve(settings.source)
+    revision, trust = settings.revision, settings.trust_remote_code
+    if Path(path).is_dir():
+        raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
+    host, key = backend.resolve_host(settings.host), backend.resolve_key()
+    versions, known_as = backend.check(name, host=host, revision=revision, deploy=settings.deploy)
+    checkpoint.read_config(name, path, revision, trust)
+    tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
+    try:
+        traced = TransformersModel(
+            name,
+            revision=known_as,
+            task="text-generation",
+            tokenizer=tokenizer,
+            **({"trust_remote_code": True} if trust else {}),
+        )
+        model_key = traced.to_model_key()
+    except (*checkpoint.LOADING_ERRORS, ImportError, HTTPError) as error:
+        raise Refusal(f"{name} cannot be built: {first_line(error)}") from error
+    requests = backend.Requests(
+        model_key,
+        host,
+        key,
+        traced._remoteable_get_env(),
+        notify,
+        settings.sandbox_limit,
+        settings.answer_limit * 1e9,
+    )
+    vars(traced)["_load"] = _Elsewhere(name, host)
+    identity = {
+        "model": name,
+        "revision": checkpoint.commit(path, revision),
+        "server": urlsplit(host).hostname or host,
+        "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    return Wrapped(traced, tokenizer, identity, {"backend": requests})
+
+
+class _Elsewhere:
+    """Refuses to load weights, which nnsight would do for a trace without a backend."""
+
+    def __init__(self, name: str, host: str) -> None:
+        self.name, self.host = name, host
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise Refusal(
+            f"{self.name} runs on {self.host}, and a trace of it says so: "
+            "trace(…, **model.request); without that all its weights would be loaded here"
+        )
