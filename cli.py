@@ -954,7 +954,8 @@ def _observe(
     traced = [measurement for measurement in measurements if measurement != "neurons"]
     if traced:
         from robustness.measurements.observation import observe as run
-        from robustness.measurements.observation import unfit
+        from robustness.measurements.requirements import unfit
+        from robustness.runs.settings import RunOptions
 
         model = _open(name, options)
         corpus = _cut(model, options)
@@ -963,19 +964,17 @@ def _observe(
         traced = [measurement for measurement in traced if measurement not in left_out]
         if traced:
             with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
-                run(
-                    model,
-                    corpus,
-                    traced,
+                asked = RunOptions(
                     batch_tokens=options["batch_tokens"],
                     out=directory,
                     progress=progress,
                     tell=partial(_tell, options=options),
                     **common,
                 )
+                run(model, corpus, traced, asked)
         yield from (directory / f"{measurement}.nc" for measurement in traced)
     if "neurons" in measurements:
-        from robustness.measurements.neurons import neurons
+        from robustness.measurements.prediction_neurons import neurons
         from robustness.models.checkpoint import resolve
 
         _hush()

@@ -34,7 +34,7 @@ from test_execution import corpus, reference  # noqa: E402
 
 from robustness.errors import Refusal, first_line  # noqa: E402
 from robustness.measurements.measurement import MEASUREMENTS  # noqa: E402
-from robustness.measurements.neurons import neurons  # noqa: E402
+from robustness.measurements.prediction_neurons import neurons  # noqa: E402
 from robustness.models.anatomy import examine  # noqa: E402
 from robustness.models.model import find_paths  # noqa: E402
 from robustness.models.opening import open_model  # noqa: E402

@@ -22,8 +22,10 @@ from probes.classifier import interval_of_difference
 from robustness.errors import Refusal
 from robustness.files import results
 from robustness.files.metrics import Metric
-from robustness.measurements.observation import fill
+from robustness.measurements.clean_pass import Reading
+from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
+from robustness.runs.settings import RunOptions
 from robustness.statistics.uncertainty import standard_error
 from robustness.text.corpus import documents, source_name
 from robustness.text.encoding import Tokens, encode
@@ -262,14 +264,9 @@ def probe_subjoiner(
     return fill(
         run,
         model,
-        inputs.tokens.tolist(),
-        last_row,
-        needs=("pattern",),
-        settings={"length": LENGTH},
-        lower="fewer --items",
-        batch_tokens=batch_tokens,
-        progress=progress,
-        tell=tell,
+        ShortTexts(inputs.tokens.tolist(), settings={"length": LENGTH}, fewer="fewer `items`"),
+        Reading(last_row, needs=("pattern",)),
+        RunOptions(batch_tokens=batch_tokens, progress=progress, tell=tell),
     )
 
 

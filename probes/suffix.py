@@ -22,11 +22,18 @@ from probes.windows import ITEMS, LENGTH, SHARES, Task, make_task, tokens_ending
 from robustness.errors import Refusal
 from robustness.files import results
 from robustness.files.metrics import Metric
-from robustness.measurements.neurons import KURTOSIS, VARIANCE, neurons, processed_unembedding
-from robustness.measurements.observation import fill
+from robustness.measurements.clean_pass import Reading
+from robustness.measurements.prediction_neurons import (
+    KURTOSIS,
+    VARIANCE,
+    neurons,
+    processed_unembedding,
+)
+from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.models.output_weights import Weights, open_weights
 from robustness.models.weight_processing import centre_writing
+from robustness.runs.settings import RunOptions
 from robustness.text.corpus import source_name
 from robustness.trace import numerics, readout
 from robustness.trace.unembedding import predictor
@@ -58,7 +65,7 @@ def choose_neurons(
     weights : Weights
         The weights that write to the vocabulary.
     moments : Dataset
-        As `robustness.measurements.neurons.neurons` returns.
+        As `robustness.measurements.prediction_neurons.neurons` returns.
     wanted : array of int
         The tokens.
     count : int
@@ -285,20 +292,17 @@ def probe_suffix(
     return fill(
         run,
         model,
-        task.tokens.tolist(),
-        read_neurons,
-        finish=read_answer,
-        needs=("neurons", "prediction"),
-        final=True,
-        settings={
-            **lists,
-            "wanted": torch.from_numpy(tokens),
-            "chunk": readout.chunk(model.identity["device"], model.vocabulary),
-        },
-        lower="fewer --items",
-        batch_tokens=batch_tokens,
-        progress=progress,
-        tell=tell,
+        ShortTexts(
+            task.tokens.tolist(),
+            settings={
+                **lists,
+                "wanted": torch.from_numpy(tokens),
+                "chunk": readout.chunk(model.identity["device"], model.vocabulary),
+            },
+            fewer="fewer `items`",
+        ),
+        Reading(read_neurons, read_answer, needs=("neurons", "prediction"), final=True),
+        RunOptions(batch_tokens=batch_tokens, progress=progress, tell=tell),
     )
 
 

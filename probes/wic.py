@@ -18,8 +18,10 @@ from probes.pairs import PARTS, Pair, read
 from robustness.errors import Refusal
 from robustness.files import results
 from robustness.files.metrics import Metric
-from robustness.measurements.observation import fill
+from robustness.measurements.clean_pass import Reading
+from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
+from robustness.runs.settings import RunOptions
 from robustness.text.corpus import source_name
 from robustness.trace import numerics
 
@@ -158,14 +160,13 @@ def probe_wic(
     return fill(
         run,
         model,
-        [sides[at][0] for at in order],
-        mean_of_word,
-        final=True,
-        details={"word": [sides[at][1] for at in order]},
-        lower="fewer pairs, in a directory of your own",
-        batch_tokens=batch_tokens,
-        progress=progress,
-        tell=tell,
+        ShortTexts(
+            [sides[at][0] for at in order],
+            details={"word": [sides[at][1] for at in order]},
+            fewer="fewer pairs, in a directory of your own",
+        ),
+        Reading(mean_of_word, final=True),
+        RunOptions(batch_tokens=batch_tokens, progress=progress, tell=tell),
     )
 
 

@@ -16,10 +16,12 @@ from recipes.recipe import SOURCES, STAGES, SUBJOINER, SUFFIX, SWEEP, WIC, Recip
 from recipes.report.page import check_places, places, report
 from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, reading
 from robustness.files import results
-from robustness.measurements.neurons import neurons
-from robustness.measurements.observation import observe, unfit
+from robustness.measurements.observation import observe
+from robustness.measurements.prediction_neurons import neurons
+from robustness.measurements.requirements import unfit
 from robustness.models import checkpoint
 from robustness.models.model import Model
+from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import intervention
 from robustness.sweeps.execution import sweep
 from robustness.tasks.evaluation import evaluate_tasks
@@ -318,9 +320,8 @@ def _sweep(task: Task, group: Sequence[Source], progress: Any) -> None:
 
 def _observe(task: Task, group: Sequence[Source], progress: Any) -> None:
     names = [source.file for source in group]
-    observe(
-        task.inputs.model, task.inputs.corpus, names, out=task.directory, **task.common(progress)
-    )
+    options = RunOptions(out=task.directory, **task.common(progress))
+    observe(task.inputs.model, task.inputs.corpus, names, options)
 
 
 def _neurons(task: Task, group: Sequence[Source], progress: Any) -> None:

@@ -11,8 +11,10 @@ from test_execution import corpus
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from robustness.errors import Refusal
+from robustness.measurements.clean_pass import Reading
 from robustness.measurements.measurement import local_attention
-from robustness.measurements.observation import observe, scan
+from robustness.measurements.observation import observe
+from robustness.measurements.short_texts import ShortTexts, scan
 from robustness.models.opening import open_model
 
 LOCAL = local_attention(6)
@@ -121,7 +123,8 @@ def test_what_takes_weights_of_every_block_alike_is_refused_where_they_are_not()
     for kind, reason in (("minimax", "layers 0, 2"), ("laguna", "blocks have 2 or 4 heads")):
         model = open_model(tiny(kind, "eager"))
         with pytest.raises(Refusal, match=reason):
-            next(scan(model, [[1, 2, 3]], lambda captured, text: captured, needs=("pattern",)))
+            reading = Reading(lambda captured, text: captured, needs=("pattern",))
+            next(scan(model, ShortTexts([[1, 2, 3]]), reading))
 
 
 def test_a_model_of_states_alone_is_refused():

@@ -8,6 +8,7 @@ from test_execution import corpus
 from robustness.errors import OtherSettings
 from robustness.files import changes, results
 from robustness.measurements.observation import observe
+from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import sweep
 from robustness.sweeps.shards import Shard, merge
 
@@ -108,7 +109,7 @@ def test_what_is_observed_goes_on_with_other_batches(gpt2, tmp_path, first, then
     text = corpus(sequences=40)
 
     def run(**options):
-        return observe(gpt2, text, ("norms", "cka"), out=tmp_path, **options)
+        return observe(gpt2, text, ("norms", "cka"), RunOptions(out=tmp_path, **options))
 
     whole = observe(gpt2, text, ("norms", "cka"))
     interrupted(20, run, batch_tokens=first * LENGTH)

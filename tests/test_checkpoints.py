@@ -11,8 +11,8 @@ from recipes.evidence.files import Files
 from recipes.paper_models import PAPER
 from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC
 from robustness.files.results import save
-from robustness.measurements.neurons import neurons
 from robustness.measurements.observation import observe
+from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
 from robustness.text.corpus import documents, first_documents
 

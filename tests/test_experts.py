@@ -8,6 +8,7 @@ from transformers import Llama4ForCausalLM, Llama4TextConfig
 
 from robustness.measurements.observation import observe
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import sweep
 
 
@@ -55,8 +56,8 @@ def test_a_sublayer_left_out_is_one_that_writes_nothing(llama4, kind):
 
 def test_what_sublayers_write_does_not_depend_on_the_batch(llama4):
     model, text = open_model(llama4), corpus(sequences=4)
-    whole = observe(model, text, ("norms", "similarity"), batch_tokens=1000)
-    alone = observe(model, text, ("norms", "similarity"), batch_tokens=1)
+    whole = observe(model, text, ("norms", "similarity"), RunOptions(batch_tokens=1000))
+    alone = observe(model, text, ("norms", "similarity"), RunOptions(batch_tokens=1))
     for name, data in whole.items():
         for variable in data.data_vars:
             np.testing.assert_allclose(data[variable], alone[name][variable], atol=1e-6)

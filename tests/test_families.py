@@ -14,11 +14,13 @@ from tokenizers_for_tests import word_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from robustness.errors import Refusal
-from robustness.measurements.neurons import moments, neurons
-from robustness.measurements.observation import observe, unfit
+from robustness.measurements.observation import observe
+from robustness.measurements.prediction_neurons import moments, neurons
+from robustness.measurements.requirements import unfit
 from robustness.models.anatomy import examine
 from robustness.models.model import find_paths
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.sweeps.execution import rewire, sweep
@@ -97,7 +99,7 @@ def test_what_can_be_measured_equals_plain_transformers(family, model, plain):
         if (each if isinstance(each, str) else each.name) not in UNFIT.get(family, ())
     ]
     for opened in (model, behind_a_server(model)):
-        found = observe(opened, text, wanted, batch_tokens=36)
+        found = observe(opened, text, wanted, RunOptions(batch_tokens=36))
         tokens = torch.from_numpy(text.tokens)
         for name, data in found.items():
             if name == "attention":

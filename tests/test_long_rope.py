@@ -10,7 +10,9 @@ from tokenizers_for_tests import byte_tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from robustness.errors import Refusal
-from robustness.measurements.observation import observe, scan
+from robustness.measurements.clean_pass import Reading
+from robustness.measurements.observation import observe
+from robustness.measurements.short_texts import ShortTexts, scan
 from robustness.models.opening import open_model
 from robustness.runs.batching import batches
 from robustness.sweeps.execution import sweep
@@ -55,16 +57,10 @@ def test_padding_does_change_what_the_plain_model_gives(net):
 def test_a_text_of_a_probe_is_measured_as_alone_whatever_is_in_its_batch(net, model):
     random = np.random.default_rng(0)
     items = [random.integers(1, 257, size).tolist() for size in (5, 11, 16, 17, 18, 40)]
-    found = {
-        tokens: np.concatenate(
-            [
-                values["state"]
-                for _, values in scan(model, items, last, final=True, batch_tokens=tokens)
-            ],
-            -1,
-        )
-        for tokens in (1, 10_000)
-    }
+    found = {}
+    for tokens in (1, 10_000):
+        scanned = scan(model, ShortTexts(items), Reading(last, final=True), batch_tokens=tokens)
+        found[tokens] = np.concatenate([values["state"] for _, values in scanned], -1)
     for at, ids in enumerate(items):
         with torch.no_grad():
             kept = net(torch.tensor([ids]), use_cache=False, output_hidden_states=True)

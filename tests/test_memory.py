@@ -12,9 +12,12 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.files import changes, results
 from robustness.files.metrics import METRICS
-from robustness.measurements.observation import fill, observe
+from robustness.measurements.clean_pass import Reading
+from robustness.measurements.observation import observe
+from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.runs.out_of_memory import HEAD, Portions, is_out_of_memory
+from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import sweep
 from robustness.trace import block_calls, capture
 
@@ -196,7 +199,7 @@ def test_what_is_observed_is_the_same_in_smaller_portions_and_groups_of_cka_stay
     whole = observe(gpt2, text, OBSERVED)
     told = []
     failures = scarce(5)
-    found = observe(gpt2, text, OBSERVED, out=tmp_path, tell=told.append)
+    found = observe(gpt2, text, OBSERVED, RunOptions(out=tmp_path, tell=told.append))
     assert failures == [16, 8] and len(told) == 2
     for name, data in whole.items():
         assert_close(found[name], data)
@@ -216,7 +219,9 @@ def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce, monkeypat
             results.provenance({"model": "m", "sequences": len(items)}),
             np.float64,
         )
-        return fill(results.Run(blank), gpt2, items, means, final=True, tell=told.append)
+        reading = Reading(means, final=True)
+        options = RunOptions(tell=told.append)
+        return fill(results.Run(blank), gpt2, ShortTexts(items), reading, options)
 
     whole, told = scanned([]), []
     failures = scarce(3)
@@ -226,7 +231,7 @@ def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce, monkeypat
     assert found.out_of_memory.endswith("from sequence 0 on 2 sequence(s) at once")
     scarce(100)  # in blocks, which are tried beforehand
     monkeypatch.setattr(capture, "_capture", lambda *_: torch.empty(10**15))
-    with pytest.raises(Refusal, match=r"one sequence of 3 tokens does not fit .*--dtype bfloat16"):
+    with pytest.raises(Refusal, match=r"one sequence of 3 tokens does not fit .*`dtype` bfloat16"):
         scanned([])
 
 
@@ -250,7 +255,7 @@ def test_where_the_unembedding_cannot_be_copied_the_head_is_called(gpt2, monkeyp
     told = []
     found = sweep(gpt2, text, tell=told.append)
     calls.clear()
-    seen = observe(gpt2, text, ["lens"], tell=told.append)["lens"]
+    seen = observe(gpt2, text, ["lens"], RunOptions(tell=told.append))["lens"]
     assert_close(found, whole)
     assert_close(seen, lens)
     expected = [f"out of memory: from here on {HEAD}"] * 2 if times == 2 else []
@@ -261,7 +266,7 @@ def test_where_the_unembedding_cannot_be_copied_the_head_is_called(gpt2, monkeyp
 def test_a_finished_run_needs_no_unembedding(gpt2, tmp_path, monkeypatch):
     text = corpus(sequences=16)
     sweep(gpt2, text, out=tmp_path / "sweep.nc")
-    observe(gpt2, text, ["lens"], out=tmp_path)
+    observe(gpt2, text, ["lens"], RunOptions(out=tmp_path))
 
     def failing(model):
         raise MemoryError
@@ -269,7 +274,7 @@ def test_a_finished_run_needs_no_unembedding(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(Model, "unembedding", failing)
     told = []
     sweep(gpt2, text, out=tmp_path / "sweep.nc", tell=told.append)
-    observe(gpt2, text, ["lens"], out=tmp_path, tell=told.append)
+    observe(gpt2, text, ["lens"], RunOptions(out=tmp_path, tell=told.append))
     assert not told
 
 
@@ -286,7 +291,8 @@ def test_a_run_that_is_gone_on_with_begins_with_what_there_was_room_for(
     def run(**options):
         if command == "sweep":
             return sweep(gpt2, text, batch_tokens=96, out=tmp_path / "a.nc", **options)
-        return observe(gpt2, text, ["norms"], batch_tokens=96, out=tmp_path, **options)["norms"]
+        settings = RunOptions(batch_tokens=96, out=tmp_path, **options)
+        return observe(gpt2, text, ["norms"], settings)["norms"]
 
     with pytest.raises(KeyboardInterrupt):
         run(progress=stop)

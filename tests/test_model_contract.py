@@ -14,7 +14,7 @@ from torch.nn import LayerNorm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from robustness.errors import LONGEST, Refusal, first_line
-from robustness.measurements.neurons import neurons
+from robustness.measurements.prediction_neurons import neurons
 from robustness.models import checkpoint, contract
 from robustness.models.opening import open_model
 

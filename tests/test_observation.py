@@ -16,9 +16,11 @@ from robustness.errors import Refusal
 from robustness.files import results
 from robustness.files.metrics import Metric
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
-from robustness.measurements.observation import observe, unfit
+from robustness.measurements.observation import observe
+from robustness.measurements.requirements import unfit
 from robustness.models.anatomy import examine
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import residuals
 from robustness.trace import capture
 
@@ -55,14 +57,14 @@ def eager(family):
 
 def test_every_measurement_equals_plain_transformers(model, plain, eager):
     text = corpus()
-    found = observe(model, text, ALL, batch_tokens=24)
+    found = observe(model, text, ALL, RunOptions(batch_tokens=24))
     compare(found, text, plain, eager)
     assert found["similarity"].cosine.std() > 0.1, "nothing differs"
 
 
 def test_through_the_strict_backend_it_is_the_same(strict_model, plain, eager):
     text = corpus(sequences=16)
-    found = observe(strict_model, text, (*ALL, "cka"), batch_tokens=200)
+    found = observe(strict_model, text, (*ALL, "cka"), RunOptions(batch_tokens=200))
     compare(found, text, plain, eager)
     xr.testing.assert_allclose(
         found["cka"].cka,
@@ -82,7 +84,7 @@ def test_eager_probabilities_and_those_from_queries_and_keys_are_equal(family, e
 def test_sequences_of_different_length_are_each_measured_to_their_end(model, plain, eager):
     text = corpus(sequences=3, lengths=[12, 9, 12])
     text = replace(text, authors_alignment=False)
-    found = observe(model, text, ALL, batch_tokens=100)
+    found = observe(model, text, ALL, RunOptions(batch_tokens=100))
     for row, length in enumerate(text.lengths):
         alone = corpus(sequences=3).take(3)
         alone = replace(
@@ -98,8 +100,8 @@ def test_sequences_of_different_length_are_each_measured_to_their_end(model, pla
 
 def test_numbers_do_not_depend_on_the_batch(model):
     text = corpus(sequences=32)
-    whole = observe(model, text, (*ALL, "cka"), batch_tokens=10_000)
-    other = observe(model, text, (*ALL, "cka"), batch_tokens=1)
+    whole = observe(model, text, (*ALL, "cka"), RunOptions(batch_tokens=10_000))
+    other = observe(model, text, (*ALL, "cka"), RunOptions(batch_tokens=1))
     for name, data in whole.items():
         for variable in data.data_vars:
             np.testing.assert_allclose(data[variable], other[name][variable], atol=1e-10)
@@ -184,7 +186,7 @@ def test_all_together_run_the_clean_pass_and_two_blocks_a_swap(family):
 
     def counted(sequences):
         calls.clear()
-        observe(model, corpus(sequences), (*ALL, "cka"), batch_tokens=16 * 12)
+        observe(model, corpus(sequences), (*ALL, "cka"), RunOptions(batch_tokens=16 * 12))
         return Counter(calls)
 
     once, twice = counted(16), counted(32)
@@ -195,7 +197,7 @@ def test_all_together_run_the_clean_pass_and_two_blocks_a_swap(family):
 
 def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
     text = corpus(sequences=40)
-    whole = observe(gpt2, text, (*ALL, "cka"), batch_tokens=48)
+    whole = observe(gpt2, text, (*ALL, "cka"), RunOptions(batch_tokens=48))
     seen = []
 
     def stop(done, _total):
@@ -205,25 +207,25 @@ def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
 
     options = {"batch_tokens": 48, "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        observe(gpt2, text, (*ALL, "cka"), progress=stop, **options)
+        observe(gpt2, text, (*ALL, "cka"), RunOptions(progress=stop, **options))
     names = {"lens", "attention", "norms", "similarity", "cka"}
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.partial.nc" for name in names}
     partial = results.load(tmp_path / "cka.partial.nc")
     assert partial.sequences_done == 16, "only whole batches of CKA count"
     assert results.measured(partial).sizes["batch"] == 1
     assert results.measured(results.load(tmp_path / "lens.partial.nc")).sizes["sequence"] == 28
-    resumed = observe(gpt2, text, (*ALL, "cka"), **options)
+    resumed = observe(gpt2, text, (*ALL, "cka"), RunOptions(**options))
     for name, data in whole.items():
         xr.testing.assert_equal(data, resumed[name])
         xr.testing.assert_equal(data, results.load(tmp_path / f"{name}.nc"))
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.nc" for name in names}
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    observe(gpt2, text, (*ALL, "cka"), **options)
+    observe(gpt2, text, (*ALL, "cka"), RunOptions(**options))
     assert stamps == {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
 
 
 def test_a_file_explains_itself(gpt2, tmp_path):
-    observe(gpt2, corpus(sequences=16), (*ALL, "cka"), out=tmp_path)
+    observe(gpt2, corpus(sequences=16), (*ALL, "cka"), RunOptions(out=tmp_path))
     for name in ("lens", "attention", "norms", "similarity", "cka"):
         data = results.load(tmp_path / f"{name}.nc")
         assert data.attrs["measurement"] == name and data.attrs["corpus_sha256"]
@@ -241,7 +243,7 @@ def test_a_measurement_of_ones_own_is_a_function_and_a_record(strict_model, plai
     metric = Metric("largest", "1", "largest feature of the residual stream")
     own = Measurement("largest", {metric: ("depth", "sequence")}, largest, final=True)
     text = corpus()
-    data = observe(strict_model, text, (own, "norms"), out=tmp_path)["largest"]
+    data = observe(strict_model, text, (own, "norms"), RunOptions(out=tmp_path))["largest"]
     seen = reference.run(plain, torch.from_numpy(text.tokens))
     states = torch.stack([*seen["in"], *seen["final"]])
     expected = states.abs().amax(-1)[:, :, 1:-1].mean(-1)
@@ -259,10 +261,10 @@ def test_one_that_was_changed_is_not_gone_on_with(gpt2, tmp_path):
         return {"number": 2 * torch.ones(len(captured["residual"]))}
 
     first = Measurement("number", {metric: ("layer", "sequence")}, one)
-    observe(gpt2, corpus(), (first,), out=tmp_path)
-    observe(gpt2, corpus(), (first,), out=tmp_path)
+    observe(gpt2, corpus(), (first,), RunOptions(out=tmp_path))
+    observe(gpt2, corpus(), (first,), RunOptions(out=tmp_path))
     with pytest.raises(Refusal, match="made with measurement_sha256"):
-        observe(gpt2, corpus(), (replace(first, measure=two),), out=tmp_path)
+        observe(gpt2, corpus(), (replace(first, measure=two),), RunOptions(out=tmp_path))
     other = replace(first, variables={Metric("other", "1", "another"): ("layer", "sequence")})
     with pytest.raises(Refusal, match="number gives number; its variables are other"):
         observe(gpt2, corpus(), (other,))
@@ -278,17 +280,17 @@ def test_half_precision_reaches_a_measurement_of_ones_own():
 
 
 def test_a_refused_call_leaves_nothing_in_the_way(gpt2, tmp_path):
-    observe(gpt2, corpus(), ("norms",), out=tmp_path)
+    observe(gpt2, corpus(), ("norms",), RunOptions(out=tmp_path))
     with pytest.raises(Refusal, match="sequences"):
-        observe(gpt2, corpus(sequences=6), ("lens", "norms"), out=tmp_path)
-    observe(gpt2, corpus(), ("lens", "norms"), out=tmp_path)
+        observe(gpt2, corpus(sequences=6), ("lens", "norms"), RunOptions(out=tmp_path))
+    observe(gpt2, corpus(), ("lens", "norms"), RunOptions(out=tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"lens.nc", "norms.nc"}
 
 
 REFUSED = {
     "unknown": (("lense",), {}, "no measurement 'lense'; there are: lens, cka, attention"),
-    "short": (("attention",), {}, "attention takes sequences of at least 34 tokens.*--context"),
-    "few": (("cka",), {}, "cka takes at least 16 sequences, and there are 5.*--tokens"),
+    "short": (("attention",), {}, "attention takes sequences of at least 34 tokens.*`context`"),
+    "few": (("cka",), {}, "cka takes at least 16 sequences, and there are 5.*`tokens`"),
     "twice": (("lens", "lens"), {}, "two measurements are called 'lens'"),
     "documents": (("attention",), {"lengths": [12, 9, 12, 12, 12]}, "has 9: take windows instead"),
     "lengths": (

@@ -31,6 +31,7 @@ from robustness.models.weight_processing import process
 from robustness.ndif import backend
 from robustness.reordered.generation import generate
 from robustness.runs.remote_traffic import of_plan
+from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import clean, drop
@@ -79,7 +80,7 @@ def test_there_is_as_here(server, local, corpus):
     assert found.attrs["server_versions"] == versions
     assert KEY not in str(found.attrs) + repr(there) + repr(there.request)
     names = ("lens", "norms", "similarity", "cka")
-    observed = [observe(m, corpus, names, batch_tokens=200) for m in (there, local)]
+    observed = [observe(m, corpus, names, RunOptions(batch_tokens=200)) for m in (there, local)]
     for name in names:
         for variable in observed[1][name].data_vars:
             pair = [each[name][variable] for each in observed]
@@ -664,7 +665,7 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
     small = open_model(NAME, remote=True, sandbox_limit=1e-6)
     with pytest.raises(Refusal, match=r"--layers.*--readout agreement.*--sandbox-limit"):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
-    with pytest.raises(Refusal, match=r"fewer --tokens.*--sandbox-limit"):
+    with pytest.raises(Refusal, match=r"fewer `tokens`.*--sandbox-limit"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
 
 

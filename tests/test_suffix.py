@@ -12,7 +12,7 @@ from probes.suffix import KINDS, _controls, _probe_all, choose_neurons, probe_su
 from probes.windows import Task, make_task, tokens_ending_in
 from robustness.errors import Refusal
 from robustness.files import results
-from robustness.measurements.neurons import neurons
+from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
 from robustness.models.weight_processing import process

@@ -1,1 +1,8 @@
-"""Measurements of the clean run, layer by layer."""
+"""Measurements on the clean run, at every depth, and of weights."""
+
+from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
+from robustness.measurements.observation import observe
+from robustness.measurements.prediction_neurons import neurons
+from robustness.measurements.requirements import unfit
+
+__all__ = ["MEASUREMENTS", "Measurement", "local_attention", "neurons", "observe", "unfit"]

@@ -42,3 +42,8 @@ class RunOptions:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise Refusal(f"`{name}` must be 1 or more, not {size}")
+
+    def show(self, done: int, total: int) -> None:
+        """Report progress to `progress`, if it is given."""
+        if self.progress is not None:
+            self.progress(done, total)

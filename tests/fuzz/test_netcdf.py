@@ -23,6 +23,7 @@ from robustness.files.contract import KINDS
 from robustness.files.results import load, load_tally, save
 from robustness.measurements.measurement import MEASUREMENTS, local_attention
 from robustness.measurements.observation import observe
+from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import sweep
 from robustness.sweeps.shards import Shard
 
@@ -53,7 +54,12 @@ def files(tmp_path_factory, gpt2):
     save(compare(side_by_side([ours, theirs])), ours / "compare.nc")
     corpus = text(gpt2)
     real = place / "real"
-    observe(gpt2, corpus, ["lens", local_attention(8), "norms", "similarity"], out=real)
+    observe(
+        gpt2,
+        corpus,
+        ["lens", local_attention(8), "norms", "similarity"],
+        RunOptions(out=real),
+    )
     sweep(gpt2, corpus, out=real / "sweep.nc")
     sweep(gpt2, corpus, ["drop-pair"], out=real / "pairs.nc")
     sweep(gpt2, corpus, schedules=["0-2-3", "0-1-1-2-3"], out=real / "schedules.nc")

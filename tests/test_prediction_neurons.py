@@ -11,7 +11,7 @@ from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
 from robustness.files import results
-from robustness.measurements.neurons import MOMENTS, classify, moments, neurons
+from robustness.measurements.prediction_neurons import MOMENTS, classify, moments, neurons
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
 from robustness.models.weight_processing import process

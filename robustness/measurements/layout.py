@@ -1,0 +1,97 @@
+"""The empty datasets that measurements fill: variables, coordinates and provenance."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from robustness.files import results
+from robustness.measurements.measurement import MEASUREMENTS, Measurement
+from robustness.measurements.requirements import SMALLEST_GROUP
+from robustness.models.anatomy import Anatomy
+from robustness.models.model import Model
+from robustness.text.corpus import Corpus
+
+LARGEST_GROUP = 128
+"""Maximum number of sequences that are reduced together."""
+
+FEWEST_GROUPS = 8
+"""Number of groups below which groups are made smaller, down to `SMALLEST_GROUP`."""
+
+
+def group_size(sequences: int) -> int:
+    """Return how many of so many sequences are reduced together, a power of two."""
+    most = max(SMALLEST_GROUP, min(LARGEST_GROUP, sequences // FEWEST_GROUPS))
+    return int(2 ** (most.bit_length() - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What the files of one call of `observe` have in common."""
+
+    model: Model
+    anatomy: Anatomy
+    corpus: Corpus
+    group: int
+    """Number of sequences that are reduced together, by measurements that do so."""
+    batch_tokens: int
+    command: str
+
+    def blank(self, measurement: Measurement) -> xr.Dataset:
+        """Return the dataset of a measurement, without what the model does not define."""
+        variables = {}
+        for metric, dims in measurement.variables.items():
+            if not (self.anatomy.parallel and metric.name in measurement.sequential):
+                variables[metric.name] = (metric, dims)
+        coords = self._coords(measurement)
+        used = {dim for _, dims in variables.values() for dim in dims}
+        along = {"relative_depth": "layer", "document": "sequence", results.COUNTED: "sequence"}
+        return results.blank(
+            variables,
+            {name: labels for name, labels in coords.items() if along.get(name, name) in used},
+            results.provenance(self._settings(measurement), self.command),
+            # What is reduced together is kept exactly enough for differences of its terms.
+            "float64" if measurement.grouped else self.model.precision,
+        )
+
+    def _coords(self, measurement: Measurement) -> dict[str, Any]:
+        coords = {
+            **results.layer_coords(self.model.layers),
+            "depth": np.arange(self.model.layers + 1),
+            **measurement.coords(self.model, self.anatomy),
+        }
+        if measurement.grouped:
+            return coords | {"batch": np.arange(len(self.corpus.tokens) // self.group)}
+        counted = self.corpus.counted(int(measurement.settings.get("offsets", 0)))
+        return coords | results.sequence_coords(self.corpus.document, counted=counted)
+
+    def _settings(self, measurement: Measurement) -> Mapping[str, Any]:
+        settings = {
+            **self.model.identity,
+            **self.corpus.settings(),
+            "batch_tokens": self.batch_tokens,
+            "measurement": measurement.name,
+            **measurement.settings,
+        }
+        partly = self.anatomy.partly
+        lacking = [partly[need] for need in measurement.needs if need in partly]
+        if lacking:
+            settings["layers_left_out"] = "; ".join(lacking)
+        if measurement not in MEASUREMENTS.values():
+            settings["measurement_sha256"] = source_digest(measurement)
+        if measurement.grouped:
+            used = len(self.corpus.tokens) // self.group * self.group
+            settings |= {"batch_sequences": self.group, "sequences_used": used}
+        return settings
+
+
+def source_digest(measurement: Measurement) -> str:
+    """Hash the functions of a user's measurement, so that a run of changed ones is not resumed."""
+    functions = [each for each in (measurement.measure, measurement.finish) if each is not None]
+    try:
+        return results.digest([inspect.getsource(each) for each in functions])
+    except OSError:
+        return results.digest([each.__code__.co_code for each in functions])

@@ -1,0 +1,170 @@
+"""Measurements of single short texts: windows, sentences, words in context."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from robustness.errors import Refusal
+from robustness.files import changes, results
+from robustness.measurements.clean_pass import Reading, outputs_of, run_clean, trace_parts
+from robustness.measurements.requirements import check_needs
+from robustness.models.anatomy import examine
+from robustness.models.model import Model
+from robustness.runs import remote_traffic
+from robustness.runs.batching import batches, tokens_of_text
+from robustness.runs.out_of_memory import Portions
+from robustness.runs.settings import RunOptions
+
+REMEDY = "`dtype` bfloat16, or another `device`"
+"""What to ask for where not even one short text fits into memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShortTexts:
+    """Texts that are measured each by itself, several of them in one batch."""
+
+    tokens: Sequence[Sequence[int]]
+    """Token ids of every text, best in order of length."""
+    details: Mapping[str, Sequence[NDArray[Any]]] = field(default_factory=dict)
+    """Further arrays of every text by name, of any length; measurements see them filled up with 0,
+    (text, …)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the text that are the same for all of them."""
+    fewer: str = "fewer texts"
+    """What the user can ask for so that less passes through the socket of a sandboxed server."""
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Number of tokens of every text."""
+        return [len(ids) for ids in self.tokens]
+
+    def filled_up(self, rows: slice) -> int:
+        """Return how many tokens some of the texts have when they are filled up."""
+        return (rows.stop - rows.start) * max(self.lengths[rows])
+
+
+def scan(
+    model: Model,
+    texts: ShortTexts,
+    reading: Reading,
+    *,
+    batch_tokens: int | None = None,
+    run: results.Run | None = None,
+    portions: Portions | None = None,
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Measure short texts, a batch of them in each trace.
+
+    Shorter ones are filled up on the right, where no earlier token sees it.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    texts : ShortTexts
+        What is read.
+    reading : Reading
+        What is measured.
+    batch_tokens : int, optional
+        Tokens in a trace.
+    run : Run, optional
+        A run that the results fill: it begins where that stands, and its variables are all that a
+        server may send.
+    portions : Portions, optional
+        How much of a batch is run at once.
+
+    Yields
+    ------
+    rows : slice
+        Places of the texts.
+    tensors : dict of str to tensor
+        Results, with the text as their last dimension.
+
+    Raises
+    ------
+    Refusal
+        If the model does not allow what is needed, or a text does not fit it.
+    """
+    anatomy = examine(model, reading.needs)
+    check_needs("this", reading.needs, anatomy)
+    parts = trace_parts(model, anatomy)
+    widest = max(texts.lengths)
+    if model.context is not None and widest > model.context:
+        raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
+    done = 0 if run is None else run.done
+    left = batches(texts.lengths, batch_tokens or tokens_of_text(model), done, model.bends)
+    remote_traffic.allow(model, _crossings(model, texts, reading, left), texts.fewer)
+
+    def measure(rows: slice, _: int | None) -> dict[str, Tensor]:
+        tokens = _pad([np.asarray(ids) for ids in texts.tokens[rows]], model)
+        wanted = None if run is None else outputs_of(run.dataset, rows.stop - rows.start)
+        text = _describe(model, texts, rows)
+        (taken,) = run_clean(model, tokens, [reading], parts, text, [wanted])
+        return taken
+
+    portions = portions or Portions()
+    for rows in left:
+        yield from portions.each(rows, measure, texts.filled_up)
+
+
+def fill(
+    run: results.Run, model: Model, texts: ShortTexts, reading: Reading, options: RunOptions
+) -> xr.Dataset:
+    """Fill a run over short texts from where it stands, and return its finished dataset.
+
+    Parameters
+    ----------
+    run : Run
+        Its variables are those that `reading` gives.
+    model, texts, reading
+        As for `scan`.
+    options : RunOptions
+        `batch_tokens`, `progress` and `tell` are used; the run has its path already.
+    """
+    portions = Portions(run.lost, options.tell, REMEDY)
+    total = len(texts.tokens)
+    with run:
+        portions.begin(changes.lowered(run.dataset.attrs))
+        options.show(run.done, total)
+        if run.done < total:
+            batch_tokens = options.batch_tokens
+            scanned = scan(
+                model, texts, reading, batch_tokens=batch_tokens, run=run, portions=portions
+            )
+            for rows, tensors in scanned:
+                run.add(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
+                options.show(run.done, total)
+        return run.finish()
+
+
+def _crossings(
+    model: Model, texts: ShortTexts, reading: Reading, left: Sequence[slice]
+) -> list[remote_traffic.Crossing]:
+    """Estimate the traffic of every batch."""
+    crossings = []
+    for rows in left:
+        predicted = rows.stop - rows.start if "prediction" in reading.needs else 0
+        width = texts.filled_up(rows)
+        crossings.append(remote_traffic.of_walk(model, reading.needs, width, predicted))
+    return crossings
+
+
+def _describe(model: Model, texts: ShortTexts, rows: slice) -> dict[str, Any]:
+    """Return what a trace is told of some texts besides their tokens."""
+    text: dict[str, Any] = {"lengths": torch.tensor(texts.lengths[rows], device=model.device)}
+    for name, values in texts.details.items():
+        text[name] = _pad(values[rows], model)
+    return text | dict(texts.settings)
+
+
+def _pad(rows: Sequence[NDArray[Any]], model: Model) -> Tensor:
+    """Stack arrays of different length, filled up with 0 on the right."""
+    tensors = [torch.from_numpy(np.asarray(row)) for row in rows]
+    return pad_sequence(tensors, batch_first=True).to(model.device)
