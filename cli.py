@@ -538,7 +538,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     from recipes.report.page import report as write
     from recipes.views.tables import table
     from robustness.files import ownership
-    from robustness.files.results import save_alone
+    from robustness.files.netcdf import save_with_lock
 
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of the numbers, and ends in .nc")
@@ -548,7 +548,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     what = f"a file in {' or '.join(map(str, directories))}"
     with reading(what, AGAIN):
         dataset = run(side_by_side(directories), command_line())
-    save_alone(dataset, out)
+    save_with_lock(dataset, out)
     with reading(what, AGAIN), _progress(None, quiet=quiet, unit="figure") as progress:
         write(
             directories,
@@ -685,7 +685,7 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     """
     from recipes.views.panels import draw
     from robustness.files import ownership
-    from robustness.files.results import save_figure
+    from robustness.files.figures import save_figure
 
     less = "" if minus is None else f"-less-{re.sub(r'[^A-Za-z0-9.]+', '-', Path(minus).stem)}"
     with reading(str(file), AGAIN):
@@ -698,14 +698,15 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
 
 def _less(file: Path, minus: str | None) -> Any:
     """Read a file, and take it less what was asked."""
-    from robustness.files.results import load, measured
+    from robustness.files.netcdf import load
+    from robustness.files.sequences import measured_sequences
     from robustness.statistics.paired import difference
 
     dataset = load(file)
     if minus is None:
         return dataset
-    less = measured(load(Path(minus))) if Path(minus).is_file() else minus
-    return difference(measured(dataset), less)
+    less = measured_sequences(load(Path(minus))) if Path(minus).is_file() else minus
+    return difference(measured_sequences(dataset), less)
 
 
 @stages.command()
@@ -719,7 +720,8 @@ def demo(out: Path) -> None:
     from recipes.views.panels import draw
     from recipes.views.tables import table
     from robustness.files import ownership
-    from robustness.files.results import load, save_figure
+    from robustness.files.figures import save_figure
+    from robustness.files.netcdf import load
 
     directory = out / "builtin"
     ownership.check(directory / "sweep.png", ownership.FIGURE)

@@ -22,7 +22,7 @@ import psutil
 import xarray as xr
 
 from robustness.errors import Refusal
-from robustness.files.results import load
+from robustness.files.netcdf import load
 from robustness.text.corpus import documents
 
 SHARDS, KILLED = 4, 2

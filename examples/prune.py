@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from robustness.files.results import load
+from robustness.files.netcdf import load
 from robustness.models.opening import open_model
 from robustness.reordered.exporting import export
 from robustness.schedules.schedule import clean, to_text

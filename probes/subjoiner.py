@@ -20,8 +20,10 @@ from torch import Tensor
 
 from probes.classifier import interval_of_difference
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import resumable
+from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
@@ -239,23 +241,23 @@ def probe_subjoiner(
         "corpus": source_name(source),
         "window": LENGTH,
         "bos": "first" if len(inputs.tokens[0]) > LENGTH else "none",
-        "corpus_sha256": results.digest((inputs.tokens.tolist(), inputs.held_out.tolist())),
+        "corpus_sha256": value_digest((inputs.tokens.tolist(), inputs.held_out.tolist())),
         "words_in_pieces": int(inputs.pieces.sum()),
         "whole_words": int((~inputs.pieces).sum()),
         "seed": seed,
         "sequences": len(inputs.tokens),
     }
     weight = Metric("weight", "1", "attention weight from the last token")
-    run = results.Run(
-        results.blank(
+    run = resumable.Run(
+        blank_dataset(
             {"weight": (weight, ("layer", "head", "key", "input"))},
             {
-                **results.layer_coords(model.layers),
+                **layer_coords(model.layers),
                 "head": np.arange(heads),
                 "key": np.arange(-LENGTH + 1, 1),
                 "input": np.arange(len(inputs.tokens)),
             },
-            results.provenance(settings, command),
+            file_attributes(settings, command),
         ),
         path=None if out is None else Path(out),
         fresh=fresh,

@@ -20,8 +20,10 @@ from torch import Tensor
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.windows import ITEMS, LENGTH, SHARES, Task, make_task, tokens_ending_in
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import resumable
+from robustness.files.labels import blank_dataset
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.prediction_neurons import (
     KURTOSIS,
@@ -264,9 +266,7 @@ def probe_suffix(
         "gated": int(weights.gated),
         "window": LENGTH,
         "bos": "first" if task.tokens.shape[1] > LENGTH else "none",
-        "corpus_sha256": results.digest(
-            (task.tokens.tolist(), task.part.tolist(), tokens.tolist())
-        ),
+        "corpus_sha256": value_digest((task.tokens.tolist(), task.part.tolist(), tokens.tolist())),
         "positives": task.positives,
         "documents": len(np.unique(task.document)),
         "seed": seed,
@@ -274,8 +274,8 @@ def probe_suffix(
         **{f"{name}_items": int((task.part == name).sum()) for name in SHARES},
     }
     items_of = ("window",)
-    run = results.Run(
-        results.blank(
+    run = resumable.Run(
+        blank_dataset(
             {
                 "activation": (Metric("activation", "1", "neuron"), ("neuron", *items_of)),
                 "control": (Metric("control", "1", "random neuron"), ("neuron", *items_of)),
@@ -283,7 +283,7 @@ def probe_suffix(
                 "share": (Metric("share", "1", "probability of the suffix"), items_of),
             },
             {"neuron": rank, "window": np.arange(len(task.tokens))},
-            results.provenance(settings, command),
+            file_attributes(settings, command),
         ),
         path=None if out is None else Path(out),
         fresh=fresh,

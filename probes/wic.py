@@ -16,8 +16,10 @@ from torch import Tensor
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.pairs import PARTS, Pair, read
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import resumable
+from robustness.files.labels import blank_dataset
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
@@ -134,7 +136,7 @@ def probe_wic(
         **counts,
         "measurement": "wic",
         "corpus": source_name(source),
-        "corpus_sha256": results.digest(
+        "corpus_sha256": value_digest(
             [(ids, mask.tolist()) for ids, mask in sides]
             + [(pairs[at][0], pairs[at][1].same) for at in kept]
         ),
@@ -147,11 +149,11 @@ def probe_wic(
         "feature": np.arange(model.width),
         "sentence": order,
     }
-    run = results.Run(
-        results.blank(
+    run = resumable.Run(
+        blank_dataset(
             {"state": (state, ("depth", "feature", "sentence"))},
             coords,
-            results.provenance(settings, command),
+            file_attributes(settings, command),
         ),
         path=None if out is None else Path(out),
         fresh=fresh,

@@ -15,7 +15,9 @@ from recipes.evidence.stages import stages
 from recipes.recipe import SOURCES, STAGES, SUBJOINER, SUFFIX, SWEEP, WIC, Recipe, Source
 from recipes.report.page import check_places, places, report
 from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, reading
-from robustness.files import results
+from robustness.files import netcdf
+from robustness.files.atomic import remove_leftovers_with_lock
+from robustness.files.provenance import file_digest, project_version, value_digest
 from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import neurons
 from robustness.measurements.requirements import unfit
@@ -138,7 +140,7 @@ def reproduce(
     page, claims, figures = (directory / name for name in ("report.html", "claims.nc", "figures"))
     check_places(page, claims, figures)
     for path, _ in places(page, claims, figures):
-        results.clear_alone(path)
+        remove_leftovers_with_lock(path)
     left_out = _unavailable(name, sources, settings.get("task_data"))
     for file, reason in left_out.items():
         tell(f"{file} is left out: {reason}")
@@ -191,7 +193,7 @@ def _check_model(task: Task, replaced: Sequence[Source]) -> None:
         path = task.path(source)
         if source == STAGES or source in replaced or not path.exists():
             continue
-        attrs = results.load(path).attrs
+        attrs = netcdf.load(path).attrs
         for key in ("model", "weights_sha256"):
             ours = task.inputs.model.identity.get(key)
             if key in attrs and ours and attrs[key] != ours:
@@ -206,7 +208,7 @@ def _is_done(directory: Path, wanted: str, left_out: Mapping[str, str]) -> bool:
     """Whether the report was made for this very request from these very files."""
     page, claims = directory / "report.html", directory / "claims.nc"
     try:
-        attrs, files = results.load(claims).attrs, Files(directory)
+        attrs, files = netcdf.load(claims).attrs, Files(directory)
     except Refusal:  # none yet, or damaged
         return False
     tried = {file: reason for file, reason in files.left_out.items() if file != STAGES.file}
@@ -258,8 +260,8 @@ def _asked(name: str, settings: Mapping[str, Any]) -> str:
     weights = checkpoint.hash_directory(Path(place)) if Path(place).is_dir() else ""
     told = {key: str(value) for key, value in settings.items()}
     for key in DATA:
-        told[key] = str([results.file_digest(path) for path in _files(settings[key])] or told[key])
-    return results.digest((results.version_of_project(), name, weights, sorted(told.items())))
+        told[key] = str([file_digest(path) for path in _files(settings[key])] or told[key])
+    return value_digest((project_version(), name, weights, sorted(told.items())))
 
 
 def _measure(

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from robustness.files.results import layer_coords, provenance, save
+from robustness.files.labels import layer_coords
+from robustness.files.netcdf import save
+from robustness.files.provenance import file_attributes
 
 LAYERS, DOCUMENTS = 24, 20
 HEADS, WIDTH = 4, 200
@@ -290,7 +292,10 @@ def plant(
             "kurtosis_threshold": 10.0 if file == "neurons" else None,
             "gated": 0,
         }
-        save(dataset.assign_attrs({**provenance(settings), **dataset.attrs}), path / f"{file}.nc")
+        save(
+            dataset.assign_attrs({**file_attributes(settings), **dataset.attrs}),
+            path / f"{file}.nc",
+        )
     return path
 
 

@@ -6,7 +6,8 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import OtherSettings
-from robustness.files import changes, results
+from robustness.files import changes, netcdf
+from robustness.files.sequences import measured_sequences
 from robustness.measurements.observation import observe
 from robustness.runs.settings import RunOptions
 from robustness.sweeps.execution import sweep
@@ -62,10 +63,10 @@ def test_a_sweep_goes_on_with_fewer_and_with_more_tokens_in_a_batch(
         f"from sequence 8 on batch_tokens {3 * LENGTH}, state_cap 2; "
         f"from sequence 15 on batch_tokens {100 * LENGTH}"
     )
-    xr.testing.assert_identical(found, results.load(tmp_path / "a.nc"))
+    xr.testing.assert_identical(found, netcdf.load(tmp_path / "a.nc"))
     if per_token:
-        tokens = results.load(tmp_path / "a.tokens.nc")
-        means = results.measured(tokens)
+        tokens = netcdf.load(tmp_path / "a.tokens.nc")
+        means = measured_sequences(tokens)
         np.testing.assert_allclose(means.kl, whole.kl, atol=1e-10)
         assert tokens.batches_changed == found.batches_changed
 
@@ -75,11 +76,11 @@ def test_parts_of_tokens_that_a_killed_run_left_behind_are_not_mixed_with_those_
 ):
     """A part is written before the run says that its sequences are done."""
     interrupted(16, swept, batch_tokens=4 * LENGTH, per_token=True)
-    behind = results.load(tmp_path / "a.partial.nc").assign_attrs(sequences_done=4)
-    results.save(behind, tmp_path / "a.partial.nc", results.load_tally(tmp_path / "a.partial.nc"))
+    behind = netcdf.load(tmp_path / "a.partial.nc").assign_attrs(sequences_done=4)
+    netcdf.save(behind, tmp_path / "a.partial.nc", netcdf.load_tally(tmp_path / "a.partial.nc"))
     swept(batch_tokens=9 * LENGTH, per_token=True)
     whole = sweep(gpt2, text, ("drop",))
-    means = results.measured(results.load(tmp_path / "a.tokens.nc"))
+    means = measured_sequences(netcdf.load(tmp_path / "a.tokens.nc"))
     np.testing.assert_allclose(means.kl, whole.kl, atol=1e-10)
 
 
@@ -113,7 +114,7 @@ def test_what_is_observed_goes_on_with_other_batches(gpt2, tmp_path, first, then
 
     whole = observe(gpt2, text, ("norms", "cka"))
     interrupted(20, run, batch_tokens=first * LENGTH)
-    assert done == [results.load(file).sequences_done for file in sorted(tmp_path.iterdir())]
+    assert done == [netcdf.load(file).sequences_done for file in sorted(tmp_path.iterdir())]
     found = run(batch_tokens=then * LENGTH)
     for name, data in whole.items():
         assert_close(found[name], data)

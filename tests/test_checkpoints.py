@@ -10,7 +10,7 @@ from recipes.evidence import published
 from recipes.evidence.files import Files
 from recipes.paper_models import PAPER
 from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC
-from robustness.files.results import save
+from robustness.files.netcdf import save
 from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model

@@ -14,9 +14,12 @@ import xarray as xr
 from planted import plant
 
 from robustness.errors import Refusal
-from robustness.files import container, contract, results
+from robustness.files import container, contract, netcdf, resumable
 from robustness.files.contract import DECODED
-from robustness.files.results import load, load_tally, provenance, save
+from robustness.files.labels import layer_coords
+from robustness.files.netcdf import load, load_tally, save
+from robustness.files.provenance import file_attributes
+from robustness.files.sequences import sequence_coords
 from robustness.sweeps import token_file
 
 SETTINGS = {
@@ -42,10 +45,10 @@ def planted(**settings):
         },
         coords={
             "intervention": ["drop", "swap"],
-            **results.layer_coords(4),
-            **results.sequence_coords(np.arange(6) // 2),
+            **layer_coords(4),
+            **sequence_coords(np.arange(6) // 2),
         },
-        attrs=provenance({**SETTINGS, **settings}),
+        attrs=file_attributes({**SETTINGS, **settings}),
     )
 
 
@@ -309,7 +312,7 @@ def test_going_on_takes_numbers_by_their_labels_alone(path):
 
     def go_on(left):
         save(left.assign_attrs(sequences_done=4), partial)
-        with results.Run(planted(), path=path) as run:
+        with resumable.Run(planted(), path=path) as run:
             return run.done, run.dataset.copy(deep=True)
 
     done, found = go_on(data.transpose("sequence", "layer", "intervention"))
@@ -371,10 +374,10 @@ def test_ids_of_tokens_that_look_like_a_link_are_read(tmp_path):
 
 def test_what_is_read_in_parts_may_be_larger_than_memory(tmp_path, monkeypatch):
     path = tmp_path / "x.nc"
-    save(xr.Dataset({"a": ("x", np.arange(100_000.0))}, attrs=provenance({})), path)
+    save(xr.Dataset({"a": ("x", np.arange(100_000.0))}, attrs=file_attributes({})), path)
     memory = type("Memory", (), {"available": 1_000_000})
     monkeypatch.setattr(contract.psutil, "virtual_memory", memory)
     with pytest.raises(Refusal, match="half of the memory"):
         load(path)
-    with results.opened(path, whole=False) as file:
+    with netcdf.opened(path, whole=False) as file:
         assert file["a"].shape == (100_000,)

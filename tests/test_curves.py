@@ -14,7 +14,7 @@ from recipes.evidence.curves import (
     rank_correlation_of_models,
 )
 from recipes.evidence.files import Absent
-from robustness.files.results import layer_coords
+from robustness.files.labels import layer_coords
 
 
 def curves(values, dim="layer"):

@@ -12,7 +12,7 @@ from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
 from recipes.figures.paper import DIAGRAMS, FIGURES, draw
 from recipes.report.page import to_svg
-from robustness.files.results import load, save
+from robustness.files.netcdf import load, save
 
 SECOND = {1, 5, 6, 7, 8, 12, *range(13, 27)}
 """Figures of the second version of the paper; 2 to 4 and 9 to 11 are no figures of results."""

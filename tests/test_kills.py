@@ -9,14 +9,14 @@ import pytest
 from test_wic import rows
 
 import cli
-from robustness.files import results
+from robustness.files import netcdf, resumable
 from robustness.models import opening
 
 
 @pytest.fixture(autouse=True)
 def saving(monkeypatch):
     """What is done is saved after every batch, and a model is opened once for all kills."""
-    monkeypatch.setattr(results, "KEEPING", float("inf"))
+    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     opened = cache(opening.open_model)
     monkeypatch.setattr(cli, "_open", lambda name, _: opened(name))
 
@@ -67,7 +67,7 @@ def test_an_old_result_stays_until_the_new_one_is_there(llama, prepared, tmp_pat
 
     def whole(directory):
         for path in there:
-            results.load(directory / path)
+            netcdf.load(directory / path)
 
     assert kills.survives([*words, "--fresh"], prepared, tmp_path, repeats=False, after=whole)
 
@@ -114,7 +114,7 @@ def test_a_reproduction_comes_to_the_same_end_wherever_it_is_killed(
 
     def whole(directory):
         for path in there:
-            results.load(directory / path)
+            netcdf.load(directory / path)
 
     words += ["--fresh"] if fresh else []
     assert kills.survives(words, prepared, tmp_path, repeats=not fresh, after=whole, most=3)

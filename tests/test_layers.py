@@ -51,7 +51,7 @@ def test_an_arrow_upwards_is_found(tmp_path):
     subprocess.run(["cp", "-r", str(ROOT / "robustness"), str(tmp_path / "robustness")], check=True)
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     planted = tmp_path / "robustness" / "errors.py"
-    planted.write_text(planted.read_text() + "\nimport robustness.files.results\n")
+    planted.write_text(planted.read_text() + "\nimport robustness.files.netcdf\n")
     lint = subprocess.run([LINTER, "--no-cache"], cwd=tmp_path, capture_output=True, text=True)
     assert lint.returncode == 1 and "errors" in lint.stdout
 
@@ -70,7 +70,10 @@ def test_one_room_prints_and_none_opens_files_by_bare_open():
         assert not calls & {"print", "open"}, module
 
 
-DOORS = {f"robustness.files.{name}" for name in ("ownership", "lock", "results", "directory")}
+DOORS = {
+    f"robustness.files.{name}"
+    for name in ("ownership", "lock", "atomic", "netcdf", "figures", "directory")
+}
 """What writes, replaces and removes, after it has made sure that it may."""
 
 KNOWN = {

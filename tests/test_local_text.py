@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tokenizers_for_tests import byte_tokenizer
 
 from robustness.errors import Refusal
-from robustness.files.results import load
+from robustness.files.netcdf import load
 from robustness.text import encoding, local_file, local_text
 from robustness.text.corpus import cut, documents, first_documents, opened
 from robustness.text.local_text import open_documents
@@ -387,7 +387,7 @@ def test_memory_is_that_of_what_is_read_at_once(tmp_path, name):
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from tokenizers_for_tests import byte_tokenizer
-from robustness.corpus import cut
+from robustness.text.corpus import cut
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()

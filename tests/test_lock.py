@@ -12,7 +12,8 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import InUse, Unwritable
-from robustness.files import lock, results
+from robustness.files import lock, netcdf, resumable
+from robustness.files.atomic import write_whole
 from robustness.files.lock import Lock
 from robustness.sweeps.execution import sweep
 
@@ -34,7 +35,7 @@ def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_pat
 HOLDER = """
 import sys, time
 from pathlib import Path
-from robustness.lock import Lock
+from robustness.files.lock import Lock
 held = Lock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(600)
@@ -77,8 +78,8 @@ def test_of_many_that_want_it_at_once_one_at_a_time_has_it(tmp_path):
     code = """
 import os, sys, time
 from pathlib import Path
-from robustness.lock import Lock
-from robustness.refusal import InUse
+from robustness.files.lock import Lock
+from robustness.errors import InUse
 path, mark = Path(sys.argv[1]), Path(sys.argv[2])
 won = 0
 end = time.monotonic() + 1.0
@@ -129,7 +130,7 @@ def test_a_run_into_an_output_in_use_is_refused_and_leaves_it_alone(gpt2, tmp_pa
             refused.append(done)
 
     sweep(gpt2, corpus(), ("drop",), batch_tokens=12, out=path, progress=meddle)
-    assert refused == [3] and results.load(path).interventions == "drop"
+    assert refused == [3] and netcdf.load(path).interventions == "drop"
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
@@ -177,7 +178,7 @@ def test_two_processes_never_write_to_one_temporary_file(tmp_path):
     for _ in range(2):
         child = os.fork()
         if not child:
-            results.write_whole(
+            write_whole(
                 tmp_path / "a", lambda file: (tmp_path / str(os.getpid())).write_text(file.name)
                 and file.write_text("")
             )  # fmt: skip
@@ -205,7 +206,7 @@ def test_an_error_of_writing_says_what_is_the_matter(tmp_path, monkeypatch, numb
     monkeypatch.setattr(Path, "open", lambda *_, **__: fail(0))
     expected = rf"a\.nc cannot be written \(.*{NO_ROOM[number]}, or choose another place"
     with pytest.raises(Unwritable, match=expected):
-        results.write_whole(tmp_path / "a.nc", fail)
+        write_whole(tmp_path / "a.nc", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -213,14 +214,14 @@ def test_what_the_library_says_of_a_full_disk_is_looked_into(tmp_path, monkeypat
     """NetCDF says "HDF error", whatever is the matter."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     data = xr.Dataset({"x": ("a", [1.0] * 200_000)}, attrs={"stages_schema": 1})
-    results.save(data.isel(a=slice(0, 10)), tmp_path / "a.nc")
+    netcdf.save(data.isel(a=slice(0, 10)), tmp_path / "a.nc")
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
     try:
         with pytest.raises(Unwritable, match=r"\(File too large\): raise the limit on the size"):
-            results.save(data, tmp_path / "a.nc")
+            netcdf.save(data, tmp_path / "a.nc")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert results.load(tmp_path / "a.nc").sizes["a"] == 10
+    assert netcdf.load(tmp_path / "a.nc").sizes["a"] == 10
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
@@ -238,7 +239,7 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_disk, monkeypatch):
-    monkeypatch.setattr(results, "KEEPING", float("inf"))
+    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64]
     words += ["--out", small_disk / "a.nc"]
     write, filler = xr.Dataset.to_netcdf, small_disk / "filler"
@@ -253,12 +254,12 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_
     assert (code, out) == (1, "") and err.count("\n") == 1, err
     assert "(No space left on device): make room" in err
     assert {file.name for file in small_disk.iterdir()} == {"a.partial.nc", "filler"}
-    assert results.load(small_disk / "a.partial.nc").sequences_done == 2
+    assert netcdf.load(small_disk / "a.partial.nc").sequences_done == 2
     filler.unlink()
     monkeypatch.setattr(xr.Dataset, "to_netcdf", write)
     assert run(*words)[0] == 0
     assert run(*words[:-1], "whole.nc")[0] == 0
-    resumed, whole = results.load(small_disk / "a.nc"), results.load(Path("whole.nc"))
+    resumed, whole = netcdf.load(small_disk / "a.nc"), netcdf.load(Path("whole.nc"))
     for name in whole.data_vars:
         assert whole[name].values.tobytes() == resumed[name].values.tobytes()
     assert [file.name for file in small_disk.iterdir()] == ["a.nc"]

@@ -10,8 +10,11 @@ import torch
 from test_execution import corpus
 
 from robustness.errors import Refusal
-from robustness.files import changes, results
+from robustness.files import changes, netcdf, resumable
+from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import METRICS
+from robustness.files.provenance import file_attributes
+from robustness.files.sequences import sequence_coords
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, fill
@@ -205,7 +208,7 @@ def test_what_is_observed_is_the_same_in_smaller_portions_and_groups_of_cka_stay
         assert_close(found[name], data)
         assert found[name].sizes == data.sizes
         steps = [f"from sequence 0 on {count} sequence(s) at once" for count in (8, 4)]
-        assert results.load(tmp_path / f"{name}.nc").out_of_memory == "; ".join(steps)
+        assert netcdf.load(tmp_path / f"{name}.nc").out_of_memory == "; ".join(steps)
 
 
 def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce, monkeypatch):
@@ -213,15 +216,15 @@ def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce, monkeypat
     metric = {METRICS["entropy"]: ("depth", "sequence")}
 
     def scanned(told):
-        blank = results.blank(
+        blank = blank_dataset(
             {"mean": (next(iter(metric)), ("depth", "sequence"))},
             {"depth": np.arange(gpt2.layers + 1), "sequence": np.arange(len(items))},
-            results.provenance({"model": "m", "sequences": len(items)}),
+            file_attributes({"model": "m", "sequences": len(items)}),
             np.float64,
         )
         reading = Reading(means, final=True)
         options = RunOptions(tell=told.append)
-        return fill(results.Run(blank), gpt2, ShortTexts(items), reading, options)
+        return fill(resumable.Run(blank), gpt2, ShortTexts(items), reading, options)
 
     whole, told = scanned([]), []
     failures = scarce(3)
@@ -339,15 +342,15 @@ def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
 
 
 def test_saving_on_the_way_does_not_copy_what_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "KEEPING", float("inf"))
+    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     sequences = 400_000
-    blank = results.blank(
+    blank = blank_dataset(
         {"kl": (METRICS["kl"], ("layer", "sequence"))},
-        {**results.layer_coords(8), **results.sequence_coords(np.arange(sequences))},
-        results.provenance({"model": "m", "sequences": sequences}),
+        {**layer_coords(8), **sequence_coords(np.arange(sequences))},
+        file_attributes({"model": "m", "sequences": sequences}),
     )
     values = np.ones((8, 1000), np.float32)
-    with results.Run(blank, np.zeros((8, 1000), np.int32), path=tmp_path / "a.nc") as run:
+    with resumable.Run(blank, np.zeros((8, 1000), np.int32), path=tmp_path / "a.nc") as run:
         held = run.dataset["kl"].values
         run.add(slice(0, 1000), {"kl": values})
         tracemalloc.start()

@@ -13,8 +13,9 @@ from test_execution import corpus
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.files.metrics import Metric
+from robustness.files.sequences import measured_sequences
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.measurements.observation import observe
 from robustness.measurements.requirements import unfit
@@ -210,14 +211,14 @@ def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
         observe(gpt2, text, (*ALL, "cka"), RunOptions(progress=stop, **options))
     names = {"lens", "attention", "norms", "similarity", "cka"}
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.partial.nc" for name in names}
-    partial = results.load(tmp_path / "cka.partial.nc")
+    partial = netcdf.load(tmp_path / "cka.partial.nc")
     assert partial.sequences_done == 16, "only whole batches of CKA count"
-    assert results.measured(partial).sizes["batch"] == 1
-    assert results.measured(results.load(tmp_path / "lens.partial.nc")).sizes["sequence"] == 28
+    assert measured_sequences(partial).sizes["batch"] == 1
+    assert measured_sequences(netcdf.load(tmp_path / "lens.partial.nc")).sizes["sequence"] == 28
     resumed = observe(gpt2, text, (*ALL, "cka"), RunOptions(**options))
     for name, data in whole.items():
         xr.testing.assert_equal(data, resumed[name])
-        xr.testing.assert_equal(data, results.load(tmp_path / f"{name}.nc"))
+        xr.testing.assert_equal(data, netcdf.load(tmp_path / f"{name}.nc"))
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.nc" for name in names}
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
     observe(gpt2, text, (*ALL, "cka"), RunOptions(**options))
@@ -227,13 +228,13 @@ def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
 def test_a_file_explains_itself(gpt2, tmp_path):
     observe(gpt2, corpus(sequences=16), (*ALL, "cka"), RunOptions(out=tmp_path))
     for name in ("lens", "attention", "norms", "similarity", "cka"):
-        data = results.load(tmp_path / f"{name}.nc")
+        data = netcdf.load(tmp_path / f"{name}.nc")
         assert data.attrs["measurement"] == name and data.attrs["corpus_sha256"]
         for variable in data.data_vars.values():
             assert variable.attrs["units"] and variable.attrs["long_name"]
         for dim in data.dims:
             assert dim in data.coords, dim
-    assert results.load(tmp_path / "lens.nc").kl.dims == ("lens", "depth", "sequence")
+    assert netcdf.load(tmp_path / "lens.nc").kl.dims == ("lens", "depth", "sequence")
 
 
 def test_a_measurement_of_ones_own_is_a_function_and_a_record(strict_model, plain, tmp_path):
@@ -248,7 +249,7 @@ def test_a_measurement_of_ones_own_is_a_function_and_a_record(strict_model, plai
     states = torch.stack([*seen["in"], *seen["final"]])
     expected = states.abs().amax(-1)[:, :, 1:-1].mean(-1)
     np.testing.assert_allclose(data.largest, expected, atol=1e-12)
-    assert results.load(tmp_path / "largest.nc").largest.attrs["units"] == "1"
+    assert netcdf.load(tmp_path / "largest.nc").largest.attrs["units"] == "1"
 
 
 def test_one_that_was_changed_is_not_gone_on_with(gpt2, tmp_path):

@@ -8,7 +8,7 @@ from test_execution import corpus
 
 from recipes.views.panels import draw
 from recipes.views.tables import table
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.models.opening import open_model
 from robustness.sweeps.execution import sweep
 
@@ -41,6 +41,6 @@ def test_a_sweep_of_schedules_without_end_is_measured_saved_and_shown(
     found = sweep(growing, text, **options, until_se=until_se, out=tmp_path / "a.nc")
     assert found.nonfinite.sum() > 0
     assert np.isnan(found.kl.where(found.nonfinite > 0)).all()
-    read = results.load(tmp_path / "a.nc")
+    read = netcdf.load(tmp_path / "a.nc")
     assert table(read)
     draw(read)

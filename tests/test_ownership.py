@@ -11,7 +11,8 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import InUse, Refusal, Unwritable
-from robustness.files import ownership, results
+from robustness.files import netcdf, ownership
+from robustness.files.figures import save_figure
 from robustness.files.lock import Lock
 from robustness.sweeps.execution import sweep
 
@@ -30,7 +31,7 @@ def figure():
 def test_a_figure_of_ours_is_replaced_and_one_of_matplotlib_is_not(tmp_path, suffix):
     ours, other = tmp_path / f"ours{suffix}", tmp_path / f"other{suffix}"
     for _ in range(2):
-        results.save_figure(figure(), ours)
+        save_figure(figure(), ours)
     assert ownership.kind(ours) == ownership.FIGURE
     # Of a user who writes about this project: neither title nor text are a mark.
     said = {".png": "Title", ".svg": "Title", ".pdf": "Title"}[suffix]
@@ -40,7 +41,7 @@ def test_a_figure_of_ours_is_replaced_and_one_of_matplotlib_is_not(tmp_path, suf
     plt.close(drawn)
     before = other.read_bytes()
     with pytest.raises(Unwritable, match=rf"other\{suffix} does not say that stages wrote it"):
-        results.save_figure(figure(), other)
+        save_figure(figure(), other)
     assert other.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {ours.name, other.name}
 
@@ -112,7 +113,7 @@ def project(run, llama, stories, gpt2, tmp_path):
     """The places that the commands work in, and a function that runs one."""
     for name in ("whole", "other"):
         (tmp_path / name).mkdir()
-        results.save(sweep(gpt2, corpus(), ("drop", "swap")), tmp_path / name / "sweep.nc")
+        netcdf.save(sweep(gpt2, corpus(), ("drop", "swap")), tmp_path / name / "sweep.nc")
     text = ("--data", stories, "--context", 32, "--tokens", 100, "--quiet")
 
     def call(*words):
@@ -169,7 +170,7 @@ def test_a_users_figures_stay_where_ours_are_not_drawn(project, tmp_path):
     drawn = {path.stem for path in own.parent.iterdir()} - {"mine"}
     assert drawn and drawn < set(ours)
     old = own.with_name(next(f"{name}.svg" for name in ours if name not in drawn))
-    results.save_figure(figure(), old)
+    save_figure(figure(), old)
     assert project("report", "whole", "--figures", "figures")[0] == 0
     assert own.exists() and not old.exists()
 
@@ -178,16 +179,16 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
     (tmp_path / "far").mkdir()
     link, target = tmp_path / "a.nc", tmp_path / "far" / "b.nc"
     link.symlink_to("far/b.nc")
-    results.save_alone(numbers(), link)  # it leads nowhere yet
-    results.save_alone(numbers(more=1), link)
-    assert link.is_symlink() and results.load(target).attrs["more"] == 1
+    netcdf.save_with_lock(numbers(), link)  # it leads nowhere yet
+    netcdf.save_with_lock(numbers(more=1), link)
+    assert link.is_symlink() and netcdf.load(target).attrs["more"] == 1
     before = foreign(target)
     with pytest.raises(Unwritable, match=r"a\.nc does not say that stages wrote it"):
-        results.save_alone(numbers(), link)
+        netcdf.save_with_lock(numbers(), link)
     assert target.read_bytes() == before
     (tmp_path / "loop.nc").symlink_to("loop.nc")
     with pytest.raises(Unwritable, match=r"loop\.nc cannot be written"):
-        results.save_alone(numbers(), tmp_path / "loop.nc")
+        netcdf.save_with_lock(numbers(), tmp_path / "loop.nc")
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert found == {"a.nc", "far", "far/b.nc", "loop.nc"}
 
@@ -199,11 +200,11 @@ def test_two_names_of_one_place_have_one_lock(tmp_path):
 
 
 def test_another_name_of_a_file_keeps_what_was_in_it(tmp_path):
-    results.save_alone(numbers(old=1), tmp_path / "a.nc")
+    netcdf.save_with_lock(numbers(old=1), tmp_path / "a.nc")
     os.link(tmp_path / "a.nc", tmp_path / "kept.nc")
-    results.save_alone(numbers(new=1), tmp_path / "a.nc")
-    assert "old" in results.load(tmp_path / "kept.nc").attrs
-    assert "new" in results.load(tmp_path / "a.nc").attrs
+    netcdf.save_with_lock(numbers(new=1), tmp_path / "a.nc")
+    assert "old" in netcdf.load(tmp_path / "kept.nc").attrs
+    assert "new" in netcdf.load(tmp_path / "a.nc").attrs
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path):
@@ -212,15 +213,15 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     (tmp_path / "there.nc").mkdir()
     for name in ("pipe", "null", "there"):
         with pytest.raises(Unwritable, match=f"{name}.nc is a (device or a pipe|directory)"):
-            results.save_alone(numbers(), tmp_path / f"{name}.nc")
+            netcdf.save_with_lock(numbers(), tmp_path / f"{name}.nc")
     with pytest.raises(Refusal, match="/dev/full is no name of a page"):
         ownership.check(Path("/dev/full"), ownership.PAGE)
 
 
 def test_an_empty_file_is_nobodys_loss(tmp_path):
     (tmp_path / "a.nc").touch()
-    results.save_alone(numbers(), tmp_path / "a.nc")
-    assert results.load(tmp_path / "a.nc").sizes["a"] == 3
+    netcdf.save_with_lock(numbers(), tmp_path / "a.nc")
+    assert netcdf.load(tmp_path / "a.nc").sizes["a"] == 3
 
 
 def test_a_temporary_file_is_made_anew_and_through_no_link(tmp_path, monkeypatch):
@@ -229,7 +230,7 @@ def test_a_temporary_file_is_made_anew_and_through_no_link(tmp_path, monkeypatch
     monkeypatch.setattr(ownership, "temporary", lambda path: tmp_path / ".a.nc.1-1.writing")
     (tmp_path / ".a.nc.1-1.writing").symlink_to(victim)
     with pytest.raises(Unwritable):
-        results.save_alone(numbers(), tmp_path / "a.nc")
+        netcdf.save_with_lock(numbers(), tmp_path / "a.nc")
     assert victim.read_text() == "dear"
 
 
@@ -237,7 +238,7 @@ def test_what_looks_like_a_leftover_and_is_none_stays(tmp_path):
     stays = {".a.nc.tex.writing", ".a.nc.writing", ".b.nc.1.writing", ".a.nc.1.writing.bak"}
     for name in {*stays, ".a.nc.1.writing", ".a.nc.22-3.writing"}:
         (tmp_path / name).write_text("half")
-    results.save_alone(numbers(), tmp_path / "a.nc")
+    netcdf.save_with_lock(numbers(), tmp_path / "a.nc")
     assert {path.name for path in tmp_path.iterdir()} == {*stays, "a.nc"}
 
 
@@ -337,8 +338,8 @@ def test_what_another_user_left_and_only_he_may_remove_is_no_hindrance(tmp_path,
         return unlink(self, *rest, **options)
 
     monkeypatch.setattr(Path, "unlink", refused)
-    results.save_alone(numbers(), tmp_path / "a.nc")
-    assert results.load(tmp_path / "a.nc").sizes["a"] == 3 and torn.exists()
+    netcdf.save_with_lock(numbers(), tmp_path / "a.nc")
+    assert netcdf.load(tmp_path / "a.nc").sizes["a"] == 3 and torn.exists()
 
 
 def test_a_link_to_a_name_of_another_ending_is_written_again(tmp_path):
@@ -347,7 +348,7 @@ def test_a_link_to_a_name_of_another_ending_is_written_again(tmp_path):
     link.symlink_to("store/abc")
     data = xr.Dataset({"a": ("x", [1.0])}, attrs={"stages_schema": 1, "measurement": "own"})
     for number in (1.0, 2.0):
-        results.save_alone(data.assign(a=data.a * number), link)
+        netcdf.save_with_lock(data.assign(a=data.a * number), link)
         assert link.is_symlink()
         assert float(xr.load_dataset(tmp_path / "store/abc", engine="netcdf4").a[0]) == number
     ownership.remove(link, "own")

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.measurements.prediction_neurons import MOMENTS, classify, moments, neurons
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
@@ -160,7 +160,7 @@ def test_an_unfinished_file_is_not_shown(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         neurons(tiny("gpt2"), out=tmp_path / "neurons.nc", progress=stop)
-    partial = results.load(tmp_path / "neurons.partial.nc")
+    partial = netcdf.load(tmp_path / "neurons.partial.nc")
     for shown in (table, draw):
         with pytest.raises(Refusal, match="the run is not finished"):
             shown(partial)
@@ -176,10 +176,10 @@ def test_it_saves_resumes_and_refuses_other_settings(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         neurons(net, out=path, progress=stop)
-    assert results.load(tmp_path / "neurons.partial.nc").sequences_done == 2
+    assert netcdf.load(tmp_path / "neurons.partial.nc").sequences_done == 2
     data = neurons(net, out=path)
     xr.testing.assert_equal(data, neurons(net))
-    xr.testing.assert_equal(data, results.load(path))
+    xr.testing.assert_equal(data, netcdf.load(path))
     with pytest.raises(Refusal, match=r"made with kurtosis_threshold 10\.0, not 3"):
         neurons(net, out=path, kurtosis=3)
 

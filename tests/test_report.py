@@ -18,7 +18,7 @@ from recipes.judging.compare import compare
 from recipes.recipe import SOURCES
 from recipes.report.page import inline, on_white, report, snippet, to_svg
 from robustness.errors import Refusal
-from robustness.files.results import load
+from robustness.files.netcdf import load
 
 
 @pytest.fixture(scope="module")

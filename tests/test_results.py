@@ -14,9 +14,13 @@ from test_execution import corpus
 from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
+from robustness.files.figures import save_figure
+from robustness.files.labels import blank_dataset
 from robustness.files.metrics import METRICS
-from robustness.files.results import Run, blank, provenance, sequence_coords
+from robustness.files.provenance import file_attributes
+from robustness.files.resumable import Run
+from robustness.files.sequences import COUNTED, mean_over_tokens, sequence_coords
 from robustness.schedules.schedule import clean, drop, swap
 from robustness.statistics.uncertainty import standard_error
 from robustness.sweeps.execution import sweep
@@ -28,9 +32,9 @@ def data(gpt2):
 
 
 def test_a_file_explains_itself(data, tmp_path):
-    results.save(data, tmp_path / "a.nc")
+    netcdf.save(data, tmp_path / "a.nc")
     read = xr.load_dataset(tmp_path / "a.nc")
-    xr.testing.assert_identical(read, results.load(tmp_path / "a.nc"))
+    xr.testing.assert_identical(read, netcdf.load(tmp_path / "a.nc"))
     assert read.kl.dims == ("intervention", "layer", "sequence")
     assert read.modal_share.dims == ("intervention", "layer")
     assert set(read.data_vars) == METRICS.keys()
@@ -78,9 +82,9 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(
     path = tmp_path / "a.nc"
     sweep(gpt2, corpus(), ("drop",), out=path)
     if not finished:
-        whole = results.load(path)
+        whole = netcdf.load(path)
         path.unlink()
-        results.save(whole.assign_attrs(sequences_done=1), tmp_path / "a.partial.nc")
+        netcdf.save(whole.assign_attrs(sequences_done=1), tmp_path / "a.partial.nc")
     options = {"corpus": corpus(), "interventions": ("drop",), "out": path} | change
     with pytest.raises(Refusal, match=f"was made with {named}.*--fresh"):
         sweep(gpt2, **options)
@@ -104,7 +108,7 @@ def test_an_interrupted_fresh_run_goes_on_and_the_old_file_stays_until_it_is_don
     with pytest.raises(KeyboardInterrupt):
         sweep(gpt2, interventions=("swap",), fresh=True, **options)
     assert done == [0, 1, 2, 3]
-    xr.testing.assert_identical(results.load(path), old)
+    xr.testing.assert_identical(netcdf.load(path), old)
     resumed = sweep(gpt2, interventions=("swap",), **options)
     assert done[4] == 3
     assert resumed.intervention.values.tolist() == ["swap"]
@@ -115,11 +119,11 @@ def test_an_interrupted_fresh_run_goes_on_and_the_old_file_stays_until_it_is_don
 def test_an_unfinished_run_is_not_continued_with_other_versions(gpt2, tmp_path):
     path = tmp_path / "a.nc"
     finished = sweep(gpt2, corpus(), ("drop",), out=path)
-    results.save(finished.assign_attrs(versions="torch 1.0"), path)
+    netcdf.save(finished.assign_attrs(versions="torch 1.0"), path)
     sweep(gpt2, corpus(), ("drop",), out=path)
     path.unlink()
     partial = finished.assign_attrs(versions="torch 1.0", sequences_done=1)
-    results.save(partial, tmp_path / "a.partial.nc")
+    netcdf.save(partial, tmp_path / "a.partial.nc")
     with pytest.raises(Refusal, match=r"made with versions torch 1\.0, not stages-of-inference"):
         sweep(gpt2, corpus(), ("drop",), out=path)
 
@@ -129,11 +133,12 @@ import os, signal, sys
 from pathlib import Path
 import torch, xarray
 from families import random_tokens, tiny
-from robustness import execution, results
-from robustness.model import open_model
+from robustness.files import resumable
+from robustness.sweeps import execution
+from robustness.models.model import open_model
 from test_execution import corpus
 
-results.KEEPING = float("inf")  # after every batch, however long it takes
+resumable.SAVING_SHARE = float("inf")  # after every batch, however long it takes
 
 def run(path):
     text = corpus(sequences=7)
@@ -199,9 +204,9 @@ def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(tmp_path
     names = ("one batch", "several", "writing", "renaming", "last rename")
     lines = [line for name in names for line in (f"{name} -9 False", f"{name} 0 True")]
     assert done.stdout.splitlines() == [*lines, "none 0 True", "none 0 True"]
-    whole = results.load(tmp_path / "none" / "sweep.nc")
+    whole = netcdf.load(tmp_path / "none" / "sweep.nc")
     for name in names:
-        resumed = results.load(tmp_path / name / "sweep.nc")
+        resumed = netcdf.load(tmp_path / name / "sweep.nc")
         xr.testing.assert_equal(whole, resumed)
         for variable in whole.variables:
             if whole[variable].dtype != object:
@@ -211,27 +216,27 @@ def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(tmp_path
 
 def test_a_file_that_is_not_ours_is_refused(tmp_path):
     with pytest.raises(Refusal, match="there is no file"):
-        results.load(tmp_path / "none.nc")
+        netcdf.load(tmp_path / "none.nc")
     (tmp_path / "text.nc").write_text("no NetCDF")
     with pytest.raises(Refusal, match="is not a NetCDF file"):
-        results.load(tmp_path / "text.nc")
+        netcdf.load(tmp_path / "text.nc")
     xr.Dataset({"kl": 1.0}).to_netcdf(tmp_path / "other.nc")
     with pytest.raises(Refusal, match="not one that stages wrote"):
-        results.load(tmp_path / "other.nc")
+        netcdf.load(tmp_path / "other.nc")
     xr.Dataset(attrs={"stages_schema": 99}).to_netcdf(tmp_path / "newer.nc")
     with pytest.raises(Refusal, match="schema 99, newer than 1: update"):
-        results.load(tmp_path / "newer.nc")
+        netcdf.load(tmp_path / "newer.nc")
 
 
 def test_a_directory_that_cannot_be_written_is_refused(data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match=r"cannot be written .*or choose another place"):
-        results.save(data, tmp_path / "file" / "a.nc")
+        netcdf.save(data, tmp_path / "file" / "a.nc")
 
 
 def test_a_write_that_fails_leaves_the_old_file(data, tmp_path, monkeypatch):
     path = tmp_path / "a.nc"
-    results.save(data, path)
+    netcdf.save(data, path)
     before = path.read_bytes()
 
     def full(*_args, **_options):
@@ -239,7 +244,7 @@ def test_a_write_that_fails_leaves_the_old_file(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
     with pytest.raises(Refusal, match=r"cannot be written \(.*No space.*\): make room"):
-        results.save(data * 2, path)
+        netcdf.save(data * 2, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
@@ -277,9 +282,9 @@ def test_a_figure_has_a_line_for_every_intervention_and_says_its_units(data, tmp
         line.get_ydata(), data.kl.mean("sequence").sel(intervention="drop"), rtol=1e-6
     )
     assert agreement.get_xlabel().startswith("layer")
-    assert results.save_figure(figure, tmp_path / f"a.{kind}").stat().st_size > 5000
+    assert save_figure(figure, tmp_path / f"a.{kind}").stat().st_size > 5000
     with pytest.raises(Refusal, match=r"must end in \.png, \.svg, \.pdf"):
-        results.save_figure(figure, tmp_path / "a.gif")
+        save_figure(figure, tmp_path / "a.gif")
 
 
 def test_free_schedules_have_a_table_and_a_figure(gpt2):
@@ -295,7 +300,7 @@ def test_free_schedules_have_a_table_and_a_figure(gpt2):
 
 
 def test_netcdf_is_readable_without_xarray(data, tmp_path):
-    results.save(data, tmp_path / "a.nc")
+    netcdf.save(data, tmp_path / "a.nc")
     with netCDF4.Dataset(tmp_path / "a.nc") as file:
         assert file["kl"].units == "nat"
 
@@ -304,10 +309,10 @@ def test_interrupted_while_it_is_completed_a_run_goes_on(tmp_path):
     """What is kept is what was measured, not what was made of it."""
 
     def layout():
-        return blank(
+        return blank_dataset(
             {"raw": (METRICS["kl"], ("sequence",))},
             sequence_coords(np.arange(4)),
-            provenance({"model": "m", "sequences": 4}),
+            file_attributes({"model": "m", "sequences": 4}),
         )
 
     def interrupted(dataset, _):
@@ -320,7 +325,7 @@ def test_interrupted_while_it_is_completed_a_run_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt), Run(layout(), path=path, complete=interrupted) as run:
         run.add(slice(0, 4), {"raw": np.arange(4.0)})
         run.finish()
-    real = results.save
+    real = netcdf.save
     saved = []
 
     def stop(dataset, there, *tally):
@@ -330,7 +335,7 @@ def test_interrupted_while_it_is_completed_a_run_goes_on(tmp_path):
         real(dataset, there, *tally)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "save", stop)
+        patch.setattr(netcdf, "save", stop)
         with pytest.raises(KeyboardInterrupt), Run(layout(), path=path, complete=complete) as run:
             assert run.done == 4
             run.finish()
@@ -341,10 +346,10 @@ def test_interrupted_while_it_is_completed_a_run_goes_on(tmp_path):
 
 
 def test_a_run_that_is_refused_before_it_begins_leaves_nothing(tmp_path):
-    dataset = blank(
+    dataset = blank_dataset(
         {"raw": (METRICS["kl"], ("sequence",))},
         sequence_coords(np.arange(4)),
-        provenance({"model": "m", "sequences": 4}),
+        file_attributes({"model": "m", "sequences": 4}),
     )
     with pytest.raises(Refusal), Run(dataset, path=tmp_path / "run.nc"):
         raise Refusal("too dear")
@@ -355,8 +360,8 @@ def test_a_run_that_is_refused_before_it_begins_leaves_nothing(tmp_path):
 def test_means_over_tokens_weigh_documents_by_their_length(gpt2, tmp_path, lengths):
     text = corpus(sequences=4, length=12, lengths=lengths)
     data = sweep(gpt2, text, ("drop",), out=tmp_path / "a.nc")
-    assert (results.COUNTED in data.coords) == (lengths is not None)
-    found = results.mean_over_tokens(results.load(tmp_path / "a.nc").kl)
+    assert (COUNTED in data.coords) == (lengths is not None)
+    found = mean_over_tokens(netcdf.load(tmp_path / "a.nc").kl)
     nets = [tiny("gpt2").requires_grad_(False)]
     nets += [rebuilt(nets[0], drop(clean(4), layer)) for layer in range(4)]
     for layer in range(4):

@@ -10,7 +10,7 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf, resumable
 from robustness.schedules.schedule import clean, swap
 from robustness.sweeps import token_file
 from robustness.sweeps.execution import sweep
@@ -76,7 +76,7 @@ def test_merged_shards_are_the_unsharded_run_bit_for_bit(family, model, tmp_path
     assert [file.name for file in files][-1] == f"sweep.shard-{count}-of-{count}.nc"
     merged = merge(files[::-1], tmp_path / "sweep.nc", command="stages merge")
     assert_same_bits(whole, merged)
-    assert_same_bits(whole, results.load(tmp_path / "sweep.nc"))
+    assert_same_bits(whole, netcdf.load(tmp_path / "sweep.nc"))
     differing = {name for name in whole.attrs if whole.attrs[name] != merged.attrs.get(name)}
     assert differing <= {"created", "command"}
     assert merged.attrs.keys() - whole.attrs.keys() == {"shards_created", "shards_command"}
@@ -95,7 +95,7 @@ def test_shards_of_free_schedules_and_of_documents_of_several_lengths(gpt2, tmp_
 def test_a_document_in_two_shards_stays_one_document(gpt2, tmp_path):
     text = corpus(sequences=6)
     text.document[:] = [5, 5, 5, 7, 7, 9]
-    first, second = map(results.load, run_shards(gpt2, text, tmp_path, 2))
+    first, second = map(netcdf.load, run_shards(gpt2, text, tmp_path, 2))
     assert first.document.values.tolist() == [5, 5] and first.sequence.values.tolist() == [0, 1]
     assert second.document.values.tolist() == [5, 7, 7, 9]
     assert (second.attrs["shard"], second.sequences, second.corpus_sequences) == ("2/2", 4, 6)
@@ -142,15 +142,15 @@ def test_what_an_interrupted_merge_left_is_not_gone_on_with(gpt2, tmp_path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.Run, "finish", stop)
+        patch.setattr(resumable.Run, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             merge(files, path)
     assert not path.exists() and (tmp_path / "sweep.partial.nc").exists()
-    data = results.load(files[1])
+    data = netcdf.load(files[1])
     data["kl"] += 1
-    results.save(data, files[1], results.load_tally(files[1]))
+    netcdf.save(data, files[1], netcdf.load_tally(files[1]))
     merge(files, path)
-    np.testing.assert_array_equal(results.load(path).kl[..., -1], data.kl[..., -1])
+    np.testing.assert_array_equal(netcdf.load(path).kl[..., -1], data.kl[..., -1])
 
 
 def test_a_merge_keeps_tokens_in_step_with_the_whole(gpt2, tmp_path):
@@ -181,7 +181,7 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     refused([one, three], r"shard 2/3 is missing: give all 3 files")
     refused([three], r"shard 1/3, 2/3 is missing")
     again = tmp_path / "again.nc"
-    results.save(results.load(two), again, results.load_tally(two))
+    netcdf.save(netcdf.load(two), again, netcdf.load_tally(two))
     refused([one, two, three, again], r"shard 2/3 is there twice: .*2-of-3\.nc and .*again\.nc")
     refused([one, two, three, two], r"shard-2-of-3\.nc was given twice")
     refused([one, two, tmp_path / "none.nc"], r"there is no file .*none\.nc")
@@ -194,14 +194,14 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     (tmp_path / "other").mkdir()
     other = run_shards(gpt2, text, tmp_path / "other", 3, cap=1)[1]
     refused([one, other, three], r"are not of one run: state_cap is \d+ in the first and 1 in the")
-    results.save(results.load(two).assign_attrs(versions="torch 1.0"), again)
+    netcdf.save(netcdf.load(two).assign_attrs(versions="torch 1.0"), again)
     refused([one, again, three], r"are not of one run: versions is")
-    results.save(results.load(two), again)
+    netcdf.save(netcdf.load(two), again)
     refused(
         [one, again, three],
         r"again\.nc is damaged or changed: .*--fresh \(its counts are missing\)",
     )
-    results.save(results.load(two), again, results.load_tally(two)[::-1])
+    netcdf.save(netcdf.load(two), again, netcdf.load_tally(two)[::-1])
     refused(
         [one, again, three],
         r"again\.nc is damaged or changed: .* \(its counts do not give its modal_share",
@@ -245,8 +245,8 @@ def test_a_shard_is_asked_for_and_merged_on_the_command_line(run, llama, stories
     code, out, err = run("merge", *shards, "-o", "whole.nc")
     assert (code, out) == (0, "whole.nc\n"), err
     assert run(*words, "--out", "unsharded.nc")[0] == 0
-    assert_same_bits(results.load(Path("whole.nc")), results.load(Path("unsharded.nc")))
-    assert results.load(Path("whole.nc")).command.startswith("stages merge sweep.shard-1-of-2.nc")
+    assert_same_bits(netcdf.load(Path("whole.nc")), netcdf.load(Path("unsharded.nc")))
+    assert netcdf.load(Path("whole.nc")).command.startswith("stages merge sweep.shard-1-of-2.nc")
     assert "8 sequences" not in run("show", shards[0])[1] and run("plot", shards[0])[0] == 0
     for text in ("9/8", "0/4", "x"):
         code, _, err = run(*words, "--shard", text)
@@ -262,7 +262,7 @@ def test_a_shard_is_asked_for_and_merged_on_the_command_line(run, llama, stories
 def test_shares_come_from_the_sums_of_counts_and_not_from_means_of_shares(gpt2, tmp_path):
     text = corpus(sequences=6)
     files = run_shards(gpt2, text, tmp_path, 3)
-    tallies = [results.load_tally(file) for file in files]
+    tallies = [netcdf.load_tally(file) for file in files]
     total = np.sum(tallies, axis=0)
     found = merge(files).modal_share.values
     counted = total.max(1) / total.sum(1)
@@ -275,11 +275,12 @@ DRIVER = """
 import os, signal, sys
 from pathlib import Path
 from families import tiny
-from robustness import execution, results
-from robustness.model import open_model
-from robustness.shard import Shard
+from robustness.files import resumable
+from robustness.sweeps import execution
+from robustness.models.model import open_model
+from robustness.sweeps.shards import Shard
 from test_execution import corpus
-results.KEEPING = float("inf")
+resumable.SAVING_SHARE = float("inf")
 left = int(sys.argv[2])
 measure = execution.measure
 def counting(*args):

@@ -15,7 +15,7 @@ from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import RECIPES
 from recipes.figures.paper import draw
 from recipes.judging.verdicts import measure
-from robustness.files.results import load, save
+from robustness.files.netcdf import load, save
 
 GPT2, PYTHIA, QWEN = ARCHITECTURES = (
     "GPT2LMHeadModel",

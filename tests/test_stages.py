@@ -8,7 +8,8 @@ from recipes.evidence.stages import SIGNATURES, stages
 from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
-from robustness.files.results import load, provenance, save
+from robustness.files.netcdf import load, save
+from robustness.files.provenance import file_attributes
 
 LAYERS, DOCUMENTS = 16, 20
 
@@ -56,7 +57,7 @@ def directory(path, starts, model="planted", seed=0, **attrs):
     for name, file in files.items():
         settings = {"model": model, "architecture": "Planted", "measurement": name}
         settings |= {"context": 16, **attrs}
-        save(file.assign_attrs(provenance(settings)), path / f"{name}.nc")
+        save(file.assign_attrs(file_attributes(settings)), path / f"{name}.nc")
     return path
 
 

@@ -14,7 +14,9 @@ from tokenizers_for_tests import word_level
 from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
+from robustness.files.labels import sweep_labels
+from robustness.files.sequences import sequence_coords
 from robustness.models import dissection
 from robustness.models.opening import open_model
 from robustness.reordered.rebuilding import rebuild as rebuild_plain
@@ -267,10 +269,10 @@ def test_a_sweep_over_two_layers_is_resumed_and_some_layers_restrict_both(gpt2, 
     names = ("drop-pair", "swap-pair")
     with pytest.raises(KeyboardInterrupt):
         sweep(gpt2, corpus(), names, progress=stop, **options)
-    assert "layer" in table(results.load(tmp_path / "pairs.partial.nc"))
+    assert "layer" in table(netcdf.load(tmp_path / "pairs.partial.nc"))
     data = sweep(gpt2, corpus(), names, progress=stop, **options)
     assert done[3] == 2
-    xr.testing.assert_identical(data, results.load(path))
+    xr.testing.assert_identical(data, netcdf.load(path))
     whole = sweep(gpt2, corpus(), names, batch_tokens=12)
     assert data.sizes == {"intervention": 2, "layer": 2, "layer_to": 2, "sequence": 5}
     assert data.layer.values.tolist() == data.layer_to.values.tolist() == [0, 3]
@@ -308,11 +310,11 @@ def test_sweeps_over_two_layers_are_heat_maps_and_their_table_the_least_and_most
 def test_a_table_of_many_pairs_keeps_to_the_least_and_the_most_changed():
     layers, names = 9, ["drop-pair"]
     named = sweep_schedules(names, layers)
-    labels = results.sweep_labels(named, layers)
+    labels = sweep_labels(named, layers)
     random = np.random.default_rng(0).random((len(named), 6))
     data = xr.Dataset(
         {name: ((*labels.dims, "sequence"), labels.spread(random)) for name in ("agreement",)},
-        {**labels.coords, **results.sequence_coords(np.arange(6))},
+        {**labels.coords, **sequence_coords(np.arange(6))},
         {"measurement": "pairs", "model": "x", "architecture": "X", "context": 8},
     )
     text = table(data)

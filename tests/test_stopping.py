@@ -5,7 +5,7 @@ from test_execution import corpus
 from working_model import effective_documents_of_matrices
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.files.metrics import METRICS
 from robustness.schedules.schedule import clean, swap
 from robustness.statistics import stopping
@@ -124,7 +124,7 @@ def test_a_run_stops_at_the_first_batch_at_which_it_knows_enough(gpt2, whole, tm
             fresh=True,
         )  # fmt: skip
         assert_stopped(found, whole, bound)
-        assert_stopped(results.load(path), whole, bound)
+        assert_stopped(netcdf.load(path), whole, bound)
         share = sweep(gpt2, corpus(sequences=SEQUENCES).take(found.sequences), batch_tokens=BATCH)
         np.testing.assert_array_equal(found.modal_share, share.modal_share)
         stops.append(found.sequences)
@@ -144,7 +144,7 @@ def test_an_interrupted_run_stops_where_it_would_have(gpt2, whole, tmp_path):
         options = {"batch_tokens": BATCH, "until_se": bound, "out": path}
         with pytest.raises(KeyboardInterrupt):
             sweep(gpt2, corpus(sequences=SEQUENCES), progress=stop, fresh=True, **options)
-        assert results.load(tmp_path / "a.partial.nc").sequences_done == last
+        assert netcdf.load(tmp_path / "a.partial.nc").sequences_done == last
         assert_stopped(sweep(gpt2, corpus(sequences=SEQUENCES), **options), whole, bound)
 
 

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from probes.subjoiner import Inputs, _score, make_inputs, probe_subjoiner
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.models.opening import open_model
 
 SHORT = (
@@ -163,7 +163,7 @@ def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     options |= {"out": tmp_path / "a.nc", "batch_tokens": 500}
     with pytest.raises(KeyboardInterrupt):
         probe_subjoiner(model, text, progress=stop, **options)
-    assert results.load(tmp_path / "a.partial.nc").sequences_done > 100
+    assert netcdf.load(tmp_path / "a.partial.nc").sequences_done > 100
     xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
     xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]

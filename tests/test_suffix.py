@@ -11,7 +11,7 @@ from test_wic import word_level
 from probes.suffix import KINDS, _controls, _probe_all, choose_neurons, probe_suffix
 from probes.windows import Task, make_task, tokens_ending_in
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
@@ -214,9 +214,9 @@ def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     options = {"items": 400, "out": tmp_path / "seven.nc", "batch_tokens": 1000}
     with pytest.raises(KeyboardInterrupt):
         probe_suffix(model, text, net, "7", progress=stop, **options)
-    assert results.load(tmp_path / "seven.partial.nc").sequences_done > 200
+    assert netcdf.load(tmp_path / "seven.partial.nc").sequences_done > 200
     resumed = probe_suffix(model, text, net, "7", **options)
-    xr.testing.assert_equal(resumed, results.load(tmp_path / "seven.nc"))
+    xr.testing.assert_equal(resumed, netcdf.load(tmp_path / "seven.nc"))
     xr.testing.assert_allclose(whole, resumed, atol=0.02)
     xr.testing.assert_equal(resumed, probe_suffix(model, text, net, "7", **options))
     assert [file.name for file in tmp_path.iterdir()] == ["seven.nc"]

@@ -14,7 +14,7 @@ from tokenizers_for_tests import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.tasks import evaluation
@@ -211,7 +211,7 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_tasks(model, NAMES, ("drop",), progress=stop, **options)
-    assert results.load(tmp_path / "tasks.partial.nc").sequences_done > 20
+    assert netcdf.load(tmp_path / "tasks.partial.nc").sequences_done > 20
     seen = []
     score = evaluation._score
     evaluation._score = lambda model, batch, *rest: seen.extend(batch) or score(model, batch, *rest)
@@ -220,7 +220,7 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
     finally:
         evaluation._score = score
     assert 0 < len(seen) < 80
-    xr.testing.assert_equal(data_of, results.load(tmp_path / "tasks.nc"))
+    xr.testing.assert_equal(data_of, netcdf.load(tmp_path / "tasks.nc"))
     xr.testing.assert_allclose(data_of, evaluate_tasks(model, NAMES, ("drop",), data=data))
     assert [file.name for file in tmp_path.iterdir()] == ["tasks.nc"]
 
@@ -242,7 +242,7 @@ def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp
     xr.testing.assert_allclose(found, whole)
     assert failures and len(told) == len(failures)
     assert all(said.startswith("out of memory: from here on state cap") for said in told)
-    assert "sequence(s) at once" in results.load(path).out_of_memory
+    assert "sequence(s) at once" in netcdf.load(path).out_of_memory
     monkeypatch.setattr(block_calls, "call", lambda *_: torch.empty(10**15))
     with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*--device"):
         evaluate_tasks(model, NAMES[1:], ("drop",), **options)

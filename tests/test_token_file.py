@@ -11,8 +11,9 @@ from test_execution import corpus
 
 from recipes.views.panels import draw
 from robustness.errors import Refusal
-from robustness.files import ownership, results
-from robustness.files.results import load
+from robustness.files import netcdf, ownership
+from robustness.files.netcdf import load
+from robustness.files.sequences import measured_sequences
 from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, drop
 from robustness.sweeps import execution, token_file
@@ -56,7 +57,7 @@ def test_means_of_tokens_are_what_the_file_of_sequences_holds(gpt2, tmp_path, le
         assert data[name].attrs["units"] == whole[name].attrs["units"]
     assert data.document.values.tolist() == whole.document.values.tolist()
     assert data.attrs["created"] and data.attrs["per_token"] == "yes"
-    averaged = results.measured(load(token_file.beside(tmp_path / "a.nc")))
+    averaged = measured_sequences(load(token_file.beside(tmp_path / "a.nc")))
     np.testing.assert_allclose(averaged.kl, whole.kl, atol=1e-12)
     assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
 
@@ -131,7 +132,7 @@ def test_killed_while_parts_are_removed_the_file_stays_whole(gpt2, tmp_path, mon
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     np.testing.assert_allclose(
-        results.measured(load(tmp_path / "a.tokens.nc")).kl, load(tmp_path / "a.nc").kl
+        measured_sequences(load(tmp_path / "a.tokens.nc")).kl, load(tmp_path / "a.nc").kl
     )
     assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
 
@@ -171,7 +172,7 @@ def test_a_file_of_an_early_version_is_refused(gpt2, tmp_path):
     sweep(gpt2, corpus(sequences=4), per_token=True, out=tmp_path / "a.nc")
     data = load(tmp_path / "a.tokens.nc").drop_vars("compared")
     with pytest.raises(Refusal, match="does not say which positions count"):
-        results.measured(data)
+        measured_sequences(data)
 
 
 def test_what_a_killed_run_was_writing_is_removed_and_so_are_tokens_of_what_is_replaced(
@@ -191,7 +192,7 @@ def test_a_token_without_a_number_makes_its_sequence_one_without(gpt2, tmp_path)
     data = load(tmp_path / "a.tokens.nc")
     assert (data.compared.sum("token") == text.lengths - 1).all(), "as the authors count"
     data["kl"][0, 1, 2, 5] = np.nan
-    found = results.measured(data)
+    found = measured_sequences(data)
     assert found.kl.isnull().sum() == 1 and found.kl[0, 1, 2].isnull()
     assert found.loss.notnull().all()
 
@@ -200,7 +201,7 @@ def test_the_authors_alignment_counts_other_positions(gpt2, tmp_path):
     text = corpus(sequences=3)
     text = replace(text, authors_alignment=True)
     whole = sweep(gpt2, text, ("drop",), per_token=True, out=tmp_path / "a.nc")
-    averaged = results.measured(load(tmp_path / "a.tokens.nc"))
+    averaged = measured_sequences(load(tmp_path / "a.tokens.nc"))
     for name in NAMES:
         np.testing.assert_allclose(averaged[name], whole[name], atol=1e-12, err_msg=name)
 
@@ -239,13 +240,13 @@ def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
 
 def test_no_more_than_a_batch_is_held(gpt2, tmp_path, monkeypatch):
     """What is read back while the file is made is one part at a time, of one batch."""
-    sizes, read = [], results.load_part
+    sizes, read = [], netcdf.load_part
 
     def load_part(path):
         found = read(path)
         sizes.append(found.sizes["sequence"])
         return found
 
-    monkeypatch.setattr(results, "load_part", load_part)
+    monkeypatch.setattr(netcdf, "load_part", load_part)
     sweep(gpt2, corpus(sequences=6), per_token=True, batch_tokens=24, out=tmp_path / "a.nc")
     assert sizes == [2, 2, 2]

@@ -19,7 +19,7 @@ from recipes.judging.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_datas
 from recipes.recipe import SOURCES, STAGES, Check
 from recipes.views.tables import table
 from robustness.errors import Refusal
-from robustness.files.results import load, save
+from robustness.files.netcdf import load, save
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPTNeoXForCausalLM", "Qwen2ForCausalLM")
 

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from probes.pairs import _from_row, read
 from probes.wic import _probe_all, align, probe_wic
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import netcdf
 from robustness.models.opening import open_model
 
 
@@ -136,7 +136,7 @@ def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         probe_wic(model, wic, out=out, progress=stop, batch_tokens=100)
-    assert results.load(out.with_name("wic.partial.nc")).sequences_done > 300
+    assert netcdf.load(out.with_name("wic.partial.nc")).sequences_done > 300
     data = probe_wic(model, wic, out=out, batch_tokens=100)
     assert [file.name for file in out.parent.iterdir()] == ["wic.nc"]
     xr.testing.assert_equal(data, probe_wic(model, wic))

@@ -9,7 +9,8 @@ import xarray as xr
 
 from recipes.recipe import SOURCES, STAGES, Source
 from robustness.errors import Refusal
-from robustness.files.results import digest, load, version_of_project
+from robustness.files.netcdf import load
+from robustness.files.provenance import project_version, value_digest
 from robustness.schedules.interventions import intervention
 
 
@@ -133,7 +134,7 @@ class Files:
             for each in self.sources
             if each not in but
         ]
-        return digest((version_of_project(), self.model, made))
+        return value_digest((project_version(), self.model, made))
 
     def _recorded(self) -> dict[str, str]:
         try:

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from recipes.evidence.files import Files
 from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, STAGES, SWEEP, Source
 from robustness.errors import Refusal
-from robustness.files import ownership, results
+from robustness.files import netcdf, ownership
+from robustness.files.labels import layer_coords
+from robustness.files.provenance import file_attributes
 from robustness.statistics.segmentation import partitions, segment, standardise
 from robustness.statistics.uncertainty import drawn
 
@@ -204,7 +206,7 @@ def stages(
             ),
         },
         coords={
-            **results.layer_coords(layers),
+            **layer_coords(layers),
             "signature_name": list(raw),
             "signature_long_name": ("signature_name", [each.long_name for each, *_ in found]),
             "partition": list(cuts),
@@ -212,10 +214,10 @@ def stages(
             "edge": np.arange(1, most),
             "segments": [len(one.starts) for one in every],
         },
-        attrs=results.provenance(settings, command),
+        attrs=file_attributes(settings, command),
     )
     if out is not None:
-        results.save_alone(dataset, Path(out))
+        netcdf.save_with_lock(dataset, Path(out))
     return dataset
 
 

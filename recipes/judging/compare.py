@@ -18,7 +18,7 @@ from recipes.experiments.word_in_context import accuracy, at_peak
 from recipes.judging.verdicts import Number, Verdict, judge, measure
 from recipes.recipe import Check
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files.provenance import file_attributes
 
 KIND = "compare"
 """What the file says that it holds."""
@@ -110,7 +110,7 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
             "claim_text": ("claim", [each.claim.text for each in alone[0]]),
             "claim_across": [each.claim.name for each in across],
         },
-        attrs=results.provenance(settings, command),
+        attrs=file_attributes(settings, command),
     )
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from recipes.evidence.files import Absent, Files
 from recipes.experiments.catalogue import RECIPES
 from recipes.recipe import Check, Claim, Recipe
-from robustness.files import results
+from robustness.files.provenance import file_attributes
 from robustness.statistics.uncertainty import interval
 
 CLAIMS = "claims"
@@ -178,5 +178,5 @@ def to_dataset(
             "check_text": ("check", texts([number.check.what for _, number in rows])),
             "check_unit": ("check", texts([number.check.unit for _, number in rows])),
         },
-        attrs=results.provenance(settings, command),
+        attrs=file_attributes(settings, command),
     )

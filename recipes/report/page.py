@@ -26,7 +26,8 @@ from recipes.views.drawing import COLOURS, LIGHT_ON_DARK, svg_style, with_plain_
 from recipes.views.panels import stages_figure
 from recipes.views.tables import comparison_rows
 from robustness.errors import Unwritable
-from robustness.files import ownership, results
+from robustness.files import netcdf, ownership
+from robustness.files.atomic import remove_leftovers_with_lock, write_with_lock
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Of verdicts, in the page's style."""
@@ -99,9 +100,9 @@ def report(
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
     drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
     page = _render(models, verdicts, drawn, dataset, comparison)
-    results.write_alone(Path(out), partial(_write, page))
+    write_with_lock(Path(out), partial(_write, page))
     if claims is not None:
-        results.save_alone(dataset, Path(claims))
+        netcdf.save_with_lock(dataset, Path(claims))
     return verdicts
 
 
@@ -148,11 +149,11 @@ def _draw_all(
             yield picture.name, Drawn(picture, inline(text, picture.name, alt))
             if directory is not None:
                 path = directory / f"{picture.name}.svg"
-                results.write_alone(path, partial(_write, on_white(text)))
+                write_with_lock(path, partial(_write, on_white(text)))
         except Absent as error:
             if directory is not None:
                 path = directory / f"{picture.name}.svg"
-                results.clear_alone(path)
+                remove_leftovers_with_lock(path)
                 ownership.remove(path, ownership.FIGURE)
             yield picture.name, Drawn(picture, Markup(""), str(error))
     if progress is not None:

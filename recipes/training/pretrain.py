@@ -23,11 +23,13 @@ from recipes.training.text import Texts, encode, read, share
 from recipes.training.tokenizer import check, hash_of, size_of, train_tokenizer
 from robustness.errors import Refusal, first_line
 from robustness.files import manifest
+from robustness.files.atomic import remove_leftovers
 from robustness.files.directory import WRITING, check_name, unwritable, write_into
 from robustness.files.directory import clear as clear_directory
 from robustness.files.lock import Lock
 from robustness.files.manifest import Manifest
-from robustness.files.results import clear, load, provenance, save
+from robustness.files.netcdf import load, save
+from robustness.files.provenance import file_attributes
 from robustness.runs.out_of_memory import is_out_of_memory
 from robustness.text.settings import SHORTEST_SEQUENCE
 
@@ -169,7 +171,7 @@ def pretrain(
             directory.mkdir(parents=True, exist_ok=True)
             earlier = _find(directory)
             if lock.held:
-                clear(directory / CHECKPOINT)
+                remove_leftovers(directory / CHECKPOINT)
                 clear_directory(directory)
         texts = [read(source, seed=settings.seed, held_out=settings.held_out) for source in sources]
         given = tokenizer is not None
@@ -440,7 +442,7 @@ def _log_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> x
             "train_tokens": ("source", [len(ids) for ids in data.train]),
             "held_out_tokens": ("source", [len(ids) for ids in data.held_out]),
         },
-        attrs=provenance(
+        attrs=file_attributes(
             {
                 key: int(value) if isinstance(value, bool) else value
                 for key, value in asdict(settings).items()

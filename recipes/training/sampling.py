@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from robustness.errors import Refusal
-from robustness.files.results import write_whole
+from robustness.files.atomic import write_whole
 from robustness.models.model import Model
 
 BATCH = 64

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustness.errors import Refusal, reading
+from robustness.files.atomic import write_whole
 from robustness.files.directory import unwritable
 from robustness.files.manifest import difference
-from robustness.files.results import write_whole
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -28,7 +28,7 @@ from recipes.views.drawing import (
 from recipes.views.tables import counted
 from robustness.errors import Refusal
 from robustness.files.metrics import READOUTS
-from robustness.files.results import counting, measured
+from robustness.files.sequences import counted_positions, measured_sequences
 from robustness.statistics.uncertainty import band, bootstrap
 
 FIRST = "layer (the first that is changed)"
@@ -82,7 +82,7 @@ def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
         return bootstrap(values)
 
     with bands(by_draws if by_bootstrap else band):
-        figure = make(dataset if make is positions_figure else measured(dataset))
+        figure = make(dataset if make is positions_figure else measured_sequences(dataset))
     if by_bootstrap and not asked:
         raise Refusal("this figure has no bands that a bootstrap could give: leave out --bootstrap")
     figure.suptitle(plain(_title(dataset)), wrap=True)
@@ -151,7 +151,9 @@ def positions_figure(dataset: xr.Dataset) -> Figure:
     shown, names = _shown(dataset), dataset["intervention"].values
     figure = Figure(figsize=(6 * len(shown), 3.8 * len(names)), layout="constrained")
     width = -(-dataset.sizes["token"] // POSITIONS)
-    means = {name: _binned(dataset[name], counting(dataset, name), width) for name in shown}
+    means = {
+        name: _binned(dataset[name], counted_positions(dataset, name), width) for name in shown
+    }
     for row, intervention in zip(
         figure.subplots(len(names), len(shown), squeeze=False), names, strict=True
     ):
@@ -602,7 +604,7 @@ def _title(dataset: xr.Dataset) -> str:
     if "tokens" in attrs:
         parts.append(f"{round(attrs['tokens'] * share):,} tokens")
     if "document" in dataset.coords:
-        documents = np.unique(measured(dataset)["document"]).size
+        documents = np.unique(measured_sequences(dataset)["document"]).size
         parts.append(counted(documents, "document"))
         bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
         bands = "" if bare or documents == 1 else ", 95 % bands"

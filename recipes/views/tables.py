@@ -9,7 +9,7 @@ import xarray as xr
 from recipes.terminal import printable
 from robustness.errors import Refusal
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
-from robustness.files.results import COUNTED, mean_over_tokens, measured
+from robustness.files.sequences import COUNTED, mean_over_tokens, measured_sequences
 from robustness.statistics.uncertainty import bootstrap, standard_error
 
 Section = tuple[str, str, Mapping[str, xr.DataArray]]
@@ -40,7 +40,7 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> str:
     """
     kind = dataset.attrs.get("measurement", "")
     planned = dataset.sizes.get("sequence", 0)
-    dataset = measured(dataset)
+    dataset = measured_sequences(dataset)
     sections = list(SECTIONS.get(kind, _any)(dataset))
     if not sections:
         raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")

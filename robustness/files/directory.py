@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 
 from robustness.errors import Refusal, Unwritable, first_line
 from robustness.files import manifest
+from robustness.files.atomic import REMEDIES
 from robustness.files.lock import Lock
 from robustness.files.manifest import MANIFEST, Manifest
-from robustness.files.results import REMEDIES
 
 WRITING = ".stages.writing"
 """The hidden directory in a directory in which files are made that are moved out of it."""

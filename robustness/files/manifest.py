@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from robustness.errors import Refusal, reading
-from robustness.files.results import file_digest
+from robustness.files.provenance import file_digest
 
 MANIFEST = "stages.json"
 """The name of the mark."""

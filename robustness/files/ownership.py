@@ -136,7 +136,7 @@ def check_directory(directory: Path, wanted: str) -> None:
     if directory.is_symlink() or not directory.is_dir():
         raise Unwritable(f"{directory} is in the way: move it, or {ELSEWHERE}")
     for path in sorted(directory.iterdir()):
-        if not _is_torn(path) and kind(path) != wanted:
+        if not _is_leftover(path) and kind(path) != wanted:
             raise Unwritable(
                 f"{path} does not say that stages wrote it, and would be lost: move it, or "
                 f"{ELSEWHERE}"
@@ -178,16 +178,16 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.writing")
 
 
-def torn(path: Path) -> Iterator[Path]:
+def leftovers(path: Path) -> Iterator[Path]:
     """Yield what processes that were killed while they wrote a file have left of it."""
     place = follow(path)
     with suppress(OSError):
         for each in sorted(place.parent.iterdir()):
-            if _is_torn(each, place.name):
+            if _is_leftover(each, place.name):
                 yield each
 
 
-def _is_torn(path: Path, name: str | None = None) -> bool:
+def _is_leftover(path: Path, name: str | None = None) -> bool:
     wanted = r".+" if name is None else re.escape(name)
     found = re.fullmatch(rf"\.{wanted}\.\d+(-\d+)?\.writing", path.name, re.DOTALL)
     return found is not None and not path.is_symlink() and path.is_file()

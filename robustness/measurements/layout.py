@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from robustness.files import results
+from robustness.files.labels import blank_dataset, layer_coords
+from robustness.files.provenance import file_attributes, value_digest
+from robustness.files.sequences import COUNTED, sequence_coords
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import SMALLEST_GROUP
 from robustness.models.anatomy import Anatomy
@@ -48,25 +50,25 @@ class Layout:
                 variables[metric.name] = (metric, dims)
         coords = self._coords(measurement)
         used = {dim for _, dims in variables.values() for dim in dims}
-        along = {"relative_depth": "layer", "document": "sequence", results.COUNTED: "sequence"}
-        return results.blank(
+        along = {"relative_depth": "layer", "document": "sequence", COUNTED: "sequence"}
+        return blank_dataset(
             variables,
             {name: labels for name, labels in coords.items() if along.get(name, name) in used},
-            results.provenance(self._settings(measurement), self.command),
+            file_attributes(self._settings(measurement), self.command),
             # What is reduced together is kept exactly enough for differences of its terms.
             "float64" if measurement.grouped else self.model.precision,
         )
 
     def _coords(self, measurement: Measurement) -> dict[str, Any]:
         coords = {
-            **results.layer_coords(self.model.layers),
+            **layer_coords(self.model.layers),
             "depth": np.arange(self.model.layers + 1),
             **measurement.coords(self.model, self.anatomy),
         }
         if measurement.grouped:
             return coords | {"batch": np.arange(len(self.corpus.tokens) // self.group)}
         counted = self.corpus.counted(int(measurement.settings.get("offsets", 0)))
-        return coords | results.sequence_coords(self.corpus.document, counted=counted)
+        return coords | sequence_coords(self.corpus.document, counted=counted)
 
     def _settings(self, measurement: Measurement) -> Mapping[str, Any]:
         settings = {
@@ -92,6 +94,6 @@ def source_digest(measurement: Measurement) -> str:
     """Hash the functions of a user's measurement, so that a run of changed ones is not resumed."""
     functions = [each for each in (measurement.measure, measurement.finish) if each is not None]
     try:
-        return results.digest([inspect.getsource(each) for each in functions])
+        return value_digest([inspect.getsource(each) for each in functions])
     except OSError:
-        return results.digest([each.__code__.co_code for each in functions])
+        return value_digest([each.__code__.co_code for each in functions])

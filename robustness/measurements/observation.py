@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustness.errors import Refusal, reading
-from robustness.files import changes, results
+from robustness.files import changes, resumable
 from robustness.measurements.clean_pass import (
     measure_batch,
     needs_of,
@@ -84,9 +84,9 @@ def observe(
         return {each.measurement.name: each.run.finish() for each in recordings}
 
 
-def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> results.Run:
+def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> resumable.Run:
     """Begin the run of a measurement, or go on from what an earlier call left."""
-    return results.Run(
+    return resumable.Run(
         layout.blank(measurement),
         path=None if options.out is None else options.out / f"{measurement.name}.nc",
         fresh=options.fresh,
@@ -99,7 +99,7 @@ class _Recording:
     """A measurement, the run that it fills, and what waits to be reduced together."""
 
     measurement: Measurement
-    run: results.Run
+    run: resumable.Run
     group: int
     waiting: list[Tensor] = field(default_factory=list)
 

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files import resumable
+from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes
 from robustness.models.output_weights import Weights, open_weights
 from robustness.models.weight_processing import (
     centre_reading,
@@ -112,7 +114,7 @@ def neurons(
         "variance_threshold": variance,
         "sequences": weights.layers,
     }
-    coords = {**results.layer_coords(weights.layers), "neuron": np.arange(weights.neurons)}
+    coords = {**layer_coords(weights.layers), "neuron": np.arange(weights.neurons)}
 
     def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
         members = classify(dataset, kurtosis=kurtosis, variance=variance)
@@ -120,11 +122,11 @@ def neurons(
         found = dataset.assign(share=members.mean("neuron").assign_attrs(attrs))
         return found.transpose(..., "layer", "neuron")
 
-    run = results.Run(
-        results.blank(
+    run = resumable.Run(
+        blank_dataset(
             {metric.name: (metric, ("neuron", "layer")) for metric in MOMENTS},
             coords,
-            results.provenance(settings, command),
+            file_attributes(settings, command),
             np.float64,
         ),
         path=None if out is None else Path(out),

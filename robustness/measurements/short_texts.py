@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from robustness.errors import Refusal
-from robustness.files import changes, results
+from robustness.files import changes, resumable
 from robustness.measurements.clean_pass import Reading, outputs_of, run_clean, trace_parts
 from robustness.measurements.requirements import check_needs
 from robustness.models.anatomy import examine
@@ -57,7 +57,7 @@ def scan(
     reading: Reading,
     *,
     batch_tokens: int | None = None,
-    run: results.Run | None = None,
+    run: resumable.Run | None = None,
     portions: Portions | None = None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Measure short texts, a batch of them in each trace.
@@ -115,7 +115,7 @@ def scan(
 
 
 def fill(
-    run: results.Run, model: Model, texts: ShortTexts, reading: Reading, options: RunOptions
+    run: resumable.Run, model: Model, texts: ShortTexts, reading: Reading, options: RunOptions
 ) -> xr.Dataset:
     """Fill a run over short texts from where it stands, and return its finished dataset.
 

@@ -13,8 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
 from robustness.errors import Refusal, first_line
-from robustness.files import results
 from robustness.files.directory import unwritable, write_directory
+from robustness.files.provenance import file_digest, project_version
 from robustness.models.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.models.contract import REMEDY
 from robustness.models.model import Model, find_paths
@@ -141,7 +141,7 @@ def _hash_besides(model: Model, net: Any) -> str:
         with unwritable(where):
             _save(model, net, where)
         for path in sorted(filter(Path.is_file, where.rglob("*"))):
-            digest.update(f"{path.relative_to(where)} {results.file_digest(path)}".encode())
+            digest.update(f"{path.relative_to(where)} {file_digest(path)}".encode())
     return digest.hexdigest()
 
 
@@ -178,7 +178,7 @@ def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
         "dtype": model.identity["dtype"],
         "schedule": to_text(schedule),
         "layers": str(model.layers),
-        "version": results.version_of_project(),
+        "version": project_version(),
         "command": command or "python",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

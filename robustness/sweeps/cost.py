@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robustness.files import results
+from robustness.files import netcdf, resumable
 from robustness.models.model import Model
 from robustness.schedules.plan import RUN, Plan
 from robustness.sweeps import token_file
@@ -284,11 +284,11 @@ def _file_bytes(model: Model, work: Work) -> int:
     """Bytes of the file that is left: of one with a single sequence, and of the numbers missing."""
     empty = work.complete(work.blank, np.zeros((len(work.runs), 1), np.int32))
     first = empty.isel(sequence=slice(0, 1))
-    kept = any(name in empty.attrs for name in results.TALLIED)
+    kept = any(name in empty.attrs for name in resumable.TALLIED)
     tally = np.zeros((len(work.runs), model.vocabulary), np.int32) if kept else None
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "one.nc"
-        results.save(first, path, tally)
+        netcdf.save(first, path, tally)
         return path.stat().st_size + empty.nbytes - first.nbytes
 
 

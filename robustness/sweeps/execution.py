@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from robustness.errors import Refusal
-from robustness.files import changes, results
+from robustness.files import changes, resumable
 from robustness.files.metrics import NONFINITE
 from robustness.models import dissection
 from robustness.models.model import Model
@@ -227,7 +227,7 @@ def sweep(
         If an intervention or schedule is not possible, the corpus does not fit the model, or `out`
         holds a run of other settings.
     """
-    there = {} if shard is None or out is None or fresh else results.begun(Path(out))
+    there = {} if shard is None or out is None or fresh else resumable.resumed_attributes(Path(out))
     work = lay_out(
         model,
         corpus,
@@ -248,7 +248,7 @@ def sweep(
     check_room(work)
     model = work.model
     lower = "fewer --tokens, some --layers, or --readout agreement alone"
-    run = results.Run(
+    run = resumable.Run(
         work.blank,
         np.zeros((len(work.runs), model.vocabulary), np.int32),
         path=out if out is None else Path(out),

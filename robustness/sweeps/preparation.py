@@ -9,8 +9,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
-from robustness.files import results
+from robustness.files.labels import Labels, blank_dataset, schedule_labels, sweep_labels
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS, Metric
+from robustness.files.provenance import file_attributes
+from robustness.files.sequences import sequence_coords
+from robustness.files.tally import modal_share
 from robustness.models import dissection
 from robustness.models.model import Model
 from robustness.runs.batching import ROOM, check_corpus, state_cap, tokens_of_text
@@ -41,7 +44,7 @@ class Work:
     corpus: Corpus
     """All of the text, or a shard of it."""
     runs: list[Schedule]
-    labels: results.Labels
+    labels: Labels
     parts: list[slice]
     """The sequences of every batch."""
     cap: int
@@ -68,7 +71,7 @@ class Work:
     def complete(self, dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
         """Add what follows from the most likely tokens of all sequences."""
         kind = next(dataset[metric.name].dtype for metric in self.chosen)
-        share = self.labels.spread(results.modal_share(tally, kind))
+        share = self.labels.spread(modal_share(tally, kind))
         return dataset.assign({MODAL_SHARE.name: (self.labels.dims, share, MODAL_SHARE.attrs)})
 
 
@@ -134,13 +137,13 @@ def lay_out(
         runs = list(dict.fromkeys(check(schedule, model.layers) for schedule in schedules))
         total = sum(map(count_blocks, runs))
         check_total(total, f"the {len(runs):,} schedules", "ask for fewer at a time")
-        labels = results.schedule_labels(runs)
+        labels = schedule_labels(runs)
         asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
     else:
         interventions = USUAL if interventions is None else interventions
         named = sweep_schedules(interventions, model.layers, layers)
         runs = list(named.values())
-        labels = results.sweep_labels(named, model.layers, layers)
+        labels = sweep_labels(named, model.layers, layers)
         kind = "pairs" if "layer_to" in labels.dims else "sweep"
         asked = {"measurement": kind, "interventions": ", ".join(interventions)}
         if layers is not None:
@@ -170,10 +173,10 @@ def lay_out(
     variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
     variables |= {metric.name: (metric, ("sequence",)) for metric in kept}
     variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
-    blank = results.blank(
+    blank = blank_dataset(
         variables,
-        {**labels.coords, **results.sequence_coords(corpus.document, first, corpus.counted())},
-        results.provenance(settings, command),
+        {**labels.coords, **sequence_coords(corpus.document, first, corpus.counted())},
+        file_attributes(settings, command),
         model.precision,
     )
     return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank, per_token)

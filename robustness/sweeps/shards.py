@@ -16,13 +16,16 @@ import numpy as np
 import xarray as xr
 
 from robustness.errors import OtherSettings, Refusal
-from robustness.files import changes, results
+from robustness.files import changes, netcdf, resumable
+from robustness.files.labels import blank_dataset
 from robustness.files.metrics import METRICS, MODAL_SHARE
+from robustness.files.provenance import file_attributes
+from robustness.files.tally import modal_share
 from robustness.sweeps import token_file
 from robustness.text.corpus import Corpus
 
 OWN = (
-    *(name for name in results.UNCOMPARED if name not in changes.ADJUSTABLE),
+    *(name for name in resumable.UNCOMPARED if name not in changes.ADJUSTABLE),
     "shard",
     "sequences",
     "tokens",
@@ -158,12 +161,12 @@ def merge(
 
     def complete(dataset: xr.Dataset, tally: Any) -> xr.Dataset:
         values = np.full(share.shape, np.nan, share.dtype)
-        values[fits] = results.modal_share(tally, share.dtype)
+        values[fits] = modal_share(tally, share.dtype)
         return dataset.assign({MODAL_SHARE.name: (share.dims, values, MODAL_SHARE.attrs)})
 
     kind = next(first[name].dtype for name in variables if not METRICS[name].count)
-    run = results.Run(
-        results.blank(variables, coords, described | _provenance(shards, command), kind),
+    run = resumable.Run(
+        blank_dataset(variables, coords, described | _provenance(shards, command), kind),
         np.zeros_like(tallies[0]),
         path=out,
         # What an interrupted merge left may be of other files than are there now.
@@ -192,7 +195,7 @@ def _load(file: Path) -> xr.Dataset:
     unfinished = file.with_name(f"{file.stem}.partial{file.suffix}")
     if not file.exists() and unfinished.exists():
         file = unfinished
-    dataset = results.load(file)
+    dataset = netcdf.load(file)
     if "token" in dataset.dims:
         raise Refusal(f"{file} holds single tokens: give the file of the shard that it is beside")
     if "sequences_done" in dataset.attrs:
@@ -274,7 +277,7 @@ def _whole(shards: Mapping[Path, xr.Dataset]) -> dict[str, Any]:
 
 
 def _provenance(shards: Mapping[Path, xr.Dataset], command: str) -> dict[str, Any]:
-    made = results.provenance({}, command)
+    made = file_attributes({}, command)
     found = {name: made[name] for name in ("created", "command")}
     for name in ("created", "command"):
         found[f"shards_{name}"] = "; ".join(str(each.attrs[name]) for each in shards.values())
@@ -296,13 +299,11 @@ def _fits(dataset: xr.Dataset) -> Any:
 
 def _tally(file: Path, dataset: xr.Dataset) -> Any:
     """Return the counts of a shard, after a check that they give its shares."""
-    tally, share = results.load_tally(file), dataset[MODAL_SHARE.name].values
+    tally, share = netcdf.load_tally(file), dataset[MODAL_SHARE.name].values
     damaged = _damaged(file)
     if tally is None or len(tally) != _fits(dataset).sum():
         raise Refusal(f"{damaged} (its counts are missing)")
-    if not np.array_equal(
-        share[_fits(dataset)], results.modal_share(tally, share.dtype), equal_nan=True
-    ):
+    if not np.array_equal(share[_fits(dataset)], modal_share(tally, share.dtype), equal_nan=True):
         raise Refusal(f"{damaged} (its counts do not give its {MODAL_SHARE.name})")
     if tally.sum(1).max(initial=0) > dataset.attrs["tokens"]:
         raise Refusal(f"{damaged} (it counts more tokens than it has)")

@@ -17,8 +17,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal, Unwritable, reading
-from robustness.files import ownership, results
+from robustness.files import netcdf, ownership, resumable
+from robustness.files.atomic import remove_leftovers, write_whole
 from robustness.files.contract import REMEDY, SCHEMA
+from robustness.files.labels import Labels
 from robustness.files.metrics import METRICS, Metric
 from robustness.runs.batching import queries
 from robustness.text.corpus import Corpus
@@ -55,7 +57,7 @@ def _parts(path: Path) -> Path:
 
 def spread(
     measured: Mapping[str, NDArray[Any]],
-    labels: results.Labels,
+    labels: Labels,
     first: int,
     context: int,
 ) -> dict[str, NDArray[Any]]:
@@ -132,7 +134,7 @@ class Tokens:
             Whether all of it is done.
         """
         ownership.check(self.path, ownership.kind_of(self._frame.attrs, self._frame.sizes))
-        results.clear(self.path)
+        remove_leftovers(self.path)
         _finish_removing(self._run)
         ownership.check_directory(self.parts, PART)
         there = self.parts.is_dir() or (finished and self.path.exists())
@@ -152,7 +154,7 @@ class Tokens:
         for part in self._there():
             if int(part.stem) != end:
                 break
-            with results.opened_part(part) as file, reading(str(part), REMEDY):
+            with netcdf.opened_part(part) as file, reading(str(part), REMEDY):
                 end += len(file.dimensions["sequence"])
         if end < done:
             raise Refusal(
@@ -169,14 +171,14 @@ class Tokens:
         if self._old:
             # Without its parts, an earlier run that is not finished could not be gone on with.
             kind = ownership.kind_of(self._frame.attrs)
-            ownership.remove(results.partial_of(self._run), kind)
+            ownership.remove(resumable.partial_path(self._run), kind)
             _remove_parts(self._run)
             self._old = False
         part = xr.Dataset(
             {name: (self._dims_of(name), value) for name, value in values.items()},
             attrs={"stages_schema": SCHEMA, "measurement": "part"},
         )
-        results.save(part, self.parts / f"{rows.start:012}.nc")
+        netcdf.save(part, self.parts / f"{rows.start:012}.nc")
 
     def finish(self, **more: Any) -> None:
         """Put the parts together, with further attributes, and remove them."""
@@ -184,7 +186,7 @@ class Tokens:
             return
         self._check(self._frame.sizes["sequence"])
         self._frame.attrs |= more
-        results.write_whole(self.path, self._join)
+        write_whole(self.path, self._join)
         _remove_parts(self._run)
 
     def _dims_of(self, name: str) -> tuple[str, ...]:
@@ -198,7 +200,7 @@ class Tokens:
                 dims = self._dims_of(PREFIX + metric.name)[:-2]
                 _create(file, metric, (*dims, "sequence", "token"), self._kind)
             for part in self._there():
-                values, start = results.load_part(part), int(part.stem)
+                values, start = netcdf.load_part(part), int(part.stem)
                 for name, value in values.items():
                     rows = slice(start, start + value.shape[-1])
                     file[str(name).removeprefix(PREFIX)][..., rows, :] = np.moveaxis(
@@ -252,11 +254,11 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
         The coordinates and attributes of the whole.
     """
     files = list(map(beside, shards))
-    results.clear(beside(path))
+    remove_leftovers(beside(path))
 
     def join(temporary: Path) -> None:
         with ExitStack() as stack:
-            parts = [stack.enter_context(results.opened(file, whole=False)) for file in files]
+            parts = [stack.enter_context(netcdf.opened(file, whole=False)) for file in files]
             _check_parts(files, parts, blank)
             for part in parts:
                 part.set_auto_mask(False)
@@ -277,7 +279,7 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
                         whole[name][..., there, :] = part[name][..., rows, :]
                 begin += count
 
-    results.write_whole(beside(path), join)
+    write_whole(beside(path), join)
 
 
 def _check_parts(files: Sequence[Path], parts: Sequence[Any], blank: xr.Dataset) -> None:

@@ -23,8 +23,10 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal, first_line, reading
-from robustness.files import changes, results
+from robustness.files import changes, resumable
+from robustness.files.labels import Labels, blank_dataset, sweep_labels
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.models import checkpoint, dissection
 from robustness.models.model import Model
 from robustness.ndif import answer
@@ -134,7 +136,7 @@ def evaluate_tasks(
     if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
         raise Refusal(f"the tokenizer of {model.name} has neither BOS nor EOS, which tasks need")
     named = sweep_schedules(interventions, model.layers)
-    labels = results.sweep_labels(named, model.layers)
+    labels = sweep_labels(named, model.layers)
     if "layer_to" in labels.dims:
         raise Refusal(f"tasks are run under interventions at every layer, not {interventions[0]}")
     runs: list[Schedule] = [clean(model.layers), *named.values()]
@@ -150,7 +152,7 @@ def evaluate_tasks(
         "task_data": "" if data is None else shown(data),
         "limit": limit or "none",
         "interventions": ", ".join(interventions),
-        "corpus_sha256": results.digest(requests),
+        "corpus_sha256": value_digest(requests),
         "batch_tokens": batch_tokens,
         "sequences": len(requests),
         "lm_eval": _version(),
@@ -176,14 +178,14 @@ def evaluate_tasks(
         ]
         return _summarise(model, loaded, limit, answers, labels).assign_attrs(dataset.attrs)
 
-    run = results.Run(
-        results.blank(
+    run = resumable.Run(
+        blank_dataset(
             {
                 "loglikelihood": (found, ("run", "request")),
                 "greedy": (greedy, ("run", "request")),
             },
             {"run": np.arange(len(runs)), "request": order},
-            results.provenance(settings, command),
+            file_attributes(settings, command),
             np.float64,
         ),
         path=None if out is None else Path(out),
@@ -467,7 +469,7 @@ def _summarise(
     tasks: Mapping[str, Any],
     limit: int | None,
     answers: Sequence[Mapping[Request, Answer]],
-    labels: results.Labels,
+    labels: Labels,
 ) -> xr.Dataset:
     """Make the harness's metrics of the answers of every schedule, the clean one first."""
     harness = [

@@ -20,7 +20,7 @@ import xarray as xr
 from planted import plant
 
 from robustness.files.contract import KINDS
-from robustness.files.results import load, load_tally, save
+from robustness.files.netcdf import load, load_tally, save
 from robustness.measurements.measurement import MEASUREMENTS, local_attention
 from robustness.measurements.observation import observe
 from robustness.runs.settings import RunOptions

@@ -136,10 +136,10 @@ def test_what_a_request_takes(server, key, tmp_path):
     """Say how long requests take, and hold the estimate of what crosses the socket against it."""
     script = """
 import sys, time, torch
-from robustness import sandbox
-from robustness.corpus import cut
-from robustness.execution import sweep
-from robustness.model import open_model
+from robustness.runs import remote_traffic
+from robustness.text.corpus import cut
+from robustness.sweeps.execution import sweep
+from robustness.models.model import open_model
 model = open_model(sys.argv[1], remote=True)
 tokens = torch.arange(16)[None]
 took = []
@@ -149,7 +149,7 @@ for _ in range(5):
         entering = model.blocks[0].input.sum().save()
     took.append(time.monotonic() - begun)
 costs = []
-sandbox.allow = lambda model, crossings, lower: costs.extend(crossings)
+remote_traffic.allow = lambda model, crossings, lower: costs.extend(crossings)
 begun = time.monotonic()
 sweep(model, cut("builtin", model.tokenizer, context=64, tokens=1024), batch_tokens=1024)
 print(sorted(took)[2], time.monotonic() - begun, model.sandboxed, costs[0].bytes)

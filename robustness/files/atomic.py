@@ -1,0 +1,131 @@
+"""Files replaced as a whole: an interruption leaves the old file or the new one.
+
+A file is written to a temporary neighbour, forced to the disk and renamed.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from robustness.errors import InUse, Unwritable, first_line
+from robustness.files import ownership
+from robustness.files.lock import Lock, is_held
+from robustness.files.ownership import follow
+
+REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EACCES: "have writing permitted",
+    errno.EPERM: "have writing permitted",
+    errno.EROFS: "mount it for writing",
+    errno.EEXIST: "move the file that stands where a directory would be",
+    errno.ENOTDIR: "move the file that stands where a directory would be",
+    errno.EISDIR: "move the directory that has its name",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
+"""What would do where a file cannot be written, by the kind of error."""
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file by way of a temporary neighbour, so that `path` is never half-written.
+
+    For one who has the lock of the output. Of a link, the target is written.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    write : callable
+        Given the temporary path, writes it.
+
+    Raises
+    ------
+    Unwritable
+        If the directory cannot be written, or another file would be replaced than one of ours of
+        the same kind.
+    """
+    with temporary_file(path) as temporary:
+        place = follow(path)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        ownership.check(path, ownership.kind(temporary, path.suffix))
+        os.replace(temporary, place)
+        _sync(place.parent)
+
+
+def write_with_lock(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that no run is under way for: as `write_whole`, under a lock of its own."""
+    with nullcontext() if is_held(path) else Lock(path):
+        if is_held(path):
+            remove_leftovers(path)
+        write_whole(path, write)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed while it wrote a file has left of it.
+
+    For one who has the lock of the output alone. What another user left, and nobody else may
+    remove, stays.
+    """
+    for leftover in ownership.leftovers(path):
+        with suppress(OSError):
+            leftover.unlink(missing_ok=True)
+
+
+def remove_leftovers_with_lock(path: Path) -> None:
+    """Remove what is left of a file, and of its lock, where no run is under way for it."""
+    if path.parent.is_dir() and not is_held(path):
+        with suppress(InUse), Lock(path) as lock:
+            if lock.held:
+                remove_leftovers(path)
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Make an empty file beside another; say what is the matter where it cannot be written."""
+    temporary = ownership.temporary(follow(path))
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        # Nobody else's, and through no link, even where others may write too.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield temporary
+    except BaseException as error:
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        reason = _reason(error, temporary)
+        raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(directory: Path) -> None:
+    """Force to the disk which files a directory has, where that can be done."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _reason(error: BaseException, temporary: Path) -> str:
+    """Say why a file cannot be written, and what would do.
+
+    The NetCDF library reports a full disk as an error of its own, and a read-only one as a lack of
+    permission, so it is tried again without it.
+    """
+    if not isinstance(error, OSError) or error.errno in (None, errno.EACCES):
+        try:
+            with temporary.open("ab", buffering=0) as file:
+                file.write(bytes(2**20))
+                os.fsync(file.fileno())
+        except OSError as found:
+            error = found
+    if not isinstance(error, OSError) or error.errno not in REMEDIES:
+        return f"({first_line(error)}): mend that"
+    return f"({os.strerror(error.errno or 0)}): {REMEDIES[error.errno or 0]}"

@@ -1,0 +1,104 @@
+"""Dimensions and coordinates of a dataset: layers, and the schedules that a run executes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import DTypeLike, NDArray
+
+from robustness.files.metrics import Metric
+from robustness.schedules.interventions import Place
+from robustness.schedules.schedule import Schedule, to_text
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How schedules are laid out in a dataset.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        The dimensions that tell schedules apart.
+    coords : dict
+        Coordinates over them.
+    places : tuple
+        Of every schedule, its index along each of `dims`.
+    """
+
+    dims: tuple[str, ...]
+    coords: dict[str, Any]
+    places: tuple[tuple[int, ...], ...]
+
+    def spread(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Lay out values (schedule, …) as (*dims, …), NaN (or 0) where there is no schedule."""
+        shape = (*(len(self.coords[dim]) for dim in self.dims), *values.shape[1:])
+        missing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+        spread = np.full(shape, missing, values.dtype)
+        for place, value in zip(self.places, values, strict=True):
+            spread[place] = value
+        return spread
+
+
+def sweep_labels(
+    schedules: Mapping[Place, Schedule],
+    layers: int,
+    chosen: Sequence[int] | None = None,
+) -> Labels:
+    """Lay out the schedules of a sweep as (intervention, layer), over all layers or some.
+
+    Those of interventions on two layers as (intervention, layer, layer_to).
+    """
+    names = list(dict.fromkeys(name for name, *_ in schedules))
+    there = range(layers) if chosen is None else sorted(set(chosen))
+    dims = ("intervention", "layer", "layer_to")[: len(next(iter(schedules)))]
+    places = tuple((names.index(name), *map(there.index, at)) for name, *at in schedules)
+    texts = np.full((len(names), *[len(there)] * len(dims[1:])), "", dtype=object)
+    for place, schedule in zip(places, schedules.values(), strict=True):
+        texts[place] = to_text(schedule)
+    coords = {"intervention": names, **layer_coords(layers, there), "schedule": (dims, texts)}
+    if "layer_to" in dims:
+        coords["layer_to"] = coords["layer"]
+    return Labels(dims, coords, places)
+
+
+def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return the coordinates of layers: their index, and where between first and last they are."""
+    described = {"units": "1", "long_name": "layer over the last layer"}
+    there = np.array(range(layers) if chosen is None else chosen)
+    depth = there / max(1, layers - 1)
+    return {"layer": there, "relative_depth": ("layer", depth, described)}
+
+
+def schedule_labels(schedules: Sequence[Schedule]) -> Labels:
+    """Lay out free schedules as (schedule,)."""
+    texts = [to_text(schedule) for schedule in schedules]
+    return Labels(("schedule",), {"schedule": texts}, tuple((i,) for i in range(len(texts))))
+
+
+def blank_dataset(
+    variables: Mapping[str, tuple[Metric, tuple[str, ...]]],
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    dtype: DTypeLike = np.float32,
+) -> xr.Dataset:
+    """Return a dataset in which nothing is measured yet: NaN, or 0 where whole numbers are kept.
+
+    Parameters
+    ----------
+    variables : mapping of str to tuple
+        Of every variable its metric and its dimensions.
+    coords : mapping
+        Coordinates, one along each dimension at least.
+    attrs : mapping
+        Settings and provenance, as from `provenance`.
+    dtype : dtype
+        Of the variables that are no counts.
+    """
+    empty = xr.Dataset(coords=dict(coords), attrs=dict(attrs))
+    for name, (metric, dims) in variables.items():
+        shape = tuple(empty.sizes[dim] for dim in dims)
+        values = np.zeros(shape, np.int32) if metric.count else np.full(shape, np.nan, dtype)
+        empty[name] = (dims, values, metric.attrs)
+    return empty

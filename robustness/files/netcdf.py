@@ -1,0 +1,127 @@
+"""NetCDF files: written whole, and read after a check of what they hold."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from robustness.errors import Refusal, reading
+from robustness.files import container, contract
+from robustness.files.atomic import write_whole, write_with_lock
+from robustness.files.contract import REMEDY, TALLY
+from robustness.files.tally import sparse_counts
+
+
+def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
+    """Write a dataset as NetCDF, and counts, of which most are 0, into a group of the file.
+
+    For one who has the lock of the output: see `save_with_lock`.
+    """
+    write_whole(path, partial(write_netcdf, dataset, tally))
+
+
+def save_with_lock(dataset: xr.Dataset, path: Path) -> None:
+    """Write a dataset as NetCDF where no run is under way."""
+    write_with_lock(path, partial(write_netcdf, dataset, None))
+
+
+def write_netcdf(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Path) -> None:
+    """Write a dataset and counts to a file; see `save`."""
+    dataset.to_netcdf(file, engine="netcdf4")
+    if tally is not None and tally.size:
+        sparse_counts(tally).to_netcdf(file, engine="netcdf4", group=TALLY, mode="a")
+
+
+@contextmanager
+def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
+    """Open a file that this project wrote, as a netCDF4.Dataset of which nothing is read yet.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    whole : bool
+        Whether all of it will be read at once, for which there must be memory.
+
+    Raises
+    ------
+    Refusal
+        If there is no such file, it is no NetCDF, not ours, of a newer schema, or it would have the
+        library read other files, or more than memory holds.
+    """
+    with opened_part(path, whole=whole) as file:
+        with reading(str(path), REMEDY):
+            contract.examine(path, file, whole=whole)
+        yield file
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read a dataset that this project wrote.
+
+    Raises
+    ------
+    Refusal
+        As `opened`; and if it does not hold what a file of its kind holds.
+    """
+    with opened(path), reading(str(path), REMEDY):
+        try:
+            dataset = _read(path)
+        except MemoryError as error:
+            raise Refusal(
+                f"{path} takes more memory than there is: read a part of it with "
+                "xarray.open_dataset"
+            ) from error
+    with reading(str(path), REMEDY):
+        contract.check(path, dataset)
+    return dataset
+
+
+def _read(path: Path, **options: Any) -> xr.Dataset:
+    """Read a file or a group of it as it stands: no units are made into times."""
+    return xr.load_dataset(
+        place(path), engine="netcdf4", decode_times=False, decode_timedelta=False, **options
+    )
+
+
+def place(path: Path) -> str:
+    """Return a path that the NetCDF library cannot take for an address of the network."""
+    return os.path.abspath(path)
+
+
+@contextmanager
+def opened_part(path: Path, *, whole: bool = True) -> Iterator[Any]:
+    """Open a part of a file, which has no provenance of its own, as a netCDF4.Dataset."""
+    container.check(path)
+    with reading(str(path), REMEDY):
+        file = netCDF4.Dataset(place(path))
+    with file:
+        with reading(str(path), REMEDY):
+            contract.examine_part(path, file, whole=whole)
+        yield file
+
+
+def load_part(path: Path) -> xr.Dataset:
+    """Read a part of a file."""
+    with opened_part(path), reading(str(path), REMEDY):
+        return _read(path)
+
+
+def load_tally(path: Path) -> NDArray[np.int32] | None:
+    """Read the counts that were saved with a dataset, if there are any."""
+    with opened(path) as file:
+        if TALLY not in file.groups:
+            return None
+        with reading(str(path), REMEDY):
+            counts = _read(path, group=TALLY)
+            entries, values = counts["entry"].values, counts["count"].values
+            shape = contract.check_tally(path, counts.attrs["shape"], entries, values)
+    tally = np.zeros(shape, np.int32)
+    tally.flat[entries] = values
+    return tally

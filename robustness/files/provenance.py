@@ -1,0 +1,55 @@
+"""Provenance of a file: its settings, versions of libraries, and digests of what it is made of."""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from robustness.files.contract import SCHEMA
+
+LIBRARIES = (
+    "stages-of-inference",
+    "torch",
+    "transformers",
+    "nnsight",
+    "datasets",
+    "numpy",
+    "xarray",
+    "netCDF4",
+)
+
+
+def file_attributes(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
+    """Return the attributes of a file: its settings, and when and with what it was made."""
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    return {
+        "stages_schema": SCHEMA,
+        **{name: value for name, value in settings.items() if value not in (None, "")},
+        "conventions": (
+            "information in nats; KL(clean || intervened); absolute losses and entropies; "
+            "means over the tokens of a sequence"
+        ),
+        "versions": ", ".join((*versions, f"python {platform.python_version()}")),
+        # A word that names a file whose name is no text holds halves of surrogate pairs.
+        "command": (command or "python").encode("utf-8", "backslashreplace").decode(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def project_version() -> str:
+    """Return the version of this project."""
+    return version(LIBRARIES[0])
+
+
+def value_digest(value: Any) -> str:
+    """Return the SHA-256 of what is measured on, where that is no corpus: of its text form."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of what is in a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
