@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -282,7 +282,7 @@ def merge(files: tuple[Path, ...], out: Path, resume: bool) -> None:
     \b
     stages merge outputs/gpt2/sweep.shard-*.nc -o outputs/gpt2/sweep.nc
     """
-    from robustness.sweeps.shards import merge as run
+    from robustness.sweeps.merging import merge as run
 
     with reading("a file that is to be merged", AGAIN):
         run(files, out, fresh=not resume, command=command_line())
@@ -831,35 +831,40 @@ def pretrain(
 
 def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str]:
     """Open model and corpus, run the sweep or count its cost, and yield what is printed."""
+    from robustness.runs.settings import RunOptions
     from robustness.schedules.interventions import PAIRS
     from robustness.schedules.schedule import from_text, layers_from_text
     from robustness.statistics.stopping import check_bound
-    from robustness.sweeps import shards
-    from robustness.sweeps.execution import sweep as run
-    from robustness.sweeps.preparation import READOUT_NAMES, lay_out
+    from robustness.sweeps.execution import run_sweep
+    from robustness.sweeps.preparation import prepare as prepare_sweep
+    from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
+    from robustness.sweeps.shards import parse_shard
 
     if options["until_se"] is not None:
         check_bound(options["until_se"])
-    shard = None if options["shard"] is None else shards.from_text(options["shard"])
+    shard = None if options["shard"] is None else parse_shard(options["shard"])
     model = _open(name, options)
     schedules = [from_text(text, model.layers) for text in options["texts"] or ()]
     layers = options["layers"]
-    asked: dict[str, Any] = {
-        "schedules": schedules,
-        "layers": None if layers is None else layers_from_text(layers, model.layers),
-        "readouts": options["readouts"] or READOUT_NAMES,
-        "batch_tokens": options["batch_tokens"],
-        "cap": options["state_cap"],
-        "until_se": options["until_se"],
-        "per_token": options["per_token"],
-        "shard": shard,
-        "command": command_line(),
-    }
+    settings = SweepSettings(
+        interventions=names or None,
+        schedules=schedules,
+        layers=None if layers is None else layers_from_text(layers, model.layers),
+        readouts=options["readouts"] or READOUT_NAMES,
+        until_se=options["until_se"],
+        per_token=options["per_token"],
+        shard=shard,
+    )
     corpus = _cut(model, options)
+    sizes = RunOptions(
+        batch_tokens=options["batch_tokens"],
+        state_cap=options["state_cap"],
+        command=command_line(),
+    )
     if options["dry_run"]:
         from robustness.sweeps.cost import describe, estimate
 
-        rows = describe(estimate(lay_out(model, corpus, names or None, **asked)))
+        rows = describe(estimate(prepare_sweep(model, corpus, settings, sizes)))
         width = max(len(title) for title, _ in rows)
         yield from (f"{title:{width}}  {value}" for title, value in rows)
         return
@@ -868,16 +873,14 @@ def _sweep(name: str, names: list[str], options: dict[str, Any]) -> Iterator[str
     whole = OUTPUTS / model.name.rpartition("/")[2] / f"{experiment}.nc"
     out = options["out"] or (shard.beside(whole) if shard else whole)
     with _progress(len(corpus.tokens), quiet=options["quiet"]) as progress:
-        dataset = run(
-            model,
-            corpus,
-            names or None,
-            **asked,
-            out=out,
+        run_options = replace(
+            sizes,
+            out=Path(out),
             fresh=not options["resume"],
             progress=progress,
             tell=partial(_tell, options=options),
         )
+        dataset = run_sweep(model, corpus, settings, run_options)
     bad = int(dataset["nonfinite"].sum())
     if bad:
         note(f"warning: {bad} predictions had NaN or infinite logits")

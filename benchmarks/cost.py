@@ -17,9 +17,11 @@ from time import perf_counter
 from sweep import build, make_corpus
 
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
+from robustness.sweeps import sweep
 from robustness.sweeps.cost import estimate
-from robustness.sweeps.execution import sweep
-from robustness.sweeps.preparation import lay_out
+from robustness.sweeps.preparation import prepare
+from robustness.sweeps.settings import SweepSettings
 from robustness.text.corpus import cut
 
 TOKENS = {"builtin": 8192, "gpt2-small": 1024}
@@ -34,7 +36,7 @@ def act(way: str, shape: str, tokens: int) -> None:
         model = open_model(build(shape))
         corpus = make_corpus(tokens, model.vocabulary)
     if way == "foretold":
-        cost = estimate(lay_out(model, corpus))
+        cost = estimate(prepare(model, corpus, SweepSettings(), RunOptions()))
         print(json.dumps({"bytes": cost.memory_bytes, "seconds": cost.seconds}))
         return
     began = perf_counter()

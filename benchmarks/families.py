@@ -40,7 +40,7 @@ from robustness.models.model import find_paths  # noqa: E402
 from robustness.models.opening import open_model  # noqa: E402
 from robustness.schedules.interventions import schedules  # noqa: E402
 from robustness.schedules.schedule import clean, drop, repeat, swap  # noqa: E402
-from robustness.sweeps.execution import residuals, rewire, sweep  # noqa: E402
+from robustness.sweeps import residuals, rewire, sweep  # noqa: E402
 from robustness.trace.numerics import largest  # noqa: E402
 
 WHOLE = clean(LAYERS)
@@ -169,7 +169,7 @@ def row(name: str) -> list[str]:
     expected_of = {key: reference(net, schedule, short) for key, schedule in named.items()}
     for request in ({}, {"backend": StrictBackend(model.traced)}):
         run = model.__class__(**{**vars(model), "request": request})
-        data = sweep(run, short, ("drop", "swap", "repeat-2"), batch_tokens=36, cap=3)
+        data = sweep(run, short, ("drop", "swap", "repeat-2"), batch_tokens=36, state_cap=3)
         found.append(
             largest(
                 [

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from robustness.models.opening import open_model
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 SHAPES = {
     "gpt2-small": ("gpt2", {"n_positions": CONTEXT}),

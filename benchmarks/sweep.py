@@ -2,7 +2,7 @@
 
 All four run in one process, in turn, on the same random weights, tokens and metrics:
 
-ours     robustness.sweeps.execution.sweep
+ours     robustness.sweeps.sweep
 floor    the matrix products of ours alone: no attention softmax, no norms, no metrics
 authors  the paper's way: for every intervention and document a clean pass and a changed one,
          full log-softmax of both
@@ -35,7 +35,7 @@ from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus
 from robustness.trace.readout import PIECE
 

@@ -20,7 +20,7 @@ import xarray as xr
 from robustness.models.opening import open_model
 from robustness.statistics.stopping import is_enough
 from robustness.statistics.uncertainty import standard_error
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus, cut, documents
 
 NORMAL = 1.959964

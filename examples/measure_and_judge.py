@@ -9,7 +9,7 @@ from pathlib import Path
 from recipes.evidence.files import Files
 from recipes.judging.verdicts import judge
 from robustness.models.opening import open_model
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.text.corpus import cut
 
 name, text = [*sys.argv[1:], "builtin", "builtin"][:2]

@@ -7,7 +7,7 @@ import torch
 
 from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, repeat, swap, to_text
-from robustness.sweeps.execution import residuals, rewire
+from robustness.sweeps import residuals, rewire
 
 model = open_model("builtin")
 schedule = repeat(swap(clean(model.layers), 3), 8, 2)

@@ -25,7 +25,7 @@ from robustness.models import checkpoint
 from robustness.models.model import Model
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import intervention
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.tasks.evaluation import evaluate_tasks
 from robustness.text import corpus
 from robustness.text.local_file import expanded, kind
@@ -314,7 +314,7 @@ def _sweep(task: Task, group: Sequence[Source], progress: Any) -> None:
         task.inputs.model,
         task.inputs.corpus,
         _fitting(source.arguments, task.inputs.model.layers),
-        cap=task.inputs.cap,
+        state_cap=task.inputs.cap,
         out=task.path(source),
         **task.common(progress),
     )

@@ -10,8 +10,9 @@ from robustness.files import changes, netcdf
 from robustness.files.sequences import measured_sequences
 from robustness.measurements.observation import observe
 from robustness.runs.settings import RunOptions
-from robustness.sweeps.execution import sweep
-from robustness.sweeps.shards import Shard, merge
+from robustness.sweeps import sweep
+from robustness.sweeps.merging import merge
+from robustness.sweeps.shards import Shard
 
 LENGTH = 12
 
@@ -55,8 +56,8 @@ def test_a_sweep_goes_on_with_fewer_and_with_more_tokens_in_a_batch(
 ):
     whole = sweep(gpt2, text, ("drop",), batch_tokens=8 * LENGTH)
     interrupted(8, swept, batch_tokens=8 * LENGTH, per_token=per_token)
-    interrupted(14, swept, batch_tokens=3 * LENGTH, cap=2, per_token=per_token)
-    found = swept(batch_tokens=100 * LENGTH, cap=2, per_token=per_token)
+    interrupted(14, swept, batch_tokens=3 * LENGTH, state_cap=2, per_token=per_token)
+    found = swept(batch_tokens=100 * LENGTH, state_cap=2, per_token=per_token)
     assert_close(found, whole)
     assert found.batch_tokens == 8 * LENGTH and found.state_cap == whole.state_cap
     assert found.batches_changed == (
@@ -94,7 +95,7 @@ def test_the_same_command_says_nothing_of_batches_and_gives_the_same_bits(gpt2, 
 def test_a_finished_run_is_not_made_again_for_other_batches(swept, tmp_path):
     whole = swept(batch_tokens=8 * LENGTH)
     stamp = (tmp_path / "a.nc").stat().st_mtime_ns
-    xr.testing.assert_identical(swept(batch_tokens=LENGTH, cap=1), whole)
+    xr.testing.assert_identical(swept(batch_tokens=LENGTH, state_cap=1), whole)
     assert (tmp_path / "a.nc").stat().st_mtime_ns == stamp
 
 

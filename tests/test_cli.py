@@ -304,15 +304,12 @@ def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_pa
     code = f"""
 import os, signal, sys
 import cli
-from robustness import execution
-from robustness.model import ATTENTION, DTYPES
-from robustness.sweep import FORMS
-from robustness import execution
-measure = execution.measure
+from robustness.sweeps import execution
+measure = execution.measure_batch
 def once(*args):
-    execution.measure = lambda *args: os.kill(os.getpid(), signal.SIGINT)
+    execution.measure_batch = lambda *args: os.kill(os.getpid(), signal.SIGINT)
     return measure(*args)
-execution.measure = once
+execution.measure_batch = once
 sys.argv = ["stages", *{[str(word) for word in words]}]
 cli.main()
 """

@@ -9,14 +9,20 @@ from test_execution import corpus
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import clean, reverse
-from robustness.sweeps import cost
+from robustness.sweeps import cost, sweep
 from robustness.sweeps.cost import describe, estimate
-from robustness.sweeps.execution import sweep
-from robustness.sweeps.preparation import lay_out
+from robustness.sweeps.preparation import prepare
+from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
 
-ASKED = {"batch_tokens": 36, "cap": 3}
+ASKED = {"batch_tokens": 36, "state_cap": 3}
+
+
+def prepared(model, text, names=None, *, schedules=(), readouts=READOUT_NAMES, **options):
+    settings = SweepSettings(names, schedules=schedules, readouts=readouts)
+    return prepare(model, text, settings, RunOptions(**options))
 
 
 def attention(query, key, value, *_, out_val=None, **__):
@@ -59,7 +65,7 @@ def test_counts_are_those_of_a_real_run(family, names):
     plain = tiny(family)
     opened = open_model(plain)
     text = corpus(sequences=7)
-    found = estimate(lay_out(opened, text, names, **ASKED))
+    found = estimate(prepared(opened, text, names, **ASKED))
     seen = counted(plain, lambda: sweep(opened, text, names, **ASKED))
     assert (found.block_calls, found.block_applications) == (seen["calls"], seen["applications"])
     flops = products(lambda: sweep(opened, text, names, **ASKED))
@@ -69,7 +75,7 @@ def test_counts_are_those_of_a_real_run(family, names):
 
 def test_sublayers_and_blocks_on_one_input_are_counted(family):
     plain, names = tiny(family), ("attention-drop", "mlp-drop", "parallel-2")
-    work = lay_out(open_model(plain), corpus(sequences=5), names, **ASKED)
+    work = prepared(open_model(plain), corpus(sequences=5), names, **ASKED)
     found = estimate(work)
     # What finds the sublayers has run, and is not counted.
     seen = counted(plain, lambda: sweep(work.model, corpus(sequences=5), names, **ASKED))
@@ -86,7 +92,7 @@ def test_sublayers_and_blocks_on_one_input_are_counted(family):
 def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
     text = corpus(sequences=6, lengths=[12, 7, 3, 12, 9, 5])
     schedules = [reverse(clean(LAYERS)), (2, 2)]
-    found = estimate(lay_out(gpt2, text, schedules=schedules, **ASKED))
+    found = estimate(prepared(gpt2, text, schedules=schedules, **ASKED))
     flops = products(lambda: sweep(gpt2, text, schedules=schedules, **ASKED))
     assert found.block_flops + found.head_flops == flops
 
@@ -94,7 +100,7 @@ def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
 @pytest.mark.parametrize("readouts", [("kl",), ("agreement",)])
 def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, readouts):
     text = corpus(sequences=4)
-    found = estimate(lay_out(strict_model, text, readouts=readouts, **ASKED))
+    found = estimate(prepared(strict_model, text, readouts=readouts, **ASKED))
     flops = products(lambda: sweep(strict_model, text, readouts=readouts, **ASKED))
     assert found.block_flops + found.head_flops == flops
     assert found.seconds is None and found.memory_bytes is None
@@ -102,21 +108,21 @@ def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, rea
 
 
 def test_drop_and_swap_take_the_block_applications_that_are_promised(gpt2):
-    found = estimate(lay_out(gpt2, corpus(sequences=6), **ASKED))
+    found = estimate(prepared(gpt2, corpus(sequences=6), **ASKED))
     assert found.block_applications == 6 * (LAYERS + LAYERS * (LAYERS - 1))
 
 
 def test_the_states_are_those_of_the_plan(gpt2):
-    work = lay_out(gpt2, corpus(sequences=7), **ASKED)
+    work = prepared(gpt2, corpus(sequences=7), **ASKED)
     found = estimate(work)
-    assert found.states == compile_plan(work.runs, clean(LAYERS), cap=3).peak
+    assert found.states == compile_plan(work.schedules, clean(LAYERS), cap=3).peak
     assert found.state_bytes == found.states * 36 * 32 * 8  # tokens, width, float64
 
 
 @pytest.mark.parametrize("sequences", [5, 400])
 def test_the_size_of_the_file_is_foretold(gpt2, tmp_path, sequences):
     text, path = corpus(sequences=sequences), tmp_path / "a.nc"
-    found = estimate(lay_out(gpt2, text, command="x" * 200))
+    found = estimate(prepared(gpt2, text, command="x" * 200))
     sweep(gpt2, text, out=path, command="x" * 200)
     assert found.file_bytes == pytest.approx(path.stat().st_size, rel=0.02)
 
@@ -139,11 +145,11 @@ def test_live_bytes_are_those_of_the_tensors_that_are_there():
 
 def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
     text, matrix = corpus(sequences=8), gpt2.unembedding()
-    work = lay_out(gpt2, text, batch_tokens=96, cap=8)
+    work = prepared(gpt2, text, batch_tokens=96, state_cap=8)
     plan, most = work.plan(8), {}
     for count in (1, 8):
         with cost._Live() as live:
-            cost.measure(gpt2, text, slice(0, count), plan, matrix, work.divergences)
+            cost.measure_batch(gpt2, text, slice(0, count), plan, matrix, work.divergences)
         most[count] = live.most
     alone, all_of_them = (
         cost.STRIPS * cost._piece_bytes(gpt2, work, plan, count, 12) for count in (1, 8)

@@ -11,7 +11,7 @@ from robustness.errors import Refusal
 from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.schedule import clean, drop, repeat, reverse, swap
-from robustness.sweeps.execution import residuals, rewire, sweep
+from robustness.sweeps import residuals, rewire, sweep
 from robustness.text.corpus import Corpus
 from robustness.trace import numerics, readout
 
@@ -83,7 +83,7 @@ def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
 
 def test_every_intervention_equals_surgery_on_the_plain_model(model, plain):
     text = corpus()
-    data = sweep(model, text, EVERY, batch_tokens=36, cap=3)
+    data = sweep(model, text, EVERY, batch_tokens=36, state_cap=3)
     named = sweep_schedules(EVERY, LAYERS)
     assert_equals_surgery(data, plain, named, text)
     clean_values = reference(plain, clean(LAYERS), text)
@@ -94,7 +94,7 @@ def test_every_intervention_equals_surgery_on_the_plain_model(model, plain):
 
 def test_through_the_strict_backend_it_is_the_same(strict_model, plain):
     text = corpus()
-    data = sweep(strict_model, text, ("drop", "swap", "repeat-2"), batch_tokens=36, cap=3)
+    data = sweep(strict_model, text, ("drop", "swap", "repeat-2"), batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, sweep_schedules(("drop", "swap", "repeat-2"), LAYERS), text)
 
 
@@ -114,9 +114,9 @@ def test_sequences_of_different_length_are_read_as_the_authors_did(model, plain)
 
 def test_the_numbers_do_not_depend_on_batch_or_cap(model):
     text = corpus()
-    whole = sweep(model, text, ("drop", "swap"), batch_tokens=1000, cap=100)
+    whole = sweep(model, text, ("drop", "swap"), batch_tokens=1000, state_cap=100)
     for batch_tokens, cap in ((1, 1), (24, 2), (36, 5)):
-        other = sweep(model, text, ("drop", "swap"), batch_tokens=batch_tokens, cap=cap)
+        other = sweep(model, text, ("drop", "swap"), batch_tokens=batch_tokens, state_cap=cap)
         for metric in ("kl", "agreement", "loss", "entropy", "accuracy", "modal_share"):
             np.testing.assert_allclose(whole[metric], other[metric], atol=1e-11)
 
@@ -331,9 +331,9 @@ def test_a_schedule_may_be_a_text_wherever_one_is_taken(gpt2):
         ({"schedules": [("a",)]}, "'a' is no step of a schedule: .*Parallel, or is a text"),
         ({"schedules": [(1.5,)]}, "1.5 is no step"),
         ({"schedules": (1, 2)}, "1 is no schedule: it takes a tuple or a text"),
-        ({"schedules": [(0,)], "layers": [0]}, "layers go with interventions, which are run apart"),
+        ({"schedules": [(0,)], "layers": [0]}, "`layers` belong to interventions"),
         ({"schedules": "0-1"}, r"schedules are a list: \['0-1'\]"),
-        ({"schedules": [(0,)], "interventions": ["drop"]}, "are run apart"),
+        ({"schedules": [(0,)], "interventions": ["drop"]}, "run them apart"),
         ({"interventions": "drop"}, r"a list of names: \['drop'\]"),
         ({"interventions": []}, "no intervention was asked for"),
     ],

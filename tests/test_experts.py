@@ -9,7 +9,7 @@ from transformers import Llama4ForCausalLM, Llama4TextConfig
 from robustness.measurements.observation import observe
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from robustness.reordered import rebuilding
 from robustness.reordered.exporting import export
 from robustness.reordered.rebuilding import rebuild
 from robustness.schedules.schedule import clean, drop, repeat, swap
-from robustness.sweeps.execution import rewire
+from robustness.sweeps import rewire
 
 SCHEDULES = (
     drop(clean(4), 1),

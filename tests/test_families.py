@@ -23,7 +23,7 @@ from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean, drop, repeat, swap
-from robustness.sweeps.execution import rewire, sweep
+from robustness.sweeps import rewire, sweep
 
 OTHERS = sorted(set(SPECS) - set(DEEP))
 
@@ -78,13 +78,13 @@ def test_drop_swap_and_repeat_are_surgery_on_the_plain_model(model, plain):
 
 def test_a_sweep_is_log_softmax_of_the_rebuilt_models_logits(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
-    data = sweep(model, text, INTERVENTIONS, batch_tokens=36, cap=3)
+    data = sweep(model, text, INTERVENTIONS, batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, named, text)
 
 
 def test_through_the_strict_backend_it_is_the_same(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
-    data = sweep(behind_a_server(model), text, INTERVENTIONS, batch_tokens=36, cap=3)
+    data = sweep(behind_a_server(model), text, INTERVENTIONS, batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, named, text)
 
 

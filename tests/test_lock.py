@@ -15,7 +15,7 @@ from robustness.errors import InUse, Unwritable
 from robustness.files import lock, netcdf, resumable
 from robustness.files.atomic import write_whole
 from robustness.files.lock import Lock
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 def test_a_second_holder_is_refused_with_the_first_ones_process_and_host(tmp_path):

@@ -15,7 +15,7 @@ from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, scan
 from robustness.models.opening import open_model
 from robustness.runs.batching import batches
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.tasks.evaluation import evaluate_tasks
 
 BEND = 16

@@ -21,7 +21,7 @@ from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.runs.out_of_memory import HEAD, Portions, is_out_of_memory
 from robustness.runs.settings import RunOptions
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.trace import block_calls, capture
 
 OBSERVED = ("lens", "norms", "similarity", "cka")
@@ -102,10 +102,10 @@ def test_what_runs_out_of_memory_is_told_from_other_errors():
 def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
     """Where a trace of four sequences is too large, states are halved first, and then sequences."""
     text = corpus(sequences=8)
-    whole = sweep(gpt2, text, batch_tokens=48, cap=5)
+    whole = sweep(gpt2, text, batch_tokens=48, state_cap=5)
     told = []
     failures = scarce(3, ERRORS[error])
-    found = sweep(gpt2, text, batch_tokens=48, cap=5, tell=told.append)
+    found = sweep(gpt2, text, batch_tokens=48, state_cap=5, tell=told.append)
     assert failures == [4, 4, 4]
     assert_close(found, whole)
     steps = ("state cap 2", "state cap 1", "state cap 1, 2 sequence(s) at once")
@@ -116,9 +116,9 @@ def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
 
 def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, scarce):
     text = corpus(sequences=8)
-    whole = sweep(model, text, batch_tokens=48, cap=5)
+    whole = sweep(model, text, batch_tokens=48, state_cap=5)
     failures = scarce(4)
-    found = sweep(model, text, batch_tokens=48, cap=5)
+    found = sweep(model, text, batch_tokens=48, state_cap=5)
     assert failures and min(failures) > 4
     assert "at once" not in found.out_of_memory and found.out_of_memory.endswith("state cap 1")
     assert_close(found, whole)
@@ -126,7 +126,7 @@ def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, sca
 
 def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scarce, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=8)
-    whole = sweep(gpt2, text, batch_tokens=24, cap=2)
+    whole = sweep(gpt2, text, batch_tokens=24, state_cap=2)
     calls = 22  # of blocks in a batch, so that the second one fails
     scarce(3, after=calls)
 
@@ -185,9 +185,9 @@ def test_memory_may_run_out_anywhere_and_again(gpt2, scarce, seed):
     def sometimes():
         return torch.empty(10**15) if chance.random() < 0.2 else RuntimeError("CUDA out of memory")
 
-    whole, observed = sweep(gpt2, text, batch_tokens=48, cap=5), observe(gpt2, text, OBSERVED)
+    whole, observed = sweep(gpt2, text, batch_tokens=48, state_cap=5), observe(gpt2, text, OBSERVED)
     scarce(2, sometimes, after=chance.randrange(60), times=4)
-    assert_close(sweep(gpt2, text, batch_tokens=48, cap=5), whole)
+    assert_close(sweep(gpt2, text, batch_tokens=48, state_cap=5), whole)
     failures = scarce(2, sometimes, after=chance.randrange(8), times=20)
     found = observe(gpt2, text, OBSERVED)
     assert failures

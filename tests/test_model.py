@@ -19,7 +19,7 @@ from transformers import (
 
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 def test_every_family_opens_from_a_directory(tmp_path, family):
@@ -109,7 +109,7 @@ def test_a_context_with_a_tensor_as_long_as_the_batch_is_not_taken_for_batched(s
     torch.manual_seed(0)
     model = open_model(AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval())
     text = corpus(sequences=sequences)
-    data = sweep(model, text, ("drop",), batch_tokens=1000, cap=8)
+    data = sweep(model, text, ("drop",), batch_tokens=1000, state_cap=8)
     for layer in range(3):
         blocks = model.traced._module.transformer.blocks
         kept = [block for index, block in enumerate(blocks) if index != layer]

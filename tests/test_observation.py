@@ -22,7 +22,7 @@ from robustness.measurements.requirements import unfit
 from robustness.models.anatomy import examine
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
-from robustness.sweeps.execution import residuals
+from robustness.sweeps import residuals
 from robustness.trace import capture
 
 LOCAL = local_attention(6)

@@ -23,7 +23,7 @@ from robustness.reordered.generation import generate
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import RUN, compile_plan
 from robustness.schedules.schedule import clean, swap
-from robustness.sweeps.execution import residuals, rewire, sweep
+from robustness.sweeps import residuals, rewire, sweep
 
 MEASURED = ("lens", "cka", "norms", "similarity")
 
@@ -80,7 +80,7 @@ def test_a_batch_loads_each_weight_of_a_block_so_often_and_once_for_the_clean_ru
     offloaded, family, loads, interventions, visits
 ):
     module = offloaded.traced._module
-    sweep(offloaded, corpus(), interventions, batch_tokens=1000, cap=100)
+    sweep(offloaded, corpus(), interventions, batch_tokens=1000, state_cap=100)
     runs = list(schedules(interventions, LAYERS).values())
     planned = Counter(
         step for kind, step, *_ in compile_plan(runs, clean(LAYERS), cap=100).rows if kind == RUN

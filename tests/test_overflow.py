@@ -10,7 +10,7 @@ from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.files import netcdf
 from robustness.models.opening import open_model
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from robustness.errors import InUse, Refusal, Unwritable
 from robustness.files import netcdf, ownership
 from robustness.files.figures import save_figure
 from robustness.files.lock import Lock
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 def numbers(**attrs):

@@ -54,9 +54,9 @@ import sys
 sys.path[:0] = [{str(site)!r}]
 import robustness
 assert robustness.__file__.startswith({str(site)!r}), robustness.__file__
-from robustness.models.model import open_model
 from robustness.text.corpus import cut
-from robustness.sweeps.execution import sweep
+from robustness.models.opening import open_model
+from robustness.sweeps import sweep
 for name in ("builtin", "builtin-parallel"):
     model = open_model(name)
     corpus = cut("builtin-sampled", model.tokenizer, context=64).take(4)

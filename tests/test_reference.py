@@ -7,7 +7,7 @@ from reference import differences
 import robustness
 from robustness.files.metrics import METRICS
 from robustness.models.opening import open_model
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.text.corpus import cut
 
 

@@ -35,7 +35,8 @@ from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import clean, drop
-from robustness.sweeps.execution import rewire, run_plan, sweep
+from robustness.sweeps import rewire, sweep
+from robustness.sweeps.tracing import run_plan
 from robustness.text.corpus import Corpus, cut
 from robustness.trace import scoring
 

@@ -23,7 +23,7 @@ from robustness.files.resumable import Run
 from robustness.files.sequences import COUNTED, mean_over_tokens, sequence_coords
 from robustness.schedules.schedule import clean, drop, swap
 from robustness.statistics.uncertainty import standard_error
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ import torch, xarray
 from families import random_tokens, tiny
 from robustness.files import resumable
 from robustness.sweeps import execution
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from test_execution import corpus
 
 resumable.SAVING_SHARE = float("inf")  # after every batch, however long it takes
@@ -147,13 +147,13 @@ def run(path):
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
 def after(calls):
-    measure = execution.measure
+    measure = execution.measure_batch
     def counting(*args):
         nonlocal calls
         if not calls: die()
         calls -= 1
         return measure(*args)
-    execution.measure = counting
+    execution.measure_batch = counting
 
 def during_a_write():
     write = xarray.Dataset.to_netcdf

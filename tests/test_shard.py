@@ -12,9 +12,9 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.files import netcdf, resumable
 from robustness.schedules.schedule import clean, swap
-from robustness.sweeps import token_file
-from robustness.sweeps.execution import sweep
-from robustness.sweeps.shards import Shard, from_text, merge
+from robustness.sweeps import sweep, token_file
+from robustness.sweeps.merging import merge
+from robustness.sweeps.shards import Shard, parse_shard
 
 BATCH = 24
 """Two sequences of twelve tokens."""
@@ -42,7 +42,7 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize("text", ["1/1", "1/4", "4/4", "12/345"])
 def test_a_shard_is_read_and_written(text):
-    assert str(from_text(text)) == text
+    assert str(parse_shard(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_shard_is_read_and_written(text):
 )
 def test_what_is_no_shard_is_refused(text):
     with pytest.raises(Refusal, match=r"there is no such shard; the first of [1-9]"):
-        from_text(text)
+        parse_shard(text)
 
 
 @pytest.mark.parametrize("batches", range(1, 12))
@@ -192,7 +192,7 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     half = run_shards(gpt2, text, tmp_path / "half", 2)[1]
     refused([one, half], r"the files are shards of 2 and of 3")
     (tmp_path / "other").mkdir()
-    other = run_shards(gpt2, text, tmp_path / "other", 3, cap=1)[1]
+    other = run_shards(gpt2, text, tmp_path / "other", 3, state_cap=1)[1]
     refused([one, other, three], r"are not of one run: state_cap is \d+ in the first and 1 in the")
     netcdf.save(netcdf.load(two).assign_attrs(versions="torch 1.0"), again)
     refused([one, again, three], r"are not of one run: versions is")
@@ -252,7 +252,7 @@ def test_a_shard_is_asked_for_and_merged_on_the_command_line(run, llama, stories
         code, _, err = run(*words, "--shard", text)
         assert code == 1 and err.startswith(f"stages: --shard {text}: there is no such shard")
     code, _, err = run(*words, "--shard", "1/2", "--until-se", 0.1)
-    assert code == 1 and "a shard does not know when all of them have enough" in err
+    assert code == 1 and "a shard cannot tell when all shards have enough" in err
     code, _, err = run(*words, "--shard", "1/9")
     assert code == 1 and "9 shards were asked for, and the run has 5 batch(es)" in err
     code, _, err = run("merge", shards[0], "-o", "new.nc")
@@ -277,19 +277,19 @@ from pathlib import Path
 from families import tiny
 from robustness.files import resumable
 from robustness.sweeps import execution
-from robustness.models.model import open_model
+from robustness.models.opening import open_model
 from robustness.sweeps.shards import Shard
 from test_execution import corpus
 resumable.SAVING_SHARE = float("inf")
 left = int(sys.argv[2])
-measure = execution.measure
+measure = execution.measure_batch
 def counting(*args):
     global left
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     left -= 1
     return measure(*args)
-execution.measure = counting
+execution.measure_batch = counting
 execution.sweep(
     open_model(tiny("gpt2")), corpus(sequences=12), batch_tokens=24, shard=Shard(2, 2),
     out=Path(sys.argv[1]),

@@ -26,8 +26,7 @@ from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, to_text
 from robustness.statistics.paired import difference
-from robustness.sweeps import preparation
-from robustness.sweeps.execution import residuals, rewire, sweep
+from robustness.sweeps import preparation, residuals, rewire, sweep
 
 SEQUENTIAL = {"gpt2", "llama", "qwen2"}
 MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2, Parallel((3,)))))
@@ -35,7 +34,7 @@ MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2
 
 def test_pairs_and_spans_equal_surgery_on_the_plain_model(model, plain):
     text = corpus(sequences=2)
-    data = sweep(model, text, tuple(PAIRS), batch_tokens=24, cap=3)
+    data = sweep(model, text, tuple(PAIRS), batch_tokens=24, state_cap=3)
     named = sweep_schedules(tuple(PAIRS), LAYERS)
     assert data.kl.dims == ("intervention", "layer", "layer_to", "sequence")
     assert_equals_surgery(data, plain, named, text)
@@ -76,7 +75,7 @@ def test_groups_of_schedules_change_no_number(gpt2, monkeypatch, room):
 def test_through_the_strict_backend_every_step_is_the_same(strict_model, plain):
     text = corpus(sequences=3)
     names = ("attention-drop", "mlp-drop", "parallel-2")
-    data = sweep(strict_model, text, names, batch_tokens=24, cap=3)
+    data = sweep(strict_model, text, names, batch_tokens=24, state_cap=3)
     assert_equals_surgery(data, plain, sweep_schedules(names, LAYERS), text)
     data = sweep(strict_model, text, ("drop-pair",), layers=[1, 3], batch_tokens=24)
     assert_equals_surgery(data, plain, sweep_schedules(("drop-pair",), LAYERS, [1, 3]), text)
@@ -100,8 +99,8 @@ def test_states_that_wait_for_the_same_step_go_through_it_together(family, atten
     schedules = [(first, *together) for first in (0, 1, 2)]
     plan = compile_plan(schedules, clean(LAYERS))
     assert (plan.calls, plan.applications) == (5, 11), "three states in each of three calls"
-    whole = sweep(opened, text, schedules=schedules, batch_tokens=1000, cap=100)
-    alone = sweep(opened, text, schedules=schedules, batch_tokens=1, cap=1)
+    whole = sweep(opened, text, schedules=schedules, batch_tokens=1000, state_cap=100)
+    alone = sweep(opened, text, schedules=schedules, batch_tokens=1, state_cap=1)
     for metric in ("kl", "loss", "entropy"):
         np.testing.assert_allclose(whole[metric], alone[metric], atol=1e-11)
     plain = tiny(family, attention=attention)

@@ -10,7 +10,7 @@ from robustness.files.metrics import METRICS
 from robustness.schedules.schedule import clean, swap
 from robustness.statistics import stopping
 from robustness.statistics.stopping import FEWEST_DOCUMENTS, is_enough, relative_error
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 
 BATCH = 24
 SEQUENCES = 120
@@ -84,7 +84,7 @@ def test_a_bound_that_is_none_is_refused(gpt2, bound):
 
 
 def test_a_bound_without_the_divergence_is_refused(gpt2):
-    with pytest.raises(Refusal, match="looks at the KL"):
+    with pytest.raises(Refusal, match="needs the readout kl"):
         sweep(gpt2, corpus(), readouts=("loss",), until_se=0.1)
 
 

@@ -16,8 +16,7 @@ from robustness.files.netcdf import load
 from robustness.files.sequences import measured_sequences
 from robustness.models.opening import open_model
 from robustness.schedules.schedule import clean, drop
-from robustness.sweeps import execution, token_file
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import execution, sweep, token_file
 
 NAMES = ("kl", "agreement", "loss", "entropy", "accuracy")
 
@@ -84,9 +83,9 @@ def test_an_interrupted_run_goes_on_and_leaves_the_same(gpt2, tmp_path, monkeypa
 
     with pytest.raises(Stop):
         sweep(gpt2, text, out=tmp_path / "a.nc", progress=stop, **options)
-    measured, run = [], execution.measure
+    measured, run = [], execution.measure_batch
     monkeypatch.setattr(
-        execution, "measure", lambda *args, **more: measured.append(1) or run(*args, **more)
+        execution, "measure_batch", lambda *args, **more: measured.append(1) or run(*args, **more)
     )
     sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     assert len(measured) == 3 - after
@@ -103,7 +102,7 @@ def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
     text, options = corpus(sequences=4), {"per_token": True, "batch_tokens": 24}
     with monkeypatch.context() as patch:
         patch.setattr(
-            token_file.Tokens, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
+            token_file.TokenFile, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
         )
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
@@ -142,7 +141,7 @@ def test_parts_that_are_lost_are_missed(gpt2, tmp_path, monkeypatch, lost):
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
     with monkeypatch.context() as patch:
         patch.setattr(
-            token_file.Tokens, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
+            token_file.TokenFile, "finish", lambda *_, **__: (each for each in ()).throw(Stop())
         )
         with pytest.raises(Stop):
             sweep(gpt2, text, out=tmp_path / "a.nc", **options)
@@ -162,7 +161,7 @@ def test_a_part_that_is_lost_is_missed_before_anything_is_measured(gpt2, tmp_pat
     with pytest.raises(Stop):
         sweep(gpt2, text, out=tmp_path / "a.nc", progress=stop, **options)
     sorted((tmp_path / "a.tokens.parts").iterdir())[1].unlink()
-    monkeypatch.setattr(execution, "measure", None)
+    monkeypatch.setattr(execution, "measure_batch", None)
     with pytest.raises(Refusal, match="lost what was measured of sequence 2: measure anew"):
         sweep(gpt2, text, out=tmp_path / "a.nc", **options)
     assert not (tmp_path / "a.nc").exists()
@@ -225,9 +224,9 @@ def test_single_tokens_of_other_sweeps_are_drawn_as_their_means(gpt2, tmp_path, 
 
 def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
     text = corpus(sequences=4)
-    with pytest.raises(Refusal, match="say where"):
+    with pytest.raises(Refusal, match="give a path with `out`"):
         sweep(gpt2, text, per_token=True)
-    with pytest.raises(Refusal, match="stops by itself"):
+    with pytest.raises(Refusal, match="exclude each other"):
         sweep(gpt2, text, per_token=True, until_se=0.1, out=tmp_path / "a.nc")
     sweep(gpt2, text, out=tmp_path / "a.nc")
     with pytest.raises(Refusal, match="per_token"):

@@ -12,7 +12,7 @@ from recipes.views.tables import table
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.statistics.uncertainty import standard_error
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus, cut, encode
 
 PROMPTS = (

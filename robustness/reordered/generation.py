@@ -14,7 +14,7 @@ from robustness.reordered.rebuilding import rebuild
 from robustness.runs import remote_traffic
 from robustness.runs.settings import Progress
 from robustness.schedules.schedule import Schedule, check
-from robustness.sweeps.execution import rewire
+from robustness.sweeps.rewiring import rewire
 from robustness.text import corpus
 
 COLDEST = 1e-3

@@ -16,7 +16,7 @@ from torch.nn import Module
 from robustness.errors import Refusal, first_line
 from robustness.models.model import Model, find_paths
 from robustness.schedules.schedule import Schedule, check, to_text
-from robustness.sweeps.execution import rewire
+from robustness.sweeps.rewiring import rewire
 
 INDICES = ("moe_layers", "mlp_only_layers")
 """Lists in a configuration that name layers; others that are as long as there are layers have an

@@ -29,8 +29,8 @@ from robustness.files import netcdf, resumable
 from robustness.models.model import Model
 from robustness.schedules.plan import RUN, Plan
 from robustness.sweeps import token_file
-from robustness.sweeps.execution import measure
-from robustness.sweeps.preparation import Work, count_bytes
+from robustness.sweeps.preparation import PreparedSweep, tally_bytes
+from robustness.sweeps.tracing import measure_batch
 from robustness.trace import readout
 
 SHORT = 64
@@ -77,40 +77,40 @@ class Cost:
     """Seconds that the calibration took."""
 
 
-def estimate(work: Work) -> Cost:
+def estimate(prepared: PreparedSweep) -> Cost:
     """Count what a sweep takes, and run one of its sequences to see how long and how large.
 
     Parameters
     ----------
-    work : Work
-        As from `work.lay_out`.
+    prepared : PreparedSweep
+        As from `prepare`.
     """
-    model, plan = work.model, work.plan(work.cap)
+    model, plan = prepared.model, prepared.plan(prepared.state_cap)
     called = [part for kind, step, *_ in plan.rows if kind == RUN for part in parts_of(step)]
     alone = sum(isinstance(part, tuple) for part in called)
-    sequences = len(work.corpus.tokens)
-    blocks = [_block_flops(model, plan, *shape) for shape in _shapes(work)]
-    heads = [_head_flops(model, work, plan, *shape) for shape in _shapes(work)]
-    largest = max(count * width for count, width in _shapes(work))
+    sequences = len(prepared.corpus.tokens)
+    blocks = [_block_flops(model, plan, *shape) for shape in _shapes(prepared)]
+    heads = [_head_flops(model, prepared, plan, *shape) for shape in _shapes(prepared)]
+    largest = max(count * width for count, width in _shapes(prepared))
     began = perf_counter()
     memory, seconds = None, None
     if not model.request:
-        memory, fixed, rate = _calibrate(model, work, plan)
-        seconds = fixed * len(work.parts) + (sum(blocks) + sum(heads)) * rate
+        memory, fixed, rate = _calibrate(model, prepared, plan)
+        seconds = fixed * len(prepared.batches) + (sum(blocks) + sum(heads)) * rate
     return Cost(
         sequences=sequences,
-        tokens=int(work.corpus.lengths.sum()),
-        batches=len(work.parts),
-        block_calls=(model.layers + len(called) - alone) * len(work.parts),
-        sublayer_calls=alone * len(work.parts),
+        tokens=int(prepared.corpus.lengths.sum()),
+        batches=len(prepared.batches),
+        block_calls=(model.layers + len(called) - alone) * len(prepared.batches),
+        sublayer_calls=alone * len(prepared.batches),
         block_applications=(model.layers + plan.block_calls) * sequences,
         block_flops=sum(blocks),
         head_flops=sum(heads),
         states=plan.peak,
         state_bytes=plan.peak * largest * model.width * _item(model),
-        file_bytes=_file_bytes(model, work),
-        token_bytes=_token_bytes(work),
-        at_most=work.blank.attrs.get("until_se") is not None,
+        file_bytes=_file_bytes(model, prepared),
+        token_bytes=_token_bytes(prepared),
+        at_most=prepared.blank.attrs.get("until_se") is not None,
         memory_bytes=memory,
         seconds=seconds,
         calibration=perf_counter() - began,
@@ -160,18 +160,18 @@ def _time(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _shapes(work: Work) -> Iterator[tuple[int, int]]:
+def _shapes(prepared: PreparedSweep) -> Iterator[tuple[int, int]]:
     """Yield of every batch how many sequences it has, and how many tokens each is filled up to."""
-    for rows in work.parts:
-        yield rows.stop - rows.start, int(work.corpus.lengths[rows].max())
+    for rows in prepared.batches:
+        yield rows.stop - rows.start, int(prepared.corpus.lengths[rows].max())
 
 
 def _item(model: Model) -> int:
     return {"float64": 8, "float32": 4}.get(model.identity["dtype"], 2)
 
 
-def _queries(work: Work, width: int) -> int:
-    return width if work.corpus.authors_alignment else width - 2
+def _queries(prepared: PreparedSweep, width: int) -> int:
+    return width if prepared.corpus.authors_alignment else width - 2
 
 
 def _block_flops(model: Model, plan: Plan, sequences: int, width: int) -> int:
@@ -202,17 +202,19 @@ def parts_of(step: Any) -> list[Any]:
     return [step]
 
 
-def _head_flops(model: Model, work: Work, plan: Plan, sequences: int, width: int) -> int:
+def _head_flops(
+    model: Model, prepared: PreparedSweep, plan: Plan, sequences: int, width: int
+) -> int:
     """Floating-point operations of the head for a batch."""
-    once = 2 * sequences * _queries(work, width) * model.vocabulary * model.width
+    once = 2 * sequences * _queries(prepared, width) * model.vocabulary * model.width
     readings = [sources for kind, _, sources, *_ in plan.rows if kind != RUN]
     finals = sum(map(len, readings))
     if model.reads_matrix:
         return once * (finals + 2)
-    return once * (finals + 1 + (len(readings) if work.divergences else 0))
+    return once * (finals + 1 + (len(readings) if prepared.divergences else 0))
 
 
-def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]:
+def _calibrate(model: Model, prepared: PreparedSweep, plan: Plan) -> tuple[int, float, float]:
     """Run one sequence of the sweep, and a shorter one.
 
     Returns
@@ -223,28 +225,28 @@ def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]
         Seconds that a batch takes however small it is, and for a floating-point operation.
     """
     matrix = model.unembedding()
-    count, width = max(_shapes(work), key=lambda shape: shape[0] * shape[1])
-    at = int(np.argmax(work.corpus.lengths))
-    one = work.corpus.part(slice(at, at + 1))
+    count, width = max(_shapes(prepared), key=lambda shape: shape[0] * shape[1])
+    at = int(np.argmax(prepared.corpus.lengths))
+    one = prepared.corpus.part(slice(at, at + 1))
     held, peak = _held(model)
     live = _Live()
     with live:
-        _measure(model, work, one, plan, matrix)
+        _measure(model, prepared, one, plan, matrix)
     alone, all_of_them = (
-        STRIPS * _piece_bytes(model, work, plan, size, width) for size in (1, count)
+        STRIPS * _piece_bytes(model, prepared, plan, size, width) for size in (1, count)
     )
-    kept = work.blank.nbytes + count_bytes(work)
+    kept = prepared.blank.nbytes + tally_bytes(prepared)
     tensors = max(0, live.most - alone) * count + all_of_them
     memory = held + kept + int(HEAP.get(model.identity["device"], 1.0) * tensors)
     points = []
     for length in (max(3, min(SHORT, width // 2)), width):
         lengths = one.lengths.clip(max=length)
         cut = replace(one, tokens=one.tokens[:, :length], lengths=lengths)
-        flops = _block_flops(model, plan, 1, length) + _head_flops(model, work, plan, 1, length)
+        flops = _block_flops(model, plan, 1, length) + _head_flops(model, prepared, plan, 1, length)
         took = []
         for _ in range(2 if length < width else 1):
             began = perf_counter()
-            _measure(model, work, cut, plan, matrix)
+            _measure(model, prepared, cut, plan, matrix)
             took.append(perf_counter() - began)
         points.append((flops, min(took)))
     (few, short), (many, long) = points
@@ -252,14 +254,18 @@ def _calibrate(model: Model, work: Work, plan: Plan) -> tuple[int, float, float]
     return max(peak, memory), max(0.0, short - few * rate), rate
 
 
-def _measure(model: Model, work: Work, corpus: Any, plan: Plan, matrix: Any) -> None:
-    measure(model, corpus, slice(0, 1), plan, matrix, work.divergences, work.per_token)
+def _measure(model: Model, prepared: PreparedSweep, corpus: Any, plan: Plan, matrix: Any) -> None:
+    measure_batch(
+        model, corpus, slice(0, 1), plan, matrix, prepared.divergences, prepared.settings.per_token
+    )
 
 
-def _piece_bytes(model: Model, work: Work, plan: Plan, sequences: int, width: int) -> int:
+def _piece_bytes(
+    model: Model, prepared: PreparedSweep, plan: Plan, sequences: int, width: int
+) -> int:
     """Bytes of the logits that the largest reading holds at once; see `readout`."""
     stacked = max(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
-    count = stacked * sequences * _queries(work, width)
+    count = stacked * sequences * _queries(prepared, width)
     most = readout.PIECE.get(model.identity["device"], readout.PIECE_ELSEWHERE)
     columns = min(model.vocabulary, max(readout.NARROWEST, most // count))
     return count * columns * max(4, _item(model))
@@ -280,25 +286,25 @@ def _held(model: Model) -> tuple[int, int]:
     return held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _file_bytes(model: Model, work: Work) -> int:
+def _file_bytes(model: Model, prepared: PreparedSweep) -> int:
     """Bytes of the file that is left: of one with a single sequence, and of the numbers missing."""
-    empty = work.complete(work.blank, np.zeros((len(work.runs), 1), np.int32))
+    empty = prepared.complete(prepared.blank, np.zeros((len(prepared.schedules), 1), np.int32))
     first = empty.isel(sequence=slice(0, 1))
     kept = any(name in empty.attrs for name in resumable.TALLIED)
-    tally = np.zeros((len(work.runs), model.vocabulary), np.int32) if kept else None
+    tally = np.zeros((len(prepared.schedules), model.vocabulary), np.int32) if kept else None
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "one.nc"
         netcdf.save(first, path, tally)
         return path.stat().st_size + empty.nbytes - first.nbytes
 
 
-def _token_bytes(work: Work) -> int:
+def _token_bytes(prepared: PreparedSweep) -> int:
     """Bytes of what is known and measured of every position of every window."""
-    if not work.per_token:
+    if not prepared.settings.per_token:
         return 0
-    names = [metric.name for metric in (*work.chosen, *work.kept)]
-    numbers = sum(work.blank[name].nbytes for name in names) * work.corpus.context
-    return numbers + work.corpus.tokens.size * token_file.KNOWN_BYTES
+    names = [metric.name for metric in (*prepared.readouts, *prepared.clean_readouts)]
+    numbers = sum(prepared.blank[name].nbytes for name in names) * prepared.corpus.context
+    return numbers + prepared.corpus.tokens.size * token_file.KNOWN_BYTES
 
 
 class _Live(TorchDispatchMode):

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
+from robustness.files import changes, resumable
 from robustness.files.labels import Labels, blank_dataset, schedule_labels, sweep_labels
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS, Metric
 from robustness.files.provenance import file_attributes
@@ -16,167 +17,187 @@ from robustness.files.sequences import sequence_coords
 from robustness.files.tally import modal_share
 from robustness.models import dissection
 from robustness.models.model import Model
-from robustness.runs.batching import ROOM, check_corpus, state_cap, tokens_of_text
-from robustness.schedules.interventions import check_total
-from robustness.schedules.interventions import schedules as sweep_schedules
+from robustness.runs import batching
+from robustness.runs.settings import RunOptions
+from robustness.schedules import interventions
 from robustness.schedules.plan import Plan, compile_plan
 from robustness.schedules.schedule import Schedule, check, clean, count_blocks, to_text
-from robustness.statistics import stopping
 from robustness.sweeps import shards
-from robustness.sweeps.shards import Shard
+from robustness.sweeps.settings import USUAL_INTERVENTIONS, SweepSettings
 from robustness.text.corpus import Corpus
 
-USUAL = ("drop", "swap")
-"""The interventions that are made where none are asked for."""
+TALLIES = 3
+"""Arrays of token counts in memory at once: of all batches, of the last batch, and their sum."""
 
-COUNTS = 3
-"""Arrays of counts of tokens: those of all batches, of the last one, and their sum."""
-
-READOUT_NAMES = tuple(metric.name for metric in READOUTS)
+TALLY_ITEM_BYTES = 4
+"""Bytes of one count."""
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """What a sweep is to do, before any of it is run."""
+class PreparedSweep:
+    """A sweep before any of it is run."""
 
+    settings: SweepSettings
     model: Model
-    """With what is known of its sublayers, where a schedule has any."""
+    """The model, with what is known of its sublayers where a schedule has any."""
     corpus: Corpus
-    """All of the text, or a shard of it."""
-    runs: list[Schedule]
+    """All of the text, or the share of it that a shard measures."""
+    schedules: list[Schedule]
     labels: Labels
-    parts: list[slice]
-    """The sequences of every batch."""
-    cap: int
-    chosen: list[Metric]
-    kept: list[Metric]
+    """Where each schedule stands in the dataset."""
+    batches: list[slice]
+    """Sequences of every batch."""
+    state_cap: int
+    """Maximum number of states that go through a block together."""
+    readouts: list[Metric]
+    """Readouts of every schedule."""
+    clean_readouts: list[Metric]
     """Readouts of the clean run."""
     blank: xr.Dataset
-    """What is to be filled, with settings and provenance."""
-    per_token: bool
+    """The dataset to fill, with settings and provenance."""
 
     @property
     def divergences(self) -> list[str]:
         """The kinds of KL that are read."""
-        return [metric.name for metric in self.chosen if metric.name == "kl"]
+        return [metric.name for metric in self.readouts if metric.name == "kl"]
 
     def plan(self, cap: int) -> Plan:
-        """Compile the schedules."""
-        return compile_plan(self.runs, clean(self.model.layers), cap=cap, room=ROOM)
+        """Compile the schedules into a plan that stacks at most `cap` states."""
+        whole = clean(self.model.layers)
+        return compile_plan(self.schedules, whole, cap=cap, room=batching.ROOM)
 
     def tokens(self, rows: slice) -> int:
-        """Return how many tokens a batch has when its sequences are filled up."""
+        """Return how many tokens a batch has when its sequences are padded."""
         return (rows.stop - rows.start) * int(self.corpus.lengths[rows].max())
 
     def complete(self, dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
-        """Add what follows from the most likely tokens of all sequences."""
-        kind = next(dataset[metric.name].dtype for metric in self.chosen)
+        """Add the variables that follow from the most likely tokens of all sequences."""
+        kind = next(dataset[metric.name].dtype for metric in self.readouts)
         share = self.labels.spread(modal_share(tally, kind))
         return dataset.assign({MODAL_SHARE.name: (self.labels.dims, share, MODAL_SHARE.attrs)})
 
 
-def count_bytes(work: Work) -> int:
-    """Return the bytes of the counts of most likely tokens, of every schedule and token."""
-    return COUNTS * len(work.runs) * work.model.vocabulary * 4
+def prepare(
+    model: Model, corpus: Corpus, settings: SweepSettings, options: RunOptions
+) -> PreparedSweep:
+    """Check that a sweep is possible, and return what it is to do.
 
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    corpus : Corpus
+        Token sequences.
+    settings : SweepSettings
+        What is measured.
+    options : RunOptions
+        How the run proceeds. A shard that continues at `out` is a share of the batches that its
+        run began with.
 
-def check_room(work: Work) -> None:
-    """Refuse more schedules than there is memory for the counts of their most likely tokens."""
-    needed, free = count_bytes(work), psutil.virtual_memory().available
-    if needed > free:
-        raise Refusal(
-            f"the most likely of {work.model.vocabulary:,} tokens under {len(work.runs):,} "
-            f"schedules take {needed / 1e9:.3g} GB to count, and {free / 1e9:.3g} GB are free: ask "
-            "for some --layers, or for fewer interventions at a time"
-        )
-
-
-def lay_out(
-    model: Model,
-    corpus: Corpus,
-    interventions: Sequence[str] | None = None,
-    *,
-    schedules: Sequence[Schedule | str] = (),
-    layers: Sequence[int] | None = None,
-    readouts: Sequence[str] = READOUT_NAMES,
-    batch_tokens: int | None = None,
-    cap: int | None = None,
-    until_se: float | None = None,
-    shard: Shard | None = None,
-    per_token: bool = False,
-    command: str = "",
-    divided_by: int | None = None,
-) -> Work:
-    """Check what is asked of a sweep, and return what it is to do; as for `sweep`.
-
-    A shard is one of the run whose batches have `divided_by` tokens: those that it began with,
-    where it goes on with others.
+    Raises
+    ------
+    Refusal
+        If an intervention or schedule is not possible, or the corpus does not fit the model.
     """
-    strange = [name for name in readouts if name not in READOUT_NAMES]
-    if strange or not readouts:
-        what = f"no readout {strange[0]!r}" if strange else "no readout was asked for"
-        raise Refusal(f"{what}; there are: {', '.join(READOUT_NAMES)}")
-    if until_se is not None:
-        stopping.check_bound(until_se)
-        if "kl" not in readouts:
-            raise Refusal("--until-se looks at the KL, which is not among the readouts asked for")
-        if per_token:
-            raise Refusal("a run that stops by itself keeps no single tokens: leave one out")
-        if shard is not None:
-            raise Refusal(
-                "a shard does not know when all of them have enough: leave out --until-se"
-            )
-    if schedules:
-        if layers is not None or interventions:
-            what = (
-                "interventions are" if layers is None else "layers go with interventions, which are"
-            )
-            raise Refusal(f"{what} run apart from schedules of one's own")
-        if isinstance(schedules, str):
-            raise Refusal(f"schedules are a list: [{schedules!r}]")
-        runs = list(dict.fromkeys(check(schedule, model.layers) for schedule in schedules))
-        total = sum(map(count_blocks, runs))
-        check_total(total, f"the {len(runs):,} schedules", "ask for fewer at a time")
-        labels = schedule_labels(runs)
-        asked = {"measurement": "schedules", "schedules": ", ".join(map(to_text, runs))}
-    else:
-        interventions = USUAL if interventions is None else interventions
-        named = sweep_schedules(interventions, model.layers, layers)
-        runs = list(named.values())
-        labels = sweep_labels(named, model.layers, layers)
-        kind = "pairs" if "layer_to" in labels.dims else "sweep"
-        asked = {"measurement": kind, "interventions": ", ".join(interventions)}
-        if layers is not None:
-            asked["layers"] = ", ".join(map(str, labels.coords["layer"]))
-    check_corpus(model, corpus)
-    model = dissection.ready(model, runs)
-    batch_tokens = batch_tokens or tokens_of_text(model)
-    parts = corpus.batches(batch_tokens)
-    cap = cap or state_cap(model, parts[0].stop * corpus.context)
-    described, first = corpus.settings(), 0
-    if shard is not None:
-        whole, rows = corpus, shard.rows(corpus.batches(divided_by or batch_tokens))
+    schedules, labels, described = _lay_out_schedules(model, settings)
+    batching.check_corpus(model, corpus)
+    model = dissection.ready(model, schedules)
+    batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
+    batches = corpus.batches(batch_tokens)
+    widest = batches[0].stop * corpus.context
+    state_cap = options.state_cap or batching.state_cap(model, widest)
+    described_corpus, first = corpus.settings(), 0
+    if settings.shard is not None:
+        whole, rows = corpus, _share(corpus, settings.shard, options, batch_tokens)
         corpus, first = whole.part(rows), rows.start
-        parts, described = corpus.batches(batch_tokens), shards.settings(whole, corpus, shard)
-    chosen = [metric for metric in READOUTS if metric.name in readouts]
-    settings = {
+        batches = corpus.batches(batch_tokens)
+        described_corpus = shards.shard_attributes(whole, corpus, settings.shard)
+    readouts = [metric for metric in READOUTS if metric.name in settings.readouts]
+    kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in settings.readouts]
+    attributes = {
         **model.identity,
+        **described_corpus,
         **described,
-        **asked,
         "batch_tokens": batch_tokens,
-        "state_cap": cap,
-        "until_se": until_se,
-        "per_token": "yes" if per_token else None,
-        "readouts": None if len(chosen) == len(READOUTS) else ", ".join(m.name for m in chosen),
+        "state_cap": state_cap,
+        "until_se": settings.until_se,
+        "per_token": "yes" if settings.per_token else None,
+        "readouts": None if len(readouts) == len(READOUTS) else _names(readouts),
     }
-    kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in readouts]
-    variables = {metric.name: (metric, (*labels.dims, "sequence")) for metric in chosen}
-    variables |= {metric.name: (metric, ("sequence",)) for metric in kept}
-    variables[NONFINITE.name] = (NONFINITE, (*labels.dims, "sequence"))
+    sequences = sequence_coords(corpus.document, first, corpus.counted())
     blank = blank_dataset(
-        variables,
-        {**labels.coords, **sequence_coords(corpus.document, first, corpus.counted())},
-        file_attributes(settings, command),
+        _variables(readouts, kept, labels.dims),
+        {**labels.coords, **sequences},
+        file_attributes(attributes, options.command),
         model.precision,
     )
-    return Work(model, corpus, runs, labels, parts, cap, chosen, kept, blank, per_token)
+    return PreparedSweep(
+        settings, model, corpus, schedules, labels, batches, state_cap, readouts, kept, blank
+    )
+
+
+def _lay_out_schedules(
+    model: Model, settings: SweepSettings
+) -> tuple[list[Schedule], Labels, dict[str, str]]:
+    """Return the schedules, how they are laid out, and what the file says of them."""
+    if settings.schedules:
+        checked = [check(schedule, model.layers) for schedule in settings.schedules]
+        schedules = list(dict.fromkeys(checked))
+        total = sum(map(count_blocks, schedules))
+        what = f"the {len(schedules):,} schedules"
+        interventions.check_total(total, what, "ask for fewer at a time")
+        texts = ", ".join(map(to_text, schedules))
+        described = {"measurement": "schedules", "schedules": texts}
+        return schedules, schedule_labels(schedules), described
+    asked = settings.interventions
+    names = USUAL_INTERVENTIONS if asked is None else asked
+    placed = interventions.schedules(names, model.layers, settings.layers)
+    labels = sweep_labels(placed, model.layers, settings.layers)
+    kind = "pairs" if "layer_to" in labels.dims else "sweep"
+    described = {"measurement": kind, "interventions": ", ".join(names)}
+    if settings.layers is not None:
+        described["layers"] = ", ".join(map(str, labels.coords["layer"]))
+    return list(placed.values()), labels, described
+
+
+def _share(corpus: Corpus, shard: shards.Shard, options: RunOptions, batch_tokens: int) -> slice:
+    """Return the sequences of a shard: a share of the batches that its run began with."""
+    began_with = None
+    if options.out is not None and not options.fresh:
+        began_with = changes.began_with(resumable.resumed_attributes(options.out))
+    return shard.rows(corpus.batches(began_with or batch_tokens))
+
+
+def _names(metrics: Sequence[Metric]) -> str:
+    return ", ".join(metric.name for metric in metrics)
+
+
+def _variables(
+    readouts: Sequence[Metric], clean_readouts: Sequence[Metric], dims: tuple[str, ...]
+) -> dict[str, tuple[Metric, tuple[str, ...]]]:
+    """Return the metric and the dimensions of every variable."""
+    variables: dict[str, tuple[Metric, tuple[str, ...]]] = {}
+    for metric in readouts:
+        variables[metric.name] = (metric, (*dims, "sequence"))
+    for metric in clean_readouts:
+        variables[metric.name] = (metric, ("sequence",))
+    variables[NONFINITE.name] = (NONFINITE, (*dims, "sequence"))
+    return variables
+
+
+def tally_bytes(prepared: PreparedSweep) -> int:
+    """Return the bytes of the counts of most likely tokens, of every schedule and token."""
+    cells = len(prepared.schedules) * prepared.model.vocabulary
+    return TALLIES * cells * TALLY_ITEM_BYTES
+
+
+def check_memory(prepared: PreparedSweep) -> None:
+    """Refuse more schedules than memory has room for counts of their most likely tokens."""
+    needed, free = tally_bytes(prepared), psutil.virtual_memory().available
+    if needed > free:
+        raise Refusal(
+            f"counting the most likely of {prepared.model.vocabulary:,} tokens under "
+            f"{len(prepared.schedules):,} schedules takes {needed / 1e9:.3g} GB, and "
+            f"{free / 1e9:.3g} GB are free: ask for some `layers`, or for fewer interventions at a "
+            "time"
+        )

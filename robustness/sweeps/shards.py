@@ -6,33 +6,13 @@ then have sequences in two shards; its index is that in the corpus, so that it s
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xarray as xr
-
-from robustness.errors import OtherSettings, Refusal
-from robustness.files import changes, netcdf, resumable
-from robustness.files.labels import blank_dataset
-from robustness.files.metrics import METRICS, MODAL_SHARE
-from robustness.files.provenance import file_attributes
-from robustness.files.tally import modal_share
-from robustness.sweeps import token_file
+from robustness.errors import Refusal
 from robustness.text.corpus import Corpus
-
-OWN = (
-    *(name for name in resumable.UNCOMPARED if name not in changes.ADJUSTABLE),
-    "shard",
-    "sequences",
-    "tokens",
-)
-"""Attributes in which the shards of one run differ.
-
-All began with the same batches, by which it was divided."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class Shard:
         return slice(batches[first].start, batches[last - 1].stop)
 
 
-def from_text(text: str) -> Shard:
+def parse_shard(text: str) -> Shard:
     """Read a shard, as in 1/4.
 
     Raises
@@ -85,7 +65,7 @@ def from_text(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
-def settings(whole: Corpus, part: Corpus, shard: Shard) -> dict[str, Any]:
+def shard_attributes(whole: Corpus, part: Corpus, shard: Shard) -> dict[str, Any]:
     """Return what a file records of a corpus of which it holds a part."""
     described, own = whole.settings(), {"sequences": len(part.tokens)}
     own["tokens"] = int(part.lengths.sum())
@@ -95,216 +75,3 @@ def settings(whole: Corpus, part: Corpus, shard: Shard) -> dict[str, Any]:
         | {f"corpus_{name}": described[name] for name in own}
         | {"shard": str(shard)}
     )
-
-
-def merge(
-    files: Sequence[Path], out: Path | None = None, *, fresh: bool = False, command: str = ""
-) -> xr.Dataset:
-    """Put the shards of a run together.
-
-    Parameters
-    ----------
-    files : sequence of path
-        What `sweep` left of every shard, in any order. The files of their tokens are found beside
-        them, whether they are named or not.
-    out : path, optional
-        Where the whole is saved.
-    fresh : bool
-        Whether to throw away what is there.
-    command : str
-        The command line, for the record.
-
-    Returns
-    -------
-    Dataset
-        What the run would have left without shards: every number of a sequence bit for bit, and
-        shares from the sums of all counts. The attributes `shards_created` and `shards_command`
-        say when and by which commands the shards were made.
-
-    Raises
-    ------
-    Refusal
-        If a file is no shard or not finished, settings differ, a shard is missing or there twice,
-        or `out` holds something else.
-    """
-    again = [file for file in files if files.count(file) > 1]
-    if again:
-        raise Refusal(f"{again[0]} was given twice")
-    tokens = {token_file.beside(file) for file in files}
-    shards = _in_order({file: _load(file) for file in files if file not in tokens})
-    if out is not None and out.resolve() in {file.resolve() for file in shards}:
-        raise Refusal(f"{out} is one of the shards: choose another --out")
-    datasets = list(shards.values())
-    first = datasets[0]
-    _alike(shards)
-    keeps = first.attrs.get("per_token") is not None and out is not None
-    if keeps:
-        token_file.check_there(list(shards))
-    described = _whole(shards)
-    variables = {
-        str(name): (METRICS[str(name)], tuple(map(str, values.dims)))
-        for name, values in first.data_vars.items()
-        if "sequence" in values.dims and name in METRICS
-    }
-    along = {
-        name: (coord.dims, np.concatenate([each[name].values for each in datasets]), coord.attrs)
-        for name, coord in first.coords.items()
-        if "sequence" in coord.dims
-    }
-    coords = {name: each for name, each in first.coords.items() if name not in along} | along
-    tallies = [_tally(file, dataset) for file, dataset in shards.items()]
-    for file, tally in zip(shards, tallies, strict=True):
-        if tally.shape != tallies[0].shape:
-            raise Refusal(f"{_damaged(file)} (its counts are of other tokens)")
-    share = first[MODAL_SHARE.name]
-    fits = _fits(first)
-
-    def complete(dataset: xr.Dataset, tally: Any) -> xr.Dataset:
-        values = np.full(share.shape, np.nan, share.dtype)
-        values[fits] = modal_share(tally, share.dtype)
-        return dataset.assign({MODAL_SHARE.name: (share.dims, values, MODAL_SHARE.attrs)})
-
-    kind = next(first[name].dtype for name in variables if not METRICS[name].count)
-    run = resumable.Run(
-        blank_dataset(variables, coords, described | _provenance(shards, command), kind),
-        np.zeros_like(tallies[0]),
-        path=out,
-        # What an interrupted merge left may be of other files than are there now.
-        fresh=fresh or out is None or not out.exists(),
-        complete=complete,
-    )
-    with run:
-        begin = 0
-        for dataset, tally in zip(datasets, tallies, strict=True):
-            rows = slice(begin, begin + dataset.sizes["sequence"])
-            begin = rows.stop
-            if rows.start >= run.done:
-                run.add(rows, {name: dataset[name].values for name in variables}, counts=tally)
-        if out is not None and keeps:
-            if not (run.finished and token_file.beside(out).exists()):
-                # Before the file that says that they are there.
-                token_file.merge(list(shards), out, run.dataset)
-        dataset = run.finish()
-        if out is not None and not keeps:
-            token_file.remove(out)
-        return dataset
-
-
-def _load(file: Path) -> xr.Dataset:
-    """Return the finished file of a shard."""
-    unfinished = file.with_name(f"{file.stem}.partial{file.suffix}")
-    if not file.exists() and unfinished.exists():
-        file = unfinished
-    dataset = netcdf.load(file)
-    if "token" in dataset.dims:
-        raise Refusal(f"{file} holds single tokens: give the file of the shard that it is beside")
-    if "sequences_done" in dataset.attrs:
-        raise Refusal(
-            f"{file} is not finished ({dataset.attrs['sequences_done']} of "
-            f"{dataset.attrs['sequences']} sequences): run its command again, then merge"
-        )
-    if "shard" not in dataset.attrs:
-        raise Refusal(f"{file} is no shard: it was not made with --shard")
-    return dataset
-
-
-def _alike(shards: Mapping[Path, xr.Dataset]) -> None:
-    """Refuse shards that hold other variables or labels than the first."""
-    first = next(iter(shards.values()))
-    if MODAL_SHARE.name not in first or "schedule" not in first.coords:
-        raise Refusal(f"{_damaged(next(iter(shards)))} (it has no {MODAL_SHARE.name} or schedule)")
-    for file, dataset in shards.items():
-        names = [*(name for name in first.data_vars if name in METRICS), *first.coords]
-        for name in names:
-            ours, theirs = first[name], dataset.get(name)
-            if theirs is None or ours.dims != theirs.dims or ours.dtype != theirs.dtype:
-                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
-            if "sequence" not in ours.dims and name in first.coords and not ours.equals(theirs):
-                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
-
-
-def _damaged(file: Path) -> str:
-    return f"{file} is damaged or changed: run its command again with --fresh"
-
-
-def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
-    """Order the shards, of which each must be there once, and all of one run."""
-    files = list(datasets)
-    attrs = {file: datasets[file].attrs for file in files}
-    first = attrs[files[0]]
-    for file in files[1:]:
-        for name in sorted((first.keys() | attrs[file].keys()) - {*OWN}):
-            ours, theirs = first.get(name), attrs[file].get(name)
-            if str(ours) != str(theirs):
-                ours, theirs = ("not set" if each is None else each for each in (ours, theirs))
-                raise OtherSettings(
-                    f"{files[0]} and {file} are not of one run: {name} is {ours} in the first and "
-                    f"{theirs} in the second"
-                )
-    found: dict[Shard, list[Path]] = defaultdict(list)
-    for file in files:
-        found[from_text(attrs[file]["shard"])].append(file)
-    counts = sorted({shard.count for shard in found})
-    if len(counts) > 1:
-        raise Refusal(
-            f"the files are shards of {' and of '.join(map(str, counts))}: give those of one run"
-        )
-    for shard, there in found.items():
-        if len(there) > 1:
-            raise Refusal(f"shard {shard} is there twice: {there[0]} and {there[1]}")
-    wanted = [Shard(at + 1, counts[0]) for at in range(counts[0])]
-    missing = [str(shard) for shard in wanted if shard not in found]
-    if missing:
-        raise Refusal(f"shard {', '.join(missing)} is missing: give all {counts[0]} files")
-    return {found[shard][0]: datasets[found[shard][0]] for shard in wanted}
-
-
-def _whole(shards: Mapping[Path, xr.Dataset]) -> dict[str, Any]:
-    """Return the settings of the run that was divided, its versions among them."""
-    attrs = next(iter(shards.values())).attrs
-    kept = {
-        name: value
-        for name, value in attrs.items()
-        if name not in {*OWN, "corpus_sequences", "corpus_tokens"}
-    }
-    measured = sum(dataset.sizes["sequence"] for dataset in shards.values())
-    if measured != attrs["corpus_sequences"]:
-        raise Refusal(
-            f"the shards hold {measured} sequences of {attrs['corpus_sequences']}: a file was "
-            "changed, run its command again with --fresh"
-        )
-    return kept | {name: attrs[f"corpus_{name}"] for name in ("sequences", "tokens")}
-
-
-def _provenance(shards: Mapping[Path, xr.Dataset], command: str) -> dict[str, Any]:
-    made = file_attributes({}, command)
-    found = {name: made[name] for name in ("created", "command")}
-    for name in ("created", "command"):
-        found[f"shards_{name}"] = "; ".join(str(each.attrs[name]) for each in shards.values())
-    for name in changes.NOTES:
-        notes = [
-            f"shard {each.attrs['shard']}: {each.attrs[name]}"
-            for each in shards.values()
-            if name in each.attrs
-        ]
-        found |= {name: "; ".join(notes)} if notes else {}
-    return found
-
-
-def _fits(dataset: xr.Dataset) -> Any:
-    """Return where a schedule stands, in the order in which counts are kept."""
-    share = dataset[MODAL_SHARE.name]
-    return (dataset["schedule"].transpose(*share.dims) != "").values
-
-
-def _tally(file: Path, dataset: xr.Dataset) -> Any:
-    """Return the counts of a shard, after a check that they give its shares."""
-    tally, share = netcdf.load_tally(file), dataset[MODAL_SHARE.name].values
-    damaged = _damaged(file)
-    if tally is None or len(tally) != _fits(dataset).sum():
-        raise Refusal(f"{damaged} (its counts are missing)")
-    if not np.array_equal(share[_fits(dataset)], modal_share(tally, share.dtype), equal_nan=True):
-        raise Refusal(f"{damaged} (its counts do not give its {MODAL_SHARE.name})")
-    if tally.sum(1).max(initial=0) > dataset.attrs["tokens"]:
-        raise Refusal(f"{damaged} (it counts more tokens than it has)")
-    return tally

@@ -89,7 +89,7 @@ def spread(
     return found
 
 
-class Tokens:
+class TokenFile:
     """The file of the tokens of a run, and its parts until it is made.
 
     Parameters

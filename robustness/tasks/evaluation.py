@@ -37,7 +37,7 @@ from robustness.runs.settings import Progress
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import Plan, compile_plan
 from robustness.schedules.schedule import Schedule, clean
-from robustness.sweeps.execution import run_plan
+from robustness.sweeps.tracing import run_plan
 from robustness.tasks.items import CHOICES, CONTINUATION, Items, check_choices, read_items
 from robustness.text.local_file import expanded, is_text, shown
 from robustness.trace import scoring

@@ -24,7 +24,7 @@ from robustness.files.netcdf import load, load_tally, save
 from robustness.measurements.measurement import MEASUREMENTS, local_attention
 from robustness.measurements.observation import observe
 from robustness.runs.settings import RunOptions
-from robustness.sweeps.execution import sweep
+from robustness.sweeps import sweep
 from robustness.sweeps.shards import Shard
 
 CASES = 340

@@ -138,8 +138,8 @@ def test_what_a_request_takes(server, key, tmp_path):
 import sys, time, torch
 from robustness.runs import remote_traffic
 from robustness.text.corpus import cut
-from robustness.sweeps.execution import sweep
-from robustness.models.model import open_model
+from robustness.sweeps import sweep
+from robustness.models.opening import open_model
 model = open_model(sys.argv[1], remote=True)
 tokens = torch.arange(16)[None]
 took = []
