@@ -1,12 +1,21 @@
 """The documentation's blocks of code, and how they are run."""
 
+import io
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+
 import cli
+
+matplotlib.use("Agg")
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,12 +39,17 @@ def run_page(page: str, monkeypatch) -> None:
             cli.main()
     code = "\n".join(blocks(page, "python"))
     if code:
-        run_python("import matplotlib; matplotlib.use('Agg')\n" + code)
+        run_python(code)
 
 
 def run_python(code: str, *arguments: str) -> str:
     """Run a script in the current directory, and return what it prints."""
-    Path("script.py").write_text(code)
-    done = subprocess.run([sys.executable, "script.py", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    # Of a name of its own: nnsight reads the source of a name once.
+    script = Path(tempfile.mkdtemp(dir=".", prefix="script-")).resolve() / "script.py"
+    script.write_text(code)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed):
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        runpy.run_path(str(script), run_name="__main__")
+    plt.close("all")
+    return printed.getvalue()
