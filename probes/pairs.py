@@ -54,7 +54,7 @@ class Pair:
     same: bool
 
 
-def read(source: str | Path) -> dict[str, list[Pair]]:
+def read_pairs(source: str | Path) -> dict[str, list[Pair]]:
     """Read pairs by part: train, dev and test.
 
     Parameters

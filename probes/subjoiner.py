@@ -6,11 +6,6 @@ token to where the earlier pieces are (or would be), in the first class less in 
 and Voita (2024) call them subword-merging heads.
 """
 
-import re
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,163 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.classifier import interval_of_difference
-from robustness.errors import Refusal
+from probes.settings import SubjoinerSettings
+from probes.words_in_pieces import INPUT_TOKENS, Inputs, make_inputs
 from robustness.files import resumable
-from robustness.files.labels import blank_dataset, layer_coords
+from robustness.files.labels import blank_dataset
+from robustness.files.labels import layer_coords
+from robustness.files.provenance import file_attributes
+from robustness.files.provenance import value_digest
 from robustness.files.metrics import Metric
-from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.runs.settings import RunOptions
 from robustness.statistics.uncertainty import standard_error
-from robustness.text.corpus import documents, source_name
-from robustness.text.encoding import Tokens, encode
-
-LENGTH = 16
-"""Tokens of an input, besides BOS."""
-
-PIECES = 4
-"""Tokens of a word in pieces."""
-
-ITEMS = 1000
-"""The most inputs of each class."""
-
-FEWEST = 40
-"""Inputs of each class that there must be."""
-
-FEWEST_WORDS = 10
-"""Distinct words of each class that there must be in each half."""
+from robustness.text.corpus import source_name
 
 PERMUTATIONS = 1000
-
-WORD = re.compile(r"[a-z]+")
-"""A word that is used: lower case, letters alone."""
+"""Number of random divisions of the words into classes."""
 
 CLASSES = ("pieces", "whole")
 
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Inputs of both classes."""
-
-    tokens: NDArray[np.int64]
-    """(item, token), BOS first where there is one."""
-    pieces: NDArray[np.bool_]
-    """Whether the last tokens are pieces of one word."""
-    word: NDArray[np.str_]
-    """What the input ends in."""
-    held_out: NDArray[np.bool_]
-    """Whether heads are measured on it; they are found on the others. The same for all inputs that
-    end in one word."""
-
-
-def make_inputs(
-    source: str | Path,
-    tokenizer: Any,
-    *,
-    pieces: int = PIECES,
-    length: int = LENGTH,
-    items: int = ITEMS,
-    seed: int = 0,
-    field: str = "text",
-    split: str = "train",
-) -> Inputs:
-    """Cut inputs from a corpus: running text that ends in a word of so many pieces, or of one.
-
-    Parameters
-    ----------
-    source, field, split
-        As for `robustness.text.corpus.documents`.
-    tokenizer
-        A transformers tokenizer.
-    pieces : int
-        Tokens of a word in pieces.
-    length : int
-        Tokens of an input, besides BOS.
-    items : int
-        The most inputs of each class.
-    seed : int
-        Of the order of documents, and of which words are held out.
-
-    Raises
-    ------
-    Refusal
-        If there are too few inputs of either class.
-    """
-    if tokenizer is None or not tokenizer.is_fast:
-        raise Refusal("there is no tokenizer with offsets, to find a word's tokens by")
-    bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-    found: dict[bool, list[tuple[str, list[int]]]] = {True: [], False: []}
-    for _, text in documents(source, seed=seed, field=field, split=split):
-        whole = 0
-        for word, ids, count in _words(text, tokenizer, length):
-            # Whole words are many: of each document a few will do, so that more documents count.
-            if count not in (1, pieces) or len(ids) < length or (count == 1 and whole > 2):
-                continue
-            whole += count == 1
-            kind = count == pieces
-            if len(found[kind]) < items:
-                found[kind].append((word, ids))
-            if len(found[True]) >= items and (whole > 2 or len(found[False]) >= items):
-                break
-        if min(len(rows) for rows in found.values()) >= items:
-            break
-    for kind, rows in found.items():
-        if len(rows) < FEWEST:
-            what = f"{pieces} tokens" if kind else "one token"
-            raise Refusal(
-                f"{source} has {len(rows)} words of {what} after enough text; {FEWEST} are needed: "
-                "read more text, or ask for words of other --pieces"
-            )
-    inputs = [(kind, word, ids) for kind in (True, False) for word, ids in found[kind]]
-    words = np.array([word for _, word, _ in inputs])
-    held_out = np.zeros(len(words), np.bool_)
-    random = np.random.default_rng(seed)
-    for kind in (True, False):
-        distinct = np.unique([word for other, word, _ in inputs if other == kind])
-        if len(distinct) < 2 * FEWEST_WORDS:
-            raise Refusal(
-                f"{source} has {len(distinct)} different words of {pieces if kind else 1} "
-                f"token(s); {2 * FEWEST_WORDS} are needed: read more text, or ask for words of "
-                "other --pieces"
-            )
-        held_out |= np.isin(words, random.permutation(distinct)[::2])
-    return Inputs(
-        tokens=np.array([bos + ids for *_, ids in inputs], dtype=np.int64),
-        pieces=np.array([kind for kind, *_ in inputs]),
-        word=words,
-        held_out=held_out,
-    )
-
-
-def _words(text: str, tokenizer: Any, length: int) -> Iterator[tuple[str, list[int], int]]:
-    """Yield the words that are used, the last tokens up to each one's end, and their count."""
-    tokens = (
-        (token, *span)
-        for piece in encode(tokenizer, [text], spans=True)
-        for token, span in zip(piece.ids.tolist(), _spans(piece), strict=True)
-    )
-    token = next(tokens, None)
-    before: deque[int] = deque(maxlen=length)
-    for match in re.finditer(r"\S+", text):
-        first, last = match.span()
-        while token is not None and token[2] <= first:
-            before.append(token[0])
-            token = next(tokens, None)
-        count = 0
-        while token is not None and token[1] < last:
-            before.append(token[0])
-            token = next(tokens, None)
-            count += 1
-        if WORD.fullmatch(match.group()):
-            yield match.group(), list(before), count
-
-
-def _spans(tokens: Tokens) -> list[list[int]]:
-    assert tokens.spans is not None
-    found: list[list[int]] = tokens.spans.tolist()
-    return found
+HEAD = ("layer", "head")
+"""Dimensions of what is said of every head."""
 
 
 def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
@@ -186,19 +46,8 @@ def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor
 
 def probe_subjoiner(
     model: Model,
-    source: str | Path,
-    *,
-    pieces: int = PIECES,
-    items: int = ITEMS,
-    seed: int = 0,
-    field: str = "text",
-    split: str = "train",
-    batch_tokens: int | None = None,
-    out: str | Path | None = None,
-    fresh: bool = False,
-    command: str = "",
-    progress: Callable[[int, int], object] | None = None,
-    tell: Callable[[str], object] = lambda text: None,
+    settings: SubjoinerSettings | None = None,
+    options: RunOptions | None = None,
 ) -> xr.Dataset:
     """Find the heads that gather the pieces of a word.
 
@@ -206,10 +55,10 @@ def probe_subjoiner(
     ----------
     model : Model
         An opened model.
-    source, pieces, items, seed, field, split
-        As for `make_inputs`.
-    batch_tokens, out, fresh, command, progress, tell
-        As for `robustness.measurements.observation.observe`, with one file.
+    settings : SubjoinerSettings, optional
+        Which corpus is read, and how many pieces a word has.
+    options : RunOptions, optional
+        `out` is the file. `state_cap` does not matter here.
 
     Returns
     -------
@@ -228,122 +77,162 @@ def probe_subjoiner(
     Refusal
         If the corpus has too few such words, or the model's attention is not found.
     """
-    if pieces < 2:
-        raise Refusal(f"a word in pieces has 2 or more, not {pieces}")
-    inputs = make_inputs(
-        source, model.tokenizer, pieces=pieces, items=items, seed=seed, field=field, split=split
+    settings, options = settings or SubjoinerSettings(), options or RunOptions()
+    inputs = make_inputs(model.tokenizer, settings)
+    run = resumable.Run(
+        _blank(model, inputs, settings, options.command),
+        path=options.out,
+        fresh=options.fresh,
+        complete=lambda dataset, _: score_heads(dataset, inputs, settings),
     )
-    heads = int(model.config.num_attention_heads)
-    settings = {
+    texts = ShortTexts(
+        inputs.tokens.tolist(), settings={"length": INPUT_TOKENS}, fewer="fewer `items`"
+    )
+    return fill(run, model, texts, Reading(last_row, needs=("pattern",)), options)
+
+
+def _blank(
+    model: Model, inputs: Inputs, settings: SubjoinerSettings, command: str
+) -> xr.Dataset:
+    """Return the dataset that attention weights fill."""
+    described = {
         **model.identity,
         "measurement": "subjoiner",
-        "pieces": pieces,
-        "corpus": source_name(source),
-        "window": LENGTH,
-        "bos": "first" if len(inputs.tokens[0]) > LENGTH else "none",
+        "pieces": settings.pieces,
+        "corpus": source_name(settings.source),
+        "window": INPUT_TOKENS,
+        "bos": "first" if len(inputs.tokens[0]) > INPUT_TOKENS else "none",
         "corpus_sha256": value_digest((inputs.tokens.tolist(), inputs.held_out.tolist())),
         "words_in_pieces": int(inputs.pieces.sum()),
         "whole_words": int((~inputs.pieces).sum()),
-        "seed": seed,
+        "seed": settings.seed,
         "sequences": len(inputs.tokens),
     }
     weight = Metric("weight", "1", "attention weight from the last token")
-    run = resumable.Run(
-        blank_dataset(
-            {"weight": (weight, ("layer", "head", "key", "input"))},
-            {
-                **layer_coords(model.layers),
-                "head": np.arange(heads),
-                "key": np.arange(-LENGTH + 1, 1),
-                "input": np.arange(len(inputs.tokens)),
-            },
-            file_attributes(settings, command),
-        ),
-        path=None if out is None else Path(out),
-        fresh=fresh,
-        complete=lambda dataset, _: _score(dataset, inputs, pieces, seed),
-    )
-    return fill(
-        run,
-        model,
-        ShortTexts(inputs.tokens.tolist(), settings={"length": LENGTH}, fewer="fewer `items`"),
-        Reading(last_row, needs=("pattern",)),
-        RunOptions(batch_tokens=batch_tokens, progress=progress, tell=tell),
-    )
+    coords = {
+        **layer_coords(model.layers),
+        "head": np.arange(int(model.config.num_attention_heads)),
+        "key": np.arange(-INPUT_TOKENS + 1, 1),
+        "input": np.arange(len(inputs.tokens)),
+    }
+    variables = {"weight": (weight, ("layer", "head", "key", "input"))}
+    return blank_dataset(variables, coords, file_attributes(described, command))
 
 
-def _score(dataset: xr.Dataset, inputs: Inputs, pieces: int, seed: int) -> xr.Dataset:
-    """Score every head on both halves of the words."""
+def score_heads(dataset: xr.Dataset, inputs: Inputs, settings: SubjoinerSettings) -> xr.Dataset:
+    """Score every head on both halves of the words.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        `weight` (layer, head, key, input), from the last token.
+    inputs : Inputs
+        What was read.
+    settings : SubjoinerSettings
+        `pieces` and `seed` are used.
+
+    Returns
+    -------
+    Dataset
+        As `probe_subjoiner` returns it.
+    """
     attention = dataset["weight"]
-    weight = attention.sel(key=slice(1 - pieces, -1))
-    gathered = weight.sum("key").values.astype(np.float64)
+    earlier = attention.sel(key=slice(1 - settings.pieces, -1))
+    gathered = earlier.sum("key").values.astype(np.float64)
     finding, held_out = ~inputs.held_out, inputs.held_out
-    random = np.random.default_rng(seed)
-
-    def difference(label: NDArray[np.bool_], rows: NDArray[np.bool_]) -> Any:
-        both = gathered[..., rows]
-        return both[..., label].mean(-1) - both[..., ~label].mean(-1)
-
-    # A word is of one class with all of its inputs, so words are permuted and not inputs.
-    labels = inputs.pieces[finding]
-    _, first, word = np.unique(inputs.word[finding], return_index=True, return_inverse=True)
-    best = [
-        float(difference(random.permutation(labels[first])[word], finding).max())
-        for _ in range(PERMUTATIONS)
-    ]
-    threshold = float(np.quantile(best, 0.95))
-    found_by = difference(labels, finding)
-    score = difference(inputs.pieces[held_out], held_out)
-    bounds = np.full((*score.shape, 2), np.nan)
-    for layer, head in np.ndindex(*score.shape):
-        values, kinds = gathered[layer, head][held_out], inputs.pieces[held_out]
-        bounds[layer, head] = interval_of_difference(values, kinds, inputs.word[held_out], seed)
-    in_pieces = weight.values[..., held_out & inputs.pieces]
-    monotone = (np.diff(in_pieces, axis=2) < 0).all(2).mean(-1)
-    if pieces < 3:
-        monotone[:] = np.nan
-    rows = [held_out & kind for kind in (inputs.pieces, ~inputs.pieces)]
-    means = [attention.values[..., chosen].mean(-1) for chosen in rows]
-    errors = [_error(attention.values[..., chosen], inputs.word[chosen]) for chosen in rows]
-    dims = ("layer", "head")
-
-    def described(name: str) -> dict[str, str]:
-        return {"units": "1", "long_name": name}
-
-    return xr.Dataset(
-        {
-            "attention": (
-                ("input_class", *dims, "key"),
-                np.stack(means),
-                described("mean attention weight from the last token, held-out words"),
-            ),
-            "attention_standard_error": (
-                ("input_class", *dims, "key"),
-                np.stack(errors),
-                described("standard error of attention, clustered by word"),
-            ),
-            "score": (dims, score, described("weight on earlier pieces, in pieces less whole")),
-            "score_low": (dims, bounds[..., 0], described("lower bound of score, 95 % bootstrap")),
-            "score_high": (dims, bounds[..., 1], described("upper bound of score, 95 % bootstrap")),
-            "finding_score": (dims, found_by, described("score on the words heads are found by")),
-            "found": (
-                dims,
-                (found_by > threshold).astype(np.int8),
-                described("whether finding_score is above threshold"),
-            ),
-            "threshold": (
-                (),
-                threshold,
-                described("what the best head reaches in 1 of 20 random divisions"),
-            ),
-            "monotone": (dims, monotone, described("share of inputs with falling weights")),
-        },
+    finding_score = _difference(gathered[..., finding], inputs.pieces[finding])
+    threshold = _threshold(gathered[..., finding], inputs, settings.seed)
+    score = _difference(gathered[..., held_out], inputs.pieces[held_out])
+    low, high = _bounds(gathered[..., held_out], inputs, settings.seed)
+    scores = {
+        "score": (score, "weight on earlier pieces, in pieces less whole"),
+        "score_low": (low, "lower bound of score, 95 % bootstrap"),
+        "score_high": (high, "upper bound of score, 95 % bootstrap"),
+        "finding_score": (finding_score, "score on the words heads are found by"),
+        "found": (
+            (finding_score > threshold).astype(np.int8),
+            "whether finding_score is above threshold",
+        ),
+        "monotone": (
+            _monotone(earlier.values[..., held_out & inputs.pieces]),
+            "share of inputs with falling weights",
+        ),
+    }
+    found = xr.Dataset(
+        _mean_attention(attention.values, inputs),
         coords={
             **{name: dataset[name] for name in ("layer", "relative_depth", "head", "key")},
             "input_class": list(CLASSES),
         },
         attrs=dataset.attrs,
     )
+    for name, (values, long_name) in scores.items():
+        found[name] = (HEAD, values, _described(long_name))
+    best = "what the best head reaches in 1 of 20 random divisions"
+    found["threshold"] = ((), threshold, _described(best))
+    return found
+
+
+def _difference(gathered: NDArray[np.float64], in_pieces: NDArray[np.bool_]) -> Any:
+    """Return the mean over inputs in pieces less that over whole words, (layer, head)."""
+    return gathered[..., in_pieces].mean(-1) - gathered[..., ~in_pieces].mean(-1)
+
+
+def _threshold(gathered: NDArray[np.float64], inputs: Inputs, seed: int) -> float:
+    """Return what the best head reaches in 1 of 20 random divisions of the words it is found by."""
+    random = np.random.default_rng(seed)
+    labels = inputs.pieces[~inputs.held_out]
+    words = inputs.word[~inputs.held_out]
+    # A word is of one class with all of its inputs, so words are permuted and not inputs.
+    _, first, word = np.unique(words, return_index=True, return_inverse=True)
+    best = []
+    for _ in range(PERMUTATIONS):
+        shuffled = random.permutation(labels[first])[word]
+        best.append(float(_difference(gathered, shuffled).max()))
+    return float(np.quantile(best, 0.95))
+
+
+def _bounds(
+    gathered: NDArray[np.float64], inputs: Inputs, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ends of the interval of every head's score, on held-out inputs."""
+    in_pieces, words = inputs.pieces[inputs.held_out], inputs.word[inputs.held_out]
+    heads = gathered.shape[:-1]
+    low, high = np.full(heads, np.nan), np.full(heads, np.nan)
+    for at in np.ndindex(*heads):
+        low[at], high[at] = interval_of_difference(gathered[at], in_pieces, words, seed)
+    return low, high
+
+
+def _monotone(weight: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the share of inputs, (layer, head), whose pieces get less weight the later they come.
+
+    Of weights (layer, head, piece, input); NaN where there is but one earlier piece.
+    """
+    if weight.shape[2] < 2:
+        return np.full(weight.shape[:2], np.nan)
+    share: NDArray[np.float64] = (np.diff(weight, axis=2) < 0).all(2).mean(-1)
+    return share
+
+
+def _mean_attention(weight: NDArray[np.floating[Any]], inputs: Inputs) -> dict[str, Any]:
+    """Return means and standard errors on held-out inputs, (input_class, layer, head, key)."""
+    means, errors = [], []
+    for kind in (inputs.pieces, ~inputs.pieces):
+        rows = inputs.held_out & kind
+        means.append(weight[..., rows].mean(-1))
+        errors.append(_error(weight[..., rows], inputs.word[rows]))
+    dims = ("input_class", *HEAD, "key")
+    mean = "mean attention weight from the last token, held-out words"
+    error = "standard error of attention, clustered by word"
+    return {
+        "attention": (dims, np.stack(means), _described(mean)),
+        "attention_standard_error": (dims, np.stack(errors), _described(error)),
+    }
+
+
+def _described(long_name: str) -> dict[str, str]:
+    return {"units": "1", "long_name": long_name}
 
 
 def _error(values: NDArray[Any], cluster: NDArray[Any]) -> NDArray[np.float64]:

@@ -4,8 +4,9 @@ The task is that of Pilehvar and Camacho-Collados (2019). A word is represented 
 residual stream over its tokens, each sentence run alone.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
-from probes.pairs import PARTS, Pair, read
+from probes.pairs import PARTS, Pair, read_pairs
+from probes.settings import WicSettings
 from robustness.errors import Refusal
 from robustness.files import resumable
 from robustness.files.labels import blank_dataset
+from robustness.files.provenance import file_attributes
+from robustness.files.provenance import value_digest
 from robustness.files.metrics import Metric
-from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
@@ -38,13 +41,16 @@ control."""
 GRID = tuple(np.arange(0, 1, 0.05).round(2).tolist())
 """Thresholds of the cosine that are tried."""
 
+Aligned = tuple[list[int], NDArray[np.float32]]
+"""A sentence's tokens, and which of them are of the word."""
+
 MOST_UNALIGNED = 0.05
 """Largest share of pairs that may be left out because their word's tokens were not found."""
 
 
 def align(
     sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None
-) -> tuple[list[int], NDArray[np.float32]] | None:
+) -> Aligned | None:
     """Return a sentence's tokens, BOS first, and which of them are of the word.
 
     A token is of the word if it covers one of its characters. None if no token is, or the sentence
@@ -65,17 +71,28 @@ def mean_of_word(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Te
     return {"state": ((states * mask).sum(1) / mask.sum(1)).T}
 
 
+@dataclass(frozen=True, eq=False)
+class _Sentences:
+    """Pairs whose words are found in both sentences, and these sentences."""
+
+    pairs: list[Pair]
+    part: NDArray[np.str_]
+    """Part of every pair."""
+    sides: list[Aligned]
+    """Both sentences of the first pair, both of the second, and so on."""
+    counts: dict[str, str]
+    """Number of aligned pairs of each part, and of all, as an attribute of the file."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of what is read."""
+        tokens = [(ids, mask.tolist()) for ids, mask in self.sides]
+        labels = [(str(p), pair.same) for p, pair in zip(self.part, self.pairs, strict=True)]
+        return value_digest(tokens + labels)
+
+
 def probe_wic(
-    model: Model,
-    source: str | Path = "builtin",
-    *,
-    seed: int = 0,
-    batch_tokens: int | None = None,
-    out: str | Path | None = None,
-    fresh: bool = False,
-    command: str = "",
-    progress: Callable[[int, int], object] | None = None,
-    tell: Callable[[str], object] = lambda text: None,
+    model: Model, settings: WicSettings | None = None, options: RunOptions | None = None
 ) -> xr.Dataset:
     """Probe at every depth whether a word means the same in two sentences.
 
@@ -83,22 +100,11 @@ def probe_wic(
     ----------
     model : Model
         An opened model, whose tokenizer has offsets.
-    source : str or path
-        As `probes.pairs.read` takes it.
-    seed : int
-        Of the shuffled labels and the bootstrap.
-    batch_tokens : int, optional
-        Tokens in a trace.
-    out : str or path, optional
-        The file; captured states are kept beside it until they are probed.
-    fresh : bool
-        Whether to throw away what is there.
-    command : str
-        The command line, for the record.
-    progress : callable, optional
-        Told how many sentences are done, and how many there are.
-    tell : callable
-        Told when memory ran out and less is run at once from there on.
+    settings : WicSettings, optional
+        Which pairs are read.
+    options : RunOptions, optional
+        `out` is the file; captured states are kept beside it until they are probed. `state_cap`
+        does not matter here.
 
     Returns
     -------
@@ -113,121 +119,152 @@ def probe_wic(
         If the source cannot be used, the tokenizer has no offsets, or more than a few pairs are not
         aligned.
     """
+    settings, options = settings or WicSettings(), options or RunOptions()
+    read_in = _read_sentences(model, settings)
+    order = np.argsort([len(ids) for ids, _ in read_in.sides], kind="stable")
+    run = resumable.Run(
+        _blank(model, read_in, order, settings, options.command),
+        path=options.out,
+        fresh=options.fresh,
+        complete=lambda states, _: fit_depths(states, read_in.part, read_in.pairs, settings.seed),
+    )
+    texts = ShortTexts(
+        [read_in.sides[at][0] for at in order],
+        details={"word": [read_in.sides[at][1] for at in order]},
+        fewer="fewer pairs, in a directory of your own",
+    )
+    return fill(run, model, texts, Reading(mean_of_word, final=True), options)
+
+
+def _read_sentences(model: Model, settings: WicSettings) -> _Sentences:
+    """Read pairs, and find the tokens of their words."""
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
         raise Refusal(f"the tokenizer of {model.name} has no offsets, to find a word's tokens by")
-    pairs = [(part, pair) for part, found in read(source).items() for pair in found]
-    aligned = _align_all(pairs, tokenizer, model.context)
-    kept = [at for at, sides in enumerate(aligned) if sides is not None]
-    if len(kept) < (1 - MOST_UNALIGNED) * len(pairs):
+    pairs, parts, sides, counts, total = [], [], [], {}, 0
+    for part, of_part in read_pairs(settings.source).items():
+        total += len(of_part)
+        before = len(pairs)
+        for pair in of_part:
+            both = _align_both(pair, tokenizer, model.context)
+            if both is not None:
+                pairs.append(pair)
+                parts.append(part)
+                sides.extend(both)
+        counts[f"{part}_pairs"] = f"{len(pairs) - before} of {len(of_part)}"
+    if len(pairs) < (1 - MOST_UNALIGNED) * total:
         raise Refusal(
-            f"in {len(pairs) - len(kept)} of {len(pairs)} pairs the word's tokens were not found, "
+            f"in {total - len(pairs)} of {total} pairs the word's tokens were not found, "
             "or the sentence is longer than the model takes"
         )
-    sides = [side for at in kept for side in aligned[at] or ()]
-    order = np.argsort([len(ids) for ids, _ in sides], kind="stable")
-    parts = np.array([pairs[at][0] for at in kept])
-    counts = {
-        f"{part}_pairs": f"{(parts == part).sum()} of {sum(name == part for name, _ in pairs)}"
-        for part in PARTS
-    }
-    settings = {
+    return _Sentences(pairs, np.array(parts), sides, counts)
+
+
+def _align_both(pair: Pair, tokenizer: Any, most: int | None) -> list[Aligned] | None:
+    """Return both sentences of a pair with their word's tokens, or None if one has none."""
+    sides = []
+    for sentence, span in zip(pair.sentences, pair.spans, strict=True):
+        side = align(sentence, span, tokenizer, most)
+        if side is None:
+            return None
+        sides.append(side)
+    return sides
+
+
+def _blank(
+    model: Model,
+    read_in: _Sentences,
+    order: NDArray[np.int64],
+    settings: WicSettings,
+    command: str,
+) -> xr.Dataset:
+    """Return the dataset that the words' states fill, sentence by sentence in order of length."""
+    described = {
         **model.identity,
-        **counts,
+        **read_in.counts,
         "measurement": "wic",
-        "corpus": source_name(source),
-        "corpus_sha256": value_digest(
-            [(ids, mask.tolist()) for ids, mask in sides]
-            + [(pairs[at][0], pairs[at][1].same) for at in kept]
-        ),
-        "seed": seed,
-        "sequences": len(sides),
+        "corpus": source_name(settings.source),
+        "corpus_sha256": read_in.digest,
+        "seed": settings.seed,
+        "sequences": len(read_in.sides),
     }
-    state = Metric("state", "1", "mean residual stream over a word's tokens")
     coords = {
         "depth": np.arange(model.layers + 1),
         "feature": np.arange(model.width),
         "sentence": order,
     }
-    run = resumable.Run(
-        blank_dataset(
-            {"state": (state, ("depth", "feature", "sentence"))},
-            coords,
-            file_attributes(settings, command),
-        ),
-        path=None if out is None else Path(out),
-        fresh=fresh,
-        complete=lambda dataset, _: _probe_all(dataset, parts, [pairs[at][1] for at in kept], seed),
-    )
-    return fill(
-        run,
-        model,
-        ShortTexts(
-            [sides[at][0] for at in order],
-            details={"word": [sides[at][1] for at in order]},
-            fewer="fewer pairs, in a directory of your own",
-        ),
-        Reading(mean_of_word, final=True),
-        RunOptions(batch_tokens=batch_tokens, progress=progress, tell=tell),
-    )
+    state = Metric("state", "1", "mean residual stream over a word's tokens")
+    variables = {"state": (state, ("depth", "feature", "sentence"))}
+    return blank_dataset(variables, coords, file_attributes(described, command))
 
 
-def _align_all(
-    pairs: Sequence[tuple[str, Pair]], tokenizer: Any, most: int | None
-) -> list[list[tuple[list[int], NDArray[np.float32]]] | None]:
-    found: list[list[tuple[list[int], NDArray[np.float32]]] | None] = []
-    for _, pair in pairs:
-        sides = [
-            align(sentence, span, tokenizer, most)
-            for sentence, span in zip(pair.sentences, pair.spans, strict=True)
-        ]
-        there = [side for side in sides if side is not None]
-        found.append(there if len(there) == len(sides) else None)
-    return found
-
-
-def _probe_all(
+def fit_depths(
     dataset: xr.Dataset, parts: NDArray[Any], pairs: Sequence[Pair], seed: int
 ) -> xr.Dataset:
-    """Fit every method at every depth on the captured states."""
+    """Fit every method at every depth on the captured states.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        `state` (depth, feature, sentence), both sentences of every pair.
+    parts : array of str of shape (pair,)
+        Part of every pair.
+    pairs : sequence of Pair
+        What is told apart.
+    seed : int
+        Of the shuffled labels and the bootstrap.
+
+    Returns
+    -------
+    Dataset
+        As `probe_wic` returns it.
+    """
     states = dataset["state"].values[..., np.argsort(dataset["sentence"].values)]
     same = np.array([pair.same for pair in pairs])
-    depths = states.shape[0]
-    probes: dict[str, list[Probe]] = {method: [] for method in PROBES}
-    makers = {
-        "pair": _pair_features,
-        "concatenation": lambda g, h: np.concatenate([g, h], 1),
-        "shuffled": _pair_features,
-    }
-    for method, make in makers.items():
-
-        def split(depth: int, method: str = method, make: Any = make) -> Split:
-            found = _split(make(*_sides(states[depth])), same, parts)
-            return found.shuffled(seed + depth) if method == "shuffled" else found
-
-        jobs = [lambda depth=depth, split=split: split(depth) for depth in range(depths)]
-        probes[method] = fit_all(jobs)
-    for depth in range(depths):
-        cosines = _standardised_cosine(*_sides(states[depth]), parts)
-        probes["threshold"].append(threshold(_split(cosines[:, None], same, parts), GRID))
-    chosen = [pair for pair, part in zip(pairs, parts, strict=True) if part == "test"]
-    found = [labelled(probes[name], "depth", np.arange(len(chosen)), seed) for name in PROBES]
+    tested = [pair for pair, part in zip(pairs, parts, strict=True) if part == "test"]
+    fitted = []
+    for method in PROBES:
+        probes = _fit(method, states, same, parts, seed)
+        fitted.append(labelled(probes, "depth", np.arange(len(tested)), seed))
     return (
-        xr.concat(found, "probe")
+        xr.concat(fitted, "probe")
         .assign_coords(
             probe=list(PROBES),
             depth=dataset["depth"],
-            item=np.arange(len(chosen)),
-            word=("item", [pair.word for pair in chosen]),
-            same=("item", [int(pair.same) for pair in chosen]),
+            item=np.arange(len(tested)),
+            word=("item", [pair.word for pair in tested]),
+            same=("item", [int(pair.same) for pair in tested]),
         )
         .assign_attrs(dataset.attrs)
     )
 
 
+def _fit(
+    method: str, states: Floats, same: NDArray[np.bool_], parts: NDArray[Any], seed: int
+) -> list[Probe]:
+    """Fit a method at every depth."""
+    if method == "threshold":
+        probes = []
+        for state in states:
+            cosines = _standardised_cosine(*_sides(state), parts)
+            probes.append(threshold(_split(cosines[:, None], same, parts), GRID))
+        return probes
+    features = _concatenated if method == "concatenation" else _pair_features
+
+    def split(depth: int) -> Split:
+        made = _split(features(*_sides(states[depth])), same, parts)
+        return made.shuffled(seed + depth) if method == "shuffled" else made
+
+    return fit_all([partial(split, depth) for depth in range(len(states))])
+
+
 def _sides(states: Floats) -> tuple[Floats, Floats]:
     """Return the representations of a word in both sentences, (pair, feature) each."""
     return states[:, 0::2].T, states[:, 1::2].T
+
+
+def _concatenated(g: Floats, h: Floats) -> Floats:
+    return np.concatenate([g, h], 1)
 
 
 def _pair_features(g: Floats, h: Floats) -> Floats:

@@ -14,6 +14,7 @@ from robustness.files.netcdf import save
 from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 from robustness.text.corpus import documents, first_documents
 
 PILE = "EleutherAI/the_pile_deduplicated"
@@ -39,7 +40,7 @@ def test_a_real_checkpoint_has_the_published_values(record, tmp_path, run):
     repository = REPOSITORIES[record.model]
     directory = tmp_path / record.model
     if record.source == NEURONS:
-        neurons(repository, out=directory / "neurons.nc")
+        neurons(repository, options=RunOptions(out=directory / "neurons.nc"))
     elif record.source in {LENS, ATTENTION}:
         _observe(record, repository, directory)
     elif record.source in {SUFFIX, SUBJOINER, WIC}:

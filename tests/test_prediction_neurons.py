@@ -11,10 +11,17 @@ from recipes.views.panels import draw
 from recipes.views.tables import table
 from robustness.errors import Refusal
 from robustness.files import netcdf
-from robustness.measurements.prediction_neurons import MOMENTS, classify, moments, neurons
+from robustness.measurements.prediction_neurons import (
+    MOMENTS,
+    NeuronSettings,
+    classify,
+    moments,
+    neurons,
+)
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
 from robustness.models.weight_processing import process
+from robustness.runs.settings import RunOptions
 
 DOWN = {"gpt2": "c_proj", "gpt_neox": "dense_4h_to_h", "phi": "fc2"}
 
@@ -127,13 +134,16 @@ def test_a_neuron_that_writes_nothing_has_no_moments():
     assert data.cosine_kurtosis.isnull().sum() == 1 and data.share.notnull().all()
 
 
+REAL = NeuronSettings(real_vocabulary=True)
+
+
 def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
     net = tiny("llama", torch.float32)
     net.save_pretrained(tmp_path / "net")
     word_level(60).save_pretrained(tmp_path / "net")
     tokens = open_weights(tmp_path / "net").tokens
     assert tokens < 101
-    real, every = neurons(tmp_path / "net", real_vocabulary=True), neurons(tmp_path / "net")
+    real, every = neurons(tmp_path / "net", REAL), neurons(tmp_path / "net")
     assert abs(real.cosine_kurtosis - every.cosine_kurtosis).max() > 0.01
     head, gain = (
         net.lm_head.weight[:tokens].detach().numpy(),
@@ -145,7 +155,7 @@ def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
     np.testing.assert_allclose(real.cosine_kurtosis.sel(layer=1), kurtosis, rtol=1e-3)
     assert real.vocabulary == "real tokens"
     with pytest.raises(Refusal, match="has no tokenizer to tell which tokens are real"):
-        neurons(net, real_vocabulary=True)
+        neurons(net, REAL)
 
 
 def test_a_norm_after_the_mlp_is_refused():
@@ -159,7 +169,7 @@ def test_an_unfinished_file_is_not_shown(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        neurons(tiny("gpt2"), out=tmp_path / "neurons.nc", progress=stop)
+        neurons(tiny("gpt2"), options=RunOptions(out=tmp_path / "neurons.nc", progress=stop))
     partial = netcdf.load(tmp_path / "neurons.partial.nc")
     for shown in (table, draw):
         with pytest.raises(Refusal, match="the run is not finished"):
@@ -175,13 +185,13 @@ def test_it_saves_resumes_and_refuses_other_settings(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        neurons(net, out=path, progress=stop)
+        neurons(net, options=RunOptions(out=path, progress=stop))
     assert netcdf.load(tmp_path / "neurons.partial.nc").sequences_done == 2
-    data = neurons(net, out=path)
+    data = neurons(net, options=RunOptions(out=path))
     xr.testing.assert_equal(data, neurons(net))
     xr.testing.assert_equal(data, netcdf.load(path))
     with pytest.raises(Refusal, match=r"made with kurtosis_threshold 10\.0, not 3"):
-        neurons(net, out=path, kurtosis=3)
+        neurons(net, NeuronSettings(kurtosis=3), RunOptions(out=path))
 
 
 def test_a_head_that_is_not_linear_is_refused():

@@ -10,10 +10,13 @@ from strict import StrictBackend
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from probes.subjoiner import Inputs, _score, make_inputs, probe_subjoiner
+from probes.settings import SubjoinerSettings
+from probes.subjoiner import probe_subjoiner, score_heads
+from probes.words_in_pieces import Inputs, make_inputs
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 
 SHORT = (
     "cat dog sun sea tree house bird road hill wind rain snow moon star fish lamp door wall hand "
@@ -91,7 +94,7 @@ def by_hand(strength=8.0):
 
 def test_inputs_end_in_words_of_so_many_pieces_or_one(text):
     made = tokenizer()
-    inputs = make_inputs(text, made, pieces=pieces(), items=100)
+    inputs = make_inputs(made, SubjoinerSettings(text, pieces=pieces(), items=100))
     assert inputs.tokens.shape[1] == 17 and (inputs.tokens[:, 0] == 0).all()
     assert inputs.pieces.sum() == 100 == (~inputs.pieces).sum()
     for ids, word, kind in zip(inputs.tokens, inputs.word, inputs.pieces, strict=True):
@@ -102,7 +105,7 @@ def test_inputs_end_in_words_of_so_many_pieces_or_one(text):
 
 
 def test_a_head_made_by_hand_is_found_and_no_other(text):
-    data = probe_subjoiner(by_hand(), text, pieces=pieces(), items=200)
+    data = probe_subjoiner(by_hand(), SubjoinerSettings(text, pieces=pieces(), items=200))
     assert data.found.sum() == 1 and data.found.sel(layer=1, head=1) == 1
     score = data.score.sel(layer=1, head=1)
     assert score > 0.2 and data.score_low.sel(layer=1, head=1) > 0.1
@@ -114,7 +117,9 @@ def test_a_head_made_by_hand_is_found_and_no_other(text):
 
 
 def test_of_heads_that_look_at_no_pieces_hardly_one_is_found(text):
-    data = probe_subjoiner(by_hand(strength=0), text, pieces=pieces(), items=100)
+    data = probe_subjoiner(
+        by_hand(strength=0), SubjoinerSettings(text, pieces=pieces(), items=100)
+    )
     assert data.found.sum() == 0
     assert (abs(data.score) < 0.01).all()
 
@@ -135,7 +140,7 @@ def test_a_head_that_knows_words_and_not_pieces_is_not_found():
             coords={"layer": [0], "relative_depth": ("layer", [0.0]), "key": np.arange(-15, 1)},
         ).assign_coords(head=np.arange(8))
         inputs = Inputs(np.zeros((len(word), 17), int), kind, word.astype(str), held_out)
-        hits += int(_score(dataset, inputs, 4, seed).found.sum() > 0)
+        hits += int(score_heads(dataset, inputs, SubjoinerSettings(seed=seed)).found.sum() > 0)
     assert hits <= 9, "of 60, 3 are expected"
 
 
@@ -144,33 +149,34 @@ def test_few_different_words_are_refused(tmp_path):
     line = " ".join(SHORT * 3 + [LONG[0]] * 2)
     path.write_text("\n".join('{"text": "' + line + '"}' for _ in range(60)))
     with pytest.raises(Refusal, match=r"has \d+ different words of \d+ token\(s\); 20 are needed"):
-        make_inputs(path, tokenizer(), pieces=pieces())
+        make_inputs(tokenizer(), SubjoinerSettings(path, pieces=pieces()))
     with pytest.raises(Refusal, match="there is no tokenizer with offsets"):
-        probe_subjoiner(open_model(tiny("gpt2")), path)
+        probe_subjoiner(open_model(tiny("gpt2")), SubjoinerSettings(path))
 
 
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     model = by_hand()
-    options = {"pieces": pieces(), "items": 100}
-    whole = probe_subjoiner(model, text, **options)
+    settings = SubjoinerSettings(text, pieces=pieces(), items=100)
+    whole = probe_subjoiner(model, settings)
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
-    xr.testing.assert_allclose(whole, probe_subjoiner(remote, text, **options, batch_tokens=500))
+    found = probe_subjoiner(remote, settings, RunOptions(batch_tokens=500))
+    xr.testing.assert_allclose(whole, found)
 
     def stop(done, _total):
         if done > 100:
             raise KeyboardInterrupt
 
-    options |= {"out": tmp_path / "a.nc", "batch_tokens": 500}
+    options = RunOptions(out=tmp_path / "a.nc", batch_tokens=500)
     with pytest.raises(KeyboardInterrupt):
-        probe_subjoiner(model, text, progress=stop, **options)
+        probe_subjoiner(model, settings, replace(options, progress=stop))
     assert netcdf.load(tmp_path / "a.partial.nc").sequences_done > 100
-    xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
-    xr.testing.assert_allclose(whole, probe_subjoiner(model, text, **options))
+    xr.testing.assert_allclose(whole, probe_subjoiner(model, settings, options))
+    xr.testing.assert_allclose(whole, probe_subjoiner(model, settings, options))
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
 def test_too_few_words_are_refused(text):
-    with pytest.raises(Refusal, match=r"has \d+ words of 13 tokens .*--pieces"):
-        make_inputs(text, tokenizer(), pieces=13)
+    with pytest.raises(Refusal, match=r"has \d+ words of 13 tokens .*`pieces`"):
+        make_inputs(tokenizer(), SubjoinerSettings(text, pieces=13))
     with pytest.raises(Refusal, match="a word in pieces has 2 or more, not 1"):
-        probe_subjoiner(by_hand(), text, pieces=1)
+        SubjoinerSettings(text, pieces=1)

@@ -8,7 +8,10 @@ from families import tiny
 from strict import StrictBackend
 from test_wic import word_level
 
-from probes.suffix import KINDS, _controls, _probe_all, choose_neurons, probe_suffix
+from probes.neuron_choice import choose_neurons, draw_controls
+from probes.neuron_groups import GROUPS, fit_groups
+from probes.settings import SuffixSettings
+from probes.suffix import probe_suffix
 from probes.windows import Task, make_task, tokens_ending_in
 from robustness.errors import Refusal
 from robustness.files import netcdf
@@ -16,6 +19,7 @@ from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
 from robustness.models.output_weights import open_weights
 from robustness.models.weight_processing import process
+from robustness.runs.settings import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,10 @@ def text(tmp_path_factory):
         lines.append('{"text": "' + " ".join(f"w{word}" for word in words) + '"}')
     path.write_text("\n".join(lines))
     return path
+
+
+def sevens(text):
+    return SuffixSettings(text, suffix="7", items=400)
 
 
 def opened(family="gpt2"):
@@ -45,7 +53,7 @@ def test_tokens_are_chosen_by_their_end():
 
 def test_windows_are_balanced_divided_by_document_and_end_as_they_should(text):
     wanted = tokens_ending_in(word_level(101), "7")
-    task = make_task(text, word_level(101), wanted, items=600)
+    task = make_task(word_level(101), wanted, SuffixSettings(text, items=600))
     assert task.tokens.shape == (600, 25) and (task.tokens[:, 0] == 0).all()
     assert (np.isin(task.tokens[:, -1], wanted) == task.label).all()
     assert task.label.mean() == 0.5
@@ -54,20 +62,20 @@ def test_windows_are_balanced_divided_by_document_and_end_as_they_should(text):
         assert len(set(task.part[here])) == 1
     shares = [(task.part == part).mean() for part in ("train", "dev", "test")]
     assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.06)
-    again = make_task(text, word_level(101), wanted, items=600)
+    again = make_task(word_level(101), wanted, SuffixSettings(text, items=600))
     assert (task.tokens == again.tokens).all() and (task.part == again.part).all()
 
 
 def test_too_little_text_is_refused_with_what_there_is(text, tmp_path):
-    with pytest.raises(Refusal, match=r"has \d+ windows of 24 tokens that end so; 200 are needed"):
-        make_task(text, word_level(101), np.array([7]), items=600)
-    with pytest.raises(Refusal, match="80 items are too few: ask for --items 400 or more"):
-        make_task(text, word_level(101), np.array([7]), items=80)
+    with pytest.raises(Refusal, match=r"has \d+ windows of 24 tokens that end in a wanted token; 200 are needed"):
+        make_task(word_level(101), np.array([7]), SuffixSettings(text, items=600))
+    with pytest.raises(Refusal, match="80 items are too few: ask for `items` 400 or more"):
+        SuffixSettings(text, items=80)
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join(text.read_text().splitlines()[:20]))
     wanted = np.arange(0, 101, 2)
     with pytest.raises(Refusal, match=r"gives \d document\(s\) for dev, and 10 are needed"):
-        make_task(few, word_level(101), wanted, items=600)
+        make_task(word_level(101), wanted, SuffixSettings(few, items=600))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -118,19 +126,19 @@ def planted(seed=0, items=2000):
 
 def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
     dataset, task, chosen = planted()
-    data = _probe_all(dataset, task, chosen, 0)
+    data = fit_groups(dataset, task, chosen, 0)
     single = data.single_accuracy.values
     # On train and dev the misleading neuron is the best, so it comes first, to its harm on test.
     assert data.single_dev_accuracy.values.argmax() == 2 and single[2] < 0.05
     assert data.accuracy.sel(kind="mixed", size=1) == single[2]
     dataset = dataset.copy(deep=True)
     dataset["activation"].values[2] = 0
-    data = _probe_all(dataset, task, chosen, 0)
+    data = fit_groups(dataset, task, chosen, 0)
     best = data.single_accuracy.max()
     assert data.accuracy.sel(kind="mixed", size=2) > best + 0.02
     assert data.accuracy_low.sel(kind="mixed", size=2) > best - 0.03
     assert data.single_accuracy.values[:2].min() > 0.8
-    assert data.kind.values.tolist() == list(KINDS)
+    assert data.kind.values.tolist() == list(GROUPS)
     assert data.accuracy.sel(kind="prediction").notnull().sum() == 4
     assert data.accuracy.sel(kind="suppression").notnull().sum() == 2
     assert (data.correct.sel(kind="suppression", size=3) == -1).all()
@@ -143,9 +151,9 @@ def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
 def test_activations_are_those_before_the_last_token(text):
     model = opened("llama")
     net = model.traced._module
-    data = probe_suffix(model, text, net, "7", items=400)
+    data = probe_suffix(model, net, sevens(text))
     wanted = tokens_ending_in(model.tokenizer, "7")
-    task = make_task(text, model.tokenizer, wanted, items=400)
+    task = make_task(model.tokenizer, wanted, sevens(text))
     test = task.part == "test"
     with torch.no_grad():
         logits = net(torch.from_numpy(task.tokens[:, :-1])).logits[:, -1]
@@ -165,8 +173,8 @@ def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
         kept.update(dataset=dataset, task=task, chosen=chosen)
         return dataset
 
-    monkeypatch.setattr("probes.suffix._probe_all", spy)
-    probe_suffix(model, text, net, "7", items=400)
+    monkeypatch.setattr("probes.suffix.fit_groups", spy)
+    probe_suffix(model, net, sevens(text))
     layers, indices = kept["chosen"].layer.values, kept["chosen"]["index"].values
     assert (np.diff(layers) < 0).any() and len(np.unique(layers)) > 1, "in no order of layers"
     seen = []
@@ -180,7 +188,7 @@ def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
     for row, (layer, index) in enumerate(zip(layers, indices, strict=True)):
         expected = seen[layer][:, index]
         np.testing.assert_allclose(kept["dataset"].activation[row], expected, 1e-4, 1e-4)
-    controls = _controls(layers, indices, seen[0].shape[1], 0)
+    controls = draw_controls(layers, indices, seen[0].shape[1], 0)
     places = set(zip(layers.tolist(), indices.tolist(), strict=True))
     for row, (layer, index) in enumerate(zip(layers, controls, strict=True)):
         np.testing.assert_allclose(kept["dataset"].control[row], seen[layer][:, index], 1e-4, 1e-4)
@@ -191,32 +199,32 @@ def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
 def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
     model = opened()
     net = model.traced._module
-    by_suffix = probe_suffix(model, text, net, "7", items=400)
+    by_suffix = probe_suffix(model, net, sevens(text))
     wanted = tokens_ending_in(model.tokenizer, "7")
-    by_tokens = probe_suffix(model, text, net, "7", wanted=wanted, items=400)
+    by_tokens = probe_suffix(model, net, replace(sevens(text), wanted=tuple(wanted)))
     xr.testing.assert_equal(by_suffix, by_tokens)
     with pytest.raises(Refusal, match="there is no tokenizer"):
-        probe_suffix(open_model(tiny("gpt2")), text, net)
+        probe_suffix(open_model(tiny("gpt2")), net, SuffixSettings(text))
 
 
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     model = opened("gpt_neox")
     net = model.traced._module
-    whole = probe_suffix(model, text, net, "7", items=400)
+    whole = probe_suffix(model, net, sevens(text))
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
-    found = probe_suffix(remote, text, net, "7", items=400, batch_tokens=2000)
+    found = probe_suffix(remote, net, sevens(text), RunOptions(batch_tokens=2000))
     xr.testing.assert_allclose(whole, found, atol=0.02)
 
     def stop(done, _total):
         if done > 200:
             raise KeyboardInterrupt
 
-    options = {"items": 400, "out": tmp_path / "seven.nc", "batch_tokens": 1000}
+    options = RunOptions(out=tmp_path / "seven.nc", batch_tokens=1000)
     with pytest.raises(KeyboardInterrupt):
-        probe_suffix(model, text, net, "7", progress=stop, **options)
+        probe_suffix(model, net, sevens(text), replace(options, progress=stop))
     assert netcdf.load(tmp_path / "seven.partial.nc").sequences_done > 200
-    resumed = probe_suffix(model, text, net, "7", **options)
+    resumed = probe_suffix(model, net, sevens(text), options)
     xr.testing.assert_equal(resumed, netcdf.load(tmp_path / "seven.nc"))
     xr.testing.assert_allclose(whole, resumed, atol=0.02)
-    xr.testing.assert_equal(resumed, probe_suffix(model, text, net, "7", **options))
+    xr.testing.assert_equal(resumed, probe_suffix(model, net, sevens(text), options))
     assert [file.name for file in tmp_path.iterdir()] == ["seven.nc"]

@@ -11,11 +11,13 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer, word_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from probes.pairs import _from_row, read
-from probes.wic import _probe_all, align, probe_wic
+from probes.pairs import _from_row, read_pairs
+from probes.settings import WicSettings
+from probes.wic import align, fit_depths, probe_wic
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
 
 
 def rows(count, seed=0, longest=12):
@@ -50,7 +52,7 @@ def model():
 
 
 def test_a_sense_that_is_there_is_found_and_shuffled_labels_are_at_chance(model, wic):
-    data = probe_wic(model, wic)
+    data = probe_wic(model, WicSettings(wic))
     assert data.accuracy.dims == ("probe", "depth") and data.sizes["depth"] == 5
     accuracy = data.accuracy.sel(depth=0)
     assert accuracy.sel(probe="pair") > 0.95 and accuracy.sel(probe="threshold") > 0.9
@@ -74,7 +76,7 @@ def test_a_direction_planted_in_one_depth_is_found_there():
         {"state": (("depth", "feature", "sentence"), states)},
         coords={"depth": range(3), "feature": range(16), "sentence": range(1600)},
     )
-    data = _probe_all(dataset, parts, pairs, 0)
+    data = fit_depths(dataset, parts, pairs, 0)
     accuracy = data.accuracy.sel(probe="pair").values
     assert accuracy[1] > 0.85 and abs(accuracy[[0, 2]] - 0.5).max() < 0.1
 
@@ -86,11 +88,11 @@ def test_states_are_those_of_the_word_in_the_sentence_alone(model, wic, monkeypa
         kept.update(dataset=dataset)
         return dataset
 
-    monkeypatch.setattr("probes.wic._probe_all", spy)
+    monkeypatch.setattr("probes.wic.fit_depths", spy)
     net = model.traced._module
-    pairs = [pair for part in read(wic).values() for pair in part]
+    pairs = [pair for part in read_pairs(wic).values() for pair in part]
     for batch_tokens in (1, 400):
-        probe_wic(model, wic, batch_tokens=batch_tokens)
+        probe_wic(model, WicSettings(wic), RunOptions(batch_tokens=batch_tokens))
         states = kept["dataset"].state
         order = states.sentence.values
         assert (np.diff(order) < 0).any(), "sorted by length"
@@ -112,7 +114,7 @@ def test_states_of_the_test_part_choose_nothing():
 
     def probed(values):
         dims = ("depth", "feature", "sentence")
-        return _probe_all(xr.Dataset({"state": (dims, values)}).assign_coords(
+        return fit_depths(xr.Dataset({"state": (dims, values)}).assign_coords(
             depth=[0], feature=range(8), sentence=range(800)), parts, pairs, 0)  # fmt: skip
 
     moved = states.copy()
@@ -124,7 +126,7 @@ def test_states_of_the_test_part_choose_nothing():
 
 def test_on_a_server_it_is_the_same(model, wic):
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
-    xr.testing.assert_equal(probe_wic(remote, wic), probe_wic(model, wic))
+    xr.testing.assert_equal(probe_wic(remote, WicSettings(wic)), probe_wic(model, WicSettings(wic)))
 
 
 def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
@@ -135,12 +137,12 @@ def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        probe_wic(model, wic, out=out, progress=stop, batch_tokens=100)
+        probe_wic(model, settings, replace(options, progress=stop))
     assert netcdf.load(out.with_name("wic.partial.nc")).sequences_done > 300
-    data = probe_wic(model, wic, out=out, batch_tokens=100)
+    data = probe_wic(model, settings, options)
     assert [file.name for file in out.parent.iterdir()] == ["wic.nc"]
-    xr.testing.assert_equal(data, probe_wic(model, wic))
-    xr.testing.assert_equal(data, probe_wic(model, wic, out=out, batch_tokens=100))
+    xr.testing.assert_equal(data, probe_wic(model, WicSettings(wic)))
+    xr.testing.assert_equal(data, probe_wic(model, settings, options))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_a_words_tokens_are_those_that_cover_it(sentence, word):
 
 
 def test_lines_of_json_are_read_like_the_published_files(wic, tmp_path):
-    published = read(wic)
+    published = read_pairs(wic)
     other = tmp_path / "json"
     other.mkdir()
     for part, pairs in published.items():
@@ -174,14 +176,14 @@ def test_lines_of_json_are_read_like_the_published_files(wic, tmp_path):
                 row |= {f"sentence{side}": sentence, f"start{side}": span[0], f"end{side}": span[1]}
             found.append(json.dumps(row))
         (other / f"{'val' if part == 'dev' else part}.jsonl").write_text("\n".join(found))
-    assert read(other) == published
+    assert read_pairs(other) == published
 
 
 def test_a_data_set_like_superglues_is_read(monkeypatch):
     row = {"word": "run", "sentence1": "They run", "sentence2": "It runs well", "label": 1}
     data = {"train": [row, row | {"label": 0}] * 150, "validation": [row, row | {"label": 0}] * 20}
     monkeypatch.setattr("probes.pairs.load_dataset", lambda _name, _config, split: data[split])
-    found = read("super_glue:wic")
+    found = read_pairs("super_glue:wic")
     assert [len(found[part]) for part in ("train", "dev", "test")] == [270, 30, 40]
     assert found["test"][0].spans == ((5, 8), (3, 7))
 
@@ -191,7 +193,7 @@ def test_what_is_around_a_word_is_not_of_it(wic):
     lines = path.read_text().splitlines()
     lines[0] = "w1\tN\t0-1\t(w1), w5\tw6 w2."
     path.write_text("\n".join(lines) + "\n")
-    pair = read(wic)["test"][0]
+    pair = read_pairs(wic)["test"][0]
     assert [s[a:b] for s, (a, b) in zip(pair.sentences, pair.spans, strict=True)] == ["w1", "w2"]
 
 
@@ -240,26 +242,26 @@ def test_a_line_that_cannot_be_used_is_named(wic, case):
     name, change, message = BAD[case]
     (wic / name).write_text(change((wic / name).read_text()))
     with pytest.raises(Refusal, match=message):
-        read(wic)
+        read_pairs(wic)
 
 
 def test_what_is_not_there_is_refused(model, wic, tmp_path):
     with pytest.raises(Refusal, match="there is no directory"):
-        read(Path("nowhere"))
+        read_pairs(Path("nowhere"))
     (wic / "dev.gold.txt").unlink()
     with pytest.raises(Refusal, match=r"has dev\.data\.txt but no dev\.gold\.txt"):
-        read(wic)
+        read_pairs(wic)
     (tmp_path / "few").mkdir()
     for part in ("train", "dev", "test"):
         line = json.dumps({"word": "a", "sentence1": "a b", "sentence2": "bcd c", "label": True})
         (tmp_path / "few" / f"{part}.jsonl").write_text(line)
     with pytest.raises(Refusal, match="'a' is not in 'bcd c'"):
-        read(tmp_path / "few")
+        read_pairs(tmp_path / "few")
 
 
 def test_a_tokenizer_without_offsets_is_refused(wic):
     with pytest.raises(Refusal, match="has no offsets"):
-        probe_wic(open_model(tiny("llama")), wic)
+        probe_wic(open_model(tiny("llama")), WicSettings(wic))
 
 
 def test_pairs_that_do_not_fit_are_counted_and_too_many_are_refused(wic):
@@ -277,7 +279,7 @@ def test_pairs_that_do_not_fit_are_counted_and_too_many_are_refused(wic):
     lines = path.read_text().splitlines()
     lines[:3] = [f"{line} w5 w6 w7" for line in lines[:3]]
     path.write_text("\n".join(lines))
-    assert probe_wic(model, wic).train_pairs == "197 of 200"
+    assert probe_wic(model, WicSettings(wic)).train_pairs == "197 of 200"
     path.write_text("\n".join(f"{line} w5 w6 w7" for line in lines))
     with pytest.raises(Refusal, match="in 200 of 360 pairs"):
-        probe_wic(model, wic)
+        probe_wic(model, WicSettings(wic))

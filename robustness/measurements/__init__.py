@@ -2,7 +2,7 @@
 
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.measurements.observation import observe
-from robustness.measurements.prediction_neurons import neurons
+from robustness.measurements.prediction_neurons import NeuronSettings, neurons
 from robustness.measurements.requirements import unfit
 
-__all__ = ["MEASUREMENTS", "Measurement", "local_attention", "neurons", "observe", "unfit"]
+__all__ = ["MEASUREMENTS", "Measurement", "NeuronSettings", "local_attention", "neurons", "observe", "unfit"]

@@ -6,6 +6,7 @@ kurtosis and positive skew, a *prediction* neuron; far below, negative skew, a *
 two broad groups of tokens give high variance, a *partition* neuron.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from torch.nn import Module
 
 from robustness.errors import Refusal
 from robustness.files import resumable
-from robustness.files.labels import blank_dataset, layer_coords
-from robustness.files.metrics import Metric
+from robustness.files.labels import blank_dataset
+from robustness.files.labels import layer_coords
 from robustness.files.provenance import file_attributes
+from robustness.files.metrics import Metric
 from robustness.models.output_weights import Weights, open_weights
 from robustness.models.weight_processing import (
     centre_reading,
@@ -27,17 +29,18 @@ from robustness.models.weight_processing import (
     centre_writing,
     fold_norm,
 )
+from robustness.runs.settings import RunOptions
 
 KURTOSIS = 10.0
-"""Above it, a neuron is for prediction or for suppression."""
+"""Kurtosis above which a neuron is a prediction or a suppression neuron."""
 
 VARIANCE = 0.005
-"""Above it, a neuron is for partition."""
+"""Variance above which a neuron is a partition neuron."""
 
 CLASSES = ("prediction", "suppression", "partition")
 
-PIECE = 1 << 18
-"""Cosines at once: what stays in a processor's cache."""
+COSINES_AT_ONCE = 1 << 18
+"""Number of cosines that are computed together: what stays in a processor's cache."""
 
 MOMENTS = (
     Metric("cosine_mean", "1", "mean over tokens of the cosine with the unembedding"),
@@ -47,18 +50,25 @@ MOMENTS = (
 )
 
 
+@dataclass(frozen=True)
+class NeuronSettings:
+    """Settings of the measurement of neurons."""
+
+    real_vocabulary: bool = False
+    """Whether rows of the unembedding that no token has, which pad it, are left out."""
+    kurtosis: float = KURTOSIS
+    """Kurtosis above which a neuron is a prediction or a suppression neuron."""
+    variance: float = VARIANCE
+    """Variance above which a neuron is a partition neuron."""
+
+
 def neurons(
     source: str | Path | Module,
+    settings: NeuronSettings | None = None,
+    options: RunOptions | None = None,
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    real_vocabulary: bool = False,
-    kurtosis: float = KURTOSIS,
-    variance: float = VARIANCE,
-    out: str | Path | None = None,
-    fresh: bool = False,
-    command: str = "",
-    progress: Any = None,
 ) -> xr.Dataset:
     """Measure how every MLP neuron writes to the vocabulary.
 
@@ -70,22 +80,14 @@ def neurons(
     ----------
     source : str, path or Module
         As `open_model` takes it.
+    settings : NeuronSettings, optional
+        Which tokens count, and the thresholds of the classes.
+    options : RunOptions, optional
+        `out` is the file. `progress` is called with the number of layers that are done.
     revision : str, optional
         Branch, tag or commit on the hub.
     trust_remote_code : bool
         Whether code that comes with a checkpoint may be run.
-    real_vocabulary : bool
-        Whether rows of the unembedding that no token has, which pad it, are left out.
-    kurtosis, variance : float
-        Thresholds of the classes.
-    out : str or path, optional
-        The file.
-    fresh : bool
-        Whether a file that is there is replaced.
-    command : str
-        The command line, for the record.
-    progress : callable, optional
-        Told how many layers are done, and how many there are.
 
     Returns
     -------
@@ -100,54 +102,60 @@ def neurons(
     Refusal
         If there is no such model, its parts are not found, or `out` holds another measurement.
     """
+    settings, options = settings or NeuronSettings(), options or RunOptions()
     weights = open_weights(source, revision, trust_remote_code)
-    rows = weights.tokens if real_vocabulary else None
-    if real_vocabulary and rows is None:
+    rows = weights.tokens if settings.real_vocabulary else None
+    if settings.real_vocabulary and rows is None:
         raise Refusal(f"{weights.identity['model']} has no tokenizer to tell which tokens are real")
-    settings = {
+    with resumable.Run(
+        _blank(weights, settings, options.command),
+        path=options.out,
+        fresh=options.fresh,
+        complete=lambda dataset, _: _with_shares(dataset, settings),
+    ) as run:
+        unembedding = _unit(processed_unembedding(weights, rows))
+        for layer in range(run.done, weights.layers):
+            options.show(layer, weights.layers)
+            measured = moments(_unit(processed_output(weights, layer)), unembedding).numpy()
+            values = {}
+            for metric, moment in zip(MOMENTS, measured, strict=True):
+                values[metric.name] = moment[:, None]
+            run.add(slice(layer, layer + 1), values)
+        options.show(weights.layers, weights.layers)
+        return run.finish()
+
+
+def _blank(weights: Weights, settings: NeuronSettings, command: str) -> xr.Dataset:
+    """Return the dataset that is filled layer by layer."""
+    described: dict[str, Any] = {
         **weights.identity,
         "measurement": "neurons",
         "processing": "folded, centred" if weights.centres else "folded, unembedding centred",
-        "vocabulary": "real tokens" if real_vocabulary else "all rows of the unembedding",
+        "vocabulary": (
+            "real tokens" if settings.real_vocabulary else "all rows of the unembedding"
+        ),
         "gated": int(weights.gated),
-        "kurtosis_threshold": kurtosis,
-        "variance_threshold": variance,
+        "kurtosis_threshold": settings.kurtosis,
+        "variance_threshold": settings.variance,
         "sequences": weights.layers,
     }
     coords = {**layer_coords(weights.layers), "neuron": np.arange(weights.neurons)}
+    variables = {metric.name: (metric, ("neuron", "layer")) for metric in MOMENTS}
+    return blank_dataset(variables, coords, file_attributes(described, command), np.float64)
 
-    def complete(dataset: xr.Dataset, _: Any) -> xr.Dataset:
-        members = classify(dataset, kurtosis=kurtosis, variance=variance)
-        attrs = {"units": "1", "long_name": "share of neurons"}
-        found = dataset.assign(share=members.mean("neuron").assign_attrs(attrs))
-        return found.transpose(..., "layer", "neuron")
 
-    run = resumable.Run(
-        blank_dataset(
-            {metric.name: (metric, ("neuron", "layer")) for metric in MOMENTS},
-            coords,
-            file_attributes(settings, command),
-            np.float64,
-        ),
-        path=None if out is None else Path(out),
-        fresh=fresh,
-        complete=complete,
-    )
-    with run:
-        unembedding = _unit(processed_unembedding(weights, rows))
-        for layer in range(run.done, weights.layers):
-            if progress is not None:
-                progress(layer, weights.layers)
-            written = weights.down(layer)
-            if weights.centres:
-                written, _ = centre_writing(written.T)
-                written = written.T
-            found = moments(_unit(written), unembedding)
-            values = {m.name: v[:, None] for m, v in zip(MOMENTS, found.numpy(), strict=True)}
-            run.add(slice(layer, layer + 1), values)
-        if progress is not None:
-            progress(weights.layers, weights.layers)
-        return run.finish()
+def _with_shares(dataset: xr.Dataset, settings: NeuronSettings) -> xr.Dataset:
+    """Add the share of neurons of every class."""
+    members = classify(dataset, kurtosis=settings.kurtosis, variance=settings.variance)
+    attrs = {"units": "1", "long_name": "share of neurons"}
+    complete = dataset.assign(share=members.mean("neuron").assign_attrs(attrs))
+    return complete.transpose(..., "layer", "neuron")
+
+
+def processed_output(weights: Weights, layer: int) -> Tensor:
+    """Return what a layer's neurons write, (neuron, width), centred where the norm centres."""
+    written = weights.down(layer)
+    return centre_writing(written.T)[0].T if weights.centres else written
 
 
 def processed_unembedding(weights: Weights, rows: int | None = None) -> Tensor:
@@ -174,9 +182,9 @@ def moments(written: Tensor, unembedding: Tensor) -> Tensor:
     """
     unembedding = unembedding[~unembedding.isnan().any(1)]
     sums = torch.zeros(4, len(written), dtype=torch.float64)
-    strip = max(1, PIECE // len(written))
-    for part in unembedding.split(strip):
-        cosines = (written @ part.T).double()
+    strip = max(1, COSINES_AT_ONCE // len(written))
+    for rows in unembedding.split(strip):
+        cosines = (written @ rows.T).double()
         squares = cosines.square()
         sums[0] += cosines.sum(1)
         sums[1] += squares.sum(1)
