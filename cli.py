@@ -979,8 +979,9 @@ def _observe(
                 run(model, corpus, traced, asked)
         yield from (directory / f"{measurement}.nc" for measurement in traced)
     if "neurons" in measurements:
-        from robustness.measurements.prediction_neurons import neurons
+        from robustness.measurements.prediction_neurons import NeuronSettings, neurons
         from robustness.models.checkpoint import resolve
+        from robustness.runs.settings import RunOptions
 
         _hush()
         directory = directory or OUTPUTS / resolve(name)[0].rpartition("/")[2]
@@ -988,13 +989,10 @@ def _observe(
             with _progress(None, quiet=options["quiet"], unit="layer") as progress:
                 neurons(
                     name,
+                    NeuronSettings(options["real_vocabulary"], options["kurtosis"]),
+                    RunOptions(out=directory / "neurons.nc", progress=progress, **common),
                     revision=options["revision"],
                     trust_remote_code=options["trust_remote_code"],
-                    real_vocabulary=options["real_vocabulary"],
-                    kurtosis=options["kurtosis"],
-                    out=directory / "neurons.nc",
-                    progress=progress,
-                    **common,
                 )
         except (InUse, OtherSettings, Unwritable):
             raise
@@ -1006,9 +1004,12 @@ def _observe(
 
 def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     """Open the model, fit the probes of a task, and return the path of their file."""
+    from probes.settings import SubjoinerSettings, SuffixSettings, WicSettings
     from probes.subjoiner import probe_subjoiner
     from probes.suffix import probe_suffix
     from probes.wic import probe_wic
+    from robustness.models.settings import ModelSettings
+    from robustness.runs.settings import RunOptions
 
     stem = task if options["suffix"] == "ing" else f"suffix-{options['suffix'].strip()}"
     if task != "ing" and options["suffix"] != "ing":
@@ -1022,25 +1023,26 @@ def _probe(name: str, task: str, options: dict[str, Any]) -> Path:
     model = _open(name, options)
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / f"{stem}.nc"
     items = {} if options["items"] is None else {"items": options["items"]}
-    text = {"field": options["field"], "split": options["split"], **items}
+    text = {key: options[key] for key in ("field", "split", "seed")} | items
     source = options["data"] or ("builtin" if task == "wic" else "builtin-sampled")
     with _progress(None, quiet=options["quiet"], unit="text") as progress:
-        common: dict[str, Any] = {
-            "seed": options["seed"],
-            "batch_tokens": options["batch_tokens"],
-            "out": out,
-            "fresh": not options["resume"],
-            "command": command_line(),
-            "progress": progress,
-            "tell": partial(_tell, options=options),
-        }
+        asked = RunOptions(
+            batch_tokens=options["batch_tokens"],
+            out=out,
+            fresh=not options["resume"],
+            command=command_line(),
+            progress=progress,
+            tell=partial(_tell, options=options),
+        )
         if task == "wic":
-            probe_wic(model, source, **common)
+            probe_wic(model, WicSettings(source, options["seed"]), asked)
         elif task == "ing":
-            text |= {key: options[key] for key in ("revision", "trust_remote_code")}
-            probe_suffix(model, source, name, options["suffix"], **text, **common)
+            loading = {key: options[key] for key in ("revision", "trust_remote_code")}
+            suffix = SuffixSettings(source, suffix=options["suffix"], **text)
+            probe_suffix(model, ModelSettings(name, **loading), suffix, asked)
         else:
-            probe_subjoiner(model, source, pieces=options["pieces"], **text, **common)
+            settings = SubjoinerSettings(source, pieces=options["pieces"], **text)
+            probe_subjoiner(model, settings, asked)
     return Path(out)
 
 

@@ -58,7 +58,7 @@ def choose_neurons(
         shifts[layer] = (processed_output(weights, layer) @ direction).numpy()
     shifts[~candidates] = 0
     order: NDArray[np.int64] = np.argsort(-np.abs(shifts).ravel(), kind="stable")
-    layers, indices = np.divmod(order[: min(count, int(candidates.sum()))], shifts.shape[1])
+    layers, indices = np.divmod(order[: min(count, int(candidates.sum()))], weights.neurons)
     written = []
     for layer, index in zip(layers.tolist(), indices.tolist(), strict=True):
         written.append(processed_output(weights, layer)[index])

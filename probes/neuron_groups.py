@@ -83,9 +83,7 @@ def _members(chosen: xr.Dataset) -> dict[str, list[int]]:
 def _joined(groups: list[xr.Dataset]) -> xr.Dataset:
     """Join groups of different sizes; what a smaller one lacks is NaN, or -1 where it is whole."""
     missing = {name: np.nan for name in groups[0].data_vars}
-    return xr.concat(
-        groups, "kind", join="outer", fill_value=missing | {"correct": np.int8(-1)}
-    )
+    return xr.concat(groups, "kind", join="outer", fill_value=missing | {"correct": np.int8(-1)})
 
 
 def _answers(activations: xr.Dataset, task: Task) -> list[Probe]:

@@ -17,11 +17,9 @@ from probes.classifier import interval_of_difference
 from probes.settings import SubjoinerSettings
 from probes.words_in_pieces import INPUT_TOKENS, Inputs, make_inputs
 from robustness.files import resumable
-from robustness.files.labels import blank_dataset
-from robustness.files.labels import layer_coords
-from robustness.files.provenance import file_attributes
-from robustness.files.provenance import value_digest
+from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
@@ -91,9 +89,7 @@ def probe_subjoiner(
     return fill(run, model, texts, Reading(last_row, needs=("pattern",)), options)
 
 
-def _blank(
-    model: Model, inputs: Inputs, settings: SubjoinerSettings, command: str
-) -> xr.Dataset:
+def _blank(model: Model, inputs: Inputs, settings: SubjoinerSettings, command: str) -> xr.Dataset:
     """Return the dataset that attention weights fill."""
     described = {
         **model.identity,

@@ -23,9 +23,8 @@ from probes.windows import SHARES, WINDOW_TOKENS, Task, make_task, tokens_ending
 from robustness.errors import Refusal
 from robustness.files import resumable
 from robustness.files.labels import blank_dataset
-from robustness.files.provenance import file_attributes
-from robustness.files.provenance import value_digest
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.prediction_neurons import neurons
 from robustness.measurements.short_texts import ShortTexts, fill
@@ -160,9 +159,7 @@ def _read_weights(weights: ModelSettings | Module) -> tuple[Any, xr.Dataset]:
     return open_weights(weights.source, revision, trusted), moments
 
 
-def _by_layer(
-    index: NDArray[np.int64], layer: NDArray[np.int64], layers: int
-) -> list[Tensor]:
+def _by_layer(index: NDArray[np.int64], layer: NDArray[np.int64], layers: int) -> list[Tensor]:
     """Return the neurons of every layer, in the order in which they are captured."""
     rank = np.argsort(layer, kind="stable")
     return [torch.from_numpy(index[rank][layer[rank] == at]) for at in range(layers)]

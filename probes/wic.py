@@ -20,9 +20,8 @@ from probes.settings import WicSettings
 from robustness.errors import Refusal
 from robustness.files import resumable
 from robustness.files.labels import blank_dataset
-from robustness.files.provenance import file_attributes
-from robustness.files.provenance import value_digest
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
@@ -48,9 +47,7 @@ MOST_UNALIGNED = 0.05
 """Largest share of pairs that may be left out because their word's tokens were not found."""
 
 
-def align(
-    sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None
-) -> Aligned | None:
+def align(sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None) -> Aligned | None:
     """Return a sentence's tokens, BOS first, and which of them are of the word.
 
     A token is of the word if it covers one of its characters. None if no token is, or the sentence
@@ -141,7 +138,11 @@ def _read_sentences(model: Model, settings: WicSettings) -> _Sentences:
     tokenizer = model.tokenizer
     if tokenizer is None or not tokenizer.is_fast:
         raise Refusal(f"the tokenizer of {model.name} has no offsets, to find a word's tokens by")
-    pairs, parts, sides, counts, total = [], [], [], {}, 0
+    pairs: list[Pair] = []
+    parts: list[str] = []
+    sides: list[Aligned] = []
+    counts: dict[str, str] = {}
+    total = 0
     for part, of_part in read_pairs(settings.source).items():
         total += len(of_part)
         before = len(pairs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from probes.settings import SubjoinerSettings, SuffixSettings, WicSettings
 from probes.subjoiner import probe_subjoiner
 from probes.suffix import probe_suffix
 from probes.wic import probe_wic
@@ -23,6 +24,7 @@ from robustness.measurements.prediction_neurons import neurons
 from robustness.measurements.requirements import unfit
 from robustness.models import checkpoint
 from robustness.models.model import Model
+from robustness.models.settings import ModelSettings
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import intervention
 from robustness.sweeps import sweep
@@ -327,28 +329,21 @@ def _observe(task: Task, group: Sequence[Source], progress: Any) -> None:
 
 
 def _neurons(task: Task, group: Sequence[Source], progress: Any) -> None:
-    common = task.common(progress)
-    for name in ("batch_tokens", "tell"):
-        common.pop(name)
-    neurons(task.name, out=task.path(group[0]), **task.inputs.loading, **common)
+    options = RunOptions(out=task.path(group[0]), **task.common(progress))
+    neurons(task.name, options=options, **task.inputs.loading)
 
 
 def _probe(task: Task, group: Sequence[Source], progress: Any) -> None:
     (source,) = group
-    common = {**task.common(progress), "seed": task.inputs.seed, "out": task.path(source)}
+    inputs, options = task.inputs, RunOptions(out=task.path(source), **task.common(progress))
     if source == WIC:
-        probe_wic(task.inputs.model, task.inputs.pairs, **common)
+        probe_wic(inputs.model, WicSettings(inputs.pairs, inputs.seed), options)
     elif source == SUFFIX:
-        probe_suffix(
-            task.inputs.model,
-            task.inputs.text,
-            task.name,
-            **task.inputs.reading,
-            **task.inputs.loading,
-            **common,
-        )
+        suffix = SuffixSettings(inputs.text, seed=inputs.seed, **inputs.reading)
+        probe_suffix(inputs.model, ModelSettings(task.name, **inputs.loading), suffix, options)
     elif source == SUBJOINER:
-        probe_subjoiner(task.inputs.model, task.inputs.text, **task.inputs.reading, **common)
+        subjoiner = SubjoinerSettings(inputs.text, seed=inputs.seed, **inputs.reading)
+        probe_subjoiner(inputs.model, subjoiner, options)
 
 
 def _tasks(task: Task, group: Sequence[Source], progress: Any) -> None:

@@ -217,7 +217,7 @@ REFUSALS = {
     ),
     "few positives": (
         ("probe", "MODEL", "ing", "--suffix", "x", "--data", "DATA"),
-        "windows of 24 tokens that end so; 200 are needed",
+        "windows of 24 tokens that end in a wanted token; 200 are needed",
     ),
     "few words": (
         ("probe", "MODEL", "subjoiner", "--data", "DATA"),

@@ -117,9 +117,7 @@ def test_a_head_made_by_hand_is_found_and_no_other(text):
 
 
 def test_of_heads_that_look_at_no_pieces_hardly_one_is_found(text):
-    data = probe_subjoiner(
-        by_hand(strength=0), SubjoinerSettings(text, pieces=pieces(), items=100)
-    )
+    data = probe_subjoiner(by_hand(strength=0), SubjoinerSettings(text, pieces=pieces(), items=100))
     assert data.found.sum() == 0
     assert (abs(data.score) < 0.01).all()
 

@@ -131,6 +131,7 @@ def test_on_a_server_it_is_the_same(model, wic):
 
 def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
     out = tmp_path / "out" / "wic.nc"
+    settings, options = WicSettings(wic), RunOptions(out=out, batch_tokens=100)
 
     def stop(done, _total):
         if done > 300:

@@ -5,4 +5,12 @@ from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import NeuronSettings, neurons
 from robustness.measurements.requirements import unfit
 
-__all__ = ["MEASUREMENTS", "Measurement", "NeuronSettings", "local_attention", "neurons", "observe", "unfit"]
+__all__ = [
+    "MEASUREMENTS",
+    "Measurement",
+    "NeuronSettings",
+    "local_attention",
+    "neurons",
+    "observe",
+    "unfit",
+]

@@ -18,10 +18,9 @@ from torch.nn import Module
 
 from robustness.errors import Refusal
 from robustness.files import resumable
-from robustness.files.labels import blank_dataset
-from robustness.files.labels import layer_coords
-from robustness.files.provenance import file_attributes
+from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import Metric
+from robustness.files.provenance import file_attributes
 from robustness.models.output_weights import Weights, open_weights
 from robustness.models.weight_processing import (
     centre_reading,
