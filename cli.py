@@ -536,7 +536,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
     from recipes.judging.compare import compare as run
     from recipes.report.page import check_places
     from recipes.report.page import report as write
-    from recipes.views.tables import table
+    from recipes.views import as_text, table
     from robustness.files import ownership
     from robustness.files.netcdf import save_with_lock
 
@@ -558,7 +558,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None, quie
             command=command_line(),
             progress=progress,
         )
-    say(table(dataset))
+    say(as_text(table(dataset)))
     say(f"\nnumbers: {out}\nreport:  {page}")
 
 
@@ -665,10 +665,10 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     stages show outputs/builtin/sweep.nc --minus drop
     stages show outputs/builtin/sweep.nc --minus outputs/builtin-parallel/sweep.nc --bootstrap
     """
-    from recipes.views.tables import table
+    from recipes.views import as_text, table
 
     with reading(str(file), AGAIN):
-        text = table(_less(file, minus), by_bootstrap=bootstrap)
+        text = as_text(table(_less(file, minus), by_bootstrap=bootstrap))
     say(text)
 
 
@@ -683,7 +683,7 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
     stages plot outputs/builtin/sweep.nc --out sweep.svg
     stages plot outputs/builtin/sweep.nc --minus drop --bootstrap
     """
-    from recipes.views.panels import draw
+    from recipes.views import draw
     from robustness.files import ownership
     from robustness.files.figures import save_figure
 
@@ -717,8 +717,7 @@ def demo(out: Path) -> None:
     \b
     stages demo --out outputs
     """
-    from recipes.views.panels import draw
-    from recipes.views.tables import table
+    from recipes.views import as_text, draw, table
     from robustness.files import ownership
     from robustness.files.figures import save_figure
     from robustness.files.netcdf import load
@@ -731,7 +730,7 @@ def demo(out: Path) -> None:
     path = directory / "sweep.nc"
     dataset = load(path)
     figure = save_figure(draw(dataset), path.with_suffix(".png"))
-    say(table(dataset))
+    say(as_text(table(dataset)))
     say(f"\nnumbers: {path}\nfigure:  {figure}\nreport:  {page}")
 
 

@@ -17,7 +17,8 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.statistics.uncertainty import band, bootstrap, drawn, interval
+from robustness.statistics.bootstrap_intervals import bootstrap
+from robustness.statistics.uncertainty import band, drawn, interval
 
 DOCUMENTS = (8, 15, 30)
 SPREADS = {"equal": 0.0, "unequal": 0.8, "very unequal": 1.3}

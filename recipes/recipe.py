@@ -107,7 +107,7 @@ class Picture:
     names: tuple[str, ...]
     """Its numbers: `5a` in the second version of the paper, `v1 3` in the first."""
     draw: str
-    """The function of `recipes.figures.paper` (or `recipes.figures.diagrams`) that draws it."""
+    """Name of the function that draws it, in `recipes.figures.registry`."""
     title: str
     caption: str
     """What is drawn, and how it is to be read."""

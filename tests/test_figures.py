@@ -10,7 +10,7 @@ from planted import plant
 from recipes.evidence.files import Absent, Files
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
-from recipes.figures.paper import DIAGRAMS, FIGURES, draw
+from recipes.figures import DIAGRAMS, FIGURES, draw
 from recipes.report.page import to_svg
 from robustness.files.netcdf import load, save
 

@@ -7,8 +7,7 @@ from families import LAYERS, tiny
 from tokenizers_for_tests import word_level
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recipes.views.panels import draw
-from recipes.views.tables import table
+from recipes.views import draw, table
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.measurements.prediction_neurons import (

@@ -13,7 +13,7 @@ from planted import plant
 from recipes.evidence.files import Files
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
-from recipes.figures.paper import draw
+from recipes.figures import draw
 from recipes.judging.compare import compare
 from recipes.recipe import SOURCES
 from recipes.report.page import inline, on_white, report, snippet, to_svg

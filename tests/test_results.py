@@ -11,8 +11,7 @@ import xarray as xr
 from families import rebuilt, tiny
 from test_execution import corpus
 
-from recipes.views.panels import draw
-from recipes.views.tables import table
+from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.files.figures import save_figure
@@ -250,21 +249,21 @@ def test_a_write_that_fails_leaves_the_old_file(data, tmp_path, monkeypatch):
 
 
 def test_the_table_shows_means_and_clustered_errors(data):
-    text = table(data)
+    text = as_text(table(data))
     mean, error = data.kl.mean("sequence"), standard_error(data.kl)
     for layer in range(4):
         at = {"intervention": "drop", "layer": layer}
         assert f"{mean.sel(at):.3f} ±{error.sel(at):.3f}" in text
     assert text.splitlines()[-1].split() == ["3", "-", "-", "-", "-", "-", "-"]
     unfinished = data.assign_attrs(sequences_done=3).drop_vars("modal_share")
-    assert "unfinished: 3 of 5 sequences" in table(unfinished)
+    assert "unfinished: 3 of 5 sequences" in as_text(table(unfinished))
     assert "36 tokens of 2 documents, 95 % bands (unfinished: 60%)" in title(unfinished)
     bad = data.copy(deep=True)
     bad.kl[0, 2, 1], bad.nonfinite[0, 2, 1] = np.nan, 4
-    assert "4 predictions had NaN or infinite logits" in table(bad)
-    assert table(bad).split("swap")[0].splitlines()[-3].split()[:2] == ["2", "-"]
+    assert "4 predictions had NaN or infinite logits" in as_text(table(bad))
+    assert as_text(table(bad)).split("swap")[0].splitlines()[-3].split()[:2] == ["2", "-"]
     with pytest.raises(Refusal, match="nothing in the file is shown; it holds: x"):
-        table(xr.Dataset({"x": 1}))
+        as_text(table(xr.Dataset({"x": 1})))
 
 
 def title(data):
@@ -290,7 +289,7 @@ def test_a_figure_has_a_line_for_every_intervention_and_says_its_units(data, tmp
 def test_free_schedules_have_a_table_and_a_figure(gpt2):
     data = sweep(gpt2, corpus(), schedules=[clean(4), swap(clean(4), 0)])
     assert data.schedule.values.tolist() == ["0..3", "1-0-2-3"]
-    assert "1-0-2-3" in table(data)
+    assert "1-0-2-3" in as_text(table(data))
     assert [label.get_text() for label in draw(data).axes[0].get_yticklabels()] == [
         "0..3",
         "1-0-2-3",
@@ -375,7 +374,7 @@ def test_means_over_tokens_weigh_documents_by_their_length(gpt2, tmp_path, lengt
         assert float(found.isel(intervention=0, layer=layer)) == pytest.approx(
             float(torch.cat(kl).mean())
         )
-    lines = table(data)
+    lines = as_text(table(data))
     assert ("by token" in lines) == (lengths is not None)
     if lengths:
         assert abs(found - data.kl.mean("sequence")).max() > 1e-3

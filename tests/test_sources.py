@@ -13,7 +13,7 @@ from planted import plant
 from recipes.evidence.files import Absent, Files
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import RECIPES
-from recipes.figures.paper import draw
+from recipes.figures import draw
 from recipes.judging.verdicts import measure
 from robustness.files.netcdf import load, save
 

@@ -5,8 +5,7 @@ import pytest
 import xarray as xr
 
 from recipes.evidence.stages import SIGNATURES, stages
-from recipes.views.panels import draw
-from recipes.views.tables import table
+from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files.netcdf import load, save
 from robustness.files.provenance import file_attributes
@@ -71,7 +70,7 @@ def test_planted_stages_are_found(tmp_path, starts):
     assert (number == np.searchsorted(starts, np.arange(LAYERS), "right")).all()
     assert (data.boundary_low <= data.boundary).where(data.boundary.notnull(), True).all()
     xr.testing.assert_identical(load(tmp_path / "stages.nc").drop_attrs(), data.drop_attrs())
-    assert f"chosen by the criterion: {len(starts) + 1} segments" in table(data)
+    assert f"chosen by the criterion: {len(starts) + 1} segments" in as_text(table(data))
     assert len(draw(data).axes) == 2
 
 
@@ -79,7 +78,7 @@ def test_on_noise_it_says_that_there_are_none(tmp_path):
     data = stages(directory(tmp_path, (LAYERS + 1,)))
     assert data.attrs["criterion_segments"] == 1
     assert data.boundary.sel(partition="chosen").isnull().all()
-    assert "that is no boundary" in table(data)
+    assert "that is no boundary" in as_text(table(data))
     four = data.sel(partition="four")
     assert four.boundary.notnull().all(), "the paper's number is shown all the same"
     assert (four.boundary_high - four.boundary_low).max() > 2, "but where they are is unknown"
@@ -144,4 +143,4 @@ def test_a_repeat_sweep_alone_gives_no_drop(tmp_path):
     directory(tmp_path, (5,))
     save(load(tmp_path / "sweep.nc").isel(intervention=[1]), tmp_path / "sweep.nc")
     assert "drop_kl" not in stages(tmp_path).signature_name.values
-    assert re.search("swap_kl", table(stages(tmp_path)))
+    assert re.search("swap_kl", as_text(table(stages(tmp_path))))

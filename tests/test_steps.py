@@ -11,8 +11,7 @@ from surgery import ATTENTIONS
 from test_execution import assert_equals_surgery, corpus, reference
 from tokenizers_for_tests import word_level
 
-from recipes.views.panels import draw
-from recipes.views.tables import table
+from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.files.labels import sweep_labels
@@ -268,7 +267,7 @@ def test_a_sweep_over_two_layers_is_resumed_and_some_layers_restrict_both(gpt2, 
     names = ("drop-pair", "swap-pair")
     with pytest.raises(KeyboardInterrupt):
         sweep(gpt2, corpus(), names, progress=stop, **options)
-    assert "layer" in table(netcdf.load(tmp_path / "pairs.partial.nc"))
+    assert "layer" in as_text(table(netcdf.load(tmp_path / "pairs.partial.nc")))
     data = sweep(gpt2, corpus(), names, progress=stop, **options)
     assert done[3] == 2
     xr.testing.assert_identical(data, netcdf.load(path))
@@ -290,7 +289,7 @@ def test_sweeps_over_two_layers_are_heat_maps_and_their_table_the_least_and_most
     # Drawn with the first layer across, and the second upwards.
     mean = data.kl.isel(intervention=0).mean("sequence").transpose("layer_to", "layer")
     np.testing.assert_allclose(shown.filled(np.nan), mean, atol=1e-12)
-    text = table(data)
+    text = as_text(table(data))
     for name, both in (("drop-pair", "two layers"), ("repeat-span", "several layers")):
         assert f"{name}, {both}: all 6 by kl" in text
         assert f"{name}, one layer alone: all 4 by kl" in text
@@ -316,7 +315,7 @@ def test_a_table_of_many_pairs_keeps_to_the_least_and_the_most_changed():
         {**labels.coords, **sequence_coords(np.arange(6))},
         {"measurement": "pairs", "model": "x", "architecture": "X", "context": 8},
     )
-    text = table(data)
+    text = as_text(table(data))
     ranked = sorted(zip(random.mean(1), named, strict=True))
     both = [each for each in ranked if each[1][1] != each[1][2]]
     alone = [each for each in ranked if each not in both]
@@ -338,7 +337,7 @@ def test_sweeps_over_two_layers_are_taken_less_one_another(gpt2):
     shown = np.ma.masked_invalid(np.asarray(image.get_array())).filled(np.nan)
     np.testing.assert_allclose(shown, expected.transpose("layer_to", "layer"), atol=1e-12)
     assert image.norm.vmin == -image.norm.vmax, "zero is in the middle"
-    assert "drop-pair, two layers: all 6 by kl" in table(less), "where both fit"
+    assert "drop-pair, two layers: all 6 by kl" in as_text(table(less)), "where both fit"
 
 
 def test_what_crosses_a_sandboxs_socket_grows_with_what_is_called(gpt2):

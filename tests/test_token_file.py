@@ -9,7 +9,7 @@ import xarray as xr
 from families import LAYERS, rebuilt, tiny
 from test_execution import corpus
 
-from recipes.views.panels import draw
+from recipes.views import draw
 from robustness.errors import Refusal
 from robustness.files import netcdf, ownership
 from robustness.files.netcdf import load

@@ -4,9 +4,9 @@ import xarray as xr
 from scipy import stats
 from working_model import effective_documents_of_matrices
 
+from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import (
     band,
-    bootstrap,
     drawn,
     effective_documents,
     interval,

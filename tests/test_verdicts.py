@@ -13,11 +13,11 @@ from recipes.evidence.files import Absent, Files, side_by_side
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES, choose
 from recipes.experiments.representations import contrast, toeplitz
-from recipes.figures.paper import draw
+from recipes.figures import draw
 from recipes.judging.compare import compare
 from recipes.judging.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
 from recipes.recipe import SOURCES, STAGES, Check
-from recipes.views.tables import table
+from recipes.views import as_text, table
 from robustness.errors import Refusal
 from robustness.files.netcdf import load, save
 
@@ -152,7 +152,7 @@ def test_verdicts_are_saved_with_numbers_and_thresholds(tmp_path):
     kl = load(tmp_path / "sweep.nc").agreement.sel(intervention="drop")
     expected = kl.isel(layer=slice(2, LAYERS - 2)).mean().item()
     assert numbers["value"].values[0] == pytest.approx(expected)
-    shown = table(data)
+    shown = as_text(table(data))
     assert "C1.1" in shown and HOLDS in shown and "the numbers behind them" in shown
 
 
@@ -195,7 +195,7 @@ def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
     assert across.sel(claim_across="C1.6") == OPEN, "all have the same number of layers"
     assert data.corpus.values.tolist() == ["planted"] * 4
     assert re.match(r"0\.7\d* \[0\.7", str(data.numbers.sel(claim="C1.1", model="small").item()))
-    shown = table(data)
+    shown = as_text(table(data))
     assert re.search(r"interior agreement, swap +0\.7", shown) and "claims about several" in shown
 
 

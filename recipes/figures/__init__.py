@@ -1,1 +1,5 @@
-"""The paper's figures."""
+"""The paper's figures, drawn from files alone."""
+
+from recipes.figures.registry import DIAGRAMS, FIGURES, draw
+
+__all__ = ["DIAGRAMS", "FIGURES", "draw"]

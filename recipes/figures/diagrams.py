@@ -1,25 +1,31 @@
 """The paper's two diagrams, drawn from schedules."""
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from __future__ import annotations
 
-from recipes.views.drawing import COLOURS
+from typing import TYPE_CHECKING
+
+from recipes.views import style
+from recipes.views.style import COLOURS
 from robustness.schedules.schedule import Schedule, clean, drop, lowest_block, swap, to_text
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 BLOCKS = 6
+"""Number of blocks of the model that is drawn."""
+
 CHANGED = 2
-"""The block that is dropped, or swapped with the next."""
+"""Index of the block that is dropped, or swapped with the next."""
 
 WIDTH, HEIGHT = 1.5, 0.62
-"""Of a block, where steps are 1 apart."""
+"""Size of a block, where steps are 1 apart."""
 
 
 def schedules() -> Figure:
     """The order in which blocks run: clean, with one dropped, and with two swapped."""
     whole = clean(BLOCKS)
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    figure = style.new_figure(7, 4.6)
     shown = {"clean": whole, "drop": drop(whole, CHANGED), "swap": swap(whole, CHANGED)}
     for axis, (name, schedule) in zip(figure.subplots(1, 3), shown.items(), strict=True):
         _column(axis, 0, schedule)
@@ -30,7 +36,9 @@ def schedules() -> Figure:
 
 def comparisons() -> Figure:
     """Two blocks in the clean run and swapped, and which of their outputs are compared."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    from matplotlib.lines import Line2D
+
+    figure = style.new_figure(8, 4.8)
     axis = figure.subplots()
     left, right, edge = 0.0, 5.0, WIDTH / 2
     low, high = CHANGED, CHANGED + 1
@@ -62,6 +70,8 @@ def _arrow(
     colour: int,
     bend: str = "arc3",
 ) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
     axis.add_patch(
         FancyArrowPatch(
             begin,
@@ -81,6 +91,8 @@ def _column(axis: Axes, x: float, schedule: Schedule) -> None:
     Blocks stand where they stand in the clean run, but for those that are swapped; where one is
     left out there is a gap.
     """
+    from matplotlib.patches import FancyBboxPatch
+
     axis.plot([x, x], [-0.9, BLOCKS - 0.3], color="grey", linewidth=1.2, zorder=0)
     axis.plot([x], [BLOCKS - 0.3], color="grey", marker="^", zorder=0)
     shift = 0

@@ -18,13 +18,13 @@ from recipes.evidence import published
 from recipes.evidence.files import Absent, Files, side_by_side
 from recipes.experiments.catalogue import RECIPES
 from recipes.experiments.hypothesis import bounds
-from recipes.figures.paper import draw
+from recipes.figures import draw
 from recipes.judging.verdicts import CLAIMS, FAILS, HOLDS, OPEN, Number, Verdict, judge, to_dataset
 from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
 from recipes.terminal import printable
-from recipes.views.drawing import COLOURS, LIGHT_ON_DARK, svg_style, with_plain_texts
-from recipes.views.panels import stages_figure
-from recipes.views.tables import comparison_rows
+from recipes.views import comparison as comparison_view
+from recipes.views import stages as stages_view
+from recipes.views.style import COLOURS, LIGHT_ON_DARK, svg_style, with_plain_texts
 from robustness.errors import Unwritable
 from robustness.files import netcdf, ownership
 from robustness.files.atomic import remove_leftovers_with_lock, write_with_lock
@@ -219,7 +219,7 @@ def _render(
     image = Markup("")
     if stages is not None:
         alt = f"Signatures of {models[0].name} over layers, with the boundaries of stages"
-        image = inline(to_svg(stages_figure(stages)), "stages", alt)
+        image = inline(to_svg(stages_view.figure(stages)), "stages", alt)
     return environment.get_template("report.html").render(
         title=", ".join(files.label for files in models),
         models=models,
@@ -242,7 +242,7 @@ def _render(
         classes=CLASSES,
         light_on_dark=LIGHT_ON_DARK,
         published=published.of_model(one) if one else [],
-        comparison=[] if comparison is None else comparison_rows(comparison),
+        comparison=[] if comparison is None else comparison_view.text_rows(comparison),
         matrix=[] if comparison is None else _matrix(comparison),
         attrs=claims.attrs,
         snippets={source.file: snippet(source) for source in SOURCES},

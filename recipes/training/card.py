@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from recipes.views.tables import table
+from recipes.views import as_text, table
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.statistics.uncertainty import standard_error
@@ -125,7 +125,7 @@ def _sweep(data: xr.Dataset) -> list[str]:
         "saw, as every value below: mean ± standard error clustered by document.",
         "",
         "```text",
-        table(data),
+        as_text(table(data)),
         "```",
         "",
     ]

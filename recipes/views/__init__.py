@@ -1,1 +1,17 @@
-"""Files as tables and figures."""
+"""Files as tables and figures: a module for every kind of file, and a row for it in `registry`."""
+
+from recipes.views.layout import as_csv, as_json, as_text
+from recipes.views.registry import draw, table
+from recipes.views.tabular import Column, Table, Tables, plain_table
+
+__all__ = [
+    "Column",
+    "Table",
+    "Tables",
+    "as_csv",
+    "as_json",
+    "as_text",
+    "draw",
+    "plain_table",
+    "table",
+]

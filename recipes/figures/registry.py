@@ -1,0 +1,88 @@
+"""The paper's figures by the names that recipes know them by, drawn from files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from recipes.evidence.files import Absent
+from recipes.figures import (
+    attention,
+    diagrams,
+    probes,
+    residual_stream,
+    signatures,
+    sweeps,
+    tasks,
+)
+from recipes.figures.panels import Models, name_of
+from recipes.recipe import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES: Mapping[str, Callable[..., Figure]] = {
+    function.__name__: function
+    for function in (
+        sweeps.interventions,
+        sweeps.agreement_by_layers,
+        sweeps.changes,
+        sweeps.repetition,
+        signatures.signatures,
+        residual_stream.alignment,
+        residual_stream.norm_ratio,
+        residual_stream.mlp_norm,
+        residual_stream.similarity,
+        residual_stream.lens_entropy,
+        residual_stream.lens_and_neurons,
+        attention.windows,
+        attention.local_attention,
+        attention.subjoiner,
+        probes.word_in_context,
+        probes.suffix_probes,
+        probes.effects,
+        tasks.tasks,
+        tasks.repeated_tasks,
+    )
+}
+"""Functions that draw a figure from the files of one or more models, over relative depth."""
+
+DIAGRAMS: Mapping[str, Callable[[], Figure]] = {
+    "schedules": diagrams.schedules,
+    "comparisons": diagrams.comparisons,
+}
+"""Functions that draw a diagram from schedules."""
+
+
+def draw(picture: Picture, models: Models) -> Figure:
+    """Draw a figure from the files of the models that have what it takes.
+
+    Raises
+    ------
+    Absent
+        If none of them has: the reason is that of the first.
+    """
+    options = dict(picture.options)
+    if not picture.sources:
+        return DIAGRAMS[picture.draw](**options)
+    able = [files for files in models if files.has(*picture.sources)]
+    if not able:
+        missing = (models[0].missing(source) for source in picture.sources)
+        raise Absent(next(reason for reason in missing if reason))
+    if not picture.fewest <= len(able) <= picture.most:
+        raise Absent(f"it is drawn of {picture.fewest} to {picture.most} models")
+    try:
+        figure = FIGURES[picture.draw](able, **options)
+    except KeyError as error:  # a sweep without some readout
+        reason = str(error.args[0]).partition(". ")[0]
+        raise Absent(f"a file that it takes is not whole: {reason}") from error
+    if len(able) == 1:
+        _name_model(figure, name_of(able[0]))
+    return figure
+
+
+def _name_model(figure: Figure, name: str) -> None:
+    """Put a model's name above its figure, unless a panel begins with it."""
+    titles = [axis.get_title() for axis in figure.axes]
+    if not any(title.startswith(name) for title in titles):
+        figure.suptitle(name, fontsize="medium")

@@ -1,0 +1,22 @@
+"""Claims: verdicts on what the paper says, and the numbers behind them. They have no figure."""
+
+from collections.abc import Iterator
+
+import xarray as xr
+
+from recipes.views.sections import Section
+
+
+def sections(dataset: xr.Dataset) -> Iterator[Section]:
+    """Yield the verdict on every claim, and the numbers with their thresholds."""
+    verdicts = {
+        "verdict": dataset["verdict"].astype(str),
+        "what the paper says": dataset["text"].astype(str),
+        "why it cannot be judged": dataset["reason"].astype(str),
+    }
+    yield Section("", "claim", verdicts)
+    numbers = dataset.set_index(check="check_text").rename(check="number")
+    columns = {"claim": numbers["check_claim"].astype(str)}
+    for name in ("value", "low", "high", "least", "most"):
+        columns[name] = numbers[name]
+    yield Section("the numbers behind them", "number", columns)

@@ -1,0 +1,129 @@
+"""What a file is of, in words: the notes above its tables, and the title of its figure."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from recipes.views.readouts import is_difference
+from recipes.views.sections import is_uneven
+from robustness.files.metrics import CLEAN_READOUTS, NONFINITE
+from robustness.files.sequences import mean_over_tokens, measured_sequences
+from robustness.statistics.bootstrap_intervals import bootstrap
+from robustness.statistics.uncertainty import standard_error
+
+FEW = 10
+"""Number of documents below which intervals are too narrow."""
+
+
+def notes(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool) -> Iterator[str]:
+    """Yield what a table is of, how its means are taken, and what speaks against them.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What is measured.
+    planned : int
+        Number of sequences that are to be measured.
+    by_bootstrap : bool
+        Whether means have bootstrap intervals instead of standard errors.
+    """
+    attrs = dataset.attrs
+    dtype = f", {attrs['dtype']}" if "dtype" in attrs else ""
+    text = f" on {attrs['corpus']}" if "corpus" in attrs else ""
+    yield f"{attrs['model']} ({attrs['architecture']}{dtype}){text}"
+    if is_difference(dataset):
+        yield f"{attrs['difference']}: paired differences"
+    if "batch_sequences" in attrs:
+        yield from _notes_on_batches(dataset)
+    if attrs.get("gated"):
+        yield "gated MLPs: the sign of the skew does not tell prediction from suppression"
+    if "sequence" in dataset.dims:
+        yield from _notes_on_sequences(dataset, planned, by_bootstrap=by_bootstrap)
+
+
+def _notes_on_batches(dataset: xr.Dataset) -> Iterator[str]:
+    batches, attrs = dataset.sizes["batch"], dataset.attrs
+    size = attrs["batch_sequences"]
+    yield f"{batches} batches of {size} sequences, context {attrs['context']}"
+    if batches < 3:
+        yield "too few batches for a standard error: use more --tokens"
+
+
+def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool) -> Iterator[str]:
+    sequences, documents = dataset.sizes["sequence"], np.unique(dataset["document"]).size
+    text = f"{counted(sequences, 'sequence')} of {counted(documents, 'document')}"
+    yield f"{text}, context {dataset.attrs['context']}"
+    if sequences < planned:
+        yield f"unfinished: {sequences} of {planned} sequences are measured"
+    yield from _notes_on_clean(dataset, by_bootstrap=by_bootstrap)
+    bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
+    if bad:
+        yield f"{bad} predictions had NaN or infinite logits; values with any of them are -"
+    spread = "± standard error clustered by document"
+    if by_bootstrap:
+        spread = "[95 % bootstrap interval over documents]"
+    yield f"mean {spread}; KL, loss and entropy in nats"
+    if is_uneven(dataset):
+        yield "a mean weighs every document the same; a mean by token weighs every token the same"
+    if 1 < documents < FEW:
+        yield f"with fewer than {FEW} documents, standard errors and intervals are unreliable"
+
+
+def _notes_on_clean(dataset: xr.Dataset, *, by_bootstrap: bool) -> Iterator[str]:
+    """Yield the readouts of the clean model, and again by token where that is different."""
+    names = [metric.name for metric in CLEAN_READOUTS if metric.name in dataset]
+    if not names:
+        return
+    means = (_clean_mean(dataset[name], by_bootstrap=by_bootstrap) for name in names)
+    yield f"clean: {', '.join(means)}"
+    if is_uneven(dataset):
+        by_token = (
+            f"{_short(name)} {float(mean_over_tokens(dataset[name])):.4f}" for name in names
+        )
+        yield f"clean, by token: {', '.join(by_token)}"
+
+
+def _clean_mean(values: xr.DataArray, *, by_bootstrap: bool) -> str:
+    text = f"{_short(str(values.name))} {float(values.mean('sequence', skipna=False)):.3f}"
+    if by_bootstrap:
+        low, high = map(float, bootstrap(values))
+        return text if np.isnan(low) else f"{text} [{low:.3f}, {high:.3f}]"
+    error = float(standard_error(values))
+    return text if np.isnan(error) else f"{text} ±{error:.3f}"
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("clean_")
+
+
+def figure_title(dataset: xr.Dataset) -> str:
+    """Return the title of a file's figure: its model, its text, how much of it, and its bands."""
+    attrs = dataset.attrs
+    text = f"model {attrs.get('model', 'unknown')}"
+    if attrs.get("measurement") == "tasks":
+        return f"{text}, {dataset.sizes['item']:,} items, 95 % bands"
+    if "corpus" not in attrs:
+        return text
+    text += f", text {attrs['corpus']}"
+    if is_difference(dataset):
+        text += f", {attrs['difference']}"
+    if "sequences" not in attrs:
+        return f"{text}, 95 % intervals"
+    done = int(attrs.get("sequences_done", attrs["sequences"]))
+    share = done / attrs["sequences"]
+    amounts, bands = [], ""
+    if "tokens" in attrs:
+        amounts.append(f"{round(attrs['tokens'] * share):,} tokens")
+    if "document" in dataset.coords:
+        documents = np.unique(measured_sequences(dataset)["document"]).size
+        amounts.append(counted(documents, "document"))
+        bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
+        bands = "" if bare or documents == 1 else ", 95 % bands"
+    unfinished = f" (unfinished: {share:.0%})" if share < 1 else ""
+    return f"{text}: {' of '.join(amounts)}{bands}{unfinished}"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things, as in `1 document` and `2 documents`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

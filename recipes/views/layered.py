@@ -1,0 +1,74 @@
+"""Any other file: whatever in it has layers or depths, and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from recipes.views import readouts, style
+from recipes.views.sections import Section, named
+from robustness.errors import Refusal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ABREAST = 3
+"""Maximum number of panels side by side."""
+
+
+def sections(dataset: xr.Dataset) -> Iterator[Section]:
+    """Yield variables by layer, and variables by depth."""
+    for dim in ("layer", "depth"):
+        columns = {}
+        for name, values in named(dataset):
+            if set(values.dims) == {dim, "sequence"}:
+                columns[name] = values
+        if columns:
+            yield Section("", dim, columns)
+
+
+def figure(dataset: xr.Dataset) -> Figure:
+    """Draw every variable with layers or depths, sequences, and at most one dimension more.
+
+    Raises
+    ------
+    Refusal
+        If there is none.
+    """
+    shown = list(_drawable(dataset))
+    if not shown:
+        raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
+    rows, columns = -(-len(shown) // ABREAST), min(len(shown), ABREAST)
+    figure = style.new_figure(max(7.5, 4.6 * columns), 4.2 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat[len(shown) :]:
+        axis.set_axis_off()
+    difference = readouts.is_difference(dataset)
+    for axis, (name, values) in zip(grid.flat, shown, strict=False):
+        _draw(axis, name, values, difference=difference)
+    return figure
+
+
+def _drawable(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
+    for name, values in named(dataset):
+        layered = ("layer" in values.dims) != ("depth" in values.dims)
+        if layered and "sequence" in values.dims and values.ndim <= 3:
+            yield name, values
+
+
+def _draw(axis: Axes, name: str, values: xr.DataArray, *, difference: bool) -> None:
+    along = "depth" if "depth" in values.dims else "layer"
+    others = [str(dim) for dim in values.dims if dim not in (along, "sequence")]
+    if others:
+        style.lines(axis, values, others[0], along)
+        axis.legend(frameon=False, fontsize="small")
+    else:
+        style.lines(axis, values.expand_dims(of=[name]), "of", along)
+    label, unit = f"Δ {name}" if difference else name, values.attrs.get("units", "1")
+    axis.set_ylabel(label if unit == "1" else f"{label} [{unit}]")
+    axis.set_title(name if difference else values.attrs.get("long_name", name), wrap=True)
+    if difference:
+        style.zero_line(axis)

@@ -1,0 +1,92 @@
+"""Stages: the signatures of a model's layers, and where they are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from recipes.views import style
+from recipes.views.sections import Section
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOOKS = {"chosen": ("black", "-", 2.2), "four": (style.COLOURS[2], "--", 1.8)}
+"""Colour, dashes and width of the boundaries of each partition."""
+
+
+def sections(dataset: xr.Dataset) -> Iterator[Section]:
+    """Yield segments with their first layers and mean signatures, a table a partition."""
+    for partition in dataset["partition"].values:
+        here = dataset.sel(partition=partition)
+        segments = here["segment"].values[: _count(here)]
+        firsts = [int((here["stage"] < number).sum()) for number in range(len(segments))]
+        columns = {
+            "first layer": xr.DataArray(firsts, {"segment": segments}, "segment"),
+            "low": _by_segment(here["boundary_low"], segments),
+            "high": _by_segment(here["boundary_high"], segments),
+        }
+        means = here["mean"].isel(segment=slice(0, len(segments)))
+        for name in dataset["signature_name"].values:
+            columns[str(name)] = means.sel(signature_name=name)
+        yield Section(_title(dataset, str(partition), len(segments)), "segment", columns)
+
+
+def _by_segment(boundaries: xr.DataArray, segments: object) -> xr.DataArray:
+    """Return boundaries by the segment that begins there; the first segment has none."""
+    return boundaries.rename(edge="segment").reindex(segment=segments)
+
+
+def _count(partition: xr.Dataset) -> int:
+    """Return the number of segments of a partition."""
+    return int(partition["stage"].max()) + 1
+
+
+def _title(dataset: xr.Dataset, partition: str, count: int) -> str:
+    if partition != "chosen":
+        return f"{partition}: {count} segments"
+    title = f"chosen by the criterion: {count} segment{'s' if count > 1 else ''}"
+    alone = int(dataset.attrs["criterion_segments"]) == 1
+    return f"{title}, that is no boundary" if alone else title
+
+
+def figure(dataset: xr.Dataset) -> Figure:
+    """Draw standardised signatures over layers as a heat map, with both partitions' boundaries."""
+    names = dataset["signature_long_name"].values
+    figure = style.new_figure(10, 1.6 + 0.34 * len(names))
+    axis = figure.subplots()
+    image = axis.imshow(
+        dataset["signature"].values,
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-2.5,
+        vmax=2.5,
+        interpolation="nearest",
+    )
+    axis.set_yticks(range(len(names)), names)
+    for partition in dataset["partition"].values:
+        _draw_boundaries(axis, dataset.sel(partition=partition), str(partition))
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    else:
+        axis.set_title("no boundaries: the signatures are better described without any")
+    style.whole_numbers(axis, "layer")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, label="standard deviations over layers")
+    return figure
+
+
+def _draw_boundaries(axis: Axes, partition: xr.Dataset, name: str) -> None:
+    colour, dashes, width = LOOKS[name]
+    count = _count(partition)
+    for edge in range(count - 1):
+        here = partition.isel(edge=edge)
+        at = float(here["boundary"])
+        low, high = float(here["boundary_low"]), float(here["boundary_high"])
+        label = f"{name} ({count} segments)" if not edge else None
+        # A boundary is between a layer and the one before it.
+        axis.axvline(at - 0.5, color=colour, linestyle=dashes, linewidth=width, label=label)
+        axis.axvspan(low - 0.5, high - 0.5, color=colour, alpha=0.12, linewidth=0)
