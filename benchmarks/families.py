@@ -35,9 +35,9 @@ from test_execution import corpus, reference  # noqa: E402
 from robustness.errors import Refusal, first_line  # noqa: E402
 from robustness.measurements.measurement import MEASUREMENTS  # noqa: E402
 from robustness.measurements.prediction_neurons import neurons  # noqa: E402
-from robustness.models.anatomy import examine  # noqa: E402
-from robustness.models.model import find_paths  # noqa: E402
+from robustness.models.block_structure import examine  # noqa: E402
 from robustness.models.opening import open_model  # noqa: E402
+from robustness.models.structure import find_paths  # noqa: E402
 from robustness.schedules.interventions import schedules  # noqa: E402
 from robustness.schedules.schedule import clean, drop, repeat, swap  # noqa: E402
 from robustness.sweeps import residuals, rewire, sweep  # noqa: E402

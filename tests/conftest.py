@@ -14,6 +14,7 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from robustness.models.facts import Facts
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 
@@ -45,7 +46,7 @@ def model(family: str) -> Model:
 @pytest.fixture
 def strict_model(model: Model) -> Model:
     """The same model, behind a backend that runs traces as a server does."""
-    return replace(model, request={"backend": StrictBackend(model.traced)})
+    return replace(model, request={"backend": StrictBackend(model.traced)}, facts=Facts())
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,10 @@ from robustness.errors import Refusal
 from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import moments, neurons
 from robustness.measurements.requirements import unfit
-from robustness.models.anatomy import examine
-from robustness.models.model import find_paths
+from robustness.models.block_structure import examine
+from robustness.models.facts import Facts
 from robustness.models.opening import open_model
+from robustness.models.structure import find_paths
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean, drop, repeat, swap
@@ -59,7 +60,7 @@ def model(family):
 
 
 def behind_a_server(model):
-    return replace(model, request={"backend": StrictBackend(model.traced)})
+    return replace(model, request={"backend": StrictBackend(model.traced)}, facts=Facts())
 
 
 def test_drop_swap_and_repeat_are_surgery_on_the_plain_model(model, plain):

@@ -141,7 +141,7 @@ def test_numbers_that_half_precision_has_no_room_for_are_not_called_a_model_that
 
     change_weights(saved, enlarge)
     told = refused(saved, dtype="float16")
-    assert "overflows" in told and "use --dtype bfloat16 or float32" in told
+    assert "overflows" in told and "use `dtype` bfloat16 or float32" in told
     assert open_model(saved, dtype="float32").layers == 4
 
 

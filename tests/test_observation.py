@@ -19,7 +19,7 @@ from robustness.files.sequences import measured_sequences
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.measurements.observation import observe
 from robustness.measurements.requirements import unfit
-from robustness.models.anatomy import examine
+from robustness.models.block_structure import examine
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
 from robustness.sweeps import residuals

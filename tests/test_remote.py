@@ -128,7 +128,7 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
         wanted = {name: ((1, 3), (torch.float32,)) for name in ("loss", "hit")}
         run_plan(model, ids, plan, scored, (None, None), scoring.score, wanted)
         received.append(backend.received)
-    assert len(received[0]) == 4, "sweep, anatomy, measurements, scores"
+    assert len(received[0]) == 4, "sweep, structure, measurements, scores"
     assert received[0] == pytest.approx(received[1], rel=0.01)
 
 
@@ -493,7 +493,7 @@ OTHER = {
     "a text more": ("generate", change("result", lambda value: value.expand(2, -1))),
     "another prompt": ("generate", change("result", lambda value: value.flip(1))),
     "tokens without end": ("generate", change("result", lambda value: value.repeat(1, 9))),
-    "an anatomy of text": ("norms", change("factors", lambda value: ["x"] * 4)),
+    "a structure of text": ("norms", change("factors", lambda value: ["x"] * 4)),
     "a model of text": ("open", change("returns", lambda value: "2")),
     "no numbers": ("open", change("dtype", lambda value: "torch.load")),
     "a scale of text": ("open", change("squash", lambda value: {"scale": "1"})),

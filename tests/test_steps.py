@@ -16,8 +16,8 @@ from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.files.labels import sweep_labels
 from robustness.files.sequences import sequence_coords
-from robustness.models import dissection
 from robustness.models.opening import open_model
+from robustness.models.sublayer_calls import check_schedules
 from robustness.reordered.rebuilding import rebuild as rebuild_plain
 from robustness.runs.remote_traffic import of_plan
 from robustness.schedules.interventions import PAIRS
@@ -183,7 +183,8 @@ def test_a_real_run_calls_blocks_and_sublayers_exactly_as_often_as_the_plan_says
     plain = tiny(family)
     names = ("attention-drop", "mlp-drop", "parallel-3", "drop")
     named = sweep_schedules(names, LAYERS)
-    opened = dissection.ready(open_model(plain), list(named.values()))
+    opened = open_model(plain)
+    check_schedules(opened, list(named.values()))
     called = Counter()
 
     def count(part: torch.nn.Module, kind: str) -> None:

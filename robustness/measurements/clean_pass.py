@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 
 from robustness.measurements.measurement import Measurement
-from robustness.models.anatomy import Anatomy, parts
+from robustness.models.block_structure import BlockStructure, named_parts
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.batching import queries
@@ -66,23 +66,21 @@ def predicts(readings: Sequence[LayerReading]) -> bool:
     return "prediction" in needs_of(readings)
 
 
-def trace_parts(model: Model, anatomy: Anatomy, matrix: Matrix | None = None) -> dict[str, Any]:
+def trace_parts(
+    model: Model, structure: BlockStructure, matrix: Matrix | None = None
+) -> dict[str, Any]:
     """Return the modules and facts that `capture.walk` takes as `parts`.
 
     Parameters
     ----------
     model : Model
         An opened model.
-    anatomy : Anatomy
+    structure : BlockStructure
         As `examine` found it.
     matrix : pair of tensors, optional
         What logits are read by, where something reads them.
     """
-    known = parts(model)
-    for name in ("centres", "parallel", "heads", "epsilon"):
-        known[name] = getattr(anatomy, name)
-    if anatomy.factors:
-        known["factors"] = anatomy.factors
+    known = named_parts(model) | structure.known()
     if matrix is not None:
         known["matrix"] = matrix
     return known
@@ -174,7 +172,7 @@ def run_clean(
     states = (model.layers + 1) * tokens.numel() * model.width
     sizes = [states if shapes is None else answer.size(shapes) for shapes in wanted]
     request = model.asking(sum(sizes))
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         taken = nnsight.save(capture.walk(calls, needs, parts, text))
     return _checked(taken, len(tokens), wanted) if model.request else taken
 

@@ -13,7 +13,7 @@ from robustness.files.provenance import file_attributes, value_digest
 from robustness.files.sequences import COUNTED, sequence_coords
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import SMALLEST_GROUP
-from robustness.models.anatomy import Anatomy
+from robustness.models.block_structure import BlockStructure
 from robustness.models.model import Model
 from robustness.text.corpus import Corpus
 
@@ -35,7 +35,7 @@ class Layout:
     """What the files of one call of `observe` have in common."""
 
     model: Model
-    anatomy: Anatomy
+    structure: BlockStructure
     corpus: Corpus
     group: int
     """Number of sequences that are reduced together, by measurements that do so."""
@@ -46,7 +46,7 @@ class Layout:
         """Return the dataset of a measurement, without what the model does not define."""
         variables = {}
         for metric, dims in measurement.variables.items():
-            if not (self.anatomy.parallel and metric.name in measurement.sequential):
+            if not (self.structure.parallel and metric.name in measurement.sequential):
                 variables[metric.name] = (metric, dims)
         coords = self._coords(measurement)
         used = {dim for _, dims in variables.values() for dim in dims}
@@ -63,7 +63,7 @@ class Layout:
         coords = {
             **layer_coords(self.model.layers),
             "depth": np.arange(self.model.layers + 1),
-            **measurement.coords(self.model, self.anatomy),
+            **measurement.coords(self.model, self.structure),
         }
         if measurement.grouped:
             return coords | {"batch": np.arange(len(self.corpus.tokens) // self.group)}
@@ -78,7 +78,7 @@ class Layout:
             "measurement": measurement.name,
             **measurement.settings,
         }
-        partly = self.anatomy.partly
+        partly = self.structure.partly
         lacking = [partly[need] for need in measurement.needs if need in partly]
         if lacking:
             settings["layers_left_out"] = "; ".join(lacking)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustness.files.metrics import Metric
-from robustness.models.anatomy import Anatomy
+from robustness.models.block_structure import BlockStructure
 from robustness.models.model import Model
 from robustness.trace import attention, capture, cka, lens, norms, similarity
 
@@ -47,9 +47,9 @@ class Measurement:
     `finish` reads residual streams with the final norm and the head."""
     final: bool = False
     """Whether the last residual stream is measured too: at depths instead of layers."""
-    coords: Callable[[Model, Anatomy], dict[str, Any]] = lambda model, anatomy: {}
+    coords: Callable[[Model, BlockStructure], dict[str, Any]] = lambda model, structure: {}
     """Labels of further dimensions."""
-    grouped: Callable[[Tensor, Anatomy], NDArray[Any]] | None = None
+    grouped: Callable[[Tensor, BlockStructure], NDArray[Any]] | None = None
     """For what is of many sequences together: from the one tensor that is taken, of many sequences,
     to the values of the one variable there is, without its last dimension, `batch`."""
     sequential: tuple[str, ...] = ()
@@ -65,8 +65,8 @@ class Measurement:
     """Tokens that a sequence must have."""
 
 
-def _processing(anatomy: Anatomy) -> list[str]:
-    return ["raw", "centred"] if anatomy.centres else ["raw"]
+def _processing(structure: BlockStructure) -> list[str]:
+    return ["raw", "centred"] if structure.centres else ["raw"]
 
 
 def _cumulate(dataset: xr.Dataset) -> xr.Dataset:
@@ -90,10 +90,10 @@ def _align(dataset: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _hsic(states: Tensor, anatomy: Anatomy) -> NDArray[Any]:
+def _hsic(states: Tensor, structure: BlockStructure) -> NDArray[Any]:
     """HSIC terms of a batch, (processing, depth, depth), of states (depth, width, sequence)."""
     raw = states.transpose(1, 2)
-    kinds = [raw, cka.centred(raw)] if anatomy.centres else [raw]
+    kinds = [raw, cka.centred(raw)] if structure.centres else [raw]
     return torch.stack([cka.hsic(kind) for kind in kinds]).numpy()
 
 
@@ -120,8 +120,8 @@ def local_attention(offsets: int = OFFSETS) -> Measurement:
         attention.finish,
         needs=("pattern",),
         partly=True,
-        coords=lambda model, anatomy: {
-            "head": np.arange(max(anatomy.heads)),
+        coords=lambda model, structure: {
+            "head": np.arange(max(structure.heads)),
             "offset": np.arange(offsets + 1),
         },
         complete=_cumulate,
@@ -147,7 +147,7 @@ MEASUREMENTS = {
             lens.read,
             needs=("prediction",),
             final=True,
-            coords=lambda model, anatomy: {"lens": ["recomputed", "frozen"]},
+            coords=lambda model, structure: {"lens": ["recomputed", "frozen"]},
         ),
         Measurement(
             "cka",
@@ -161,8 +161,8 @@ MEASUREMENTS = {
             },
             cka.last_token,
             final=True,
-            coords=lambda model, anatomy: {
-                "processing": _processing(anatomy),
+            coords=lambda model, structure: {
+                "processing": _processing(structure),
                 "depth_to": np.arange(model.layers + 1),
             },
             grouped=_hsic,
@@ -201,8 +201,8 @@ MEASUREMENTS = {
             needs=("attention", "mlp", "output"),
             final=True,
             sequential=("middle_norm", "mlp_middle_ratio"),
-            coords=lambda model, anatomy: {
-                "processing": _processing(anatomy),
+            coords=lambda model, structure: {
+                "processing": _processing(structure),
                 "statistic": ["mean", "median", "first"],
                 "span": np.arange(1, model.layers + 1),
             },
@@ -221,10 +221,10 @@ MEASUREMENTS = {
             similarity.written,
             similarity.compare,
             needs=("attention", "mlp", "context"),
-            coords=lambda model, anatomy: {
+            coords=lambda model, structure: {
                 "comparison": list(similarity.COMPARISONS),
                 "component": list(similarity.COMPONENTS),
-                "processing": _processing(anatomy),
+                "processing": _processing(structure),
             },
         ),
     )

@@ -23,7 +23,7 @@ from robustness.measurements.clean_pass import (
 from robustness.measurements.layout import Layout, group_size
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import check_measurement, choose
-from robustness.models.anatomy import examine
+from robustness.models.block_structure import examine
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import check_corpus, rest, tokens_of_text
@@ -69,12 +69,12 @@ def observe(
     options = options or RunOptions()
     chosen = choose(measurements)
     check_corpus(model, corpus)
-    anatomy = examine(model, needs_of(chosen))
+    structure = examine(model, needs_of(chosen))
     for measurement in chosen:
-        check_measurement(measurement, corpus, anatomy)
+        check_measurement(measurement, corpus, structure)
     group = group_size(len(corpus.tokens))
     batch_tokens = options.batch_tokens or tokens_of_text(model)
-    layout = Layout(model, anatomy, corpus, group, batch_tokens, options.command)
+    layout = Layout(model, structure, corpus, group, batch_tokens, options.command)
     with ExitStack() as stack:
         recordings = []
         for measurement in chosen:
@@ -131,7 +131,7 @@ class _Recording:
         assert self.measurement.grouped is not None
         # What a server sends for a user's own measurement may be of any shape.
         with _checking_answer(layout.model):
-            value = self.measurement.grouped(torch.cat(self.waiting, -1), layout.anatomy)
+            value = self.measurement.grouped(torch.cat(self.waiting, -1), layout.structure)
         self.waiting.clear()
         _check_shape(self.measurement.name, value, self.run.dataset)
         values = {metric.name: value[..., None] for metric in self.measurement.variables}
@@ -152,7 +152,7 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
     matrix = None
     if begin < total and predicts(measurements):
         matrix = portions.matrix(model.unembedding, begin)
-    parts = trace_parts(model, layout.anatomy, matrix)
+    parts = trace_parts(model, layout.structure, matrix)
 
     def measure(due: list[_Recording], rows: slice, _: int | None) -> list[dict[str, Tensor]]:
         wanted = [each.outputs(rows) for each in due]

@@ -6,7 +6,7 @@ from typing import Any
 from robustness.errors import Refusal, last_line
 from robustness.measurements.clean_pass import measure_batch, needs_of, predicts, trace_parts
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
-from robustness.models.anatomy import Anatomy, examine
+from robustness.models.block_structure import BlockStructure, examine
 from robustness.models.model import Model
 from robustness.runs.batching import check_corpus
 from robustness.runs.out_of_memory import Portions, is_out_of_memory
@@ -38,7 +38,7 @@ def choose(measurements: Sequence[str | Measurement]) -> list[Measurement]:
     return list(chosen.values())
 
 
-def check_measurement(measurement: Measurement, corpus: Corpus, anatomy: Anatomy) -> None:
+def check_measurement(measurement: Measurement, corpus: Corpus, structure: BlockStructure) -> None:
     """Refuse a measurement that the model or the corpus does not allow."""
     name, least = measurement.name, int(corpus.lengths.min())
     if least < measurement.shortest and corpus.authors_alignment:
@@ -60,10 +60,12 @@ def check_measurement(measurement: Measurement, corpus: Corpus, anatomy: Anatomy
             f"{name} takes at least {SMALLEST_GROUP} sequences, and there are "
             f"{len(corpus.tokens)}: ask for more `tokens`, or a smaller `context`"
         )
-    check_needs(name, measurement.needs, anatomy, partly=measurement.partly)
+    check_needs(name, measurement.needs, structure, partly=measurement.partly)
 
 
-def check_needs(name: str, needs: Sequence[str], anatomy: Anatomy, *, partly: bool = False) -> None:
+def check_needs(
+    name: str, needs: Sequence[str], structure: BlockStructure, *, partly: bool = False
+) -> None:
     """Refuse a measurement that needs what cannot be captured of this model.
 
     Parameters
@@ -72,13 +74,13 @@ def check_needs(name: str, needs: Sequence[str], anatomy: Anatomy, *, partly: bo
         Name of the measurement.
     needs : sequence of str
         What is captured besides the residual stream.
-    anatomy : Anatomy
+    structure : BlockStructure
         As `examine` found it for these needs.
     partly : bool
         Whether it is enough that some of the blocks have it.
     """
     for need in needs:
-        reason = anatomy.missing.get(need) or ("" if partly else anatomy.partly.get(need))
+        reason = structure.missing.get(need) or ("" if partly else structure.partly.get(need))
         if reason:
             raise Refusal(f"{name} cannot be measured: {reason}")
 
@@ -93,12 +95,12 @@ def unfit(
     """
     check_corpus(model, corpus)
     chosen = choose(measurements)
-    anatomy = examine(model, needs_of(chosen))
+    structure = examine(model, needs_of(chosen))
     reasons: dict[str, str] = {}
     fitting = []
     for measurement in chosen:
         try:
-            check_measurement(measurement, corpus, anatomy)
+            check_measurement(measurement, corpus, structure)
         except Refusal as error:
             reasons[measurement.name] = str(error)
         else:
@@ -106,7 +108,7 @@ def unfit(
     if model.request or not fitting:
         return reasons
     matrix = Portions().matrix(model.unembedding, 0) if predicts(fitting) else None
-    parts = trace_parts(model, anatomy, matrix)
+    parts = trace_parts(model, structure, matrix)
     if not _fault(model, corpus, fitting, parts):
         return reasons
     for measurement in fitting:

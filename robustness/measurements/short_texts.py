@@ -16,7 +16,7 @@ from robustness.errors import Refusal
 from robustness.files import changes, resumable
 from robustness.measurements.clean_pass import Reading, outputs_of, run_clean, trace_parts
 from robustness.measurements.requirements import check_needs
-from robustness.models.anatomy import examine
+from robustness.models.block_structure import examine
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import batches, tokens_of_text
@@ -92,9 +92,9 @@ def scan(
     Refusal
         If the model does not allow what is needed, or a text does not fit it.
     """
-    anatomy = examine(model, reading.needs)
-    check_needs("this", reading.needs, anatomy)
-    parts = trace_parts(model, anatomy)
+    structure = examine(model, reading.needs)
+    check_needs("this", reading.needs, structure)
+    parts = trace_parts(model, structure)
     widest = max(texts.lengths)
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")

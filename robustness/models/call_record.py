@@ -86,6 +86,12 @@ def record(module: Any, tokens: Sequence[int]) -> list[Call]:
     return calls
 
 
+def trial_text(config: Any) -> list[int]:
+    """Return token ids of a short text that any model with this configuration takes."""
+    length = min(7, getattr(config, "max_position_embeddings", None) or 7)
+    return [(5 * token + 1) % config.vocab_size for token in range(length)]
+
+
 def chains(calls: Sequence[Call]) -> list[list[Call]]:
     """Return the ways through modules that hand on what they write, by where each ends.
 

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal
 from robustness.models import checkpoint, placement, remote_model, tensor_files
-from robustness.models.model import Model, _check_itself, _find_parts
+from robustness.models.model import Model, find_parts
+from robustness.models.self_check import check_model
 from robustness.models.settings import ModelSettings
+from robustness.models.structure import find_paths
 from robustness.models.wrapping import Wrapped, unscale, wrap
 from robustness.ndif.backend import Notify
 from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
@@ -190,19 +192,13 @@ def _understand(wrapped: Wrapped) -> Model:
     origin = getattr(module.config, checkpoint.ORIGIN, None)
     if isinstance(origin, dict):
         identity["made_from"] = f"{origin.get('model')} {origin.get('schedule')}"
+    paths = find_paths(module)
     model = Model(
         traced=wrapped.traced,
+        paths=paths,
         tokenizer=wrapped.tokenizer,
         identity=identity,
         request=wrapped.request,
-        **_find_parts(wrapped.traced),
+        **find_parts(wrapped.traced, paths),
     )
-    try:
-        return _check_itself(model)
-    except Refusal:
-        raise
-    # Whatever a model's own code raises.
-    except Exception as error:
-        raise Refusal(
-            f"{model.name} ({identity['architecture']}) cannot be rewired: {first_line(error)}"
-        ) from error
+    return check_model(model)

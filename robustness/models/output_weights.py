@@ -1,7 +1,7 @@
 """Weights of a decoder that write to the vocabulary, read without building the model."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,18 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Linear, Module
 
-from robustness.errors import Refusal
-from robustness.errors import reading as guarded
+from robustness.errors import Refusal, reading
 from robustness.models import checkpoint
 from robustness.models.contract import REMEDY, check_tokenizer
-from robustness.models.model import affine, find_paths, is_norm, oriented
+from robustness.models.matrices import oriented
+from robustness.models.norms import acts_as_norm, affine
+from robustness.models.structure import Paths, find_paths
 from robustness.models.tensor_files import Tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What is read, and what is known of it."""
+    """The weights that write to the vocabulary, and what is known of them."""
 
     unembedding: Tensor
     """(token, width), float32."""
@@ -28,15 +29,29 @@ class Weights:
     centres: bool
     """Whether the final norm takes the mean over features out."""
     down: Callable[[int], Tensor]
-    """Of a layer, what its MLP's neurons write: (neuron, width), float32."""
+    """From a layer to what the neurons of its MLP write: (neuron, width), float32."""
     layers: int
     neurons: int
-    """Of an MLP."""
+    """Number of neurons of an MLP."""
     gated: bool
     """Whether neurons are products of two readings, whose sign is not fixed."""
     tokens: int | None
-    """How many rows of the unembedding belong to tokens; None where there is no tokenizer."""
+    """Number of rows of the unembedding that belong to tokens; None without a tokenizer."""
     identity: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A module, with or without weights, and its tensors by name."""
+
+    module: Any
+    tensors: Mapping[str, Tensor] | Tensors
+    tokens: int | None
+    identity: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.identity['model']} ({type(self.module).__name__})"
 
 
 def open_weights(
@@ -44,77 +59,104 @@ def open_weights(
 ) -> Weights:
     """Open what of a decoder writes to the vocabulary; source and errors as for `open_model`."""
     if isinstance(source, Module):
-        module: Any = source
-        tokens = None
-        tensors: Any = source.state_dict()
-        identity = {
-            "model": type(source).__name__,
-            "weights_sha256": checkpoint.hash_module(source),
-        }
+        opened = _of_module(source)
     else:
-        name, path = checkpoint.resolve(source)
-        config = checkpoint.read_config(name, path, revision, trust_remote_code)
-        module = checkpoint.sketch(name, config, trust_remote_code)
-        with guarded(f"the checkpoint of {name}", REMEDY):
-            tensors = Tensors(path, module, revision)
-        tokenizer = checkpoint.load_tokenizer(
-            name, path, revision=revision, trust_remote_code=trust_remote_code
-        )
-        check_tokenizer(name, tokenizer, module.config.get_text_config().vocab_size)
-        tokens = len(tokenizer)
-        identity = {"model": name, "revision": checkpoint.commit(path, revision)}
-        if Path(path).is_dir():
-            identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
-    identity |= {
-        "config_sha256": checkpoint.hash_config(module.config),
-        "architecture": type(module).__name__,
-    }
-    paths = find_paths(module)
-    name = f"{identity['model']} ({identity['architecture']})"
-    if len(paths.writers) != len(paths.blocks):
-        raise Refusal(f"{name}: an MLP made of matrices was found in {len(paths.writers)} blocks")
-    if any(after for _, (_, _, after, _) in paths.sublayers):
-        raise Refusal(
-            f"{name} puts a norm between MLP and residual stream: what its neurons write is not in "
-            "their weights alone"
-        )
-    reading, writing = (
-        oriented(part, part.weight)
-        for part in map(module.get_submodule, (paths.readers[0][0], paths.writers[0]))
-    )
-    outer, inner = reading.shape[0], writing.shape[1]
+        opened = _of_checkpoint(source, revision, trust_remote_code)
+    paths = find_paths(opened.module)
+    _check_mlps(opened, paths)
+    unembedding, gain, centres = _read_output(opened, paths)
+    reader, writer = map(opened.module.get_submodule, (paths.readers[0][0], paths.writers[0]))
+    read = oriented(reader, reader.weight).shape[0]
+    neurons = oriented(writer, writer.weight).shape[1]
 
     def down(layer: int) -> Tensor:
-        part = module.get_submodule(paths.writers[layer])
-        return oriented(part, tensors[f"{paths.writers[layer]}.weight"]).T.float().cpu()
+        path = paths.writers[layer]
+        weight = opened.tensors[f"{path}.weight"]
+        return oriented(opened.module.get_submodule(path), weight).T.float().cpu()
 
-    embedding = next(
-        p for p, part in module.named_modules() if part is module.get_input_embeddings()
-    )
-    tied = module.config.get_text_config().tie_word_embeddings
-    unembedding = tensors[f"{embedding if tied else paths.head}.weight"].float().cpu()
-    gain, centres = None, False
-    for place, path in reversed(list(enumerate(paths.norms))):
-        part = copy.deepcopy(module.get_submodule(path)).to_empty(device="cpu").float()
-        part.load_state_dict({name: tensors[f"{path}.{name}"] for name in part.state_dict()})
-        if isinstance(part, Linear):
-            unembedding = unembedding @ part.weight.detach()
-        elif place or not is_norm(part, unembedding.shape[1]):
-            raise Refusal(
-                f"{name}: {path} ({type(part).__name__}) stands between the last block and the "
-                "unembedding, and is neither a matrix nor the one norm of the residual stream: "
-                "what neurons write to the vocabulary is not in their weights alone"
-            )
-        else:
-            gain, _, centres = affine(part, unembedding.shape[1])
     return Weights(
         unembedding=unembedding,
         gain=gain,
         centres=centres,
         down=down,
         layers=len(paths.blocks),
-        neurons=inner,
-        gated=len(paths.readers[0]) > 1 or outer == 2 * inner,
-        tokens=tokens,
-        identity=identity,
+        neurons=neurons,
+        # Some families keep both readings in one matrix.
+        gated=len(paths.readers[0]) > 1 or read == 2 * neurons,
+        tokens=opened.tokens,
+        identity=opened.identity
+        | {
+            "config_sha256": checkpoint.hash_config(opened.module.config),
+            "architecture": type(opened.module).__name__,
+        },
     )
+
+
+def _of_module(module: Module) -> _Source:
+    identity = {"model": type(module).__name__, "weights_sha256": checkpoint.hash_module(module)}
+    return _Source(module, module.state_dict(), None, identity)
+
+
+def _of_checkpoint(source: str | Path, revision: str | None, trust: bool) -> _Source:
+    """Read headers and tokenizer of a checkpoint, and leave its tensors where they are."""
+    name, path = checkpoint.resolve(source)
+    config = checkpoint.read_config(name, path, revision, trust)
+    module = checkpoint.sketch(name, config, trust)
+    with reading(f"the checkpoint of {name}", REMEDY):
+        tensors = Tensors(path, module, revision)
+    tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
+    check_tokenizer(name, tokenizer, module.config.get_text_config().vocab_size)
+    identity = {"model": name, "revision": checkpoint.commit(path, revision)}
+    if Path(path).is_dir():
+        identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
+    return _Source(module, tensors, len(tokenizer), identity)
+
+
+def _check_mlps(opened: _Source, paths: Paths) -> None:
+    """Refuse a model whose neurons do not write to the residual stream by one matrix each."""
+    if len(paths.writers) != len(paths.blocks):
+        raise Refusal(
+            f"{opened.title}: an MLP made of matrices was found in {len(paths.writers)} blocks"
+        )
+    if any(after for _, (_, _, after, _) in paths.sublayers):
+        raise Refusal(
+            f"{opened.title} puts a norm between MLP and residual stream: what its neurons write "
+            "is not in their weights alone"
+        )
+
+
+def _read_output(opened: _Source, paths: Paths) -> tuple[Tensor, Tensor | None, bool]:
+    """Return the unembedding, and the gain of the final norm and whether it centres.
+
+    A matrix between the last block and the head is multiplied into the unembedding.
+    """
+    unembedding = opened.tensors[f"{_unembedding_path(opened.module, paths)}.weight"].float().cpu()
+    gain, centres = None, False
+    for place, path in reversed(list(enumerate(paths.norms))):
+        part = _load_part(opened, path)
+        if isinstance(part, Linear):
+            unembedding = unembedding @ part.weight.detach()
+        elif place or not acts_as_norm(part, unembedding.shape[1]):
+            raise Refusal(
+                f"{opened.title}: {path} ({type(part).__name__}) stands between the last block and "
+                "the unembedding, and is neither a matrix nor the one norm of the residual stream: "
+                "what neurons write to the vocabulary is not in their weights alone"
+            )
+        else:
+            gain, _, centres = affine(part, unembedding.shape[1])
+    return unembedding, gain, centres
+
+
+def _unembedding_path(module: Any, paths: Paths) -> str:
+    """Return the path of the head, or of the embeddings that stand for it."""
+    if not module.config.get_text_config().tie_word_embeddings:
+        return paths.head
+    embeddings = module.get_input_embeddings()
+    return next(path for path, part in module.named_modules() if part is embeddings)
+
+
+def _load_part(opened: _Source, path: str) -> Module:
+    """Return a copy of a submodule with its weights, on the CPU in float32."""
+    part = copy.deepcopy(opened.module.get_submodule(path)).to_empty(device="cpu").float()
+    part.load_state_dict({name: opened.tensors[f"{path}.{name}"] for name in part.state_dict()})
+    return part

@@ -8,6 +8,7 @@ the defaults of TransformerLens; appendix A.11 of the paper.)
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from torch.nn import Module, Parameter
 
 from robustness.errors import Refusal
 from robustness.models import call_record
-from robustness.models.anatomy import examine
-from robustness.models.model import Model, affine, find_paths, matrices, oriented
+from robustness.models.block_structure import examine
+from robustness.models.matrices import names_in_sublayer, oriented
+from robustness.models.model import Model
+from robustness.models.norms import affine
+from robustness.models.structure import Paths
 from robustness.trace.block_calls import HIDDEN
 
 
@@ -85,46 +89,49 @@ def process(
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
     if model.offloaded:
         raise Refusal(f"weights of {model.name} are offloaded: open it without a device map")
-    anatomy = examine(model)
+    structure = examine(model)
     for need in ("attention", "neurons", "prediction"):
-        if need in anatomy.missing:
-            raise Refusal(f"weights cannot be processed: {anatomy.missing[need]}")
-    if centre_writes and not anatomy.centres:
+        if need in structure.missing:
+            raise Refusal(f"weights cannot be processed: {structure.missing[need]}")
+    if centre_writes and not structure.centres:
         raise Refusal(
             f"{model.name} has root-mean-square norms: centring what is written to the residual "
             "stream would change what it predicts"
         )
-    module = copy.deepcopy(model.traced._module)
-    with torch.no_grad():
+    centred = structure.centres if centre_writes is None else centre_writes
+    with model.lock, torch.no_grad():
+        module = copy.deepcopy(model.traced._module)
         _untie(module)
         if fold:
-            _fold(module, centre=anatomy.centres)
-        centred = anatomy.centres if centre_writes is None else centre_writes
+            _check_foldable(module, model.paths)
+        attentions = model.paths.attentions if fold or centred else ()
+        matrices = _attention_matrices(module, attentions)
+        if fold:
+            _fold(module, model.paths, matrices, centre=structure.centres)
         if centred:
-            _centre_writes(module)
+            _centre_writes(module, model.paths, matrices)
         if centre_head:
             head = module.get_output_embeddings()
             _set(head, *centre_unembedding(head.weight, head.bias))
-        _check(model, module)
+        _check_predictions(model, module)
         if centred:
             _check_centred(model, module)
     return module
 
 
-def _check(model: Model, module: Any) -> None:
-    """Refuse what, processed, does not predict the same."""
-    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
+def _check_predictions(model: Model, module: Any) -> None:
+    """Refuse a processed copy that does not predict the same."""
+    tokens = _tokens(model)
     before, after = (
         net(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         for net in (model.traced._module, module)
     )
     # What was folded is rounded once more, in the type of the weights.
-    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
     difference, scale = float((before - after).abs().max()), float(before.abs().max())
-    if not difference <= 256 * digit * max(1.0, scale):
+    if not difference <= 256 * _digit(module) * max(1.0, scale):
         raise Refusal(
-            f"the weights of {model.name} ({model.identity['architecture']}) cannot be processed: "
-            f"log-probabilities would change by {difference:.2g}"
+            f"the weights of {model.title} cannot be processed: log-probabilities would change by "
+            f"{difference:.2g}"
         )
 
 
@@ -136,24 +143,30 @@ def _check_centred(model: Model, module: Any) -> None:
         state = (args[0] if args else kwargs[HIDDEN]).double()
         means.append(float(state.mean(-1).norm() / state.norm()) * state.shape[-1] ** 0.5)
 
-    tokens = torch.arange(min(7, model.context or 7), device=model.device)[None] % model.vocabulary
-    blocks = find_paths(module).blocks
-    handles = [
-        module.get_submodule(path).register_forward_pre_hook(note, with_kwargs=True)
-        for path in blocks
-    ]
-    module(input_ids=tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    digit = max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    with ExitStack() as hooks:
+        for path in model.paths.blocks:
+            block = module.get_submodule(path)
+            handle = block.register_forward_pre_hook(note, with_kwargs=True)
+            hooks.callback(handle.remove)
+        module(input_ids=_tokens(model), use_cache=False)
     for layer, mean in enumerate(means):
-        if not mean <= 256 * digit:
+        if not mean <= 256 * _digit(module):
             raise Refusal(
-                f"what enters block {layer} of {model.name} ({model.identity['architecture']}) "
-                f"cannot be centred in its weights (its mean is {mean:.2g} of its size): something "
-                "else than matrices and embeddings writes it, such as a norm of the embeddings; "
-                "ask for centre_writes=False"
+                f"what enters block {layer} of {model.title} cannot be centred in its weights (its "
+                f"mean is {mean:.2g} of its size): something else than matrices and embeddings "
+                "writes it, such as a norm of the embeddings; ask for `centre_writes` False"
             )
+
+
+def _tokens(model: Model) -> Tensor:
+    """Return a short text, (1, token)."""
+    tokens = torch.arange(min(7, model.context or 7), device=model.device)
+    return tokens[None] % model.vocabulary
+
+
+def _digit(module: Any) -> float:
+    """Return the last digit of 1 in the type of the weights, or in float32 if that is coarser."""
+    return max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
 
 
 def _untie(module: Any) -> None:
@@ -162,26 +175,10 @@ def _untie(module: Any) -> None:
     head.weight = Parameter(head.weight.clone())
 
 
-def _fold(module: Any, *, centre: bool) -> None:
-    paths = find_paths(module)
-    if len(paths.norms) > 1 or any(
-        len(before) != 1 or after for pair in paths.sublayers for before, _, after, _ in pair
-    ):
-        raise Refusal(
-            f"{type(module).__name__}: its sublayers do not each read the residual stream through "
-            "one norm and write to it as they are"
-        )
-    within = _matrices(module, paths.attentions)
-    readers: dict[str, list[Any]] = {}
-    for (attention, mlp), inside in zip(paths.sublayers, paths.readers, strict=True):
-        part = module.get_submodule(attention[1])
-        reading = [part.get_submodule(name) for name in within[attention[1]][:-1]]
-        readers.setdefault(attention[0][0], []).extend(reading)
-        readers.setdefault(mlp[0][0], []).extend(map(module.get_submodule, inside))
-    for path in paths.norms:
-        readers[path] = [module.get_output_embeddings()]
+def _fold(module: Any, paths: Paths, matrices: dict[str, list[str]], *, centre: bool) -> None:
+    """Move every norm's gain and shift into the matrices that read it."""
     width = module.config.get_text_config().hidden_size
-    for path, reading in readers.items():
+    for path, reading in _readers(module, paths, matrices).items():
         norm = module.get_submodule(path)
         gain, shift, _ = affine(norm, width)
         for part in reading:
@@ -192,19 +189,49 @@ def _fold(module: Any, *, centre: bool) -> None:
         _make_identity(norm, width)
 
 
-def _matrices(module: Any, attentions: Sequence[str]) -> dict[str, list[str]]:
-    """Return the matrices of every attention in the order in which they are called.
+def _check_foldable(module: Any, paths: Paths) -> None:
+    """Refuse sublayers that read the stream through anything but one norm, or norm what they write.
+
+    And more than one norm before the head.
+    """
+    foldable = len(paths.norms) <= 1
+    for pair in paths.sublayers:
+        for before, _, after, _ in pair:
+            foldable = foldable and len(before) == 1 and not after
+    if not foldable:
+        raise Refusal(
+            f"{type(module).__name__}: its sublayers do not each read the residual stream through "
+            "one norm and write to it as they are"
+        )
+
+
+def _readers(module: Any, paths: Paths, matrices: dict[str, list[str]]) -> dict[str, list[Any]]:
+    """Return the matrices that read each norm, by the path of the norm."""
+    readers: dict[str, list[Any]] = {}
+    for (attention, mlp), mlp_readers in zip(paths.sublayers, paths.readers, strict=True):
+        (attention_norm, *_), attention_path, *_ = attention
+        (mlp_norm, *_), *_ = mlp
+        names = [f"{attention_path}.{name}" for name in matrices[attention_path][:-1]]
+        readers.setdefault(attention_norm, []).extend(map(module.get_submodule, names))
+        readers.setdefault(mlp_norm, []).extend(map(module.get_submodule, mlp_readers))
+    for path in paths.norms:
+        readers[path] = [module.get_output_embeddings()]
+    return readers
+
+
+def _attention_matrices(module: Any, attentions: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the matrices of every attention in the order in which they are called.
 
     Which is not that of their names: Phi-3 has the one that writes first.
     """
     tokens = [token % module.config.get_text_config().vocab_size for token in range(2)]
     began = {call.path: call.began for call in call_record.record(module, tokens)}
-    return {
-        path: sorted(
-            matrices(module.get_submodule(path)), key=lambda name: began.get(f"{path}.{name}", -1)
-        )
-        for path in attentions
-    }
+    ordered = {}
+    for path in attentions:
+        names = names_in_sublayer(module.get_submodule(path))
+        begins = {name: began.get(f"{path}.{name}", -1) for name in names}
+        ordered[path] = sorted(names, key=begins.__getitem__)
+    return ordered
 
 
 def _make_identity(norm: Any, width: int) -> None:
@@ -220,15 +247,13 @@ def _make_identity(norm: Any, width: int) -> None:
     raise Refusal(f"{type(norm).__name__} cannot be folded into the matrices that read it")
 
 
-def _centre_writes(module: Any) -> None:
-    paths = find_paths(module)
-    within = _matrices(module, paths.attentions)
-    for writing in (
-        *(module.get_submodule(f"{path}.{names[-1]}") for path, names in within.items()),
-        *map(module.get_submodule, paths.writers),
-    ):
-        _set(writing, *centre_writing(oriented(writing, writing.weight), writing.bias))
-    owner = module.get_submodule(paths.blocks[0].rpartition(".")[0].rpartition(".")[0])
+def _centre_writes(module: Any, paths: Paths, matrices: dict[str, list[str]]) -> None:
+    """Centre all that attentions, MLPs and embeddings write to the residual stream."""
+    writers = [f"{path}.{names[-1]}" for path, names in matrices.items()]
+    for path in (*writers, *paths.writers):
+        part = module.get_submodule(path)
+        _set(part, *centre_writing(oriented(part, part.weight), part.bias))
+    owner = module.get_submodule(paths.block_list.rpartition(".")[0])
     for child in owner.children():
         if isinstance(child, torch.nn.Embedding):
             child.weight.sub_(child.weight.mean(1, keepdim=True))

@@ -17,7 +17,7 @@ from robustness.files.directory import unwritable, write_directory
 from robustness.files.provenance import file_digest, project_version
 from robustness.models.checkpoint import LOADING_ERRORS, ORIGIN
 from robustness.models.contract import REMEDY
-from robustness.models.model import Model, find_paths
+from robustness.models.model import Model
 from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
 from robustness.runs.out_of_memory import is_out_of_memory
 from robustness.schedules.schedule import Schedule, check, to_text
@@ -81,7 +81,7 @@ def export(
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
     blocks = whole_blocks(schedule)
-    copies = _copies(net, blocks)
+    copies = _copies(model, net, blocks)
     if copies:
         more = sum(net.state_dict()[name].nbytes for name in copies)
         size += more
@@ -155,11 +155,12 @@ def _refuse_code(model: Model, net: Any) -> None:
             )
 
 
-def _copies(net: Any, schedule: tuple[int, ...]) -> list[str]:
+def _copies(model: Model, net: Any, schedule: tuple[int, ...]) -> list[str]:
     """Return the names of the tensors of blocks that a schedule has executed before."""
-    blocks, again = find_paths(net).blocks, Counter[int]()
+    again = Counter[int]()
     found: list[str] = []
-    for path, step in zip(blocks, schedule, strict=True):
+    for place, step in enumerate(schedule):
+        path = f"{model.paths.block_list}.{place}"
         if again[step]:
             found += [f"{path}.{name}" for name in net.get_submodule(path).state_dict()]
         again[step] += 1

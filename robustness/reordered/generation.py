@@ -153,7 +153,8 @@ def _write(
         net: Any = rebuild(model, schedule)
     except Refusal:
         request = model.asking(ids.shape[1] + options["max_new_tokens"])
-        with rewire(model, schedule).generate(ids, use_cache=False, **options, **request) as tracer:
+        rewired = rewire(model, schedule)
+        with model.lock, rewired.generate(ids, use_cache=False, **options, **request) as tracer:
             result = tracer.result.save()
         return _checked(model, ids, options["max_new_tokens"], result)
     mask, counter = torch.ones_like(ids), _Counter(tell)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from robustness.errors import Refusal, first_line
-from robustness.models.model import Model, find_paths
+from robustness.models.model import Model
 from robustness.schedules.schedule import Schedule, check, to_text
 from robustness.sweeps.rewiring import rewire
 
@@ -64,7 +64,7 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
     if len({tensor.device for tensor in module.parameters()}) > 1:
         raise Refusal(f"weights of {model.name} are on several devices: open it on one")
     try:
-        net = _build(module, blocks, f"{model.name} has no checkpoint of {to_text(schedule)}")
+        net = _build(model, blocks, f"{model.name} has no checkpoint of {to_text(schedule)}")
         compare(model, schedule, net)
     except Refusal:
         raise
@@ -118,7 +118,11 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
     tokens = torch.tensor(
         [[(5 * at + 1) % model.vocabulary for at in range(length)]], device=model.device
     )
-    with torch.no_grad(), rewire(model, schedule).trace(tokens, use_cache=False) as tracer:
+    with (
+        model.lock,
+        torch.no_grad(),
+        rewire(model, schedule).trace(tokens, use_cache=False) as tracer,
+    ):
         logits = tracer.result.logits.save()
     with torch.no_grad():
         own = net(input_ids=tokens, use_cache=False).logits
@@ -132,8 +136,9 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
         )
 
 
-def _build(module: Any, schedule: tuple[int, ...], none: str) -> Any:
-    """Build the changed configuration without weights, and give it those of the module."""
+def _build(model: Model, schedule: tuple[int, ...], none: str) -> Any:
+    """Build the changed configuration without weights, and give it those of the model."""
+    module, blocks = model.traced._module, model.paths.block_list
     with torch.device("meta"):
         net = type(module)._from_config(
             reorder(module.config, schedule),
@@ -143,7 +148,6 @@ def _build(module: Any, schedule: tuple[int, ...], none: str) -> Any:
     net.eval()
     if module.can_generate():
         net.generation_config = copy.deepcopy(module.generation_config)
-    blocks = find_paths(module).blocks[0].rpartition(".")[0]
     for path, part in net.named_modules():
         place = step = 0
         within = path.startswith(f"{blocks}.")

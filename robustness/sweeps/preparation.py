@@ -15,7 +15,7 @@ from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, REA
 from robustness.files.provenance import file_attributes
 from robustness.files.sequences import sequence_coords
 from robustness.files.tally import modal_share
-from robustness.models import dissection
+from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.runs import batching
 from robustness.runs.settings import RunOptions
@@ -101,7 +101,7 @@ def prepare(
     """
     schedules, labels, described = _lay_out_schedules(model, settings)
     batching.check_corpus(model, corpus)
-    model = dissection.ready(model, schedules)
+    sublayer_calls.check_schedules(model, schedules)
     batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context

@@ -11,7 +11,7 @@ from nnsight import TransformersModel
 from nnsight.intervention.iterator import Iterations
 from numpy.typing import ArrayLike
 
-from robustness.models import dissection
+from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.batching import check_tokens
@@ -48,11 +48,11 @@ def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
         and blocks are not the sum of theirs.
     """
     schedule = check(schedule, model.layers)
-    model = dissection.ready(model, [schedule])
+    sublayer_calls.check_schedules(model, [schedule])
     order = [plain(step) for step in schedule]
-    parts, attentions = dissection.parts(model, order)
+    parts, attentions = sublayer_calls.called_parts(model, order)
     blocks, returns, last = model.blocks, model.returns, model.layers - 1
-    with model.traced.edit() as (_, edited):
+    with model.lock, model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
         for _ in Iterations()[:]:
             contexts: dict[str, Any] = {"blocks": [], "attentions": {}}
@@ -103,13 +103,13 @@ def residuals(
     schedule = clean(model.layers) if schedule is None else check(schedule, model.layers)
     ids = torch.as_tensor(np.asarray(tokens), device=model.device)
     check_tokens(model, ids)
-    model = dissection.ready(model, [schedule])
+    sublayer_calls.check_schedules(model, [schedule])
     order = [plain(step) for step in schedule]
-    parts, attentions = dissection.parts(model, order)
+    parts, attentions = sublayer_calls.called_parts(model, order)
     blocks, head = model.blocks, model.head
     wanted = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
     request = model.asking(answer.size(wanted))
-    with torch.no_grad(), model.traced.trace(ids, use_cache=False, **request):
+    with model.lock, torch.no_grad(), model.traced.trace(ids, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         block_calls.pass_over(head)
         hidden = entering[0]

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustness.models import dissection
+from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.batching import queries
@@ -86,11 +86,11 @@ def run_plan(
         What `read` gives, which is all that a server may send.
     """
     blocks, norms, head, squash = model.blocks, model.norms, model.head, model.squash
-    grows = dissection.grows(model)
     order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
-    parts, attentions = dissection.parts(model, {step for _, step, *_ in order})
+    parts, attentions = sublayer_calls.called_parts(model, {step for _, step, *_ in order})
+    grows = sublayer_calls.growth(model, attentions)
     request = model.asking(answer.size(wanted))
-    with torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)

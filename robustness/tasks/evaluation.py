@@ -27,7 +27,7 @@ from robustness.files import changes, resumable
 from robustness.files.labels import Labels, blank_dataset, sweep_labels
 from robustness.files.metrics import Metric
 from robustness.files.provenance import file_attributes, value_digest
-from robustness.models import checkpoint, dissection
+from robustness.models import checkpoint, sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
@@ -140,7 +140,7 @@ def evaluate_tasks(
     if "layer_to" in labels.dims:
         raise Refusal(f"tasks are run under interventions at every layer, not {interventions[0]}")
     runs: list[Schedule] = [clean(model.layers), *named.values()]
-    model = dissection.ready(model, runs)
+    sublayer_calls.check_schedules(model, runs)
     loaded = _load(tasks, data, limit)
     requests = _wanted(model, loaded, limit)
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))

@@ -6,7 +6,7 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe
-from robustness.models.anatomy import examine
+from robustness.models.block_structure import examine
 from robustness.models.opening import open_model
 
 FACTS = {
@@ -50,5 +50,5 @@ def test_what_a_family_does_otherwise_is_refused_for_that_alone():
     with pytest.raises(Refusal, match=r"norms cannot be measured: .*was found in 0 of 4 blocks"):
         observe(opt, corpus(), ("norms",))
     falcon = open_model(tiny("falcon"))
-    with pytest.raises(Refusal, match=r"attention cannot be measured: .*--attention eager"):
+    with pytest.raises(Refusal, match=r"attention cannot be measured: .*`attention` eager"):
         observe(falcon, corpus(), (local_attention(6),))

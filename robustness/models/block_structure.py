@@ -1,0 +1,251 @@
+"""How blocks are made up of their sublayers, and what the final norm does: measured, not looked up.
+
+A block adds to the residual stream what its attention and its MLP write. Whether it does so one
+after the other or side by side, times which factors, and whether the final norm takes out the mean,
+is found by trying both answers on a short text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import inf, isnan
+from typing import Any
+
+import nnsight
+import torch
+
+from robustness.models import attention_weights
+from robustness.models.model import Model
+from robustness.ndif.answer import other, plain
+from robustness.trace import attention, block_calls, lens, sublayers
+
+MOST_HEADS = 10_000
+"""Maximum number of attention heads that a block may have by what a server says."""
+
+SUBLAYERS = ("attention", "mlp", "context")
+"""What is captured of the sublayers of a block."""
+
+TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
+"""Relative error with which sublayers, put together, may miss their block, by type of the weights;
+of other types, `TOLERANCE_ELSEWHERE`."""
+
+TOLERANCE_ELSEWHERE = 1e-4
+
+
+@dataclass(frozen=True)
+class BlockStructure:
+    """What measurements of sublayers and of the final norm need to know of a model."""
+
+    parallel: bool
+    """Whether attention and MLP of a block read the same residual stream."""
+    centres: bool
+    """Whether the final norm takes the mean over features out, as LayerNorm does."""
+    factors: tuple[tuple[float, ...], ...]
+    """By what the outputs of attention and MLP are multiplied when they are added to the residual
+    stream, for each block; empty where sublayers cannot be told apart."""
+    epsilon: float
+    """What the final norm adds to the variance or the mean square."""
+    heads: tuple[int, ...]
+    """Number of heads of which the attention of each block has weights: 0 where it has none, and
+    everywhere unless they were asked for."""
+    missing: dict[str, str]
+    """Why something cannot be captured, by what that is: `attention`, `mlp`, `context`, `pattern`,
+    `neurons`, `prediction`."""
+    partly: dict[str, str]
+    """Why something cannot be captured of every block, or not alike: `pattern`."""
+
+    def known(self) -> dict[str, Any]:
+        """Return what traces are handed of it besides the parts of the model."""
+        known = {name: getattr(self, name) for name in ("centres", "parallel", "heads", "epsilon")}
+        return known | ({"factors": self.factors} if self.factors else {})
+
+
+def examine(model: Model, needs: Sequence[str] = ()) -> BlockStructure:
+    """Find out how blocks are put together and what the final norm does, on every block.
+
+    A model is run for it once: what was found is remembered. Attention weights are looked at only
+    if `pattern` is among what is needed.
+    """
+    with model.lock:
+        if "pattern" in needs:
+            return model.once(_examine_with_patterns)
+        if _examine_with_patterns not in model.facts.known:
+            return model.once(_examine)
+        structure = model.once(_examine_with_patterns)
+    # As if patterns had not been looked at, whatever was asked for before.
+    missing = {need: why for need, why in structure.missing.items() if need != "pattern"}
+    return replace(structure, heads=(0,) * model.layers, missing=missing, partly={})
+
+
+def named_parts(model: Model) -> dict[str, Any]:
+    """Return the parts of a model by name, as measurements are handed them in a trace."""
+    return {
+        "blocks": model.blocks,
+        "attentions": attention_weights.by_layer(model),
+        "sublayers": model.sublayers,
+        "factors": [(1.0, 1.0)] * model.layers,
+        "writers": model.writers,
+        "norms": model.norms,
+        "normed": model.normed,
+        "head": model.head,
+        "squash": model.squash,
+        "epsilon": 0.0,
+        "eager": model.identity["attention"] == "eager",
+    }
+
+
+def _examine_with_patterns(model: Model) -> BlockStructure:
+    return _examine(model, attention_weights.readable(model), patterns=True)
+
+
+def _examine(
+    model: Model, readable: set[int] | frozenset[int] = frozenset(), *, patterns: bool = False
+) -> BlockStructure:
+    """Examine a model, and the attention weights of some layers."""
+    missing = _explain_unfound(model)
+    tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
+    seen = _try_out(model, "mlp" not in missing, readable, tolerance)
+    parallel, sublayer_error = _choose(seen, "parallel", tolerance)
+    centres, norm_error = _choose(seen, "centres", tolerance, clearly=model.normed)
+    if sublayer_error is not None:
+        reason = "attention and MLP, added to what enters a block, miss its output"
+        text = f"{model.title}: {reason} (off by {sublayer_error:.2g})"
+        missing |= dict.fromkeys(SUBLAYERS, text)
+    if norm_error is not None:
+        reason = "what follows the last block is neither a layer nor a root-mean-square norm"
+        missing["prediction"] = f"{model.title}: {reason} (off by {norm_error:.2g})"
+    weights = [seen["patterns"].get(layer, (0, "")) for layer in range(model.layers)]
+    heads, reasons = zip(*weights)
+    why = attention_weights.explain_missing(model, heads, reasons) if patterns else ""
+    if why and not any(heads):
+        missing["pattern"] = f"{model.title}: {why}"
+    return BlockStructure(
+        parallel=parallel,
+        centres=centres,
+        factors=tuple(seen.get("factors", ())),
+        epsilon=_as_meant(seen["epsilon"], model),
+        heads=heads,
+        missing=missing,
+        partly={"pattern": why} if why and any(heads) else {},
+    )
+
+
+def _explain_unfound(model: Model) -> dict[str, str]:
+    """Return why sublayers cannot be captured where they are not found in every block."""
+    missing: dict[str, str] = {}
+    for name, parts, needs in (
+        ("a pair of attention and MLP that add to the residual stream", model.sublayers, SUBLAYERS),
+        ("an MLP made of matrices", model.writers, ("neurons",)),
+        ("an attention", model.attentions, SUBLAYERS),
+    ):
+        if len(parts) != model.layers:
+            text = f"{model.title}: {name} was found in {len(parts)} of {model.layers} blocks"
+            missing |= dict.fromkeys(needs, text)
+    return missing
+
+
+def _try_out(
+    model: Model, whole: bool, readable: set[int] | frozenset[int], tolerance: float
+) -> dict[Any, Any]:
+    """Run a model on a short text, and return by how much each possible answer is off.
+
+    The text is of two sequences, because some parts are right for one alone.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    whole : bool
+        Whether attention and MLP were found in every block.
+    readable : set of int
+        Layers whose attention weights are looked at.
+    tolerance : float
+        Relative error that attention weights may have.
+    """
+    text = model.trial_text
+    tokens = torch.tensor([text, text[::-1]], device=model.device)
+    blocks, head, norms = model.blocks, model.head, model.norms
+    known = named_parts(model)
+    attentions, eager = known["attentions"], known["eager"]
+    numbers = model.numbers
+    request = model.asking(0)
+    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+        entering, leaving, contexts, written, patterns = [], [], [], [], {}
+        for layer, block in enumerate(blocks):
+            hidden, _ = block_calls.split_inputs(block.inputs)
+            if whole:
+                _, context = block_calls.split_inputs(attentions[layer].inputs)
+                contexts.append(context)
+            if layer in readable:
+                part = attentions[layer]
+                patterns[layer] = attention.inspect(part, eager, tokens.shape, tolerance)
+            if whole:
+                gave = []
+                for which in (sublayers.ATTENTION, sublayers.MLP):
+                    stream = sublayers.handed(layer, which, hidden, known)
+                    gave.append(sublayers.seen(layer, which, stream, hidden, known))
+                written.append(gave)
+            entering.append(hidden)
+            leaving.append(block_calls.first(block.output))
+        final = norms[0].input if norms else head.input
+        block_calls.pass_over(head)
+        errors = nnsight.save({})
+        errors["patterns"] = patterns
+        errors["epsilon"] = known["epsilon"] = lens.stabiliser(final, known)
+        if whole:
+            known["factors"] = sublayers.factors(entering, leaving, written, numbers)
+            errors["factors"] = known["factors"]
+        for answer in (False, True):
+            known["parallel"] = known["centres"] = answer
+            errors["centres", answer] = lens.departure(final, known)
+            if whole:
+                errors["parallel", answer] = sublayers.mismatch(entering, leaving, contexts, known)
+    _check_answer(errors, whole)
+    return errors
+
+
+def _check_answer(errors: Any, whole: bool) -> None:
+    """Refuse what comes back from a server and is not what was asked for."""
+    asked: dict[Any, Any] = {"patterns": dict}
+    for question in ("centres", "parallel") if whole else ("centres",):
+        asked |= {(question, False): float, (question, True): float}
+    plain(errors, asked | ({"factors": [tuple]} if whole else {}))
+    for pair in errors["factors"] if whole else ():
+        plain(_as_pair(pair), {0: float, 1: float})
+    for pair in errors["patterns"].values():
+        heads, reason = plain(_as_pair(pair), {0: int, 1: str}).values()
+        if not 0 <= heads <= MOST_HEADS or not reason.isprintable():
+            raise other(f"an attention of {heads} heads")
+
+
+def _as_pair(value: Any) -> dict[int, Any]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise other("it is not of pairs")
+    return dict(enumerate(value))
+
+
+def _choose(
+    seen: dict[Any, Any], question: str, tolerance: float, *, clearly: bool = True
+) -> tuple[bool, float | None]:
+    """Return the answer to a question that is off by less, and its error if it is not believed.
+
+    It is believed if it is within the tolerance, and the other answer clearly worse where that is
+    asked for.
+    """
+    errors = [seen.get((question, answer), 0.0) for answer in (False, True)]
+    no, yes = (inf if isnan(error) else error for error in errors)
+    unclear = clearly and sublayers.CLEARLY * min(no, yes) > max(no, yes) > 0
+    right = min(no, yes) <= tolerance and not unclear
+    return yes < no, None if right else min(no, yes)
+
+
+def _as_meant(epsilon: float, model: Model) -> float:
+    """Return what norms add as it was meant: a number of the configuration, or of one digit.
+
+    If either is as close as the type of the weights can tell; else as it was measured.
+    """
+    digit = 64 * torch.finfo(getattr(torch, model.identity["dtype"])).eps
+    close = max(digit, 64 * torch.finfo(torch.float32).eps)
+    for meant in (*model.numbers, float(f"{epsilon:.0e}")):
+        if abs(meant - epsilon) <= close * epsilon:
+            return meant
+    return epsilon

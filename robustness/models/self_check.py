@@ -1,0 +1,269 @@
+"""The check on opening: run block by block, a model must give its own logits.
+
+Whether the parts of a model were found rightly is not assumed but measured. What is learned on the
+way is added to the model: which parts of a block's context grow with the batch, what the logits are
+scaled by, what the weights are and where.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypedDict
+
+import nnsight
+import torch
+
+from robustness.errors import Refusal, first_line
+from robustness.models.model import Model
+from robustness.ndif import answer
+from robustness.trace import block_calls, numerics, unembedding
+
+TOLERANCE = 32
+"""Digits of its type by which a number may be off where sums are taken in another order."""
+
+EXACT_TOLERANCE = 4
+"""Digits of its type by which a number may be off where the same is computed once more."""
+
+
+class Squash(TypedDict):
+    """How the head's numbers become logits, as `unembedding.fit` finds it."""
+
+    scale: float
+    cap: float | None
+    off: float
+    """Error of the logits that these make, relative to them."""
+
+
+class Trial(TypedDict):
+    """What running a model on a short text shows; it comes back from a server as it is."""
+
+    squash: Squash
+    returns: int
+    """Number of values that a block returns in a tuple; 0 for the residual stream alone."""
+    grows: dict[Any, bool]
+    """Whether the first dimension of each tensor in the contexts of blocks grows with the batch."""
+    device: str
+    attention: str
+    apart: bool
+    """Whether the head has no weights where the trace runs."""
+    shape: list[int]
+    """Dimensions of what enters the blocks, without the features."""
+    shared: list[float]
+    """Error of each block after the others have run on something else."""
+    dtype: str
+    largest: float
+    """The largest logit, without its sign."""
+    finite: bool
+    ahead: float
+    """Change of earlier logits when the last token changes."""
+    off: list[float]
+    """Error of the logits run block by block: on the states of the natural pass, and stacked."""
+
+
+_PLAIN_TYPES = {
+    "squash": dict, "returns": int, "grows": dict, "device": str, "attention": str, "apart": bool,
+    "shape": [int], "shared": [float], "dtype": str, "largest": float, "finite": bool,
+    "ahead": float, "off": [float],
+}  # fmt: skip
+"""Types of the values of a trial, as an answer is checked by."""
+
+
+def check_model(model: Model) -> Model:
+    """Return a model with what a trial shows of it, and refuse one that cannot be rewired.
+
+    Raises
+    ------
+    Refusal
+        If it looks ahead, or its blocks, called one by one, give other logits than the model.
+    """
+    try:
+        trial = _run_trial(model)
+        _check_answer(trial)
+        for check in CHECKS:
+            check(model, trial)
+    except Refusal:
+        raise
+    except Exception as error:  # whatever a model's own code raises
+        raise Refusal(f"{model.title} cannot be rewired: {first_line(error)}") from error
+    learned = {
+        "dtype": _dtype(trial),
+        "device": trial["device"],
+        "attention": trial["attention"],
+    }
+    return replace(
+        model,
+        grows=trial["grows"],
+        returns=trial["returns"],
+        identity=model.identity | learned,
+        # Offloaded weights look as if they were apart, too.
+        sandboxed=bool(model.request) and trial["apart"],
+        squash=(trial["squash"]["scale"], trial["squash"]["cap"]),
+    )
+
+
+def _run_trial(model: Model) -> Trial:
+    """Run a model on a short text, naturally and block by block.
+
+    Two batches, of three and of two sequences, tell which parts of a context grow with the batch;
+    the second sequence differs from the first in its last token.
+    """
+    first = model.trial_text
+    second = [*first[:-1], (first[-1] + 1) % model.vocabulary]
+    three = torch.tensor([first, second, first], device=model.device)
+    two = three[:2]
+    blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
+    known = model.numbers
+    request = model.asking(0)
+    with model.lock, torch.no_grad(), traced.session(**request):
+        found = nnsight.save({})
+        with traced.trace(three, use_cache=False):
+            _, contexts = block_calls.enter(blocks)
+            sizes = block_calls.sizes(contexts)
+            numbers = unembedding.trial(head.input)
+            head.skip(numbers)
+            squash = unembedding.fit(numbers, traced.output.logits, known)
+            found["squash"] = squash
+        with traced.trace(two, use_cache=False):
+            states, contexts = block_calls.enter(blocks)
+            left = blocks[-1].output
+            found["returns"] = len(left) if isinstance(left, (tuple, list)) else 0
+            found["grows"] = block_calls.growing(block_calls.sizes(contexts), sizes)
+            found["device"] = states[0].device.type
+            found["attention"] = str(traced.config._attn_implementation)
+            found["apart"] = any(weight.is_meta for weight in head.parameters())
+            states.append(norms[0].input if norms else head.input)
+            eps = max(torch.finfo(kind).eps for kind in (states[0].dtype, torch.float32))
+            found["shape"] = list(states[0].shape[:-1])
+            shared = [0.0]
+            if found["shape"] == list(two.shape):
+                shared = block_calls.forgetful(states, contexts, blocks)
+            found["shared"] = shared
+            # What keeps something that another needs cannot even be called on another batch.
+            alone = found["shape"] == list(two.shape) and numerics.largest(shared) <= 32 * eps
+            predict = unembedding.predictor(head, (squash["scale"], squash["cap"]))
+            ours = []
+            for copies in (1, 2) if alone else ():
+                hidden = torch.cat([states[0]] * copies)
+                for block, context in zip(blocks, contexts):
+                    widened = block_calls.widen(context, 2, copies, found["grows"])
+                    hidden = block_calls.call(block, hidden, widened)
+                for norm in norms:
+                    hidden = norm(hidden)
+                ours.append(predict(hidden).cpu())
+            # Of a model over several devices, these may be on another than the head.
+            given = traced.output.logits
+            own = numerics.precise(given).cpu()
+            coarsest = max((states[0].dtype, given.dtype), key=lambda kind: torch.finfo(kind).eps)
+            found["dtype"] = str(coarsest)
+            found["largest"] = float(own.abs().max())
+            found["finite"] = bool(torch.isfinite(own).all())
+            found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
+            found["off"] = [
+                float((mine - torch.cat([own] * copies)).abs().max())
+                for mine, copies in zip(ours, (1, 2))
+            ]
+    trial: Trial = found
+    return trial
+
+
+def _check_answer(trial: Trial) -> None:
+    """Refuse what comes back from a server and is no trial."""
+    answer.plain(trial, _PLAIN_TYPES)
+    answer.plain(trial["squash"], {"scale": float, "cap": float | None, "off": float})
+    if trial["dtype"] not in {str(kind) for kind in answer.STATES}:
+        raise answer.other(f"its numbers are {trial['dtype']:.40}")
+
+
+def _check_finite(model: Model, trial: Trial) -> None:
+    """Refuse logits that are not all finite numbers."""
+    dtype = _dtype(trial)
+    if not trial["finite"]:
+        wider = "bfloat16 or float32" if dtype == "float16" else "float64, or open another"
+        raise Refusal(
+            f"{model.title} overflows: its logits of a short text are not all finite numbers in "
+            f"{dtype}: use `dtype` {wider}"
+        )
+
+
+def _check_shape(model: Model, trial: Trial) -> None:
+    """Refuse blocks that take something else than the states of a batch of sequences."""
+    if trial["shape"] != [2, len(model.trial_text)]:
+        raise Refusal(
+            f"{model.title} cannot be rewired: what enters its blocks is of shape {trial['shape']} "
+            "and not (sequence, token, width)"
+        )
+
+
+def _check_memory(model: Model, trial: Trial) -> None:
+    """Refuse blocks whose output depends on what other blocks were run on."""
+    difference = numerics.largest(trial["shared"])
+    block = int(torch.tensor(trial["shared"]).argmax())
+    if not difference <= TOLERANCE * _rounding(trial):
+        raise Refusal(
+            f"{model.title} cannot be rewired: its blocks share what they keep: what block {block} "
+            f"gives depends on what others were run on (off by {difference:.2g})"
+        )
+
+
+def _check_head(model: Model, trial: Trial) -> None:
+    """Refuse logits that are not what the head gives, scaled or softly capped at most."""
+    if not trial["squash"]["off"] <= unembedding.ROUNDING * _epsilon(trial):
+        raise Refusal(
+            f"{model.title} cannot be rewired: its logits are what its head gives neither as it is "
+            f"nor scaled nor softly capped (off by {trial['squash']['off']:.2g})"
+        )
+
+
+def _check_causality(model: Model, trial: Trial) -> None:
+    """Refuse a model in which a later token changes earlier logits."""
+    if not trial["ahead"] <= TOLERANCE * _rounding(trial) * _size(trial):
+        raise Refusal(
+            f"{model.title} is not a decoder: a later token changes earlier logits by "
+            f"{trial['ahead']:.2g}"
+        )
+
+
+def _check_logits(model: Model, trial: Trial) -> None:
+    """Refuse a model whose blocks, norm and head, called one by one, give other logits.
+
+    Called on the very states of the natural pass, they may differ in the last digits only; on
+    states stacked as in a sweep, by what a different order of sums costs.
+    """
+    exact = EXACT_TOLERANCE * (_epsilon(trial) * _size(trial))
+    stacked = TOLERANCE * (_rounding(trial) * _size(trial))
+    for difference, tolerance in zip(trial["off"], (exact, stacked)):
+        if not difference <= tolerance:
+            raise Refusal(
+                f"{model.title} cannot be rewired: something besides its blocks, its norm and its "
+                "head makes its logits, which run block by block are off by "
+                f"{difference:.2g}, more than {tolerance:.2g}"
+            )
+
+
+CHECKS: tuple[Callable[[Model, Trial], None], ...] = (
+    _check_finite,
+    _check_shape,
+    _check_memory,
+    _check_head,
+    _check_causality,
+    _check_logits,
+)
+"""What is refused, in this order: each check takes for granted that those before it have passed."""
+
+
+def _dtype(trial: Trial) -> str:
+    return trial["dtype"].removeprefix("torch.")
+
+
+def _epsilon(trial: Trial) -> float:
+    """Return the last digit of 1 in the type of the weights."""
+    return torch.finfo(getattr(torch, _dtype(trial))).eps
+
+
+def _rounding(trial: Trial) -> float:
+    """Return what sums are rounded to: some parts compute in float32 whatever the weights are."""
+    return max(_epsilon(trial), torch.finfo(torch.float32).eps)
+
+
+def _size(trial: Trial) -> float:
+    """Return the size of the logits, which errors are relative to, or 1 where they are smaller."""
+    return max(1.0, trial["largest"])
