@@ -664,7 +664,7 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
     (text,) = said
     assert "in a sandbox" in text and "calls and" in text and "in 1 requests" in text
     small = open_model(NAME, remote=True, sandbox_limit=1e-6)
-    with pytest.raises(Refusal, match=r"--layers.*--readout agreement.*--sandbox-limit"):
+    with pytest.raises(Refusal, match=r"`layers`.*readout agreement.*sandbox.limit"):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
     with pytest.raises(Refusal, match=r"fewer `tokens`.*--sandbox-limit"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
