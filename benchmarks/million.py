@@ -23,7 +23,7 @@ import xarray as xr
 
 from robustness.errors import Refusal
 from robustness.files.netcdf import load
-from robustness.text.corpus import documents
+from robustness.text.sources import documents
 
 SHARDS, KILLED = 4, 2
 CHARACTERS = 8

@@ -21,7 +21,8 @@ from robustness.models.opening import open_model
 from robustness.statistics.stopping import is_enough
 from robustness.statistics.uncertainty import standard_error
 from robustness.sweeps import sweep
-from robustness.text.corpus import Corpus, cut, documents
+from robustness.text.corpus import Corpus, cut
+from robustness.text.sources import documents
 
 NORMAL = 1.959964
 """Standard errors to either side in an interval of 95 %."""

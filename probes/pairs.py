@@ -12,18 +12,15 @@ import numpy as np
 from datasets import load_dataset
 
 from robustness.errors import Refusal
-from robustness.text.corpus import HUB_ERRORS, hub_id, not_opened
-from robustness.text.local_file import (
+from robustness.text.hub import OPENING_ERRORS, hub_id, opening_refusal
+from robustness.text.json_values import (
     brief,
-    decode,
-    expanded,
+    decode_line,
     is_text,
-    kind,
-    lines,
-    open_file,
-    shown,
-    values,
+    numbered_lines,
+    parse_values,
 )
+from robustness.text.local_file import expanded, file_kind, open_file, printable_name
 
 PARTS = ("train", "dev", "test")
 
@@ -74,12 +71,13 @@ def read_pairs(source: str | Path) -> dict[str, list[Pair]]:
     if source == "builtin":
         source = Path(str(files("robustness"))) / "builtin" / "texts" / "wic"
     directory = expanded(source)
-    there = kind(directory)
+    there = file_kind(directory)
     if there == stat.S_IFDIR:
         found = {part: _read_part(directory, part) for part in PARTS}
     elif there is not None:
         raise Refusal(
-            f"{shown(directory)} is no directory: name one with train, dev and test files in it"
+            f"{printable_name(directory)} is no directory: name one with train, dev and test files "
+            "in it"
         )
     elif isinstance(source, Path) or str(source).startswith((".", "/", "~")):
         raise Refusal(f"there is no directory {str(source)!a}: name one with pairs, or builtin")
@@ -96,18 +94,20 @@ def read_pairs(source: str | Path) -> dict[str, list[Pair]]:
 
 def _read_part(directory: Path, part: str) -> list[Pair]:
     data, gold = directory / f"{part}.data.txt", directory / f"{part}.gold.txt"
-    if kind(data) is not None:
-        if kind(gold) is None:
-            raise Refusal(f"{shown(directory)} has {data.name} but no {gold.name}: add it")
+    if file_kind(data) is not None:
+        if file_kind(gold) is None:
+            raise Refusal(f"{printable_name(directory)} has {data.name} but no {gold.name}: add it")
         return _read_official(data, gold)
     names = [f"{part}.jsonl", *(["val.jsonl"] if part == "dev" else [])]
-    path = next((directory / name for name in names if kind(directory / name) is not None), None)
+    path = next(
+        (directory / name for name in names if file_kind(directory / name) is not None), None
+    )
     if path is None:
-        raise Refusal(f"{shown(directory)} has no {data.name} and no {names[0]}: add one")
+        raise Refusal(f"{printable_name(directory)} has no {data.name} and no {names[0]}: add one")
     pairs = []
     for at, line in _lines(path):
         where = f"{path.name}, line {at}"
-        rows = values(line, path.name, at)
+        rows = parse_values(line, path.name, at)
         if len(rows) != 1:
             raise Refusal(f"{where}, holds {len(rows)} objects: write one a line")
         pairs.append(_from_row(rows[0], where))
@@ -131,10 +131,10 @@ def _read_official(data: Path, gold: Path) -> list[Pair]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the number and the text of each line, divided at line feeds alone."""
     with open_file(path) as file:
-        for number, _, line in lines(file, path.name, LONGEST):
+        for number, _, line in numbered_lines(file, path.name, LONGEST):
             if number > MOST:
                 raise Refusal(f"{path.name} has more than {MOST} pairs: take some of them")
-            yield number, decode(line, path.name, number).removesuffix("\n").removesuffix("\r")
+            yield number, decode_line(line, path.name, number).removesuffix("\n").removesuffix("\r")
 
 
 def _official(line: str, label: str, where: str) -> Pair:
@@ -213,8 +213,8 @@ def _read_hub(source: str) -> dict[str, list[Pair]]:
     name, config = hub_id(source)
     try:
         rows = {part: list(load_dataset(name, config, split=part)) for part in HUB_PARTS}
-    except HUB_ERRORS as error:
-        raise not_opened(source, error) from error
+    except OPENING_ERRORS as error:
+        raise opening_refusal(source, error) from error
     pairs = {
         part: [_from_row(row, f"{source}, {part} {at}") for at, row in enumerate(found)]
         for part, found in rows.items()

@@ -24,7 +24,7 @@ class CorpusSettings:
     """Settings of a probe that cuts its inputs from a corpus."""
 
     source: str | Path = "builtin-sampled"
-    """Text that is read, as `robustness.text.corpus.documents` takes it."""
+    """Text that is read, as `robustness.text.sources.documents` takes it."""
     field: str = "text"
     """Name of the column that holds the text."""
     split: str = "train"

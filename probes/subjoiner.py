@@ -25,7 +25,7 @@ from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.runs.settings import RunOptions
 from robustness.statistics.uncertainty import standard_error
-from robustness.text.corpus import source_name
+from robustness.text.sources import source_name
 
 PERMUTATIONS = 1000
 """Number of random divisions of the words into classes."""

@@ -32,7 +32,7 @@ from robustness.models.model import Model
 from robustness.models.output_weights import open_weights
 from robustness.models.settings import ModelSettings
 from robustness.runs.settings import RunOptions
-from robustness.text.corpus import source_name
+from robustness.text.sources import source_name
 from robustness.trace import numerics, readout
 from robustness.trace.unembedding import predictor
 

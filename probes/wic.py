@@ -26,7 +26,7 @@ from robustness.measurements.clean_pass import Reading
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.runs.settings import RunOptions
-from robustness.text.corpus import source_name
+from robustness.text.sources import source_name
 from robustness.trace import numerics
 
 PROBES = ("pair", "concatenation", "threshold", "shuffled")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from probes.settings import FEWEST_WINDOWS, SuffixSettings
 from robustness.errors import Refusal
-from robustness.text.corpus import opened
 from robustness.text.encoding import encode
+from robustness.text.sources import open_source
 
 WINDOW_TOKENS = 24
 """Number of tokens of a window, besides BOS."""
@@ -135,7 +135,7 @@ def _collect(
 ) -> _Windows:
     """Read documents until there are windows enough."""
     windows = _Windows()
-    with opened(settings.source, field=settings.field, split=settings.split) as text:
+    with open_source(settings.source, field=settings.field, split=settings.split) as text:
         for index, chunks in text.documents(settings.seed):
             # Ids alone are kept, for a document may be long, and the draw depends on all of it.
             pieces = [piece.ids.astype(np.int32) for piece in encode(tokenizer, chunks)]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from probes.settings import SubjoinerSettings
 from robustness.errors import Refusal
-from robustness.text.corpus import documents
 from robustness.text.encoding import Tokens, encode
+from robustness.text.sources import documents
 
 INPUT_TOKENS = 16
 """Number of tokens of an input, besides BOS."""

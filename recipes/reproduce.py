@@ -29,8 +29,8 @@ from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import intervention
 from robustness.sweeps import sweep
 from robustness.tasks.evaluation import evaluate_tasks
-from robustness.text import corpus
-from robustness.text.local_file import expanded, kind
+from robustness.text.corpus import Corpus
+from robustness.text.local_file import expanded, file_kind
 
 Watch = Callable[[str, str], AbstractContextManager[Callable[[int, int], object]]]
 """Given what is measured and its unit, shows progress while that lasts."""
@@ -41,7 +41,7 @@ class Inputs:
     """What is measured on what, and how."""
 
     model: Model
-    corpus: corpus.Corpus
+    corpus: Corpus
     """What sweeps and measurements read."""
     text: str
     """What windows and words are taken from."""
@@ -385,8 +385,8 @@ def _files(value: Any) -> list[Path]:
     if not isinstance(value, (str, Path)):
         return []
     path = expanded(value)
-    found = kind(path)
+    found = file_kind(path)
     if found == stat.S_IFDIR:
-        return sorted(each for each in path.iterdir() if kind(each) == stat.S_IFREG)
+        return sorted(each for each in path.iterdir() if file_kind(each) == stat.S_IFREG)
     # What is no file is refused where it is read; a pipe would wait here for a writer.
     return [path] if found == stat.S_IFREG else []

@@ -8,7 +8,8 @@ from recipes.training import pretrain as pretraining
 from recipes.training.card import card, prose
 from recipes.training.pretrain import Pretraining, pretrain
 from robustness.models.opening import open_model
-from robustness.text.corpus import Corpus, documents
+from robustness.text.corpus import Corpus
+from robustness.text.sources import documents
 
 SMALL = {
     "width": 16, "heads": 2, "context": 16, "vocabulary": 257, "batch": 2, "warmup": 2,

@@ -15,7 +15,8 @@ from robustness.measurements.observation import observe
 from robustness.measurements.prediction_neurons import neurons
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
-from robustness.text.corpus import documents, first_documents
+from robustness.text.corpus import first_documents
+from robustness.text.sources import documents
 
 PILE = "EleutherAI/the_pile_deduplicated"
 

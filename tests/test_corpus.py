@@ -14,7 +14,9 @@ from tokenizers_for_tests import byte_tokenizer
 
 from robustness.errors import Refusal
 from robustness.text import corpus as corpora
-from robustness.text.corpus import cut, documents, first_documents
+from robustness.text import hub
+from robustness.text.corpus import cut, first_documents
+from robustness.text.sources import documents
 
 TOKENIZER = byte_tokenizer()
 
@@ -60,7 +62,7 @@ def test_windows_hold_what_the_documents_say(monkeypatch, sizes, context, bos, p
         sha256="",
         documents=lambda _: ((at, iter([text])) for at, text in enumerate(texts)),
     )
-    monkeypatch.setattr(corpora, "opened", lambda *_, **__: nullcontext(found))
+    monkeypatch.setattr(corpora, "open_source", lambda *_, **__: nullcontext(found))
     tokenizer = byte_tokenizer(bos=bos)
     width = context - bos
     joined = ["".join(text + ("|" if bos else "") for text in texts)] if pack else texts
@@ -98,11 +100,11 @@ def test_too_few_tokens_are_refused_with_a_context_that_would_do(tmp_path):
         Refusal, match=r"240 tokens were asked for, a.jsonl has 0 .* of 40"
     ) as refused:
         cut(path, TOKENIZER, context=40, tokens=240)
-    context = int(str(refused.value).split("--context ")[1].split()[0])
+    context = int(str(refused.value).split("`context` ")[1].split()[0])
     assert cut(path, TOKENIZER, context=context, tokens=240).tokens.size > 240 - context
     with pytest.raises(Refusal):
         cut(path, TOKENIZER, context=context + 1, tokens=240)
-    with pytest.raises(Refusal, match="ask for --tokens 200, or read a longer text") as refused:
+    with pytest.raises(Refusal, match="ask for `tokens` 200, or read a longer text") as refused:
         cut(path, TOKENIZER, context=20, tokens=10_000)
     assert cut(path, TOKENIZER, context=20, tokens=200).tokens.size == 200
     with pytest.raises(Refusal, match="all of it is 300 tokens long: read a longer text"):
@@ -141,7 +143,7 @@ def test_the_first_documents_are_one_a_sequence_cut_off_at_the_context(tmp_path)
     assert found.document.tolist() == [0, 2, 3]
     texts = [TOKENIZER.decode(row[1:n]) for row, n in zip(found.tokens, found.lengths, strict=True)]
     assert texts == ["abcdef", "ab", "abcdefgh"]
-    with pytest.raises(Refusal, match="ask for --documents 3"):
+    with pytest.raises(Refusal, match="ask for `documents` 3"):
         first_documents(path, TOKENIZER, context=9, count=4)
 
 
@@ -211,7 +213,7 @@ def test_a_hub_data_set_is_streamed_shuffled_and_keeps_its_indices(monkeypatch):
     rows = Dataset.from_list(listed).to_iterable_dataset()
     asked = []
     monkeypatch.setattr(
-        corpora, "load_dataset", lambda *args, **options: asked.append((args, options)) or rows
+        hub, "load_dataset", lambda *args, **options: asked.append((args, options)) or rows
     )
     found = list(documents("owner/name:config", seed=5, split="validation"))
     assert asked == [(("owner/name", "config"), {"split": "validation", "streaming": True})]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from robustness.errors import Refusal
 from robustness.text import encoding
-from robustness.text.corpus import documents
+from robustness.text.sources import documents
 
 PROSE = "\n".join(text for _, text in islice(documents("builtin"), 8))
 
@@ -61,7 +61,13 @@ def make_small(patch):
         patch.setattr(encoding, name, value)
 
 
-SMALL = {"WHOLE": 4000, "PIECE": 3000, "OVERLAPS": (400, 1500), "MARGIN": 100, "AGREEING": 16}
+SMALL = {
+    "LONGEST_WHOLE": 4000,
+    "PIECE_SIZE": 3000,
+    "OVERLAPS": (400, 1500),
+    "MARGIN": 100,
+    "AGREEING_TOKENS": 16,
+}
 
 
 @pytest.fixture

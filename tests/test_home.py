@@ -52,13 +52,13 @@ def test_no_home_is_needed_for_what_is_here(tmp_path):
 
 def test_where_the_hub_keeps_its_files_is_named_if_it_cannot_be_written(monkeypatch):
     from robustness.errors import Refusal
-    from robustness.text import corpus
+    from robustness.text import hub, sources
 
     def fail(*_, **__):
         raise PermissionError(13, "Permission denied", "/home/somebody/.cache")
 
-    monkeypatch.setattr(corpus, "load_dataset", fail)
+    monkeypatch.setattr(hub, "load_dataset", fail)
     with pytest.raises(
         Refusal, match=r"kept in /.*; set HF_HOME to a directory that can be written"
     ):
-        list(corpus.documents("owner/name"))
+        list(sources.documents("owner/name"))

@@ -20,9 +20,10 @@ from tokenizers_for_tests import byte_tokenizer
 
 from robustness.errors import Refusal
 from robustness.files.netcdf import load
-from robustness.text import encoding, local_file, local_text
-from robustness.text.corpus import cut, documents, first_documents, opened
+from robustness.text import encoding, formats, local_file
+from robustness.text.corpus import cut, first_documents
 from robustness.text.local_text import open_documents
+from robustness.text.sources import documents, open_source
 
 TOKENIZER = byte_tokenizer()
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def no_library(monkeypatch):
         raise AssertionError(f"load_dataset{words}")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    monkeypatch.setattr("robustness.text.corpus.load_dataset", fail)
+    monkeypatch.setattr("robustness.text.hub.load_dataset", fail)
 
 
 def test_another_text_under_the_same_name_and_time_is_read(tmp_path):
@@ -125,7 +126,7 @@ def test_a_text_file_is_divided_as_if_it_had_been_read_whole(tmp_path, parts, bl
     whole = path.read_text(encoding="utf-8").split("<|endoftext|>")
     expected = [piece for piece in whole if piece.strip()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_text, "BLOCK", block)
+        patch.setattr(formats, "BLOCK_BYTES", block)
         if not expected:
             with pytest.raises(Refusal, match="holds no text"):
                 list(documents(path))
@@ -142,7 +143,7 @@ def test_the_hash_is_of_the_bytes_that_are_read(tmp_path, name):
         content = lines_of(["one", "two"])
         path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     expected = hashlib.sha256(path.read_bytes() + b"text").hexdigest()
-    with opened(path) as text:
+    with open_source(path) as text:
         assert text.sha256 == expected
         # Another file in its place is not what was opened.
         other = tmp_path / "other"
@@ -322,7 +323,7 @@ def test_a_run_on_a_file_whose_name_is_no_text_is_saved(run, llama, tmp_path):
 
 
 def test_far_more_than_text_unpacks_to_is_refused_before_it_fills_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_file, "MOST_UNPACKED", 2**22)
+    monkeypatch.setattr(local_file, "UNPACKED_ANYWAY", 2**22)
     path = tmp_path / "bomb.txt.gz"
     path.write_bytes(gzip.compress(bytes(2**24)))
     with pytest.raises(Refusal, match=r"bomb\.txt\.gz unpacks to more than 4 MiB"):
@@ -337,7 +338,7 @@ def test_far_more_than_text_unpacks_to_is_refused_before_it_fills_the_disk(tmp_p
 
 
 def test_a_full_disk_is_named_where_something_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_file, "IN_MEMORY", 1)
+    monkeypatch.setattr(local_file, "UNPACKED_IN_MEMORY", 1)
     monkeypatch.setenv("TMPDIR", "/dev/null")
     monkeypatch.setattr("tempfile.tempdir", "/proc")
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text" * 9))
@@ -346,7 +347,7 @@ def test_a_full_disk_is_named_where_something_is_unpacked(tmp_path, monkeypatch)
 
 
 def test_a_line_is_bounded_and_one_that_is_too_long_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_text, "LONGEST", 100)
+    monkeypatch.setattr(formats, "LONGEST_JSON", 100)
     (tmp_path / "a.jsonl").write_bytes(lines_of(["x" * 200]))
     with pytest.raises(Refusal, match="line 1, is longer"):
         list(documents(tmp_path / "a.jsonl"))
@@ -356,20 +357,20 @@ def test_the_tail_of_a_document_that_is_not_needed_is_not_read(tmp_path, monkeyp
     read = []
     path = tmp_path / "a.txt"
     path.write_bytes(b"The cat sat on the mat. " * 200_000)
-    chunks = local_text._Text.chunks
+    chunks = formats.PlainText.chunks
 
     def spy(self, index):
         for chunk in chunks(self, index):
             read.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr(encoding, "WHOLE", 2**14)
-    monkeypatch.setattr(encoding, "PIECE", 2**14)
+    monkeypatch.setattr(encoding, "LONGEST_WHOLE", 2**14)
+    monkeypatch.setattr(encoding, "PIECE_SIZE", 2**14)
     monkeypatch.setattr(encoding, "OVERLAPS", (2**12,))
-    monkeypatch.setattr(local_text, "BLOCK", 2**13)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 2**13)
     with open_documents(path) as found:
         assert len(found) == 1
-        monkeypatch.setattr(local_text._Text, "chunks", spy)
+        monkeypatch.setattr(formats.PlainText, "chunks", spy)
         corpus = cut(path, TOKENIZER, context=100, tokens=2000)
     assert corpus.tokens.shape == (20, 100)
     assert sum(read) < 2**17, "the first character of it, to see that it is not blank, and its head"

@@ -16,7 +16,7 @@ from pages import ROOT, blocks, commands, run_page, run_python
 import cli
 from robustness.measurements.measurement import MEASUREMENTS
 from robustness.models import checkpoint
-from robustness.text import corpus
+from robustness.text import sources
 
 EVERY = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]]
 
@@ -34,7 +34,7 @@ FIRST = (["stages", "demo"], "stages reproduce builtin-parallel E1 --tokens 6400
 def half_the_text(tmp_path_factory) -> Path:
     """The first half of the built-in prose: the same commands in half the time."""
     path = tmp_path_factory.mktemp("text") / "prose.jsonl"
-    texts = [text for _, text in corpus.documents("builtin")]
+    texts = [text for _, text in sources.documents("builtin")]
     lines = [json.dumps({"text": text}) for text in texts[: len(texts) // 2]]
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -50,7 +50,7 @@ def begun(tmp_path_factory, worker_id, half_the_text) -> Path:
             making = base / "making"
             making.mkdir()
             monkeypatch.chdir(making)
-            monkeypatch.setitem(corpus.BUILTIN, "builtin", str(half_the_text))
+            monkeypatch.setitem(sources.BUILTIN, "builtin", str(half_the_text))
             for words in FIRST:
                 monkeypatch.setattr("sys.argv", words)
                 cli.main()
@@ -64,7 +64,7 @@ def reader(begun, tmp_path, monkeypatch, half_the_text):
     place = tmp_path / "reader"
     shutil.copytree(begun, place)
     monkeypatch.chdir(place)
-    monkeypatch.setitem(corpus.BUILTIN, "builtin", str(half_the_text))
+    monkeypatch.setitem(sources.BUILTIN, "builtin", str(half_the_text))
     return monkeypatch
 
 

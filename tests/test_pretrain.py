@@ -17,7 +17,7 @@ from recipes.training.text import encode, read, share
 from recipes.training.tokenizer import train_tokenizer
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
-from robustness.text.corpus import documents
+from robustness.text.sources import documents
 
 SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 24, "vocabulary": 300, "batch": 4,

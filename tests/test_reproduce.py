@@ -19,7 +19,7 @@ from recipes import reproduce as recipes_run
 from recipes.recipe import SOURCES
 from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
-from robustness.text.corpus import documents
+from robustness.text.sources import documents
 
 LAYERS = 10
 

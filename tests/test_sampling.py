@@ -6,7 +6,7 @@ from tokenizers_for_tests import byte_tokenizer
 from recipes.training.sampling import sample, write
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
-from robustness.text.corpus import documents
+from robustness.text.sources import documents
 
 
 def test_as_many_tokens_as_were_asked_for_are_sampled_by_seed():

@@ -13,7 +13,8 @@ from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.statistics.uncertainty import standard_error
 from robustness.sweeps import sweep
-from robustness.text.corpus import Corpus, cut, encode
+from robustness.text.corpus import Corpus, cut
+from robustness.text.encoding import encode_with_bos
 
 PROMPTS = (
     "Once upon a time, there was a little girl named",
@@ -168,7 +169,7 @@ def _findings(data: xr.Dataset) -> Iterator[str]:
 
 def _continuations(model: Model) -> Iterator[str]:
     for prompt in PROMPTS:
-        ids = encode(model.tokenizer, prompt)
+        ids = encode_with_bos(model.tokenizer, prompt)
         room = CONTINUATION if model.context is None else model.context - len(ids)
         if room < 1:
             continue

@@ -135,7 +135,7 @@ def pretrain(
         `README.md` and `stages.json`, which says that they are of this training, go. It is empty,
         or not there, or holds this training; what else is put there then stays as it is.
     sources : sequence of str or path
-        Corpora, as `robustness.text.corpus.documents` takes them.
+        Corpora, as `robustness.text.sources.documents` takes them.
     weights : sequence of float
         How often each source is drawn, in any unit; equally without them.
     settings : Pretraining, optional

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recipes.training.tokenizer import size_of
 from robustness.errors import Refusal, reading
-from robustness.text.corpus import documents, source_name
+from robustness.text.sources import documents, source_name
 
 TOGETHER = 1000
 """Documents that are encoded at once."""

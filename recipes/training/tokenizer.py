@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from robustness.errors import Refusal, reading
 from robustness.models.checkpoint import load_tokenizer, resolve
-from robustness.text.corpus import SEPARATOR
+from robustness.text.formats import SEPARATOR
 
 REMEDY = "take a model with a tokenizer.json that transformers reads"
 

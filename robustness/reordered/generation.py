@@ -15,7 +15,7 @@ from robustness.runs import remote_traffic
 from robustness.runs.settings import Progress
 from robustness.schedules.schedule import Schedule, check
 from robustness.sweeps.rewiring import rewire
-from robustness.text import corpus
+from robustness.text import encoding
 
 COLDEST = 1e-3
 """Lowest temperature that tokens are drawn at: logits divided by less overflow."""
@@ -185,7 +185,7 @@ def _encode(model: Model, prompt: str | Sequence[int]) -> Tensor:
     elif not prompt.strip():
         raise Refusal("the prompt is empty: there is nothing to continue")
     else:
-        ids = corpus.encode(model.tokenizer, prompt)
+        ids = encoding.encode_with_bos(model.tokenizer, prompt)
     if not ids:
         raise Refusal("the prompt is empty: there is nothing to continue")
     strange = [token for token in ids if not 0 <= token < model.vocabulary]

@@ -39,7 +39,8 @@ from robustness.schedules.plan import Plan, compile_plan
 from robustness.schedules.schedule import Schedule, clean
 from robustness.sweeps.tracing import run_plan
 from robustness.tasks.items import CHOICES, CONTINUATION, Items, check_choices, read_items
-from robustness.text.local_file import expanded, is_text, shown
+from robustness.text.json_values import is_text
+from robustness.text.local_file import expanded, printable_name
 from robustness.trace import scoring
 
 TASKS = ("hellaswag", "arc_easy", "lambada_openai")
@@ -149,7 +150,7 @@ def evaluate_tasks(
         **model.identity,
         "measurement": "tasks",
         "tasks": ", ".join(tasks),
-        "task_data": "" if data is None else shown(data),
+        "task_data": "" if data is None else printable_name(data),
         "limit": limit or "none",
         "interventions": ", ".join(interventions),
         "corpus_sha256": value_digest(requests),

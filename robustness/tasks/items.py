@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from robustness.errors import Refusal
-from robustness.text.local_file import brief, decode, is_text, kind, lines, open_file, shown, values
+from robustness.text.json_values import (
+    brief,
+    decode_line,
+    is_text,
+    numbered_lines,
+    parse_values,
+)
+from robustness.text.local_file import file_kind, open_file, printable_name
 
 CHOICES = ("query", "choices", "gold")
 """Fields of an item whose right continuation is one of several."""
@@ -57,16 +64,16 @@ def read_items(path: Path) -> Items:
     Refusal
         If there is no such file, or an item cannot be used; its line is named.
     """
-    if kind(path) is None:
-        there = ", ".join(sorted(shown(file) for file in path.parent.glob("*.jsonl"))[:9])
+    if file_kind(path) is None:
+        there = ", ".join(sorted(printable_name(file) for file in path.parent.glob("*.jsonl"))[:9])
         raise Refusal(
-            f"there is no {shown(path)} in {shown(path.parent)}, which has {there or 'no .jsonl'}: "
-            "give --task-data with a file for each task"
+            f"there is no {printable_name(path)} in {printable_name(path.parent)}, which has "
+            f"{there or 'no .jsonl'}: give --task-data with a file for each task"
         )
-    name, rows, numbers = shown(path), [], []
+    name, rows, numbers = printable_name(path), [], []
     with open_file(path) as file:
-        for number, _, line in lines(file, name, LONGEST):
-            for row in values(decode(line, name, number), name, number):
+        for number, _, line in numbered_lines(file, name, LONGEST):
+            for row in parse_values(decode_line(line, name, number), name, number):
                 if not isinstance(row, dict) or not 0 < len(row) <= MOST_FIELDS:
                     raise Refusal(
                         f"{name}, line {number}, is {brief(row)}: write an object with the fields "

@@ -1,26 +1,15 @@
 """Text to seeded token sequences with provenance."""
 
 import hashlib
-import re
-import stat
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from datasets import IterableDataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 
-from robustness.errors import Refusal, first_line
-from robustness.text import encoding, local_file, local_text
+from robustness.errors import Refusal
+from robustness.text.encoding import Tokenizer, bos_ids, bos_rule, encode, eos_ids, first_tokens
 from robustness.text.settings import (
     DEFAULT_CONTEXT,
     PAPER_CONTEXT,
@@ -28,23 +17,11 @@ from robustness.text.settings import (
     SHORTEST_SEQUENCE,
     TextSettings,
 )
-
-HUB_ID = re.compile(r"(?![.~-])[\w.-]+(/[\w.-]+)?(:[^/]*)?")
-"""Data sets of the hub, `owner/name` or `owner/name:config`."""
-
-SOURCES = "name a .txt, .jsonl or .parquet file, builtin, or a data set, owner/name:config"
-"""What would do where a source is not there."""
-
-BUILTIN = {"builtin": "prose.jsonl", "builtin-sampled": "sampled.jsonl.gz"}
-"""The texts shipped with the project: original prose, and text sampled from `builtin`."""
-
-SEPARATOR = local_text.SEPARATOR
-"""Divides the documents of a `.txt` file that holds several."""
+from robustness.text.sources import open_source
+from robustness.text.windows import WindowCutter
 
 DEFAULT_TOKENS = 100_000
-"""How many tokens are taken where none are asked for, if there are that many."""
-
-SHUFFLE_BUFFER = 10_000
+"""Most tokens that are read where no number is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,108 +114,11 @@ class Corpus:
         )
 
 
-def documents(
-    source: str | Path, *, seed: int | None = None, field: str = "text", split: str = "train"
-) -> Iterator[tuple[int, str]]:
-    """Yield the documents of a source with their index in it.
-
-    Parameters
-    ----------
-    source : str or path
-        A built-in text (`builtin`, `builtin-sampled`), a local `.txt`, `.jsonl` or `.parquet` file
-        (also `.gz`), or a data set of the Hugging Face hub, `owner/name` or `owner/name:config`.
-    seed : int, optional
-        Seed of the order; without one, documents come in the order of the source. A data set of the
-        hub is streamed and shuffled within a buffer of 10,000 documents.
-    field : str
-        The column that holds the text (a `.txt` file has none).
-    split : str
-        The split of a hub data set.
-
-    Raises
-    ------
-    Refusal
-        If there is no such source, or it holds no text in `field`.
-    """
-    with opened(source, field=field, split=split) as text:
-        for index, chunks in text.documents(seed):
-            yield index, "".join(chunks)
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A source of documents, opened.
-
-    Attributes
-    ----------
-    name : str
-        Base name of the file, id of the data set, or name of the built-in text.
-    sha256 : str
-        Of the bytes of the file that is read, or of the name of the data set, and of the column and
-        split.
-    """
-
-    name: str
-    sha256: str
-    _local: local_text.Documents | None
-    _field: str
-    _split: str
-
-    def documents(self, seed: int | None = None) -> Iterator[tuple[int, Iterator[str]]]:
-        """Yield the index of every document, and its text in parts, to be read before the next.
-
-        The order is that of `robustness.text.corpus.documents`.
-        """
-        if self._local is None:
-            yield from self._of_hub(seed)
-            return
-        for index in self._local.order(seed):
-            yield int(index), self._local.chunks(int(index))
-
-    def _of_hub(self, seed: int | None) -> Iterator[tuple[int, Iterator[str]]]:
-        field = self._field
-        try:
-            for index, row in _stream(self.name, seed=seed, split=self._split):
-                if field not in row:
-                    raise Refusal(
-                        f"{self.name} has no field {field!r}; its fields are: "
-                        f"{', '.join(sorted(row)) or 'none'}: name one with --field"
-                    )
-                if not local_file.is_text(row[field]):
-                    raise Refusal(
-                        f"document {index} of {self.name} has {str(row[field])[:20]!a} for text "
-                        f"in its field {field!r}; leave such rows out"
-                    )
-                yield index, iter([row[field]])
-        except (HfHubHTTPError, ConnectionError, OfflineModeIsEnabled) as error:
-            raise Refusal(
-                f"reading {self.name} stopped ({first_line(error)}): run the command again"
-            ) from error
-
-
-@contextmanager
-def opened(source: str | Path, *, field: str = "text", split: str = "train") -> Iterator[Source]:
-    """Open a source of documents, as `documents` takes it.
-
-    Raises
-    ------
-    Refusal
-        If there is no such source, or it cannot be read.
-    """
-    path = _local_path(source)
-    if path is None:
-        digest = hashlib.sha256(f"{source} {split} {field}".encode()).hexdigest()
-        yield Source(str(source), digest, None, field, split)
-        return
-    with local_text.open_documents(path, field) as found:
-        yield Source(source_name(source), found.sha256, found, field, split)
-
-
 class TokenizedModel(Protocol):
     """What `read_text` asks of a model."""
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """Tokenizer of transformers."""
 
     @property
@@ -271,7 +151,7 @@ def read_text(settings: TextSettings, model: TokenizedModel) -> Corpus:
 
 def cut(
     source: str | Path,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     context: int,
     tokens: int | None = None,
@@ -324,87 +204,48 @@ def cut(
     return _cut(settings, tokenizer, context)
 
 
-def _cut(settings: TextSettings, tokenizer: Any, context: int) -> Corpus:
-    tokens, pack = settings.tokens, settings.pack
+def _cut(settings: TextSettings, tokenizer: Tokenizer, context: int) -> Corpus:
+    tokens = settings.tokens
     if tokens is not None and tokens < context:
         raise Refusal(f"{tokens} tokens were asked for, fewer than one sequence of {context}")
-    bos, rule = _bos(tokenizer)
-    width = context - len(bos)
     wanted = max(1, (DEFAULT_TOKENS if tokens is None else tokens) // context)
-    windows = _Windows(bos, width, wanted)
-    sizes = array("q")
-    with opened(settings.source, field=settings.field, split=settings.split) as text:
+    joint = eos_ids(tokenizer) if settings.pack else None
+    cutter = WindowCutter(bos_ids(tokenizer), context, wanted, joint)
+    with open_source(settings.source, field=settings.field, split=settings.split) as text:
         for index, chunks in text.documents(settings.seed):
-            sizes.append(0)
-            for piece in encoding.encode(tokenizer, chunks):
-                sizes[-1] += len(piece)
-                windows.add(piece.ids, index)
-                if windows.full:
+            cutter.begin(index)
+            for piece in encode(tokenizer, chunks):
+                cutter.add(piece.ids)
+                if cutter.full:
                     break
-            windows.end(_end(tokenizer) if pack else None, index)
-            if windows.full:
+            cutter.end()
+            if cutter.full:
                 break
-    count = min(wanted, len(windows.found))
+    # The end of a packed document can complete a window more than wanted.
+    count = min(wanted, len(cutter.windows))
     if not count or (tokens is not None and count < wanted):
-        raise Refusal(_too_few(text.name, tokens or context, context, sizes, count, len(bos), pack))
+        asked = tokens or context
+        raise Refusal(
+            f"{asked} tokens were asked for, {text.name} has {count * context} in sequences of "
+            f"{context}; {cutter.remedy(asked, context)}"
+        )
+    documents = np.array(cutter.documents[:count], dtype=np.int64)
     return Corpus(
-        tokens=np.array(windows.found[:count], dtype=np.int64),
+        tokens=np.array(cutter.windows[:count], dtype=np.int64),
         lengths=np.full(count, context, dtype=np.int64),
-        document=np.arange(count) if pack else np.array(windows.documents[:count], dtype=np.int64),
+        # A packed window is of several documents, and stands for itself.
+        document=np.arange(count) if settings.pack else documents,
         name=text.name,
-        rule="packed windows" if pack else "windows within documents",
-        bos=rule,
+        rule="packed windows" if settings.pack else "windows within documents",
+        bos=bos_rule(tokenizer),
         seed=settings.seed,
         source_sha256=text.sha256,
     )
 
 
-class _Windows:
-    """Windows as they are cut, until there are enough.
-
-    Parameters
-    ----------
-    bos : list of int
-        What stands first in each.
-    width : int
-        Tokens of text in each.
-    wanted : int
-        How many are enough.
-    """
-
-    def __init__(self, bos: Sequence[int], width: int, wanted: int) -> None:
-        self.found: list[NDArray[np.int64]] = []
-        self.documents = array("q")
-        self._bos, self._width, self._wanted = np.array(bos, dtype=np.int64), width, wanted
-        self._rest = self._bos[:0]
-
-    @property
-    def full(self) -> bool:
-        """Whether there are enough."""
-        return len(self.found) >= self._wanted
-
-    def add(self, ids: NDArray[np.int64], document: int) -> None:
-        """Cut tokens that follow those before, of a document."""
-        rest = np.concatenate([self._rest, ids])
-        whole = len(rest) // self._width * self._width
-        for start in range(0, whole, self._width):
-            if self.full:
-                break
-            self.found.append(np.concatenate([self._bos, rest[start : start + self._width]]))
-            self.documents.append(document)
-        self._rest = rest[whole:]
-
-    def end(self, mark: Sequence[int] | None, document: int) -> None:
-        """End a document: by a mark, so that the next goes on, or by dropping what is left."""
-        if mark is None:
-            self._rest = self._rest[:0]
-        else:
-            self.add(np.array(mark, dtype=np.int64), document)
-
-
 def first_documents(
     source: str | Path,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     *,
     context: int,
     count: int = PAPER_DOCUMENTS,
@@ -441,158 +282,38 @@ def first_documents(
     return _first_documents(settings, tokenizer, context)
 
 
-def _first_documents(settings: TextSettings, tokenizer: Any, context: int) -> Corpus:
+def _first_documents(settings: TextSettings, tokenizer: Tokenizer, context: int) -> Corpus:
     count = settings.documents or PAPER_DOCUMENTS
-    bos, rule = _bos(tokenizer)
-    found: list[tuple[int, list[int]]] = []
-    with opened(settings.source, field=settings.field, split=settings.split) as text:
+    bos = bos_ids(tokenizer)
+    indices: list[int] = []
+    rows: list[list[int]] = []
+    with open_source(settings.source, field=settings.field, split=settings.split) as text:
         for index, chunks in text.documents():
-            ids = bos + encoding.first_tokens(tokenizer, chunks, context - len(bos))
+            ids = bos + first_tokens(tokenizer, chunks, context - len(bos))
             if len(ids) >= SHORTEST_SEQUENCE:
-                found.append((index, ids))
-            if len(found) >= count:
+                indices.append(index)
+                rows.append(ids)
+            if len(rows) >= count:
                 break
-    if len(found) < count:
+    if len(rows) < count:
+        remedy = f"ask for `documents` {len(rows)}" if rows else "read a longer text"
         raise Refusal(
-            f"{count} documents were asked for, {text.name} has {len(found)} of at least "
-            f"{SHORTEST_SEQUENCE} tokens; "
-            + (f"ask for --documents {len(found)}" if found else "read a longer text")
+            f"{count} documents were asked for, {text.name} has {len(rows)} of at least "
+            f"{SHORTEST_SEQUENCE} tokens; {remedy}"
         )
-    widest = max(len(ids) for _, ids in found)
+    lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
+    tokens = np.empty((count, lengths.max()), dtype=np.int64)
+    for row, ids in enumerate(rows):
+        tokens[row] = ids[-1]
+        tokens[row, : len(ids)] = ids
     return Corpus(
-        tokens=np.array([ids + ids[-1:] * (widest - len(ids)) for _, ids in found], dtype=np.int64),
-        lengths=np.array([len(ids) for _, ids in found], dtype=np.int64),
-        document=np.array([index for index, _ in found], dtype=np.int64),
+        tokens=tokens,
+        lengths=lengths,
+        document=np.array(indices, dtype=np.int64),
         name=text.name,
         rule="first documents, one a sequence",
-        bos=rule,
+        bos=bos_rule(tokenizer),
         seed=0,
         authors_alignment=True,
         source_sha256=text.sha256,
-    )
-
-
-def source_name(source: str | Path) -> str:
-    """Return the base name of a file, the id of a data set, or the name of a built-in text."""
-    path = local_file.expanded(source)
-    local = isinstance(source, Path) or local_file.kind(path) is not None
-    return local_file.shown(path if local else str(source))
-
-
-def _local_path(source: str | Path) -> Path | None:
-    """Return the file that a source names, or None for a data set of the hub."""
-    if source in BUILTIN:
-        return Path(str(files("robustness"))) / "builtin" / "texts" / BUILTIN[str(source)]
-    path, name = local_file.expanded(source), str(source)
-    found = local_file.kind(path)
-    if found == stat.S_IFDIR:
-        raise Refusal(f"{name!a} is a directory; name one of its .txt, .jsonl or .parquet files")
-    if found is not None:
-        return path
-    if isinstance(source, Path) or local_text.content_of(path):
-        raise Refusal(f"there is no file {name!a}: {SOURCES}")
-    hub_id(name)
-    return None
-
-
-def hub_id(source: str) -> tuple[str, str | None]:
-    """Return the name of a data set of the hub and its configuration.
-
-    Raises
-    ------
-    Refusal
-        If it cannot be one, or stands for what is on this machine.
-    """
-    name, _, config = source.partition(":")
-    if not HUB_ID.fullmatch(source):
-        raise Refusal(f"there is no file {source!a}: {SOURCES}")
-    # The library would read what is here, and through its cache: its loaders have such names too.
-    loader = name.isidentifier() and find_spec(f"datasets.packaged_modules.{name}") is not None
-    if loader or local_file.kind(Path(name)) is not None:
-        raise Refusal(f"{source!a} is no data set of the hub: {SOURCES}")
-    return name, config or None
-
-
-def not_opened(source: str, error: BaseException) -> Refusal:
-    """Return the refusal of a data set of the hub that cannot be opened."""
-    if isinstance(error, (DatasetNotFoundError, HFValidationError)):
-        return Refusal(
-            f"there is no file and no data set {source!a}: {SOURCES} ({first_line(error)})"
-        )
-    remedy = "check the connection and the name"
-    if isinstance(error, OSError) and error.errno is not None:
-        remedy = f"its files are kept in {HF_HOME}; set HF_HOME to a directory that can be written"
-    return Refusal(f"the data set {source!a} cannot be opened ({first_line(error)}): {remedy}")
-
-
-HUB_ERRORS = (
-    DatasetNotFoundError,
-    HFValidationError,
-    HfHubHTTPError,
-    OSError,
-    OfflineModeIsEnabled,
-    RuntimeError,
-    ValueError,
-)
-"""What the hub's clients raise over a data set that cannot be opened."""
-
-
-def _stream(source: str, *, seed: int | None, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    name, config = hub_id(source)
-    try:
-        rows: IterableDataset = load_dataset(name, config, split=split, streaming=True)
-    except HUB_ERRORS as error:
-        raise not_opened(source, error) from error
-    numbered = rows.map(
-        lambda row, index: {"index": index, "row": row},
-        with_indices=True,
-        remove_columns=rows.column_names,
-    )
-    if seed is not None:
-        numbered = numbered.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    for item in numbered:
-        yield item["index"], item["row"]
-
-
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a text, the tokenizer's BOS first where it has one."""
-    return _bos(tokenizer)[0] + _encode(tokenizer, text)
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _bos(tokenizer: Any) -> tuple[list[int], str]:
-    if tokenizer.bos_token_id is None:
-        return [], "none: the tokenizer has no BOS"
-    return [int(tokenizer.bos_token_id)], f"{tokenizer.bos_token} first"
-
-
-def _end(tokenizer: Any) -> list[int]:
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    return [] if end is None else [int(end)]
-
-
-def _too_few(
-    name: str, tokens: int, context: int, sizes: Sequence[int], windows: int, bos: int, pack: bool
-) -> str:
-    """Say how many tokens there are at this context, and at which there would be enough."""
-    lengths = np.array([sum(sizes) + len(sizes) if pack else 0, *([] if pack else sizes)])
-    enough = (
-        shorter
-        for shorter in range(context - 1, SHORTEST_SEQUENCE - 1, -1)
-        if (lengths // (shorter - bos)).sum() >= max(1, tokens // shorter)
-    )
-    remedy = next((f"--context {shorter} would be enough" for shorter in enough), None)
-    if remedy is None and not pack and (sum(sizes) // max(1, context - bos)) * context >= tokens:
-        remedy = "--pack would be enough"
-    if remedy is None and windows:
-        remedy = f"ask for --tokens {windows * context}, or read a longer text"
-    elif remedy is None:
-        remedy = f"all of it is {sum(sizes)} tokens long: read a longer text"
-    return (
-        f"{tokens} tokens were asked for, {name} has {windows * context} "
-        f"in sequences of {context}; {remedy}"
     )

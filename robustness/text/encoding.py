@@ -9,27 +9,38 @@ not help, the document is refused, and never are tokens other than those of the 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
 
-WHOLE = 2**20
-"""Characters of a document up to which it is encoded at once."""
+LONGEST_WHOLE = 2**20
+"""Number of characters up to which a document is encoded at once."""
 
-PIECE = 2**18
-"""Characters of a piece of a longer one."""
+PIECE_SIZE = 2**18
+"""Number of characters in a piece of a longer document."""
 
 OVERLAPS = (2**13, 2**15, 2**17)
-"""Characters by which pieces overlap; the next where one will not do."""
+"""Number of characters by which pieces overlap; the next is tried where one does not suffice."""
 
 MARGIN = 2**11
-"""Characters at either end of an overlap whose tokens may depend on what is not there."""
+"""Number of characters at either end of an overlap whose tokens may depend on text beyond it."""
 
-AGREEING = 64
-"""Tokens in a row that must be the same in both pieces."""
+AGREEING_TOKENS = 64
+"""Number of consecutive tokens that must be the same in both pieces."""
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    bos_token_id: Any
+    bos_token: Any
+    eos_token_id: Any
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Encode a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +66,7 @@ class Tokens:
         return Tokens(self.ids[first:last], None if self.spans is None else self.spans[first:last])
 
 
-def encode(tokenizer: Any, chunks: Iterable[str], *, spans: bool = False) -> Iterator[Tokens]:
+def encode(tokenizer: Tokenizer, chunks: Iterable[str], *, spans: bool = False) -> Iterator[Tokens]:
     """Yield the tokens of a document, without BOS, as they are needed.
 
     Parameters
@@ -72,16 +83,16 @@ def encode(tokenizer: Any, chunks: Iterable[str], *, spans: bool = False) -> Ite
     Refusal
         If a long document's tokens cannot be told from pieces of it.
     """
-    text = _Window(chunks)
+    text = _HeldText(chunks)
     fast = bool(getattr(tokenizer, "is_fast", False))
-    if text.reaches(WHOLE + 1) and fast:
+    if text.reaches(LONGEST_WHOLE + 1) and fast:
         yield from _in_pieces(tokenizer, text)
     else:
         text.reaches(None)
         yield _at_once(tokenizer, text.between(0, text.end), 0, spans=spans)
 
 
-def first_tokens(tokenizer: Any, chunks: Iterable[str], count: int) -> list[int]:
+def first_tokens(tokenizer: Tokenizer, chunks: Iterable[str], count: int) -> list[int]:
     """Return the first tokens of a document, or all where there are fewer."""
     found: list[int] = []
     for piece in encode(tokenizer, chunks):
@@ -91,7 +102,31 @@ def first_tokens(tokenizer: Any, chunks: Iterable[str], count: int) -> list[int]
     return found[:count]
 
 
-def _at_once(tokenizer: Any, text: str, base: int, *, spans: bool) -> Tokens:
+def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a short text, the tokenizer's BOS first where it has one."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return bos_ids(tokenizer) + ids
+
+
+def bos_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens that stand first in a sequence: the tokenizer's BOS, where it has one."""
+    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+
+def bos_rule(tokenizer: Tokenizer) -> str:
+    """Return what stands first in a sequence, in words."""
+    if tokenizer.bos_token_id is None:
+        return "none: the tokenizer has no BOS"
+    return f"{tokenizer.bos_token} first"
+
+
+def eos_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens between joined documents: EOS, or BOS where the tokenizer has no EOS."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    return [] if end is None else [int(end)]
+
+
+def _at_once(tokenizer: Tokenizer, text: str, base: int, *, spans: bool) -> Tokens:
     """Encode a text that begins at a character of the document."""
     wanted = {"return_offsets_mapping": True} if spans else {}
     found = tokenizer(text, add_special_tokens=False, verbose=False, **wanted)
@@ -101,12 +136,12 @@ def _at_once(tokenizer: Any, text: str, base: int, *, spans: bool) -> Tokens:
     return Tokens(ids, np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2) + base)
 
 
-def _in_pieces(tokenizer: Any, text: "_Window") -> Iterator[Tokens]:
-    begin, end = 0, PIECE
+def _in_pieces(tokenizer: Tokenizer, text: "_HeldText") -> Iterator[Tokens]:
+    begin, end = 0, PIECE_SIZE
     piece = _at_once(tokenizer, text.between(begin, end), begin, spans=True)
     while text.reaches(end + 1):
-        text.reaches(end + PIECE)
-        further = min(end + PIECE, text.end)
+        text.reaches(end + PIECE_SIZE)
+        further = min(end + PIECE_SIZE, text.end)
         for overlap in OVERLAPS:
             start, margin = max(begin, end - overlap), min(MARGIN, overlap // 4)
             other = _at_once(tokenizer, text.between(start, further), start, spans=True)
@@ -135,7 +170,7 @@ def _joint(left: Tokens, right: Tokens, first: int, last: int) -> tuple[int, int
         The characters between which they are compared.
     """
     one, other = _inside(left, first, last), _inside(right, first, last)
-    half = AGREEING // 2
+    half = AGREEING_TOKENS // 2
     for at in range(len(one) - half, half - 1, -half):
         stretch = one[at - half : at + half, 1:]
         for there in np.flatnonzero((other[:, 1:] == one[at, 1:]).all(axis=1)):
@@ -153,13 +188,11 @@ def _inside(tokens: Tokens, first: int, last: int) -> NDArray[np.int64]:
     return np.column_stack([kept, tokens.ids[kept], spans[kept]])
 
 
-class _Window:
+class _HeldText:
     """The part of a document that is held."""
 
     def __init__(self, chunks: Iterable[str]) -> None:
-        self._chunks = (
-            chunk[at : at + PIECE] for chunk in chunks for at in range(0, len(chunk), PIECE)
-        )
+        self._chunks = _short_chunks(chunks)
         self._text, self._begin = "", 0
 
     @property
@@ -169,14 +202,14 @@ class _Window:
 
     def reaches(self, place: int | None) -> bool:
         """Read up to a place, or all; whether the document goes so far."""
-        parts, end = [self._text], self.end
+        read, end = [self._text], self.end
         while place is None or end < place:
             chunk = next(self._chunks, None)
             if chunk is None:
                 break
-            parts.append(chunk)
+            read.append(chunk)
             end += len(chunk)
-        self._text = "".join(parts)
+        self._text = "".join(read)
         return place is None or end >= place
 
     def between(self, first: int, last: int) -> str:
@@ -186,3 +219,10 @@ class _Window:
     def forget(self, before: int) -> None:
         """Let go of the text before a character."""
         self._text, self._begin = self._text[before - self._begin :], before
+
+
+def _short_chunks(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the same text in chunks of at most the size of a piece."""
+    for chunk in chunks:
+        for begin in range(0, len(chunk), PIECE_SIZE):
+            yield chunk[begin : begin + PIECE_SIZE]

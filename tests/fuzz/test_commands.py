@@ -13,7 +13,7 @@ from workplace import PATIENCE, copy, furnish, hidden, share, state
 
 import cli
 from robustness.models import checkpoint
-from robustness.text import corpus
+from robustness.text import sources
 
 LINES = 1500
 BATCH = 25
@@ -98,8 +98,8 @@ def test_every_command_line_ends_in_a_status_and_a_line(number, furnished, llama
             patch.setenv("HOME", str(tmp_path / "home"))
             for name in checkpoint.BUILTIN:
                 patch.setitem(checkpoint.BUILTIN, name, str(llama))
-            for name in corpus.BUILTIN:
-                patch.setitem(corpus.BUILTIN, name, str(place / "stories.jsonl"))
+            for name in sources.BUILTIN:
+                patch.setitem(sources.BUILTIN, name, str(place / "stories.jsonl"))
             before = state(place)
             try:
                 status, err = call(patch, words)
