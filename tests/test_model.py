@@ -47,6 +47,14 @@ def test_the_parts_of_every_family_are_found(model, family):
     assert model.identity["architecture"].lower().startswith(family.replace("_", "")[:4])
 
 
+def test_a_model_is_described_in_a_line(saved):
+    model = open_model(saved)
+    told = repr(model)
+    assert "\n" not in told and len(told) < 120
+    for fact in (model.name, "ForCausalLM", "4 layers", f"width {model.width}", "float32", "cpu"):
+        assert fact in told
+
+
 def test_a_directory_opens_and_is_named_hashed_and_placed(saved):
     model = open_model(saved)
     assert model.identity == {

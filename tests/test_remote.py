@@ -26,6 +26,7 @@ from probes.wic import probe_wic
 from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe
+from robustness.measurements.requirements import unfit
 from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.ndif import backend
@@ -93,6 +94,14 @@ def test_one_request_a_batch(server, corpus):
     assert server.requests == 1, "a model is checked in one request"
     sweep(there, corpus, batch_tokens=24 * 4)
     assert server.requests == 1 + 5
+
+
+def test_a_model_is_examined_in_one_request(server, corpus):
+    there = open_model(NAME, remote=True)
+    assert set(unfit(there, corpus, ("attention", "norms"))) == {"attention"}, "the text is short"
+    assert server.requests == 2
+    observe(there, corpus, ("norms",), RunOptions(batch_tokens=24 * 16))
+    assert server.requests == 4, "the text is of two batches, and the model is examined already"
 
 
 def test_a_rewired_model_runs_there(server, local):

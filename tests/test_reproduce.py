@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import cli
 from recipes import reproduce as recipes_run
 from recipes.recipe import SOURCES
+from robustness.models import block_structure
 from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
 from robustness.text.sources import documents
@@ -62,8 +63,13 @@ def made(path: Path) -> dict[str, float]:
 
 def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkeypatch):
     command = words(given, "--task-data", given["tasks"])
+    trials, try_out = [], block_structure._try_out
+    monkeypatch.setattr(
+        block_structure, "_try_out", lambda *words: trials.append(words) or try_out(*words)
+    )
     code, out, err = run(*command)
     assert (code, out) == (0, "outputs/tiny/report.html\n"), err
+    assert len(trials) == 1, "a model is examined once"
     there = Path("outputs/tiny")
     assert {path.stem for path in there.glob("*.nc")} == {
         *(source.file for source in SOURCES),
