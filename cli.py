@@ -913,25 +913,29 @@ def _interventions(options: dict[str, Any]) -> list[str]:
 
 def _tasks(name: str, names: list[str], options: dict[str, Any]) -> Path:
     """Open the model, run tasks, and return the path of their file."""
-    from robustness.tasks.evaluation import TASKS, evaluate_tasks
+    from robustness.runs.settings import RunOptions
+    from robustness.tasks import TaskSettings, evaluate_tasks
+    from robustness.tasks.settings import TASKS
 
     model = _open(name, options)
     out = options["out"] or OUTPUTS / model.name.rpartition("/")[2] / "tasks.nc"
     with _progress(None, quiet=options["quiet"], unit="text") as progress:
-        evaluate_tasks(
-            model,
+        settings = TaskSettings(
             names or TASKS,
-            _interventions(options) or ["drop", "swap"],
+            _interventions(options) or None,
             data=options["task_data"],
             limit=options["limit"],
+        )
+        asked = RunOptions(
             batch_tokens=options["batch_tokens"],
-            cap=options["state_cap"],
+            state_cap=options["state_cap"],
             out=out,
             fresh=not options["resume"],
             command=command_line(),
             progress=progress,
             tell=partial(_tell, options=options),
         )
+        evaluate_tasks(model, settings, asked)
     return Path(out)
 
 

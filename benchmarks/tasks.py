@@ -17,14 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from robustness.models.opening import open_model
 from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean
-from robustness.tasks import evaluation
+from robustness.tasks import TaskSettings, evaluate_tasks
+from robustness.tasks.harness import load_tasks, quiet
+from robustness.tasks.settings import TASKS
 
 
 def ours(path: str, names: list[str], data: str, limit: int) -> float:
     """Seconds of everything after the model is open."""
     model = open_model(path)
     started = time.perf_counter()
-    evaluation.evaluate_tasks(model, names, data=data, limit=limit)
+    evaluate_tasks(model, TaskSettings(names, data=data, limit=limit))
     return time.perf_counter() - started
 
 
@@ -40,13 +42,13 @@ def harness(path: str, names: list[str], data: str, limit: int) -> float:
     name = next(name for name, part in holder.named_children() if isinstance(part, ModuleList))
     blocks = list(getattr(holder, name))
     runs = [clean(len(blocks)), *schedules(["drop", "swap"], len(blocks)).values()]
-    loaded = list(evaluation._load(names, data).values())
+    loaded = list(load_tasks(TaskSettings(names, data=data)).values())
     started = time.perf_counter()
     for run in runs:
         net = copy.copy(plain)
         setattr(holder, name, ModuleList(blocks[step] for step in run))
         net.config.num_hidden_layers = len(run)
-        with evaluation._quiet():
+        with quiet():
             simple_evaluate(
                 HFLM(pretrained=net, tokenizer=tokenizer, batch_size=8),
                 tasks=loaded,
@@ -61,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("names", nargs="*", default=list(evaluation.TASKS))
+    parser.add_argument("names", nargs="*", default=list(TASKS))
     parser.add_argument("--limit", type=int, default=200)
     wanted = parser.parse_args()
     one = ours(wanted.model, wanted.names, wanted.data, wanted.limit)

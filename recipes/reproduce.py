@@ -28,7 +28,7 @@ from robustness.models.settings import ModelSettings
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import intervention
 from robustness.sweeps import sweep
-from robustness.tasks.evaluation import evaluate_tasks
+from robustness.tasks import TaskSettings, evaluate_tasks
 from robustness.text.corpus import Corpus
 from robustness.text.local_file import expanded, file_kind
 
@@ -348,16 +348,14 @@ def _probe(task: Task, group: Sequence[Source], progress: Any) -> None:
 
 def _tasks(task: Task, group: Sequence[Source], progress: Any) -> None:
     (source,) = group
-    evaluate_tasks(
-        task.inputs.model,
+    settings = TaskSettings(
         source.arguments,
         _fitting(source.interventions, task.inputs.model.layers),
         data=task.inputs.task_data,
         limit=task.inputs.limit,
-        cap=task.inputs.cap,
-        out=task.path(source),
-        **task.common(progress),
     )
+    options = RunOptions(out=task.path(source), state_cap=task.inputs.cap, **task.common(progress))
+    evaluate_tasks(task.inputs.model, settings, options)
 
 
 MEASURES: Mapping[str, Callable[[Task, Sequence[Source], Any], None]] = {

@@ -15,8 +15,9 @@ from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, scan
 from robustness.models.opening import open_model
 from robustness.runs.batching import batches
+from robustness.runs.settings import RunOptions
 from robustness.sweeps import sweep
-from robustness.tasks.evaluation import evaluate_tasks
+from robustness.tasks import TaskSettings, evaluate_tasks
 
 BEND = 16
 
@@ -75,7 +76,11 @@ def test_tasks_do_not_depend_on_the_batch(model, tmp_path):
     text = "".join(json.dumps(item) + "\n" for item in items)
     (tmp_path / "lambada_openai.jsonl").write_text(text)
     whole, alone = (
-        evaluate_tasks(model, ("lambada_openai",), ("drop",), data=tmp_path, batch_tokens=tokens)
+        evaluate_tasks(
+            model,
+            TaskSettings(("lambada_openai",), ("drop",), data=tmp_path),
+            RunOptions(batch_tokens=tokens),
+        )
         for tokens in (10_000, 1)
     )
     for name, values in whole.data_vars.items():

@@ -13,12 +13,15 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.models.opening import open_model
+from robustness.runs.settings import RunOptions
+from robustness.schedules.interventions import schedules
 from robustness.schedules.schedule import clean, drop, repeat, swap
-from robustness.tasks import evaluation
-from robustness.tasks.evaluation import evaluate_tasks
+from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, summary
+from robustness.tasks.harness import load_tasks, quiet, run_harness, wanted_requests
 from robustness.trace import block_calls
 
 NAMES = ("arc_easy", "hellaswag", "lambada_openai")
@@ -76,7 +79,8 @@ def model(plain):
 
 @pytest.fixture(scope="module")
 def found(model, data):
-    return evaluate_tasks(model, NAMES, ("drop", "swap", "repeat-2"), data=data, batch_tokens=900)
+    settings = TaskSettings(NAMES, ("drop", "swap", "repeat-2"), data=data)
+    return evaluate_tasks(model, settings, RunOptions(batch_tokens=900))
 
 
 def by_harness(net, data, limit=None):
@@ -84,9 +88,9 @@ def by_harness(net, data, limit=None):
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    loaded = evaluation._load(NAMES, data)
+    loaded = load_tasks(TaskSettings(NAMES, data=data))
     net.config.use_cache = False  # a cache is indexed by block, and wrong for one that is moved
-    with evaluation._quiet():
+    with quiet():
         return evaluate(
             HFLM(pretrained=net, tokenizer=byte_tokenizer(), batch_size=4),
             {"tasks": loaded, "groups": {}, "group_map": {}},
@@ -108,22 +112,18 @@ def likelihoods(harness):
 def ours(model, data, schedule):
     """Every log-likelihood under a schedule, through the harness's own samples."""
     kept = {}
-    summarise = evaluation._summarise
+    names = ("drop", "swap", "repeat-2")
+    place = [clean(model.layers), *schedules(names, model.layers).values()].index(schedule)
 
     def spy(model, loaded, limit, answers, labels):
-        place = [clean(model.layers), *spy.runs].index(schedule)
-        known = answers[place]
-        look_up = evaluation.partial(evaluation._look_up, known)
-        kept.update(likelihoods(evaluation._harness(model, loaded, limit, look_up)))
-        return summarise(model, loaded, limit, answers, labels)
+        respond = summary._look_up(answers[place])
+        kept.update(likelihoods(run_harness(model, loaded, limit, respond)))
+        return summary.summarise(model, loaded, limit, answers, labels)
 
-    names = ("drop", "swap", "repeat-2")
-    spy.runs = list(evaluation.sweep_schedules(names, model.layers).values())
-    evaluation._summarise = spy
-    try:
-        evaluate_tasks(model, NAMES, names, data=data, batch_tokens=700)
-    finally:
-        evaluation._summarise = summarise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "summarise", spy)
+        settings = TaskSettings(NAMES, names, data=data)
+        evaluate_tasks(model, settings, RunOptions(batch_tokens=700))
     return kept
 
 
@@ -170,6 +170,53 @@ def test_metrics_and_errors_are_the_harnesss(found, plain, data):
             assert float(chosen["error"].sel(here)) == pytest.approx(expected, rel=1e-3)
 
 
+def test_free_schedules_and_the_clean_model_alone_have_the_same_numbers(
+    found, model, data, tmp_path
+):
+    schedules = ("0-2", (1, 0, 2))
+    settings = TaskSettings(NAMES, schedules=schedules, data=data)
+    free = evaluate_tasks(model, settings, RunOptions(out=tmp_path / "free.nc", batch_tokens=900))
+    assert free.value.dims == ("task", "metric", "schedule")
+    for schedule, name, layer in (("0-2", "drop", 1), ("1-0-2", "swap", 0)):
+        one = found.sel(intervention=name, layer=layer)
+        for variable in ("value", "standard_error", "correct"):
+            np.testing.assert_allclose(free[variable].sel(schedule=schedule), one[variable])
+    settings = TaskSettings(NAMES, clean_only=True, data=data)
+    alone = evaluate_tasks(model, settings, RunOptions(out=tmp_path / "alone.nc"))
+    assert "value" not in alone
+    for variable in ("clean_value", "clean_standard_error", "clean_correct"):
+        np.testing.assert_allclose(alone[variable], found[variable])
+        np.testing.assert_allclose(free[variable], found[variable])
+    for name, dataset in (("free", free), ("alone", alone)):
+        xr.testing.assert_equal(netcdf.load(tmp_path / f"{name}.nc"), dataset)
+        shown = as_text(table(dataset))
+        assert f"{float(dataset.clean_value.sel(task='arc_easy', metric='acc')):.3f}" in shown
+        assert ("1-0-2" in shown) == (name == "free")
+        assert len(draw(dataset).axes) == len(NAMES)
+
+
+def test_some_layers_have_the_numbers_they_have_among_all(found, model, data):
+    settings = TaskSettings(NAMES, ("drop",), layers=(0, 2), data=data)
+    some = evaluate_tasks(model, settings, RunOptions(batch_tokens=900))
+    assert some.layer.values.tolist() == [0, 2] and some.attrs["layers"] == "0, 2"
+    expected = found.value.sel(intervention=["drop"], layer=[0, 2])
+    np.testing.assert_allclose(some.value, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clean_only": True, "layers": (1,)}, "`clean_only` goes without"),
+        ({"schedules": ("0-1",), "interventions": ("drop",)}, "cannot be run together"),
+        ({"tasks": ("piqa", "piqa")}, "task 'piqa' was asked for twice"),
+        ({"limit": 0}, "`limit` must be 1 or more"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(settings, message):
+    with pytest.raises(Refusal, match=message):
+        TaskSettings(**settings)
+
+
 def test_items_are_kept_for_paired_comparisons(found):
     assert found.correct.dims == ("metric", "intervention", "layer", "item")
     for task, metric in product(NAMES, ("acc", "acc_norm")):
@@ -197,37 +244,47 @@ def test_long_contexts_are_cut_off_on_the_left_as_the_harness_does(model, plain,
 
 def test_on_a_server_it_is_the_same(model, data):
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
-    here = evaluate_tasks(model, ("hellaswag",), ("drop",), data=data, limit=4)
-    there = evaluate_tasks(remote, ("hellaswag",), ("drop",), data=data, limit=4)
+    settings = TaskSettings(("hellaswag",), ("drop",), data=data, limit=4)
+    here = evaluate_tasks(model, settings)
+    there = evaluate_tasks(remote, settings)
     xr.testing.assert_allclose(here, there)
 
 
-def test_a_run_goes_on_where_it_stopped(model, data, tmp_path):
-    options = {"data": data, "out": tmp_path / "tasks.nc", "batch_tokens": 300}
+def spying(seen):
+    """Score a batch, and note its continuations."""
+    score = evaluation.score_batch
+
+    def spy(prepared, rows, plan, matrix):
+        seen.extend(prepared.requests[at] for at in prepared.order[rows])
+        return score(prepared, rows, plan, matrix)
+
+    return spy
+
+
+def test_a_run_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch):
+    settings = TaskSettings(NAMES, ("drop",), data=data)
+    options = RunOptions(out=tmp_path / "tasks.nc", batch_tokens=300)
 
     def stop(done, _total):
         if done > 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_tasks(model, NAMES, ("drop",), progress=stop, **options)
+        evaluate_tasks(model, settings, replace(options, progress=stop))
     assert netcdf.load(tmp_path / "tasks.partial.nc").sequences_done > 20
     seen = []
-    score = evaluation._score
-    evaluation._score = lambda model, batch, *rest: seen.extend(batch) or score(model, batch, *rest)
-    try:
-        data_of = evaluate_tasks(model, NAMES, ("drop",), **options)
-    finally:
-        evaluation._score = score
+    monkeypatch.setattr(evaluation, "score_batch", spying(seen))
+    data_of = evaluate_tasks(model, settings, options)
     assert 0 < len(seen) < 80
     xr.testing.assert_equal(data_of, netcdf.load(tmp_path / "tasks.nc"))
-    xr.testing.assert_allclose(data_of, evaluate_tasks(model, NAMES, ("drop",), data=data))
+    xr.testing.assert_allclose(data_of, evaluate_tasks(model, settings))
     assert [file.name for file in tmp_path.iterdir()] == ["tasks.nc"]
 
 
 def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp_path):
-    options = {"data": data, "batch_tokens": 900, "cap": 4}
-    whole = evaluate_tasks(model, NAMES[1:], ("drop",), **options)
+    settings = TaskSettings(NAMES[1:], ("drop",), data=data)
+    options = RunOptions(batch_tokens=900, state_cap=4)
+    whole = evaluate_tasks(model, settings, options)
     call, told, failures = block_calls.call, [], []
 
     def failing(block, hidden, context):
@@ -238,28 +295,22 @@ def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp
 
     monkeypatch.setattr(block_calls, "call", failing)
     path = tmp_path / "tasks.nc"
-    found = evaluate_tasks(model, NAMES[1:], ("drop",), out=path, tell=told.append, **options)
+    found = evaluate_tasks(model, settings, replace(options, out=path, tell=told.append))
     xr.testing.assert_allclose(found, whole)
     assert failures and len(told) == len(failures)
     assert all(said.startswith("out of memory: from here on state cap") for said in told)
     assert "sequence(s) at once" in netcdf.load(path).out_of_memory
     monkeypatch.setattr(block_calls, "call", lambda *_: torch.empty(10**15))
-    with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*--device"):
-        evaluate_tasks(model, NAMES[1:], ("drop",), **options)
+    with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*`device`"):
+        evaluate_tasks(model, settings, options)
 
 
 def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
     model, data, monkeypatch
 ):
     batches = []
-    score = evaluation._score
-
-    def spy(model, batch, *rest):
-        batches.extend(batch)
-        return score(model, batch, *rest)
-
-    monkeypatch.setattr(evaluation, "_score", spy)
-    evaluate_tasks(model, ("hellaswag", "arc_easy"), ("drop",), data=data)
+    monkeypatch.setattr(evaluation, "score_batch", spying(batches))
+    evaluate_tasks(model, TaskSettings(("hellaswag", "arc_easy"), ("drop",), data=data))
     assert len(batches) == len(set(batches)) <= 12 * 7
 
 
@@ -267,14 +318,14 @@ def test_without_the_harness_it_says_what_to_install(model, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(Refusal, match=r"pip install 'stages-of-inference\[bench\]'"):
-        evaluate_tasks(model, NAMES)
+    with pytest.raises(Refusal, match=r'pip install -e "\.\[bench\]"'):
+        evaluate_tasks(model, TaskSettings(NAMES))
 
 
 REFUSED = {
     "unknown task": (("arc_eazy",), None, "lm-eval has no task 'arc_eazy'"),
     "no data": (("winogrande",), "DATA", r"there is no winogrande\.jsonl in .*arc_easy\.jsonl"),
-    "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*--task-data"),
+    "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*`data`"),
     "no text": (("piqa",), "DATA", "the data of piqa cannot be loaded"),
     "bad item": (("copa",), "DATA", r"copa\.jsonl, line 2: choices is a list of 0"),
     "generates": (("gsm8k",), "DATA", "gsm8k generates text"),
@@ -292,7 +343,7 @@ def test_what_cannot_be_run_is_refused(model, data, case):
     (data / "copa.jsonl").write_text("\n".join(map(json.dumps, items)))
     (data / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     with pytest.raises(Refusal, match=message):
-        evaluate_tasks(model, names, data=data if where else None)
+        evaluate_tasks(model, TaskSettings(names, data=data if where else None))
 
 
 ITEM = {"query": "a", "choices": ["b", "c"], "gold": 0}
@@ -333,7 +384,7 @@ def test_an_item_that_cannot_be_right_or_wrong_is_refused_with_its_line(model, t
     first = ITEM if name == "hellaswag" else {"context": "a", "continuation": "b"}
     (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(item)}\n")
     with pytest.raises(Refusal, match=rf"^{name}\.jsonl, .*{message}"):
-        evaluate_tasks(model, (name,), ("drop",), data=tmp_path)
+        evaluate_tasks(model, TaskSettings((name,), ("drop",), data=tmp_path))
 
 
 ORIGINAL = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
@@ -357,7 +408,11 @@ def test_an_item_with_the_originals_fields_is_checked_as_the_task_reads_it(model
     lines = [json.dumps(each) + "\n" for each in (ORIGINAL, item)]
     (tmp_path / "arc_easy.jsonl").write_text("".join(lines))
     with pytest.raises(Refusal, match=message):
-        evaluate_tasks(model, ("arc_easy",), ("drop",), data=tmp_path)
+        evaluate_tasks(model, TaskSettings(("arc_easy",), ("drop",), data=tmp_path))
+
+
+def heard_of(model, data):
+    return wanted_requests(model, load_tasks(TaskSettings(("hellaswag",), data=data)), None)
 
 
 def test_other_items_under_the_same_name_and_time_are_read(model, tmp_path):
@@ -365,7 +420,7 @@ def test_other_items_under_the_same_name_and_time_are_read(model, tmp_path):
     for query in ("one", "two"):
         path.write_text(json.dumps(ITEM | {"query": query}) + "\n")
         os.utime(path, ns=(10**18, 10**18))
-        heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path), None)
+        heard = heard_of(model, tmp_path)
         found.append(model.tokenizer.decode(heard[0][0]))
     assert found == ["one", "two"]
 
@@ -377,13 +432,13 @@ def test_the_directory_of_items_is_no_pattern_and_no_cache_is_kept(model, tmp_pa
     for name, query in (("x?", "right"), ("xy", "wrong")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": query}))
-    heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path / "x?"), None)
+    heard = heard_of(model, tmp_path / "x?")
     assert {model.tokenizer.decode(context) for context, _ in heard} == {"right"}
 
 
 def test_a_query_that_looks_like_a_date_is_a_text(model, tmp_path):
     (tmp_path / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": "2020-01-01"}))
-    heard = evaluation._wanted(model, evaluation._load(("hellaswag",), tmp_path), None)
+    heard = heard_of(model, tmp_path)
     assert {model.tokenizer.decode(context) for context, _ in heard} == {"2020-01-01"}
 
 

@@ -101,7 +101,7 @@ def figure_title(dataset: xr.Dataset) -> str:
     """Return the title of a file's figure: its model, its text, how much of it, and its bands."""
     attrs = dataset.attrs
     text = f"model {attrs.get('model', 'unknown')}"
-    if attrs.get("measurement") == "tasks":
+    if str(attrs.get("measurement")).startswith("tasks"):
         return f"{text}, {dataset.sizes['item']:,} items, 95 % bands"
     if "corpus" not in attrs:
         return text

@@ -254,6 +254,24 @@ _HEADS = ("layer", "head", "sequence")
 _NORM = ("processing", "statistic", "sequence")
 _TASK = ("task", "metric")
 
+_CLEAN_TASK = {
+    "clean_value": Variable(_TASK),
+    "clean_standard_error": Variable(_TASK, "f", 0),
+    "clean_correct": Variable(("metric", "item"), "f", *SHARE),
+    "loglikelihood": Variable(("run", "request"), "f", -math.inf, 0.1),
+    "greedy": Variable(("run", "request"), "i", 0, 1),
+}
+"""Variables of the clean model in a file of tasks, and those of an unfinished run."""
+
+_TASK_LABELS = {
+    **_names("task", "metric"),
+    **_numbers(0, "item", "run", "request"),
+    "item_task": Variable(("item",), "U"),
+    "item_index": Variable(("item",), "i", 0),
+}
+
+_TASK_ATTRS = dict.fromkeys(("tasks", "task_data", "lm_eval"), TEXT)
+
 KINDS: Mapping[str, Kind] = {
     "sweep": _sweep("intervention", "layer"),
     "pairs": _sweep("intervention", "layer", "layer_to"),
@@ -411,23 +429,34 @@ KINDS: Mapping[str, Kind] = {
         {
             "value": Variable((*_TASK, "intervention", "layer")),
             "standard_error": Variable((*_TASK, "intervention", "layer"), "f", 0),
-            "clean_value": Variable(_TASK),
-            "clean_standard_error": Variable(_TASK, "f", 0),
             "correct": Variable(("metric", "intervention", "layer", "item"), "f", *SHARE),
-            "clean_correct": Variable(("metric", "item"), "f", *SHARE),
-            "loglikelihood": Variable(("run", "request"), "f", -math.inf, 0.1),
-            "greedy": Variable(("run", "request"), "i", 0, 1),
+            **_CLEAN_TASK,
         },
         {
             **LAYERS,
-            **_names("task", "metric", "intervention"),
-            **_numbers(0, "item", "run", "request"),
+            **_names("intervention"),
             "schedule": Variable(("intervention", "layer"), "U"),
-            "item_task": Variable(("item",), "U"),
-            "item_index": Variable(("item",), "i", 0),
+            **_TASK_LABELS,
         },
         needed=("value", "standard_error", "clean_value", "clean_standard_error", "correct"),
-        attrs=dict.fromkeys(("tasks", "task_data", "interventions", "lm_eval"), TEXT),
+        attrs=_TASK_ATTRS | {"interventions": TEXT},
+    ),
+    "tasks-schedules": Kind(
+        {
+            "value": Variable((*_TASK, "schedule")),
+            "standard_error": Variable((*_TASK, "schedule"), "f", 0),
+            "correct": Variable(("metric", "schedule", "item"), "f", *SHARE),
+            **_CLEAN_TASK,
+        },
+        {**_names("schedule"), **_TASK_LABELS},
+        needed=("value", "standard_error", "clean_value", "clean_standard_error", "correct"),
+        attrs=_TASK_ATTRS | {"schedules": TEXT},
+    ),
+    "tasks-clean": Kind(
+        _CLEAN_TASK,
+        _TASK_LABELS,
+        needed=("clean_value", "clean_standard_error", "clean_correct"),
+        attrs=_TASK_ATTRS,
     ),
     "stages": Kind(
         {

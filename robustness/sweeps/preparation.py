@@ -99,7 +99,7 @@ def prepare(
     Refusal
         If an intervention or schedule is not possible, or the corpus does not fit the model.
     """
-    schedules, labels, described = _lay_out_schedules(model, settings)
+    schedules, labels, described = lay_out_schedules(model, settings)
     batching.check_corpus(model, corpus)
     sublayer_calls.check_schedules(model, schedules)
     batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
@@ -136,10 +136,16 @@ def prepare(
     )
 
 
-def _lay_out_schedules(
+def lay_out_schedules(
     model: Model, settings: SweepSettings
 ) -> tuple[list[Schedule], Labels, dict[str, str]]:
-    """Return the schedules, how they are laid out, and what the file says of them."""
+    """Return the schedules, how they are laid out, and what the file says of them.
+
+    Raises
+    ------
+    Refusal
+        If an intervention or schedule is not possible.
+    """
     if settings.schedules:
         checked = [check(schedule, model.layers) for schedule in settings.schedules]
         schedules = list(dict.fromkeys(checked))

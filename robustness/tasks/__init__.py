@@ -1,1 +1,6 @@
-"""Benchmarks of lm-eval under every schedule of a sweep."""
+"""Benchmark tasks of lm-eval under schedules."""
+
+from robustness.tasks.evaluation import evaluate_tasks, prepare_tasks
+from robustness.tasks.settings import TaskSettings
+
+__all__ = ["TaskSettings", "evaluate_tasks", "prepare_tasks"]

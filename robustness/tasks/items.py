@@ -68,7 +68,7 @@ def read_items(path: Path) -> Items:
         there = ", ".join(sorted(printable_name(file) for file in path.parent.glob("*.jsonl"))[:9])
         raise Refusal(
             f"there is no {printable_name(path)} in {printable_name(path.parent)}, which has "
-            f"{there or 'no .jsonl'}: give --task-data with a file for each task"
+            f"{there or 'no .jsonl'}: give `data` with a file for each task"
         )
     name, rows, numbers = printable_name(path), [], []
     with open_file(path) as file:

@@ -1,0 +1,62 @@
+"""Settings of benchmark tasks: which are run, on which items, and under which schedules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustness.errors import Refusal
+from robustness.schedules.schedule import Schedule
+from robustness.sweeps.settings import SweepSettings
+
+TASKS = ("hellaswag", "arc_easy", "lambada_openai")
+"""Tasks of the paper."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Settings of a run of benchmark tasks: those that change what its file holds.
+
+    Raises
+    ------
+    Refusal
+        If settings exclude each other.
+    """
+
+    tasks: Sequence[str] = TASKS
+    """Names of lm-eval tasks that score continuations."""
+    interventions: Sequence[str] | None = None
+    """Names as in `robustness.schedules.interventions.FORMS`; drop and swap where neither these nor
+    schedules are given."""
+    schedules: Sequence[Schedule | str] = ()
+    """Free schedules, run instead of interventions."""
+    layers: Sequence[int] | None = None
+    """Layers at which interventions are made; every layer without it."""
+    clean_only: bool = False
+    """Whether the unmodified model alone is run."""
+    data: str | Path | None = None
+    """Path of a directory with `TASK.jsonl` files that take the place of the tasks' data sets:
+    lines of `query`, `choices` and `gold`, of `context` and `continuation`, or with the fields of
+    the original."""
+    limit: int | None = None
+    """Maximum number of items of each task; all of them without it."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that exclude each other."""
+        if isinstance(self.tasks, str):
+            raise Refusal(f"tasks are a list of names: [{self.tasks!r}]")
+        if not self.tasks:
+            raise Refusal(f"no task was asked for; the paper's are: {', '.join(TASKS)}")
+        for name in self.tasks:
+            if list(self.tasks).count(name) > 1:
+                raise Refusal(f"task {name!r} was asked for twice")
+        if self.limit is not None and self.limit < 1:
+            raise Refusal(f"`limit` must be 1 or more, not {self.limit}")
+        edited = self.interventions or self.schedules or self.layers is not None
+        if self.clean_only and edited:
+            raise Refusal("`clean_only` goes without interventions, schedules and `layers`")
+        _ = self.sweep
+
+    @property
+    def sweep(self) -> SweepSettings:
+        """The schedules as settings of a sweep."""
+        return SweepSettings(self.interventions, self.schedules, self.layers)
