@@ -11,7 +11,7 @@ from recipes.evidence.files import Absent, Files
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
 from recipes.figures import DIAGRAMS, FIGURES, draw
-from recipes.report.page import to_svg
+from recipes.report.svg import to_svg
 from robustness.files.netcdf import load, save
 
 SECOND = {1, 5, 6, 7, 8, 12, *range(13, 27)}

@@ -85,7 +85,7 @@ KNOWN = {
     ("robustness.sweeps.token_file", "rename"),
     ("robustness.sweeps.token_file", "to_netcdf"),
     ("robustness.sweeps.token_file", "unlink"),  # a part, in a directory that is checked
-    ("recipes.report.page", "savefig"),  # into memory
+    ("recipes.report.svg", "savefig"),  # into memory
     ("recipes.report.page", "write_text"),
     ("recipes.training.pretrain", "mkdir"),
     ("recipes.training.pretrain", "save_pretrained"),

@@ -16,7 +16,9 @@ from recipes.experiments.catalogue import PICTURES, RECIPES
 from recipes.figures import draw
 from recipes.judging.compare import compare
 from recipes.recipe import SOURCES
-from recipes.report.page import inline, on_white, report, snippet, to_svg
+from recipes.report.content import snippet
+from recipes.report.page import report
+from recipes.report.svg import inline, on_white, to_svg
 from robustness.errors import Refusal
 from robustness.files.netcdf import load
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from recipes.evidence.stages import SIGNATURES, stages
+from recipes.evidence.signatures import SIGNATURES
+from recipes.evidence.stages import stages
 from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files.netcdf import load, save

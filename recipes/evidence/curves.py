@@ -8,13 +8,10 @@ import scipy.stats
 import xarray as xr
 
 from recipes.evidence.files import Absent, Files
-from robustness.statistics.uncertainty import drawn_as
+from robustness.statistics.uncertainty import drawn_as, interval_of_rank_correlation
 
-INTERIOR = 3
-"""Fewer layers are no interior."""
-
-FEWEST = INTERIOR + 4
-"""Layers of a model that has one."""
+FEWEST = 7
+"""Minimum number of layers of a model with an interior: three layers, and two at either end."""
 
 
 def interior(files: Files) -> slice:
@@ -32,10 +29,10 @@ def with_interior(models: Sequence[Files]) -> list[Files]:
     Absent
         If none has.
     """
-    found = [files for files in models if files.layers >= FEWEST]
-    if not found:
+    able = [files for files in models if files.layers >= FEWEST]
+    if not able:
         raise Absent(f"no model has an interior: {FEWEST} layers are needed")
-    return found
+    return able
 
 
 def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
@@ -67,9 +64,9 @@ def place_of_largest(values: xr.DataArray) -> xr.DataArray:
     """Relative depth at which a curve is largest; NaN where a point of it is not finite."""
     dim = along(values)
     where = values.fillna(-np.inf).argmax(dim)
-    found = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
+    place = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
     finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)
-    return found.where(xr.DataArray(finite, dims=where.dims)).assign_coords(drawn_as(values))
+    return place.where(xr.DataArray(finite, dims=where.dims)).assign_coords(drawn_as(values))
 
 
 def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
@@ -83,7 +80,8 @@ def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
 def rank_correlation(values: xr.DataArray) -> xr.DataArray:
     """Spearman's rank correlation of a curve with layer or depth."""
     dim = along(values)
-    known = values.notnull().all([name for name in values.dims if name != dim]).values
+    rest = [name for name in values.dims if name != dim]
+    known = values.notnull().all(rest).values
     if known.sum() < 3:
         raise Absent(f"{int(known.sum())} points have no rank correlation: 3 are needed")
     ranks = scipy.stats.rankdata(values.transpose(dim, ...).values[known], axis=0)
@@ -91,21 +89,18 @@ def rank_correlation(values: xr.DataArray) -> xr.DataArray:
     order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
     spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
     product = np.tensordot(order, ranks, axes=(0, 0))
-    found = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
-    rest = [name for name in values.dims if name != dim]
-    return xr.DataArray(found, dims=rest, coords=drawn_as(values))
+    correlation = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
+    return xr.DataArray(correlation, dims=rest, coords=drawn_as(values))
 
 
 def rank_correlation_of_models(
     values: Sequence[float], order: Sequence[float]
 ) -> tuple[float, float, float]:
-    """Spearman's rank correlation over models, and its 95 % interval (Bonett and Wright 2000)."""
+    """Spearman's rank correlation over models, and its 95 % interval."""
     count = len(values)
     if count < 4:
         raise Absent(f"{count} models have no interval of a rank correlation: 4 are needed")
     if len(set(order)) < 2:
         raise Absent("the models do not differ in what they are ordered by")
-    found = float(scipy.stats.spearmanr(values, order).statistic)
-    middle = np.arctanh(np.clip(found, -0.999, 0.999))
-    reach = 1.96 * np.sqrt((1 + found**2 / 2) / (count - 3))
-    return found, float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
+    correlation = float(scipy.stats.spearmanr(values, order).statistic)
+    return correlation, *interval_of_rank_correlation(correlation, count)

@@ -1,11 +1,11 @@
 """E4: heads that gather the pieces of a word."""
 
-import scipy.stats
 import xarray as xr
 
 from recipes.evidence.files import Absent, Files, best_head
 from recipes.paper_models import named
 from recipes.recipe import SUBJOINER, Check, Claim, Picture, Recipe
+from robustness.statistics.uncertainty import interval_of_share
 
 
 def _best(files: Files) -> xr.Dataset:
@@ -21,18 +21,17 @@ def _score(files: Files) -> tuple[float, float, float]:
 
 
 def _monotone(files: Files) -> tuple[float, float, float]:
-    """Share of held-out words with falling weights, and Wilson's interval."""
+    """Share of held-out words with falling weights, and its 95 % interval."""
     share, words = float(_best(files)["monotone"]), files[SUBJOINER].attrs["words_in_pieces"] // 2
-    found = scipy.stats.binomtest(round(share * words), words).proportion_ci(method="wilson")
-    return share, float(found.low), float(found.high)
+    return share, *interval_of_share(round(share * words), words)
 
 
 def _denser_early(files: Files) -> float:
-    found = files[SUBJOINER]["found"].sum("head")
-    if not found.sum():
+    heads = files[SUBJOINER]["found"].sum("head")
+    if not heads.sum():
         raise Absent("no head stands out")
-    early = found["relative_depth"] < 0.5
-    return float(found.where(early, 0).sum() - found.where(~early, 0).sum())
+    early = heads["relative_depth"] < 0.5
+    return float(heads.where(early, 0).sum() - heads.where(~early, 0).sum())
 
 
 RECIPE = Recipe(

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
 from recipes.views import as_text, table
 from robustness.models.model import Model
 from robustness.models.opening import open_model
-from robustness.statistics.uncertainty import standard_error
+from robustness.statistics.uncertainty import band, standard_error
 from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus, cut
 from robustness.text.encoding import encode_with_bos
@@ -159,10 +158,12 @@ def _findings(data: xr.Dataset) -> Iterator[str]:
     )
     paired = swapped.kl.sel(intervention="swap") - swapped.kl.sel(intervention="drop")
     milder = paired.mean("sequence") < 0
-    certain = np.abs(paired.mean("sequence")) > 1.96 * standard_error(paired)
+    ends = band(paired)
+    certain = (ends.sel(end="low") > 0) | (ends.sel(end="high") < 0)
     yield (
         f"- Swapping a block with the next harms less than dropping it at {int(milder.sum())} of "
-        f"{milder.size} interior layers (beyond 1.96 standard errors of the paired difference: "
+        f"{milder.size} interior layers (where the 95 % interval of the paired difference leaves "
+        "0 out: "
         f"less at {int((milder & certain).sum())}, more at {int((~milder & certain).sum())})."
     )
 

@@ -1,0 +1,143 @@
+"""Signatures of stages: numbers per layer that the paper's Table 1 takes as signs of a stage."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from recipes.evidence.files import Files
+from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, SWEEP, Source
+from robustness.errors import Refusal
+from robustness.statistics.uncertainty import drawn
+
+FEWEST = 3
+"""Number of signatures below which boundaries mean little."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One number per layer."""
+
+    name: str
+    source: Source
+    """The file that it is taken from."""
+    long_name: str
+    read: Callable[[xr.Dataset], xr.DataArray]
+    """From the file to values with the dimension layer, and sequence where there is one."""
+    logarithm: bool = False
+    """Whether the logarithm of the values counts, since they span orders of magnitude."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A signature of one model."""
+
+    signature: Signature
+    dataset: xr.Dataset
+    """The file that it is taken from."""
+    values: xr.DataArray
+    """(layer), and sequence where there is one."""
+
+    def means(self, draws: int, seed: int) -> NDArray[np.float64]:
+        """Return means over sequences, (draw, layer): of the data, and of documents drawn again."""
+        if "sequence" in self.values.dims:
+            means = drawn(self.values, draws=draws, seed=seed)
+            return means.transpose("draw", "layer").values
+        shape = (draws + 1, self.values.sizes["layer"])
+        return np.broadcast_to(self.values.values.astype(np.float64), shape)
+
+    def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values, or their logarithms where those count."""
+        if not self.signature.logarithm:
+            return values
+        return np.log(np.maximum(values, np.finfo(np.float64).tiny))
+
+
+def _after_block(values: xr.DataArray) -> xr.DataArray:
+    """Return the values at depths that are after a block, by the block's layer."""
+    layers = np.arange(values.sizes["depth"] - 1)
+    return values.isel(depth=slice(1, None)).rename(depth="layer").assign_coords(layer=layers)
+
+
+def _coordinate(dataset: xr.Dataset) -> xr.DataArray:
+    """Return the first principal coordinate of the residual streams' similarity (Gower 1966)."""
+    cka = dataset["cka"].isel(processing=0).values
+    inner = cka - cka.mean(0) - cka.mean(1)[:, None] + cka.mean()
+    scales, vectors = np.linalg.eigh((inner + inner.T) / 2)
+    first = vectors[:, -1] * np.sqrt(max(scales[-1], 0.0))
+    # The sign of an eigenvector is arbitrary: here the coordinate grows with depth.
+    return _after_block(xr.DataArray(first * np.sign(first[-1] - first[0] or 1), dims="depth"))
+
+
+def _intervened(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+    return lambda dataset: dataset["kl"].sel(intervention=name)
+
+
+def _share(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+    return lambda dataset: dataset["share"].sel(neuron_class=name)
+
+
+def _of_lens(name: str) -> Callable[[xr.Dataset], xr.DataArray]:
+    return lambda dataset: _after_block(dataset[name].sel(lens="recomputed"))
+
+
+def _local_attention(dataset: xr.Dataset) -> xr.DataArray:
+    before = dataset["profile"].sel(offset=slice(1, 5))
+    return before.sum("offset", skipna=False).mean("head")
+
+
+def _mlp_norm(dataset: xr.Dataset) -> xr.DataArray:
+    return dataset["mlp_norm"].isel(processing=-1).sel(statistic="mean")
+
+
+SIGNATURES = (
+    Signature("drop_kl", SWEEP, "KL when the block is dropped", _intervened("drop"), True),
+    Signature("swap_kl", SWEEP, "KL when it is swapped with the next", _intervened("swap"), True),
+    Signature(
+        "local_attention",
+        ATTENTION,
+        "attention weight on the five tokens before",
+        _local_attention,
+    ),
+    Signature("lens_entropy", LENS, "entropy of the lens after the block", _of_lens("entropy")),
+    Signature("lens_kl", LENS, "KL of the lens from the final prediction", _of_lens("kl")),
+    Signature("prediction", NEURONS, "share of prediction neurons", _share("prediction")),
+    Signature("suppression", NEURONS, "share of suppression neurons", _share("suppression")),
+    Signature("mlp_norm", NORMS, "norm of what the MLP writes", _mlp_norm, True),
+    Signature("cka", CKA, "first principal coordinate of CKA", _coordinate),
+)
+"""The signatures that boundaries are drawn by."""
+
+
+def read_signatures(files: Files) -> list[Measured]:
+    """Return the signatures that the files of a directory have.
+
+    Raises
+    ------
+    Refusal
+        If they are too few, or of different layers.
+    """
+    found: list[Measured] = []
+    missing = []
+    for signature in SIGNATURES:
+        dataset = files.get(signature.source)
+        if dataset is None:
+            missing.append(signature.source.file)
+            continue
+        try:
+            found.append(Measured(signature, dataset, signature.read(dataset)))
+        except KeyError:
+            continue  # a sweep without this intervention, or without KL
+    if len(found) < FEWEST:
+        raise Refusal(
+            f"{files.directory.name} has {len(found)} signatures of stages, and {FEWEST} are "
+            "needed: run `stages sweep` and `stages observe` on the model first (missing: "
+            f"{', '.join(sorted(set(missing)))})"
+        )
+    if len({each.values.sizes["layer"] for each in found}) > 1:
+        raise Refusal(
+            f"the files in {files.directory.name} are of different layers: measure all of them"
+        )
+    return found

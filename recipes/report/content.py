@@ -1,0 +1,250 @@
+"""What the page says: everything that its template shows, from files, verdicts and figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+import xarray as xr
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from recipes.evidence import published
+from recipes.evidence.files import Absent, Files
+from recipes.experiments.catalogue import RECIPES
+from recipes.experiments.hypothesis import bounds
+from recipes.judging.verdicts import FAILS, HOLDS, OPEN, Number, Verdict
+from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
+from recipes.report.svg import inline, to_svg
+from recipes.terminal import printable
+from recipes.views import comparison as comparison_view
+from recipes.views import stages as stages_view
+from recipes.views.style import LIGHT_ON_DARK
+
+CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
+"""Names of verdicts in the page's style."""
+
+FACTS = {
+    "model": "model",
+    "revision": "revision",
+    "weights_sha256": "SHA-256 of the weights",
+    "architecture": "architecture",
+    "dtype": "type",
+    "device": "device",
+    "server": "server",
+    "corpus": "text",
+    "tokens": "tokens",
+    "context": "tokens in a sequence",
+}
+"""Attributes of a file that the page begins with, and what they are called there."""
+
+SETTINGS = (
+    "command",
+    "created",
+    "corpus",
+    "corpus_sha256",
+    "sequences",
+    "tokens",
+    "context",
+    "bos",
+    "seed",
+    "dtype",
+    "device",
+    "processing",
+    "server",
+    "versions",
+)
+"""Attributes of a file that are shown where it is listed."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure on the page, or why it is not there."""
+
+    picture: Picture
+    image: Markup
+    reason: str = ""
+
+
+def render(
+    models: Sequence[Files],
+    verdicts: Sequence[Verdict],
+    drawn: Mapping[str, Drawn],
+    claims: xr.Dataset,
+    comparison: xr.Dataset | None,
+) -> str:
+    """Return the page as HTML.
+
+    Parameters
+    ----------
+    models : sequence of Files
+        One model, or several that are set side by side.
+    verdicts : sequence of Verdict
+        What became of every claim.
+    drawn : mapping of str to Drawn
+        The figures by name.
+    claims : Dataset
+        The verdicts' file, whose attributes say how the page was made.
+    comparison : Dataset, optional
+        The models side by side, as from `recipes.judging.compare`.
+    """
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title=", ".join(files.label for files in models),
+            models=models,
+            recipes=list(_experiments(models, verdicts, drawn)),
+            verdicts=verdicts,
+            counts={name: sum(each.verdict == name for each in verdicts) for name in CLASSES},
+            classes=CLASSES,
+            light_on_dark=LIGHT_ON_DARK,
+            comparison=[] if comparison is None else comparison_view.text_rows(comparison),
+            matrix=[] if comparison is None else _matrix(comparison),
+            attrs=claims.attrs,
+            snippets={source.file: snippet(source) for source in SOURCES},
+            **_about_one(models),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("recipes.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown_as_text,
+    )
+    environment.filters |= {"number": _number, "asked": _asked}
+    return environment
+
+
+def _about_one(models: Sequence[Files]) -> dict[str, Any]:
+    """Return what the page says of a single model; of several, nothing."""
+    if len(models) > 1:
+        return {"one": None, "facts": [], "stages": Markup(""), "division": "", "published": []}
+    files = models[0]
+    return {
+        "one": files,
+        "facts": _facts(files),
+        "stages": _image_of_stages(files),
+        "division": _division(files),
+        "published": published.of_model(files),
+    }
+
+
+def _experiments(
+    models: Sequence[Files], verdicts: Sequence[Verdict], drawn: Mapping[str, Drawn]
+) -> Iterator[dict[str, Any]]:
+    """Yield what the page says of every experiment; of several models, of those with anything."""
+    one = models[0] if len(models) == 1 else None
+    for recipe in RECIPES:
+        pictures = [drawn[picture.name] for picture in recipe.pictures]
+        judged = [each for each in verdicts if each.recipe is recipe]
+        if one is not None or judged or any(picture.image for picture in pictures):
+            yield {
+                "recipe": recipe,
+                "pictures": pictures,
+                "verdicts": judged,
+                "sources": [] if one is None else _sources(recipe, one),
+            }
+
+
+def _image_of_stages(files: Files) -> Markup:
+    if not files.has(STAGES):
+        return Markup("")
+    alt = f"Signatures of {files.name} over layers, with the boundaries of stages"
+    return inline(to_svg(stages_view.figure(files[STAGES])), "stages", alt)
+
+
+def _shown_as_text(value: Any) -> Any:
+    """Write what a page must not hold, such as control characters of a name, as escapes."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _facts(files: Files) -> list[tuple[str, str]]:
+    """Return what is said of the model in one line each."""
+    datasets = (files.get(source) for source in files.sources)
+    first = next(dataset for dataset in datasets if dataset is not None)
+    facts = [(FACTS[name], str(first.attrs[name])) for name in FACTS if name in first.attrs]
+    texts = set()
+    for source in files.sources:
+        if source.unit == "documents" and files.has(source):
+            texts.add(files[source].attrs.get("corpus_sha256"))
+    if len(texts) > 1:
+        facts.append(("note", "the files are of different texts: see each experiment"))
+    try:
+        return [*facts, ("layers", str(files.layers))]
+    except Absent:
+        return facts
+
+
+def _division(files: Files) -> str:
+    """Say in a sentence where the stages begin."""
+    if STAGES not in files.sources:
+        return ""
+    if files.missing(STAGES):
+        return f"{files.missing(STAGES)}."
+    dataset = files[STAGES]
+    count = int(dataset.attrs["criterion_segments"])
+    text = (
+        f"The criterion does not divide the {files.layers} layers: there are no stages to be seen."
+    )
+    if count > 1:
+        chosen = dataset["boundary"].sel(partition="chosen").dropna("edge")
+        starts = ", ".join(str(int(edge)) for edge in chosen)
+        text = (
+            f"The criterion divides the {files.layers} layers into {count} segments, which begin "
+            f"at layers 0, {starts}."
+        )
+    try:
+        four = ", ".join(map(str, bounds(files)[:-1]))
+    except Absent as error:
+        return f"{text} {str(error).capitalize()}."
+    return f"{text} The best division into four, as in the paper, begins at layers {four}."
+
+
+def _sources(recipe: Recipe, files: Files) -> list[dict[str, Any]]:
+    """Return how every file that a recipe is read from was made."""
+    sources = []
+    for source in recipe.sources:
+        dataset = files.get(source)
+        attrs = {} if dataset is None else dataset.attrs
+        # What is of weights alone has layers in the place of sequences.
+        passed = () if "corpus" in attrs else ("sequences",)
+        rows = []
+        for name in SETTINGS:
+            if name in attrs and name not in passed:
+                rows.append((name, str(attrs[name])))
+        sources.append({"source": source, "rows": rows, "missing": files.missing(source)})
+    return sources
+
+
+def _matrix(comparison: xr.Dataset) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Return verdict and numbers of every claim about one model, for each of the models."""
+    rows = []
+    for claim in comparison["claim"].values:
+        here = comparison.sel(claim=claim)
+        verdicts, numbers = here["verdict"].astype(str).values, here["numbers"].astype(str).values
+        cells = [(str(verdict), str(each)) for verdict, each in zip(verdicts, numbers, strict=True)]
+        rows.append((str(claim), str(here["claim_text"].values), cells))
+    return rows
+
+
+def _number(value: float) -> str:
+    return "none" if isnan(value) else f"{value:.4g}"
+
+
+def _asked(number: Number) -> str:
+    least, most = number.check.least, number.check.most
+    if least is not None and most is not None:
+        return f"between {least:g} and {most:g}"
+    if least is not None:
+        return f"above {least:g}"
+    return "no threshold" if most is None else f"below {most:.3g}"
+
+
+def snippet(source: Source) -> str:
+    """Return the lines of Python that load a file and draw something of it."""
+    return f'import xarray as xr\ndata = xr.load_dataset("{source.file}.nc"); {source.look}'
