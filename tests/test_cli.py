@@ -305,6 +305,8 @@ def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_pa
 import os, signal, sys
 import cli
 from robustness.sweeps import execution
+# Where the tests run as a job in the background, SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 measure = execution.measure_batch
 def once(*args):
     execution.measure_batch = lambda *args: os.kill(os.getpid(), signal.SIGINT)

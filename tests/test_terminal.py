@@ -26,6 +26,11 @@ def start(*words: str, **streams) -> subprocess.Popen:
     return subprocess.Popen([*STAGES, *words], text=True, **streams)
 
 
+def heed_signals() -> None:
+    """Undo what a job in the background of a script inherits: there SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @given(st.text())
 def test_printable_text_commands_no_terminal(text):
     shown = printable(text)
@@ -104,10 +109,10 @@ def test_an_encoding_that_lacks_a_letter_gets_its_escape():
 def test_impatience_is_met_with_one_line_and_status_130(tmp_path, llama, stories):
     # Far more text than could be swept before the signals arrive.
     long = tmp_path / "long.jsonl"
-    long.write_bytes(stories.read_bytes() * 300)
+    long.write_bytes(stories.read_bytes() * 100)
     words = ["sweep", str(llama), "--data", str(long), "--context", "32", "--out", "x.nc"]
     words += ["--intervention", "shuffle-3", "--batch-tokens", "32", "--quiet"]
-    process = start(*words, cwd=tmp_path, stderr=subprocess.PIPE)
+    process = start(*words, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed_signals)
     until = time.monotonic() + 60
     while not (tmp_path / "x.partial.nc").exists() and time.monotonic() < until:
         time.sleep(0.01)
