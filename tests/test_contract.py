@@ -14,12 +14,12 @@ import xarray as xr
 from planted import plant
 
 from robustness.errors import Refusal
-from robustness.files import container, contract, netcdf, resumable
-from robustness.files.contract import DECODED
+from robustness.files import hdf5_bytes, netcdf, resumable, structure
 from robustness.files.labels import layer_coords
 from robustness.files.netcdf import load, load_tally, save
 from robustness.files.provenance import file_attributes
 from robustness.files.sequences import sequence_coords
+from robustness.files.structure import DECODING_ATTRIBUTES
 from robustness.sweeps import token_file
 
 SETTINGS = {
@@ -118,7 +118,7 @@ def test_a_measurement_of_ones_own_and_a_file_of_none_are_read(path):
     assert load(path).loss.size == 2
 
 
-@pytest.mark.parametrize("name", sorted(DECODED))
+@pytest.mark.parametrize("name", sorted(DECODING_ATTRIBUTES))
 def test_nothing_in_a_file_says_how_its_numbers_are_to_be_changed(name, path):
     with netCDF4.Dataset(path, "a") as file:
         file["kl"].setncattr(name, 2.0)
@@ -229,7 +229,7 @@ def test_files_of_other_forms_and_torn_ones_are_told_apart(path):
 def test_a_heap_of_texts_that_has_no_end_is_not_read(path):
     """The HDF5 library would search it for ever."""
     data = path.read_bytes()
-    begin = data.index(container.HEAP)
+    begin = data.index(hdf5_bytes.TEXT_HEAP)
     path.write_bytes(data[: begin + 40] + bytes(40) + data[begin + 80 :])
     with pytest.raises(Refusal, match="its texts are damaged"):
         load(path)
@@ -367,16 +367,16 @@ def test_ids_of_tokens_that_look_like_a_link_are_read(tmp_path):
     known["token_id"][0, 10:13] = 71681, 0x14101, 0x41
     path = tmp_path / "x.tokens.nc"
     token_file._frame(frame, ("schedule",), known).to_netcdf(path, engine="netcdf4")
-    container.check(path)
+    hdf5_bytes.check_bytes(path)
     raw = known["token_id"].astype(np.int32).tobytes()
-    assert container.LINK.search(raw) and raw not in path.read_bytes()
+    assert hdf5_bytes.LINK.search(raw) and raw not in path.read_bytes()
 
 
 def test_what_is_read_in_parts_may_be_larger_than_memory(tmp_path, monkeypatch):
     path = tmp_path / "x.nc"
     save(xr.Dataset({"a": ("x", np.arange(100_000.0))}, attrs=file_attributes({})), path)
     memory = type("Memory", (), {"available": 1_000_000})
-    monkeypatch.setattr(contract.psutil, "virtual_memory", memory)
+    monkeypatch.setattr(structure.psutil, "virtual_memory", memory)
     with pytest.raises(Refusal, match="half of the memory"):
         load(path)
     with netcdf.opened(path, whole=False) as file:

@@ -13,10 +13,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal, reading
-from robustness.files import container, contract
+from robustness.files import contract, hdf5_bytes, structure
 from robustness.files.atomic import write_whole, write_with_lock
-from robustness.files.contract import REMEDY, TALLY
-from robustness.files.tally import sparse_counts
+from robustness.files.damage import REMEDY
+from robustness.files.tally import TALLY_GROUP, dense_counts, sparse_counts
 
 
 def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
@@ -36,7 +36,7 @@ def write_netcdf(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Pat
     """Write a dataset and counts to a file; see `save`."""
     dataset.to_netcdf(file, engine="netcdf4")
     if tally is not None and tally.size:
-        sparse_counts(tally).to_netcdf(file, engine="netcdf4", group=TALLY, mode="a")
+        sparse_counts(tally).to_netcdf(file, engine="netcdf4", group=TALLY_GROUP, mode="a")
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
     """
     with opened_part(path, whole=whole) as file:
         with reading(str(path), REMEDY):
-            contract.examine(path, file, whole=whole)
+            structure.check_file(path, file, whole=whole)
         yield file
 
 
@@ -79,7 +79,7 @@ def load(path: Path) -> xr.Dataset:
                 "xarray.open_dataset"
             ) from error
     with reading(str(path), REMEDY):
-        contract.check(path, dataset)
+        contract.check_dataset(path, dataset)
     return dataset
 
 
@@ -98,12 +98,12 @@ def place(path: Path) -> str:
 @contextmanager
 def opened_part(path: Path, *, whole: bool = True) -> Iterator[Any]:
     """Open a part of a file, which has no provenance of its own, as a netCDF4.Dataset."""
-    container.check(path)
+    hdf5_bytes.check_bytes(path)
     with reading(str(path), REMEDY):
         file = netCDF4.Dataset(place(path))
     with file:
         with reading(str(path), REMEDY):
-            contract.examine_part(path, file, whole=whole)
+            structure.check_group(path, file, whole=whole)
         yield file
 
 
@@ -116,12 +116,7 @@ def load_part(path: Path) -> xr.Dataset:
 def load_tally(path: Path) -> NDArray[np.int32] | None:
     """Read the counts that were saved with a dataset, if there are any."""
     with opened(path) as file:
-        if TALLY not in file.groups:
+        if TALLY_GROUP not in file.groups:
             return None
         with reading(str(path), REMEDY):
-            counts = _read(path, group=TALLY)
-            entries, values = counts["entry"].values, counts["count"].values
-            shape = contract.check_tally(path, counts.attrs["shape"], entries, values)
-    tally = np.zeros(shape, np.int32)
-    tally.flat[entries] = values
-    return tally
+            return dense_counts(path, _read(path, group=TALLY_GROUP))

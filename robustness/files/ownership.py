@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import netCDF4
 
 from robustness.errors import Refusal, Unwritable, reading
-from robustness.files import container
+from robustness.files import hdf5_bytes
 
 MARK = "stages-of-inference"
 """The name by which a page, a figure or a card is known as ours."""
@@ -194,7 +194,7 @@ def _is_leftover(path: Path, name: str | None = None) -> bool:
 
 
 def _netcdf(path: Path) -> str | None:
-    container.check(path)
+    hdf5_bytes.check_bytes(path)
     with netCDF4.Dataset(os.path.abspath(path)) as file:
         attributes = {name: file.getncattr(name) for name in file.ncattrs()}
         return kind_of(attributes, file.dimensions) if "stages_schema" in attributes else None

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from robustness.files.contract import SCHEMA
+from robustness.files.schema import SCHEMA
 
 LIBRARIES = (
     "stages-of-inference",

@@ -1,10 +1,18 @@
 """Counts of the most likely tokens of every run, of which most are 0."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import xarray as xr
 from numpy.typing import DTypeLike, NDArray
+
+from robustness.files.damage import damaged, shown_value
+
+TALLY_GROUP = "tally"
+"""Name of the group of a file that holds counts which its run may still need."""
 
 
 def modal_share(tally: NDArray[np.int32], dtype: DTypeLike) -> NDArray[Any]:
@@ -21,3 +29,36 @@ def sparse_counts(tally: NDArray[np.int32]) -> xr.Dataset:
         {"entry": ("cell", entries), "count": ("cell", tally.flat[entries])},
         attrs={"shape": tally.shape, "long_name": "counts that are not 0"},
     )
+
+
+def dense_counts(path: Path, counts: xr.Dataset) -> NDArray[np.int32]:
+    """Return counts (run, token) of the dataset that `sparse_counts` made of them.
+
+    Raises
+    ------
+    Refusal
+        If what was read is no such dataset, or takes more than memory holds. It names the file.
+    """
+    entries, values = counts["entry"].values, counts["count"].values
+    shape = _checked_shape(path, counts.attrs["shape"])
+    for name, numbers in (("places", entries), ("counts", values)):
+        if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or len(numbers) != len(entries):
+            raise damaged(path, f"the {name} of its counts are not whole numbers in a row")
+    if entries.size and (entries.min() < 0 or entries.max() >= math.prod(shape)):
+        raise damaged(path, "its counts are of tokens that there are not")
+    if len(np.unique(entries)) < len(entries) or (values < 0).any():
+        raise damaged(path, "its counts are below 0, or of a token twice")
+    tally = np.zeros(shape, np.int32)
+    tally.flat[entries] = values
+    return tally
+
+
+def _checked_shape(path: Path, shape: Any) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = ()
+    if np.asarray(shape).dtype.kind in "iu":
+        sizes = tuple(np.atleast_1d(shape).tolist())
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise damaged(path, f"its counts are of the shape {shown_value(shape)}")
+    if 4 * math.prod(sizes) > psutil.virtual_memory().available // 2:
+        raise damaged(path, f"its counts are {shown_value(sizes)}, more than memory holds")
+    return sizes

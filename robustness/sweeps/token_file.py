@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from robustness.errors import Refusal, Unwritable, reading
 from robustness.files import netcdf, ownership, resumable
 from robustness.files.atomic import remove_leftovers, write_whole
-from robustness.files.contract import REMEDY, SCHEMA
+from robustness.files.damage import REMEDY
 from robustness.files.labels import Labels
 from robustness.files.metrics import METRICS, Metric
+from robustness.files.schema import SCHEMA
 from robustness.runs.batching import queries
 from robustness.text.corpus import Corpus
 

@@ -19,7 +19,7 @@ import pytest
 import xarray as xr
 from planted import plant
 
-from robustness.files.contract import KINDS
+from robustness.files.kinds import KINDS
 from robustness.files.netcdf import load, load_tally, save
 from robustness.measurements.measurement import MEASUREMENTS, local_attention
 from robustness.measurements.observation import observe

@@ -1,0 +1,58 @@
+"""Kinds of files that `sweep` writes."""
+
+from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
+from robustness.files.schema import (
+    LAYERS,
+    NUMBER,
+    NUMBER_OR_NAN,
+    PART,
+    READOUT_RANGES,
+    SEQUENCES,
+    TEXT,
+    Kind,
+    Variable,
+    number_labels,
+    text_labels,
+    whole_from,
+)
+
+
+def _sweep(*runs: str) -> Kind:
+    """Return what a sweep holds, over interventions and layers, or over schedules."""
+    rows = (*runs, "sequence")
+    variables = {
+        metric.name: Variable(rows, "f", *READOUT_RANGES[metric.name]) for metric in READOUTS
+    }
+    for metric in CLEAN_READOUTS:
+        variables[metric.name] = Variable(("sequence",), "f", *READOUT_RANGES[metric.name])
+    variables[NONFINITE.name] = Variable(rows, "i", *READOUT_RANGES[NONFINITE.name])
+    variables[MODAL_SHARE.name] = Variable(runs, "f", *READOUT_RANGES[MODAL_SHARE.name])
+    variables["token_id"] = Variable(("sequence", "token"), "i", 0)
+    for name in ("compared", "predicted"):
+        variables[name] = Variable(("sequence", "token"), "i", 0, 1)
+    labels = {**SEQUENCES, "schedule": Variable(runs, "U"), **number_labels(0, "token")}
+    if "layer" in runs:
+        labels |= {**LAYERS, **text_labels("intervention"), **number_labels(0, *runs[1:])}
+    return Kind(
+        variables,
+        labels,
+        attrs={
+            **dict.fromkeys(
+                ("interventions", "schedules", "layers", "readouts", "per_token"), TEXT
+            ),
+            **dict.fromkeys(("corpus_sequences", "corpus_tokens", "documents"), whole_from(0)),
+            **dict.fromkeys(("shards_created", "shards_command"), TEXT),
+            "state_cap": whole_from(1),
+            "until_se": NUMBER,
+            "until_se_reached": NUMBER_OR_NAN,
+            "shard": PART,
+        },
+        needed_attrs=("context",),
+    )
+
+
+SWEEPS = {
+    "sweep": _sweep("intervention", "layer"),
+    "pairs": _sweep("intervention", "layer", "layer_to"),
+    "schedules": _sweep("schedule"),
+}
