@@ -128,6 +128,8 @@ def _fitted(blocks: list[_Block], width: int | None) -> tuple[list[_Block], list
         shown[shown.index(widest)] = widest.cut(least)
     while _total(shown) > width and len(shown) > 2:
         shown.pop()
+    if (excess := _total(shown) - width) > 0 and shown[-1].is_text:
+        shown[-1] = shown[-1].cut(max(1, shown[-1].width - excess))
     return shown, [block.cells[0] for block in blocks[len(shown) :]]
 
 
