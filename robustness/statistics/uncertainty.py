@@ -6,6 +6,7 @@ has the percentile interval of their bootstrap (`drawn`, then `interval`). A use
 bootstrap gets BCa intervals (`robustness.statistics.bootstrap_intervals`).
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -160,11 +161,7 @@ def drawn(
     numbers = values.transpose(..., over).values.astype(np.float64)
     documents = Documents.of(numbers.reshape(-1, len(labels)), labels)
     sizes, count = documents.sizes, len(documents.sizes)
-    random = np.random.default_rng(seed)
-    weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
-    if count < 2:
-        weights[:] = np.nan
-    weights = np.concatenate([np.ones((1, count)), weights])
+    weights = _weights(count, draws, seed)
     means = weights @ documents.sums.T / (weights @ sizes)[:, None]
     rest = values.isel({over: 0}, drop=True)
     return xr.DataArray(
@@ -174,6 +171,19 @@ def drawn(
         | {DRAWN_FROM: _median(documents.effective())},
         name=values.name,
     )
+
+
+# Claims ask for many means over the same documents.
+@lru_cache(maxsize=4)
+def _weights(count: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """Return how often each document counts in the data, first, and in every draw."""
+    random = np.random.default_rng(seed)
+    weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
+    if count < 2:
+        weights[:] = np.nan
+    weights = np.concatenate([np.ones((1, count)), weights])
+    weights.flags.writeable = False
+    return weights
 
 
 def interval(draws: xr.DataArray) -> tuple[float, float]:
