@@ -747,7 +747,7 @@ def models(remote: bool, host: str | None) -> None:
     stages models --remote
     """
     if remote:
-        from robustness.ndif.backend import deployments
+        from robustness.ndif.server import deployments
 
         there = [each for each in deployments(host) if each.task == "text-generation"]
         say(f"{'model':44}  {'state':11}  {'dtype':9}  revision")

@@ -294,7 +294,8 @@ REFUSED = {
     ),
     "not deployed": (
         lambda s, m: say(s, "/status", 200, {"deployments": {}}),
-        "does not run on .* there is no model: choose one of `stages models --remote`.*--deploy",
+        "does not run on .* there is no model: "
+        "choose one that 'stages models --remote' lists.*--deploy",
     ),
     "unhealthy": (lambda s, m: setattr(s, "state", "UNHEALTHY"), "does not run on"),
     "hub offline": (
@@ -440,7 +441,7 @@ def test_no_more_is_taken_than_was_asked_for(server, run, way):
 def test_a_trace_of_ones_own_has_a_limit_too(server):
     there = open_model(NAME, remote=True, answer_limit=1e-3)
     with (
-        pytest.raises(Refusal, match=r"larger than the 1 MB .*a larger answer_limit"),
+        pytest.raises(Refusal, match=r"larger than the 1 MB .*a larger `answer_limit`"),
         there.traced.trace(torch.arange(5)[None], **there.request),
     ):
         kept = there.blocks[0].output.new_zeros(2**20).save()

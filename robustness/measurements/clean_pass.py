@@ -183,11 +183,11 @@ def _checked(
     """Refuse what a server sends that is not what was asked for."""
     answer.plain({"taken": taken}, {"taken": [dict]})
     if len(taken) != len(wanted):
-        raise answer.other(f"it is of {len(taken)} measurements")
+        raise answer.unexpected(f"it is of {len(taken)} measurements")
     checked = []
     for tensors, shapes in zip(taken, wanted, strict=True):
         for tensor in tensors.values():
             if not isinstance(tensor, Tensor) or tensor.shape[-1:] != (texts,):
-                raise answer.other(f"it is not of {texts} texts")
+                raise answer.unexpected(f"it is not of {texts} texts")
         checked.append(tensors if shapes is None else answer.take(tensors, shapes))
     return checked

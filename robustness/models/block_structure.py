@@ -15,7 +15,7 @@ import torch
 
 from robustness.models import attention_weights
 from robustness.models.model import Model
-from robustness.ndif.answer import other, plain
+from robustness.ndif.answer import plain, unexpected
 from robustness.trace import attention, block_calls, lens, sublayers
 
 MOST_HEADS = 10_000
@@ -214,12 +214,12 @@ def _check_answer(errors: Any, whole: bool) -> None:
     for pair in errors["patterns"].values():
         heads, reason = plain(_as_pair(pair), {0: int, 1: str}).values()
         if not 0 <= heads <= MOST_HEADS or not reason.isprintable():
-            raise other(f"an attention of {heads} heads")
+            raise unexpected(f"an attention of {heads} heads")
 
 
 def _as_pair(value: Any) -> dict[int, Any]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise other("it is not of pairs")
+        raise unexpected("it is not of pairs")
     return dict(enumerate(value))
 
 

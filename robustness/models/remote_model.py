@@ -10,17 +10,19 @@ from robustness.errors import Refusal, first_line
 from robustness.models import checkpoint
 from robustness.models.settings import ModelSettings
 from robustness.models.wrapping import Wrapped
-from robustness.ndif import backend
+from robustness.ndif import server
+from robustness.ndif.backend import Notify, Requests
+from robustness.ndif.limits import Limits
 
 
-def build(settings: ModelSettings, notify: backend.Notify | None) -> Wrapped:
+def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
     """Build a model without weights whose traces run on a server."""
     name, path = checkpoint.resolve(settings.source)
     revision, trust = settings.revision, settings.trust_remote_code
     if Path(path).is_dir():
         raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
-    host, key = backend.resolve_host(settings.host), backend.resolve_key()
-    versions, known_as = backend.check(name, host=host, revision=revision, deploy=settings.deploy)
+    host, key = server.resolve_host(settings.host), server.resolve_key()
+    versions, known_as = server.check(name, host=host, revision=revision, deploy=settings.deploy)
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
     try:
@@ -34,15 +36,8 @@ def build(settings: ModelSettings, notify: backend.Notify | None) -> Wrapped:
         model_key = traced.to_model_key()
     except (*checkpoint.LOADING_ERRORS, ImportError, HTTPError) as error:
         raise Refusal(f"{name} cannot be built: {first_line(error)}") from error
-    requests = backend.Requests(
-        model_key,
-        host,
-        key,
-        traced._remoteable_get_env(),
-        notify,
-        settings.sandbox_limit,
-        settings.answer_limit * 1e9,
-    )
+    limits = Limits(settings.sandbox_limit, settings.answer_limit * 1e9)
+    env = traced._remoteable_get_env()
     vars(traced)["_load"] = _Elsewhere(name, host)
     identity = {
         "model": name,
@@ -50,6 +45,7 @@ def build(settings: ModelSettings, notify: backend.Notify | None) -> Wrapped:
         "server": urlsplit(host).hostname or host,
         "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
+    requests = Requests(model_key, host, key, env, notify, limits)
     return Wrapped(traced, tokenizer, identity, {"backend": requests})
 
 

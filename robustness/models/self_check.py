@@ -170,7 +170,7 @@ def _check_answer(trial: Trial) -> None:
     answer.plain(trial, _PLAIN_TYPES)
     answer.plain(trial["squash"], {"scale": float, "cap": float | None, "off": float})
     if trial["dtype"] not in {str(kind) for kind in answer.STATES}:
-        raise answer.other(f"its numbers are {trial['dtype']:.40}")
+        raise answer.unexpected(f"its numbers are {trial['dtype']:.40}")
 
 
 def _check_finite(model: Model, trial: Trial) -> None:

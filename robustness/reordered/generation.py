@@ -166,12 +166,12 @@ def _checked(model: Model, ids: Tensor, most: int, written: Tensor) -> Tensor:
     """Return what was generated, on the CPU, if it is the prompt and some tokens more."""
     new = written.shape[-1] - ids.shape[1] if isinstance(written, Tensor) and written.ndim else -1
     if not 0 <= new <= most:
-        raise answer.other(f"it is not of {most} tokens")
+        raise answer.unexpected(f"it is not of {most} tokens")
     wanted = {"tokens": ((1, ids.shape[1] + new), answer.INTEGERS)}
     written = answer.take({"tokens": written}, wanted)["tokens"].cpu()
     same = torch.equal(written[:, : ids.shape[1]], ids.cpu().to(written.dtype))
     if not same or not 0 <= written.min() <= written.max() < model.vocabulary:
-        raise answer.other("it does not go on from the prompt with tokens of the model")
+        raise answer.unexpected("it does not go on from the prompt with tokens of the model")
     return written
 
 

@@ -39,7 +39,7 @@ def measure_batch(
     found = run_plan(model, ids, plan, text, matrix, readings.measure, wanted)
     top = found["top"]
     if model.request and not -1 <= top.min() <= top.max() < model.vocabulary:
-        raise answer.other(f"a token is {top.max()}")
+        raise answer.unexpected(f"a token is {top.max()}")
     return found
 
 

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from answers import archive, saved, storage, tensor, value
 
 from robustness.errors import Refusal
-from robustness.ndif import answer
 from robustness.ndif.backend import Requests
+from robustness.ndif.limits import Limits
+from robustness.ndif.plain_values import check_plain
 
 SECONDS = 120
 ROOM = 1e6
@@ -90,7 +91,7 @@ def same(found: object, expected: object) -> bool:
 
 @pytest.fixture
 def requests() -> Requests:
-    return Requests("model", "http://127.0.0.1:1", "key", most=ROOM)
+    return Requests("model", "http://127.0.0.1:1", "key", limits=Limits(answer=ROOM))
 
 
 def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
@@ -123,7 +124,7 @@ def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
                 assert len(str(refusal).splitlines()) == 1 and str(refusal).isprintable()
                 continue
             assert isinstance(found, dict)
-            answer._check_plain(found)
+            check_plain(found)
             counts["right" if same(found, HONEST) else "plain"] += 1
             # From without, nothing that is changed has the right sums.
             assert same(found, HONEST) or way > 1
