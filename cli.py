@@ -1107,53 +1107,38 @@ def _list_experiments() -> None:
 
 def _reproduce(name: str, experiments: Sequence[str], options: dict[str, Any]) -> Path:
     """Say what is measured on what, and have it done."""
-    from recipes.experiments.catalogue import choose
-    from recipes.reproduce import Inputs
+    from recipes.reproduce import ReproduceSettings
     from recipes.reproduce import reproduce as run
-    from robustness.files.lock import Lock
     from robustness.models.checkpoint import resolve
+    from robustness.models.settings import ModelSettings
+    from robustness.runs.settings import RunOptions
+    from robustness.text.settings import TextSettings
 
-    directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
-    for option in ("wic_data", "task_data"):
-        given = str(options[option] or "")
-        if given.startswith((".", "/", "~")) and not Path(given).expanduser().exists():
-            raise Refusal(f"--{option.replace('_', '-')}: there is no {given}")
-    passed = ("quiet", "resume", "out", "offload", "host", "deploy", "sandbox_limit", "listed")
-    _check_remote(options)
-
-    def prepare() -> Inputs:
-        model = _open(name, options)
-        return Inputs(
-            model=model,
-            corpus=_cut(model, options),
-            text="builtin-sampled" if options["data"] == "builtin" else options["data"],
-            pairs=options["wic_data"],
-            task_data=options["task_data"],
-            limit=options["limit"],
-            reading={key: options[key] for key in ("field", "split")},
-            loading={key: options[key] for key in ("revision", "trust_remote_code")},
-            batch_tokens=options["batch_tokens"],
-            cap=options["state_cap"],
-            seed=options["seed"],
-        )
+    _hush()
+    there = _check_remote(options)
+    where = ("device", "device_map", "offload", "remote")
+    of_model = (*where, "dtype", "revision", "attention", "trust_remote_code")
+    of_text = ("field", "split", "tokens", "context", "pack", "seed", "paper_compat", "documents")
+    settings = ReproduceSettings(
+        ModelSettings(name, **{key: options[key] for key in of_model}, **there),
+        TextSettings(options["data"], **{key: options[key] for key in of_text}),
+        tuple(experiments),
+        **{key: options[key] for key in ("wic_data", "task_data", "limit")},
+    )
+    asked = RunOptions(
+        fresh=not options["resume"],
+        batch_tokens=options["batch_tokens"],
+        state_cap=options["state_cap"],
+        command=command_line(),
+        tell=partial(_tell, options=options),
+    )
 
     def watch(names: str, unit: str) -> Any:
         _tell(names, options)
         return _progress(None, quiet=options["quiet"], unit=unit)
 
-    with Lock(Path(directory) / "report.html"):
-        return run(
-            name,
-            choose(experiments),
-            Path(directory),
-            prepare,
-            settings={key: value for key, value in options.items() if key not in passed},
-            strict=bool(experiments),
-            fresh=not options["resume"],
-            command=command_line(),
-            watch=watch,
-            tell=partial(_tell, options=options),
-        )
+    directory = options["out"] or OUTPUTS / resolve(name)[0].rpartition("/")[2]
+    return run(settings, Path(directory), asked, watch)
 
 
 def _open(name: str, options: dict[str, Any]) -> Any:

@@ -15,8 +15,8 @@ import xarray as xr
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import cli
-from recipes import reproduce as recipes_run
 from recipes.recipe import SOURCES
+from recipes.reproduce import measuring, reproduction
 from robustness.models import block_structure
 from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
@@ -82,7 +82,9 @@ def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkey
     data = xr.load_dataset(there / "repeat.nc")
     assert data.intervention.values.tolist()[:2] == ["repeat-5", "repeat-3"]
     before = made(there)
-    monkeypatch.setattr(cli, "_open", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(
+        reproduction, "open_settings", lambda *_: pytest.fail("the model was opened")
+    )
     assert run(*command)[:2] == (0, "outputs/tiny/report.html\n")
     assert made(there) == before
 
@@ -135,17 +137,17 @@ def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
 
 
 def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatch):
-    original = recipes_run.MEASURES["neurons"]
+    original = measuring.MEASURES["neurons"]
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(recipes_run.MEASURES, "neurons", interrupt)
+    monkeypatch.setitem(measuring.MEASURES, "neurons", interrupt)
     code, _, err = run(*words(given, "E8"))
     assert code == 130 and "the same command goes on" in err
     assert Path("outputs/tiny/lens.nc").exists()
     before = made(Path("outputs/tiny"))
-    monkeypatch.setitem(recipes_run.MEASURES, "neurons", original)
+    monkeypatch.setitem(measuring.MEASURES, "neurons", original)
     assert run(*words(given, "E8"))[0] == 0
     assert made(Path("outputs/tiny"))["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
 
@@ -157,7 +159,7 @@ def test_what_does_not_fit_is_left_out_with_its_reason(run, given):
         "--out", "here", "--quiet", "E3", "E10",
     )  # fmt: skip
     assert code == 1 and "attention was left out, the rest is in here/report.html" in err
-    assert "--context of 34" in err
+    assert "--context 34 or more" in err
     assert Path("here/norms.nc").exists() and not Path("here/attention.nc").exists()
     page = Path("here/report.html").read_text()
     assert "Figure 6a (attention to the tokens before) is not drawn: attention takes" in page
@@ -171,7 +173,7 @@ def test_what_does_not_fit_is_left_out_with_its_reason(run, given):
 
 def test_built_in_models_stay_offline(run, monkeypatch):
     reached = []
-    monkeypatch.setattr(recipes_run, "evaluate_tasks", lambda *_, **__: reached.append(1))
+    monkeypatch.setattr(measuring, "evaluate_tasks", lambda *_, **__: reached.append(1))
     code, _, err = run("reproduce", "builtin", "E12", "--tokens", 2560)
     assert code == 1 and "items of benchmark tasks are on the hub: give --task-data" in err
     assert not reached
