@@ -323,7 +323,7 @@ def test_going_on_takes_numbers_by_their_labels_alone(path):
         (data.assign_coords(document=("sequence", np.zeros(6, int))), "another document"),
         (data.assign(kl=data.kl.astype(np.float64)), "holds kl as float64, not float32"),
     ):
-        with pytest.raises(Refusal, match=f"{what}.*--fresh"):
+        with pytest.raises(Refusal, match=f"{what}.*`fresh`"):
             go_on(changed)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from robustness.errors import Refusal
 from robustness.files import directory as directories
-from robustness.files import manifest
+from robustness.files import exchange, manifest
 from robustness.files.directory import WRITING, write_directory, write_into
 from robustness.files.manifest import MANIFEST, describe
 
@@ -19,7 +19,7 @@ MARK = {"kind": "export", "made_of": {"of": "one"}}
 def swapping(request, monkeypatch) -> bool:
     """Whether the system can swap two directories in one step."""
     if not request.param:
-        monkeypatch.setattr(directories, "_exchange", lambda *_: False)
+        monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
     return request.param
 
 
@@ -46,11 +46,11 @@ def test_a_swap_is_one_step_where_the_system_can(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    if not directories._exchange(tmp_path / "one", tmp_path / "other"):
+    if not exchange._exchange(tmp_path / "one", tmp_path / "other"):
         pytest.skip("no renameat2 here")
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["other"]
     with pytest.raises(FileNotFoundError):
-        directories._exchange(tmp_path / "one", tmp_path / "nothing")
+        exchange._exchange(tmp_path / "one", tmp_path / "nothing")
 
 
 def test_what_was_written_is_replaced_and_nothing_is_left(tmp_path, swapping):
@@ -189,8 +189,9 @@ def test_what_only_looks_like_a_temporary_directory_stays(tmp_path):
 def test_what_a_kill_leaves_between_two_renames_is_put_back(tmp_path, monkeypatch):
     path = tmp_path / "out"
     write_directory(path, files(a="1"), **MARK)
-    monkeypatch.setattr(directories, "_exchange", lambda *_: False)
-    monkeypatch.setattr(directories, "_discard", lambda _: None)
+    monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+    monkeypatch.setattr(directories, "discard", lambda _: None)
+    monkeypatch.setattr(exchange, "discard", lambda _: None)
     rename = Path.rename
 
     def killed(self: Path, target: Path) -> Path:
@@ -242,7 +243,7 @@ def test_files_of_others_outlive_a_kill_and_every_call_after_it(tmp_path, swappi
 
     child = os.fork()
     if not child:
-        directories._refuse_foreign = lambda at, *_: os._exit(9) if at != place else None
+        exchange.refuse_foreign = lambda at, *_: os._exit(9) if at != place else None
         write_directory(place, write_and_be_joined, kind="export", made_of={"x": "2"}, fresh=True)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

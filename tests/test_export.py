@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from robustness.errors import Refusal
-from robustness.files import directory
+from robustness.files import directory, exchange
 from robustness.models.opening import open_model
 from robustness.reordered import rebuilding
 from robustness.reordered.exporting import export
@@ -311,7 +311,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, gpt2, monkeypatch):
     with pytest.raises(Refusal, match=r"out cannot be written .*No space left"):
         export(gpt2, (0, 2), path, fresh=True)
     monkeypatch.undo()
-    monkeypatch.setattr(directory, "_exchange", lambda *_: False)
+    monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
     rename = Path.rename
 
     def failing(self, target):
@@ -429,7 +429,7 @@ def test_a_killed_export_comes_to_the_end_of_an_undisturbed_one(
 ):
     words = ["export", "model", "--dtype", "auto", "--quiet", "new/pruned", "--schedule"]
     if not swapping:
-        monkeypatch.setattr(directory, "_exchange", lambda *_: False)
+        monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
     if fresh:
         assert kills.run([*words, "0-1-2"], small)[0] == 0
 

@@ -72,7 +72,7 @@ def test_one_room_prints_and_none_opens_files_by_bare_open():
 
 DOORS = {
     f"robustness.files.{name}"
-    for name in ("ownership", "lock", "atomic", "netcdf", "figures", "directory")
+    for name in ("ownership", "lock", "atomic", "netcdf", "figures", "directory", "exchange")
 }
 """What writes, replaces and removes, after it has made sure that it may."""
 

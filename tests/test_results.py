@@ -85,7 +85,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(
         path.unlink()
         netcdf.save(whole.assign_attrs(sequences_done=1), tmp_path / "a.partial.nc")
     options = {"corpus": corpus(), "interventions": ("drop",), "out": path} | change
-    with pytest.raises(Refusal, match=f"was made with {named}.*--fresh"):
+    with pytest.raises(Refusal, match=f"was made with {named}.*`fresh`"):
         sweep(gpt2, **options)
     sweep(gpt2, **options, fresh=True)
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]

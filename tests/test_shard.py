@@ -230,7 +230,7 @@ def test_a_file_of_something_else_is_not_merged_over(gpt2, tmp_path):
     text, out = corpus(sequences=6), tmp_path / "sweep.nc"
     files = run_shards(gpt2, text, tmp_path, 2)
     sweep(gpt2, text, ("drop",), batch_tokens=BATCH, out=out)
-    with pytest.raises(Refusal, match=r"was made with interventions drop, not drop, swap.*--fresh"):
+    with pytest.raises(Refusal, match=r"was made with interventions drop, not drop, swap.*`fresh`"):
         merge(files, out)
     assert merge(files, out, fresh=True).interventions == "drop, swap"
 

@@ -1,22 +1,18 @@
-"""Directories that a command writes, so that a kill leaves the old files or the new ones.
+"""Directories that a command writes: an interruption leaves the old files or the new ones.
 
-What is written carries the mark of `robustness.files.manifest`. A whole directory is made beside
-its place and put there in one step; several files in a directory that others use as well are made
-in a hidden directory in it and moved, and what they replace is not needed any more by then.
+What is written is listed in a manifest. A whole directory is made beside its place and put there in
+one step. Several files in a directory that others use too are made in a hidden directory in it and
+then moved; by then, the files that they replace are not needed any more.
 """
 
-import ctypes
-import errno
-import glob
 import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -24,14 +20,20 @@ from safetensors import SafetensorError
 from robustness.errors import Refusal, Unwritable, first_line
 from robustness.files import manifest
 from robustness.files.atomic import REMEDIES
+from robustness.files.exchange import (
+    discard,
+    put_in_place,
+    recover,
+    refuse_foreign,
+    sync_to_disk,
+    temporary_prefix,
+    withdraw,
+)
 from robustness.files.lock import Lock
 from robustness.files.manifest import MANIFEST, Manifest
 
 WRITING = ".stages.writing"
-"""The hidden directory in a directory in which files are made that are moved out of it."""
-
-AT_CWD, EXCHANGE = -100, 2
-"""The arguments of Linux's `renameat2` that make it swap two paths, absolute or relative."""
+"""Name of the hidden directory in which files are made before they are moved."""
 
 
 def write_directory(
@@ -52,16 +54,16 @@ def write_directory(
     write : callable
         Given the temporary path, an empty directory, writes into it; what it raises leaves nothing.
     kind, made_of
-        What the mark says of it.
+        What the manifest says of it.
     size : int
-        Bytes that will be written, for which there must be room.
+        Number of bytes that will be written, for which there must be room.
     fresh : bool
-        Whether to replace what an earlier call wrote, if nobody changed or added anything.
+        Whether to replace what an earlier call wrote, if nobody changed it or added a file.
 
     Returns
     -------
     bool
-        Whether it was written: without `fresh`, one that is made of the same is left as it is.
+        Whether it was written. Without `fresh`, a directory that is made of the same stays.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def write_directory(
             raise Unwritable(f"{directory.name} is a file: choose another place")
         with Lock(directory) as lock:
             if lock.held:
-                _recover(directory)
+                recover(directory)
             there = directory.exists() and any(directory.iterdir())
             if there and _is_done(directory, kind, made_of, fresh):
                 return False
@@ -101,7 +103,7 @@ def write_into(
     write : callable
         Given an empty directory with the name of this one, writes into it.
     kind, made_of
-        What the mark says of the files.
+        What the manifest says of the files.
 
     Raises
     ------
@@ -112,7 +114,7 @@ def write_into(
         clear(directory)
         earlier = manifest.read(directory)
         if earlier is not None:
-            _withdraw(directory, earlier)
+            withdraw(directory, earlier)
         whole = directory / WRITING / directory.resolve().name
         try:
             whole.mkdir(parents=True)
@@ -124,17 +126,17 @@ def write_into(
                         f"{directory / name} is not of stages, and would be replaced: move it, and "
                         "the same command goes on"
                     )
-            # The mark comes first: a file that it does not name is nobody's.
+            # The manifest comes first, since a file that it does not list belongs to nobody.
             for name in reversed(names):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(whole / name, directory / name)
-            _sync(directory)
+            sync_to_disk(directory)
         finally:
             clear(directory)
 
 
 def clear(directory: Path) -> None:
-    """Remove what a process that was killed in `write_into` has left; for the lock's holder."""
+    """Remove what a process that was killed in `write_into` has left; the caller has the lock."""
     with suppress(FileNotFoundError):
         shutil.rmtree(directory / WRITING)
 
@@ -187,21 +189,11 @@ def _is_done(directory: Path, kind: str, made_of: Mapping[str, str], fresh: bool
         return True
     if not fresh:
         raise Unwritable(
-            f"the directory {name} is not empty: choose another place, or --fresh to replace "
+            f"the directory {name} is not empty: choose another place, or `fresh` to replace "
             "what stages wrote there"
         )
-    _refuse_foreign(directory, found, name)
+    refuse_foreign(directory, found, name)
     return False
-
-
-def _refuse_foreign(directory: Path, found: Manifest, name: str) -> None:
-    """Refuse to replace a directory that holds what its mark does not vouch for."""
-    for file in (*found.strangers(directory), *found.changed(directory)):
-        how = "was changed since" if file in found.files else "is not of what stages wrote there"
-        raise Unwritable(
-            f"the directory {name} is not empty: {file} in it {how}; move it, or choose another "
-            "place"
-        )
 
 
 def _write(
@@ -218,15 +210,15 @@ def _write(
             f"{directory.name} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: "
             "make room, or choose another place"
         )
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=_prefix(directory)))
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=temporary_prefix(directory)))
     try:
         whole = temporary / "new"
         whole.mkdir()
         write(whole)
         _seal(whole, kind, made_of)
-        _put(whole, directory)
+        put_in_place(whole, directory)
     finally:
-        _discard(temporary)
+        discard(temporary)
 
 
 def _seal(whole: Path, kind: str, made_of: Mapping[str, str]) -> Manifest:
@@ -237,117 +229,7 @@ def _seal(whole: Path, kind: str, made_of: Mapping[str, str]) -> Manifest:
     for name in (*found.files, MANIFEST):
         # safetensors makes files that are their owner's alone.
         (whole / name).chmod(usual)
-        _sync(whole / name)
+        sync_to_disk(whole / name)
     for folder in (*filter(Path.is_dir, whole.rglob("*")), whole):
-        _sync(folder)
+        sync_to_disk(folder)
     return found
-
-
-def _put(whole: Path, directory: Path) -> None:
-    """Put a new directory in its place, from which what stages wrote there before is taken."""
-    found = manifest.read(directory) if directory.exists() else None
-    if found is None:
-        whole.rename(directory)  # over an empty one, if any
-        _sync(directory.parent)
-        return
-    shutil.copymode(directory, whole)
-    old = whole if _exchange(whole, directory) else _take_turns(whole, directory)
-    try:
-        # Nobody finds it any more, so nothing can be put into it behind our back.
-        _refuse_foreign(old, found, directory.name)
-    except Unwritable:
-        if not _exchange(old, directory):
-            directory.rename(whole)
-            old.rename(directory)
-        raise
-    _sync(directory.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step, where the system and the file system can."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
-        return False
-    if not sys.platform.startswith("linux"):
-        return False
-    code = rename(AT_CWD, os.fsencode(one), AT_CWD, os.fsencode(other), EXCHANGE)
-    if code and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    return code == 0
-
-
-def _take_turns(whole: Path, directory: Path) -> Path:
-    """Rename the one away and the other into its place; return where the one is now.
-
-    Between the two nothing is there. `_recover` puts back what a kill leaves then.
-    """
-    old = whole.with_name("old")
-    directory.rename(old)
-    try:
-        whole.rename(directory)
-    except OSError:
-        old.rename(directory)
-        raise
-    return old
-
-
-def _recover(directory: Path) -> None:
-    """Put back what a killed call had taken out of its place, and remove what else it left."""
-    for left in directory.parent.glob(f"{glob.escape(_prefix(directory))}*"):
-        if left.is_symlink() or not left.is_dir():
-            continue
-        parts = {part.name for part in left.iterdir()}
-        if parts - {"new", "old"}:
-            continue
-        if parts == {"new", "old"} and not directory.exists():
-            (left / "old").rename(directory)
-        _discard(left)
-
-
-def _discard(temporary: Path) -> None:
-    """Remove a temporary directory: what was being written, and what the mark of the old names."""
-    for part in ("old", "new"):
-        found = manifest.read(temporary / part)
-        place = temporary / part
-        if found is not None and (found.strangers(place) or found.changed(place)):
-            # With its mark, or the next call would take it for what was being written.
-            raise Unwritable(f"{temporary} holds files that are not of stages: move them")
-        if found is not None:
-            _withdraw(temporary / part, found)
-        elif (temporary / part).is_dir():
-            shutil.rmtree(temporary / part)
-    try:
-        temporary.rmdir()
-    except OSError:
-        raise Unwritable(f"{temporary} holds files that are not of stages: move them") from None
-
-
-def _withdraw(directory: Path, found: Manifest) -> None:
-    """Remove the files that the mark of a directory names, the mark last, and empty directories."""
-    kept = found.changed(directory)
-    for name in found.files:
-        if name not in kept:
-            (directory / name).unlink(missing_ok=True)
-    (directory / MANIFEST).unlink()
-    folders = {
-        parent for name in (*found.files, MANIFEST) for parent in PurePosixPath(name).parents
-    }
-    for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
-        with suppress(OSError):
-            (directory / folder).rmdir()
-
-
-def _prefix(directory: Path) -> str:
-    return f".{directory.name}.writing-"
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Some file systems cannot do so with directories.
-        with suppress(OSError) if path.is_dir() else nullcontext():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

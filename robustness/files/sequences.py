@@ -76,7 +76,7 @@ def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:
     if which not in dataset:
         raise Refusal(
             "the file does not say which positions count, as an early version left it: measure it "
-            "anew with --fresh"
+            "anew with `fresh`"
         )
     return dataset[which] == 1
 

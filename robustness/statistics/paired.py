@@ -131,7 +131,7 @@ def _paired(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]
     if str(one.attrs.get("windows", "")).startswith("packed"):
         raise Refusal(
             "windows of different tokens that cross documents cannot be paired: measure both "
-            "without --pack"
+            "without `pack`"
         )
     # Where reading stopped, the last document may have been cut off.
     one, other = (

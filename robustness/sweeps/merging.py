@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from robustness.errors import OtherSettings, Refusal
-from robustness.files import changes, netcdf, resumable
+from robustness.files import changes, matching, netcdf, resumable
 from robustness.files.labels import blank_dataset
 from robustness.files.metrics import METRICS, MODAL_SHARE
 from robustness.files.provenance import file_attributes
@@ -18,7 +18,7 @@ from robustness.sweeps import token_file
 from robustness.sweeps.shards import Shard, parse_shard
 
 OWN = (
-    *(name for name in resumable.UNCOMPARED if name not in changes.ADJUSTABLE),
+    *(name for name in matching.FREE_ATTRIBUTES if name not in changes.ADJUSTABLE),
     "shard",
     "sequences",
     "tokens",

@@ -1,0 +1,147 @@
+"""Whether a file on the disk is the beginning of a run: equal settings, variables and labels."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from robustness.errors import OtherSettings
+from robustness.files import changes, netcdf
+from robustness.statistics import stopping
+
+REPLACED = "choose another `out`, or `fresh` to replace it"
+"""Remedy where a file of another run stands in the place of the output."""
+
+FREE_ATTRIBUTES = (
+    "created",
+    "command",
+    "sequences_done",
+    *changes.ADJUSTABLE,
+    *changes.NOTES,
+    "shards_created",
+    "shards_command",
+)
+"""Attributes in which two calls of the same run may differ."""
+
+VERSIONS = ("versions", "server_versions")
+"""Attributes in which a finished file may differ; one run must not mix versions."""
+
+
+def check_beginning(
+    file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, finished: bool, further: bool
+) -> None:
+    """Refuse a file that is of another run.
+
+    Parameters
+    ----------
+    file : path
+        Path of the file.
+    earlier : Dataset
+        Dataset in the file.
+    wanted : Dataset
+        Dataset of the run, in which nothing is measured yet.
+    finished : bool
+        Whether the file is taken as the finished output.
+    further : bool
+        Whether a run that stopped goes on to a smaller standard error.
+
+    Raises
+    ------
+    OtherSettings
+        If settings differ, or variables are missing.
+    """
+    # Where the tokens are from does not matter if they are the same.
+    ignored = {*FREE_ATTRIBUTES, "source_sha256"}
+    if finished:
+        ignored |= {*VERSIONS}
+    if further:
+        ignored |= {"until_se"}
+    difference = _difference(stopping.asked(earlier.attrs), wanted.attrs, ignored)
+    if difference:
+        raise OtherSettings(f"{file} was made {difference}; {REPLACED}")
+    for name, variable in wanted.data_vars.items():
+        # A finished output may lack variables that are made when a run is completed.
+        if finished and name not in earlier:
+            continue
+        if name not in earlier or set(earlier[name].dims) != set(variable.dims):
+            raise OtherSettings(f"{file} holds no {name} {variable.dims}, as is wanted; {REPLACED}")
+
+
+def _difference(earlier: Mapping[str, Any], wanted: Mapping[str, Any], ignored: set[str]) -> str:
+    """Return in which setting two runs differ, in words; empty where in none."""
+    names = []
+    for name in (earlier.keys() | wanted.keys()) - ignored:
+        if str(earlier.get(name)) != str(wanted.get(name)):
+            names.append(name)
+    if not names:
+        return ""
+    # A hash says less than the setting that it is of, so it is named only where nothing else is.
+    name = min(names, key=lambda name: (name.endswith("_sha256"), name))
+    have, want = earlier.get(name), wanted.get(name)
+    if have is None:
+        return f"without {name} {want}"
+    if want is None:
+        return f"with {name} {have}, which is not asked for now"
+    return f"with {name} {have}, not {want}"
+
+
+def in_layout(file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, shorter: bool) -> xr.Dataset:
+    """Return the dataset in a file with dimensions in the order of a run's.
+
+    Parameters
+    ----------
+    file, earlier, wanted
+        As for `check_beginning`.
+    shorter : bool
+        Whether the file may hold fewer sequences than the run.
+
+    Raises
+    ------
+    OtherSettings
+        If labels or types are others.
+    """
+    for name, labels in wanted.coords.items():
+        found = earlier.get(name)
+        # Coordinates that no dimension is named after were not recorded by early versions.
+        if found is None and name not in labels.dims:
+            continue
+        if found is not None and shorter and "sequence" in labels.dims:
+            labels = labels[: found.size]
+        if found is None or not _same_labels(found, labels):
+            raise OtherSettings(f"{file} has another {name} than its settings say; {REPLACED}")
+    transposed = {}
+    for name, variable in wanted.data_vars.items():
+        found = earlier[name]
+        if found.dtype != variable.dtype:
+            raise OtherSettings(
+                f"{file} holds {name} as {found.dtype}, not {variable.dtype}; {REPLACED}"
+            )
+        transposed[name] = found.transpose(*variable.dims)
+    return earlier.assign(transposed)
+
+
+def _same_labels(one: xr.DataArray, other: xr.DataArray) -> bool:
+    """Whether labels are equal, where texts may be of either of numpy's types."""
+    if {*one.dims} != {*other.dims}:
+        return False
+    left, right = one.transpose(*other.dims).values, other.values
+    return left.shape == right.shape and bool((left == right).all())
+
+
+def kept_counts(file: Path, tally: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the counts that a run goes on from, given those that it begins with.
+
+    Raises
+    ------
+    OtherSettings
+        If the run has counts, and the file has none or others.
+    """
+    if not tally.size:
+        return tally
+    kept = netcdf.load_tally(file)
+    if kept is None or kept.shape != tally.shape:
+        raise OtherSettings(f"{file} holds no counts to go on from; {REPLACED}")
+    return kept
