@@ -130,7 +130,7 @@ def test_a_weight_that_is_no_number_is_refused_by_its_name(saved, value):
 def test_weights_that_half_precision_has_no_room_for_are_told_from_damaged_ones(saved):
     change_weights(saved, lambda found: found["lm_head.weight"].mul_(1e6))
     told = refused(saved, dtype="float16")
-    assert "lm_head.weight holds infinity as float16: use --dtype bfloat16 or float32" in told
+    assert "lm_head.weight holds infinity as float16: use `dtype` bfloat16 or float32" in told
     assert open_model(saved, dtype="bfloat16").layers == 4
 
 
@@ -285,7 +285,7 @@ def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(evil):
     edit(evil / "config.json", **code)
     assert open_model(evil).layers == 4
     edit(evil / "config.json", model_type="evil")
-    assert "needs code that comes with it (evil): --trust-remote-code" in refused(evil)
+    assert "needs code that comes with it (evil): `trust_remote_code`" in refused(evil)
     edit(evil / "config.json", model_type="llama")
     tokenizer = evil / "tokenizer_config.json"
     edit(tokenizer, auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
@@ -343,7 +343,7 @@ def test_options_that_do_not_fit_are_refused_with_what_would_do(saved):
         ({"device": "nonsense"}, "there is no device 'nonsense': give cpu, cuda, cuda:1 or mps"),
         ({"device": "meta"}, "nothing is computed there"),
         ({"device": "cuda:99"}, "cannot be used .*: give cpu, or leave it out"),
-        ({"revision": "main"}, "is a directory, which has no revisions: leave out --revision"),
+        ({"revision": "main"}, "is a directory, which has no revisions: leave out `revision`"),
         ({"device_map": "cpu", "offload": saved / "config.json"}, "give a directory"),
         ({"device_map": {"": "nonsense"}}, "there is no device 'nonsense'"),
     ):
@@ -361,10 +361,10 @@ def test_a_model_that_has_no_room_is_refused_with_what_takes_less(saved, monkeyp
 
         with monkeypatch.context() as changed:
             changed.setattr(AutoModelForCausalLM, "from_pretrained", fail)
-            assert "give --dtype bfloat16, or --device-map auto" in refused(saved)
+            assert "give `dtype` bfloat16, or `device_map` auto" in refused(saved)
         if error is lacking:
             monkeypatch.setattr(torch.nn.Module, "to", fail)
-            assert "has no room on cpu" in refused(saved)
+            assert "does not fit on cpu" in refused(saved)
 
 
 def test_a_message_of_another_library_is_one_short_printable_line():

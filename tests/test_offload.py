@@ -164,8 +164,8 @@ def test_what_needs_all_weights_is_refused(offloaded, tmp_path):
 def test_maps_that_cannot_be_are_refused(saved):
     for options, problem in (
         ({"device_map": "gpu"}, "no device map 'gpu'; there are: auto, balanced, sequential"),
-        ({"device_map": "auto", "device": "cpu"}, "leave out the device"),
-        ({"device_map": "auto", "remote": True}, "leave out --device-map"),
+        ({"device_map": "auto", "device": "cpu"}, "leave out `device`"),
+        ({"device_map": "auto", "remote": True}, "leave out `device_map`"),
         ({"device_map": {"nothing": "cpu"}}, "has no part 'nothing'"),
         ({"device_map": {"": 9}}, "device 'cuda:9' cannot be used"),
     ):
@@ -185,7 +185,7 @@ def test_the_command_takes_a_map(run, llama, stories):
     assert_same(here, there)
     assert there.device_map == "disk"
     code, _, err = run(*words, "--device-map", "disk", "--device", "cpu")
-    assert code == 1 and "leave out the device" in err
+    assert code == 1 and "leave out --device" in err
     code, _, err = run(*words, "--offload", "somewhere")
     assert code == 2 and "--offload goes with --device-map" in err
     code, _, err = run("sweep", "a/b", "--remote", "--device-map", "auto")

@@ -377,7 +377,7 @@ def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
         (["."], "has no config.json"),
         (["stages/none"], "the hub has no model stages/none"),
         (["no model"], "the hub cannot be asked for no model"),
-        ([NAME, "--dtype", "float64", "--device", "cpu"], "has chosen dtype and device"),
+        ([NAME, "--dtype", "float64", "--device", "cpu"], "leave out --dtype and --device"),
         ([NAME, "--revision", "other"], "at other does not run"),
     ],
 )

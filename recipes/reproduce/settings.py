@@ -9,7 +9,7 @@ from recipes.experiments.catalogue import choose
 from recipes.recipe import Recipe
 from robustness.errors import Refusal
 from robustness.files.provenance import file_digest, project_version, value_digest
-from robustness.models import checkpoint
+from robustness.models import checkpoint, hashes
 from robustness.models.settings import ModelSettings
 from robustness.runs.settings import RunOptions
 from robustness.text.local_file import expanded, file_kind
@@ -81,7 +81,7 @@ class ReproduceSettings:
             contents = [file_digest(path) for path in _files(described[key])]
             told[key] = str(contents) if contents else told[key]
         _, place = checkpoint.resolve(self.model.source)
-        weights = checkpoint.hash_directory(Path(place)) if Path(place).is_dir() else ""
+        weights = hashes.hash_directory(Path(place)) if Path(place).is_dir() else ""
         return value_digest((project_version(), weights, sorted(told.items())))
 
 

@@ -1,20 +1,14 @@
 """Checkpoints on disk and on the hub: what a name stands for, its configuration, its weights."""
 
 import copy
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from accelerate.utils import align_module_device
 from safetensors import SafetensorError
-from torch import Tensor
 from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import (
@@ -26,15 +20,15 @@ from transformers.utils.hub import extract_commit_hash
 
 from robustness.errors import Refusal, first_line, reading
 from robustness.models import contract
+from robustness.models.hashes import stored_tensors
 
 BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
 """The models shipped with the project, and their directories."""
 
-ORIGIN = "stages"
-"""The entry of a configuration that says what a checkpoint of another order was made of."""
-
-ROOM = "give --dtype bfloat16, or --device-map auto, which keeps on the disk what has no room"
-"""What does where weights do not fit into memory."""
+LESS_MEMORY = (
+    "give `dtype` bfloat16, or `device_map` auto, which keeps on the disk what does not fit"
+)
+"""What to ask for where weights do not fit into memory."""
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
 """What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
@@ -75,7 +69,7 @@ def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
     """
     if Path(path).is_dir():
         if revision is not None:
-            raise Refusal(f"{name} is a directory, which has no revisions: leave out --revision")
+            raise Refusal(f"{name} is a directory, which has no revisions: leave out `revision`")
         with reading(f"the model {name}", contract.REMEDY):
             contract.check_directory(Path(path))
     with reading(f"the configuration of {name}", contract.REMEDY):
@@ -87,7 +81,7 @@ def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
             if entries.get("auto_map") and not trust:
                 raise Refusal(
                     f"{name} needs code that comes with it ({entries['model_type']}): "
-                    "--trust-remote-code runs that code, if you have read it"
+                    "`trust_remote_code` runs that code, if you have read it"
                 ) from error
             raise Refusal(
                 f"{name} cannot be opened: {first_line(error)}: {contract.REMEDY}"
@@ -184,8 +178,8 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
                 **options,
             )
         except (*LOADING_ERRORS, ImportError, SafetensorError, MemoryError) as error:
-            room = isinstance(error, MemoryError) or "memory" in str(error).lower()
-            remedy = ROOM if room else contract.REMEDY
+            full = isinstance(error, MemoryError) or "memory" in str(error).lower()
+            remedy = LESS_MEMORY if full else contract.REMEDY
             raise Refusal(f"{name} cannot be loaded: {first_line(error)}: {remedy}") from error
         for weight, there, asked in sorted(found["mismatched_keys"], key=str):
             raise Refusal(
@@ -213,7 +207,7 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
             if "trust_remote_code" in str(error):
                 raise Refusal(
                     f"the tokenizer of {name} is code of its own (auto_map), which is not run: "
-                    "give --trust-remote-code, or put a tokenizer.json in its place"
+                    "give `trust_remote_code`, or put a tokenizer.json in its place"
                 ) from error
             raise Refusal(
                 f"{name} has no tokenizer that can be loaded: {first_line(error)}: "
@@ -223,10 +217,10 @@ def load_tokenizer(name: str, path: str, **options: Any) -> Any:
 
 def check_finite(name: str, module: Module) -> None:
     """Refuse weights that are not numbers, by name, and say whether their type is too small."""
-    for weight, tensor in _tensors(module):
+    for weight, tensor in stored_tensors(module):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # Of the two, without a copy; both are NaN where one number is.
+        # Without a copy of the weights; both are NaN where one number is.
         least, most = map(float, torch.aminmax(tensor.detach()))
         if least != least:
             raise Refusal(f"{name}: {weight} holds NaN: {contract.REMEDY}")
@@ -234,43 +228,5 @@ def check_finite(name: str, module: Module) -> None:
             kind = str(tensor.dtype).removeprefix("torch.")
             remedy = contract.REMEDY
             if tensor.dtype == torch.float16:
-                remedy = "use --dtype bfloat16 or float32, which have room for larger numbers"
+                remedy = "use `dtype` bfloat16 or float32, which hold larger numbers"
             raise Refusal(f"{name}: {weight} holds infinity as {kind}: {remedy}")
-
-
-def _tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what a checkpoint holds of a module by name, wherever accelerate keeps it."""
-    for name in module.state_dict():
-        owner, _, leaf = name.rpartition(".")
-        part = module.get_submodule(owner)
-        with align_module_device(part):
-            yield name, getattr(part, leaf)
-
-
-def hash_config(config: Any) -> str:
-    """Hash what a configuration says of the function that the model computes."""
-    volatile = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", ORIGIN}
-    volatile.add("rescale_every")  # not done by what is opened
-    kept = {key: value for key, value in config.to_dict().items() if key not in volatile}
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def hash_directory(directory: Path) -> str:
-    """Hash the weights in a directory."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(os.fsencode(path.name))
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def hash_module(module: Module) -> str:
-    """Hash the weights of a module, wherever accelerate keeps them."""
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(module):
-        digest.update(name.encode())
-        whole = tensor.detach().cpu().reshape(-1).contiguous()
-        digest.update(whole.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ import torch
 from torch.nn import Module
 
 from robustness.errors import Refusal
-from robustness.models import checkpoint, placement, remote_model, tensor_files
+from robustness.models import checkpoint, hashes, placement, remote_model, tensor_files
 from robustness.models.model import Model, find_parts
 from robustness.models.self_check import check_model
 from robustness.models.settings import ModelSettings
@@ -157,7 +157,7 @@ def _load(settings: ModelSettings) -> Wrapped:
         placement.check_map(name, module, settings.device_map)
         identity["device_map"] = placement.describe_map(settings.device_map)
     if Path(path).is_dir():
-        identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
+        identity["weights_sha256"] = hashes.hash_directory(Path(path))
     if device is not None:
         module = placement.move(name, module, device)
     return Wrapped(wrap(module, tokenizer), tokenizer, identity)
@@ -174,7 +174,7 @@ def _wrap_module(module: Module, tokenizer: Any, settings: ModelSettings) -> Wra
     if settings.device_map is not None:
         raise Refusal("a module is used as it is: give it a device map when it is loaded")
     unscale(module.eval())
-    identity = {"model": name, "weights_sha256": checkpoint.hash_module(module)}
+    identity = {"model": name, "weights_sha256": hashes.hash_module(module)}
     return Wrapped(wrap(module, tokenizer), tokenizer, identity)
 
 
@@ -185,11 +185,11 @@ def _understand(wrapped: Wrapped) -> Model:
         # What computes experts fastest has no double precision.
         module.set_experts_implementation("eager")
     identity = wrapped.identity | {
-        "config_sha256": checkpoint.hash_config(module.config),
+        "config_sha256": hashes.hash_config(module.config),
         "architecture": type(module).__name__,
         "processing": "none",
     }
-    origin = getattr(module.config, checkpoint.ORIGIN, None)
+    origin = getattr(module.config, hashes.ORIGIN, None)
     if isinstance(origin, dict):
         identity["made_from"] = f"{origin.get('model')} {origin.get('schedule')}"
     paths = find_paths(module)

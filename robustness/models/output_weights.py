@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Linear, Module
 
 from robustness.errors import Refusal, reading
-from robustness.models import checkpoint
+from robustness.models import checkpoint, hashes
 from robustness.models.contract import REMEDY, check_tokenizer
 from robustness.models.matrices import oriented
 from robustness.models.norms import acts_as_norm, affine
@@ -86,14 +86,14 @@ def open_weights(
         tokens=opened.tokens,
         identity=opened.identity
         | {
-            "config_sha256": checkpoint.hash_config(opened.module.config),
+            "config_sha256": hashes.hash_config(opened.module.config),
             "architecture": type(opened.module).__name__,
         },
     )
 
 
 def _of_module(module: Module) -> _Source:
-    identity = {"model": type(module).__name__, "weights_sha256": checkpoint.hash_module(module)}
+    identity = {"model": type(module).__name__, "weights_sha256": hashes.hash_module(module)}
     return _Source(module, module.state_dict(), None, identity)
 
 
@@ -108,7 +108,7 @@ def _of_checkpoint(source: str | Path, revision: str | None, trust: bool) -> _So
     check_tokenizer(name, tokenizer, module.config.get_text_config().vocab_size)
     identity = {"model": name, "revision": checkpoint.commit(path, revision)}
     if Path(path).is_dir():
-        identity["weights_sha256"] = checkpoint.hash_directory(Path(path))
+        identity["weights_sha256"] = hashes.hash_directory(Path(path))
     return _Source(module, tensors, len(tokenizer), identity)
 
 

@@ -38,7 +38,7 @@ def check_device(device: str, dtype: str = "float32") -> None:
     try:
         torch.empty(0, device=known, dtype=getattr(torch, dtype, None))
     except (RuntimeError, TypeError) as error:
-        raise Refusal(f"device {device!r} has no {dtype}: give --dtype float32") from error
+        raise Refusal(f"device {device!r} has no {dtype}: give `dtype` float32") from error
 
 
 def move(name: str, module: Module, device: str) -> Module:
@@ -49,7 +49,7 @@ def move(name: str, module: Module, device: str) -> Module:
         if "memory" not in str(error).lower():
             raise
         raise Refusal(
-            f"{name} has no room on {device} ({first_line(error)}): {checkpoint.ROOM}"
+            f"{name} does not fit on {device} ({first_line(error)}): {checkpoint.LESS_MEMORY}"
         ) from error
 
 
@@ -87,6 +87,6 @@ def make_directory(offload: str | Path | None) -> Path | None:
         Path(offload).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refusal(
-            f"--offload {offload} cannot be made ({error.strerror}): give a directory to write to"
+            f"`offload` {offload} cannot be made ({error.strerror}): give a directory to write to"
         ) from error
     return Path(offload)

@@ -70,29 +70,27 @@ class ModelSettings:
         if isinstance(self.device_map, str):
             _check_choice("device map", self.device_map, DEVICE_MAPS)
         if self.device_map is not None and self.device is not None:
-            raise Refusal("a device map says where weights are: leave out the device")
+            raise Refusal("a device map says where weights are: leave out `device`")
         if self.offload is not None and self.device_map is None:
-            raise Refusal("--offload goes with --device-map")
+            raise Refusal("`offload` goes with `device_map`")
 
     def _check_remote(self) -> None:
         """Refuse what a server decides."""
         chosen = {
             "dtype": self.dtype != "float32",
             "device": self.device,
-            "device-map": self.device_map,
+            "device_map": self.device_map,
             "attention": self.attention,
         }
         wrong = [name for name, given in chosen.items() if given]
         if wrong:
-            raise Refusal(
-                f"a server has chosen {' and '.join(wrong)} of the models that it runs: leave out "
-                f"{', '.join(f'--{name}' for name in wrong)}"
-            )
+            settings = " and ".join(f"`{name}`" for name in wrong)
+            raise Refusal(f"a server has chosen how its models are loaded: leave out {settings}")
 
     def _check_local(self) -> None:
         """Refuse what only a server understands."""
         if self.host or self.deploy or self.sandbox_limit != SANDBOX_LIMIT:
-            raise Refusal("--host, --deploy and --sandbox-limit go with --remote")
+            raise Refusal("`host`, `deploy` and `sandbox_limit` go with `remote`")
 
 
 def _check_choice(name: str, chosen: str | None, choices: tuple[str, ...]) -> None:

@@ -1,28 +1,17 @@
 """Single tensors of a checkpoint, without the rest of it.
 
 From a directory, or from a file that the hub's client has fetched before, a tensor is read where it
-lies. Otherwise it is asked of the hub by its range of bytes: of a model that fills several disks,
-what writes to the vocabulary may still fit into one.
-
-What headers say of names, shapes and types is also what a checkpoint is checked by before memory is
-taken for it.
+lies; otherwise it is asked of the hub. What headers say of names, shapes and types is also what a
+checkpoint is checked by before memory is taken for it.
 """
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    build_hf_headers,
-    http_backoff,
-)
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Module
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -33,37 +22,26 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from robustness.errors import Refusal, first_line, reading
 from robustness.models.checkpoint import commit
 from robustness.models.contract import REMEDY, read_object
+from robustness.models.safetensors_file import (
+    DTYPES,
+    ERRORS,
+    Entry,
+    HubFile,
+    LocalFile,
+    TensorFile,
+)
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""By the names that files have for them; others hold no plain weights."""
-
-WHOLE = "model.safetensors"
+UNDIVIDED = "model.safetensors"
 """The file of a checkpoint that is not divided."""
 
-INDEX = f"{WHOLE}.index.json"
+INDEX = f"{UNDIVIDED}.index.json"
 """The file that says in which of several files each tensor is."""
 
-ENDING = ".safetensors"
+SUFFIX = ".safetensors"
 
-LONGEST_HEADER = 100_000_000
-"""Bytes of a header, at most, as safetensors has it."""
-
-TWICE = 2
-"""How many times what it holds a checkpoint may be asked for: families tie and repeat weights."""
-
-ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError)
-"""What reading a file raises that is damaged, or out of reach."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a header says of a tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    """Its first byte after the header."""
-    end: int
+MOST_REUSED = 2
+"""Maximum number of times that what a checkpoint holds may be asked for: families tie and repeat
+weights."""
 
 
 def check(name: str, path: str, module: Module, revision: str | None = None) -> None:
@@ -96,7 +74,7 @@ def _fetch(path: str, revision: str | None) -> bool:
         "_raise_exceptions_for_missing_entries": False,
     }
     try:
-        if cached_file(path, WHOLE, **asked) is not None:
+        if cached_file(path, UNDIVIDED, **asked) is not None:
             return True
         index = cached_file(path, INDEX, **asked)
         if index is None:
@@ -132,7 +110,7 @@ class Tensors:
         # One commit for all that is read: a branch may move in between.
         self._path, self._revision = path, commit(path, revision) or revision
         self._called = Path(path).name
-        self._shards: dict[str, _Local | _Distant] = {}
+        self._shards: dict[str, TensorFile] = {}
         self._files = self._find()
         self._module = module
         self._wanted = module.state_dict()
@@ -177,7 +155,7 @@ class Tensors:
             if not joined:
                 _check_shape(called, key, entry.shape, self._wanted[name])
         numbers = sum(weight.numel() for weight in self._module.parameters())
-        if numbers > TWICE * held:
+        if numbers > MOST_REUSED * held:
             raise Refusal(
                 f"{called} cannot be loaded: its config.json asks for {numbers:,} numbers, and the "
                 f"checkpoint holds {held:,}: {REMEDY}"
@@ -196,19 +174,20 @@ class Tensors:
             )
             if index is not None:
                 return _weight_map(self._called, Path(index))
-            return dict.fromkeys(self._shard(WHOLE).header, WHOLE)
+            return dict.fromkeys(self._shard(UNDIVIDED).header, UNDIVIDED)
         except Refusal:
             raise
         except ERRORS as error:
             raise Refusal(
-                f"{self._called} cannot be loaded: it has no {WHOLE} to read: {first_line(error)}"
+                f"{self._called} cannot be loaded: it has no {UNDIVIDED} to read: "
+                f"{first_line(error)}"
             ) from error
 
     def _find_here(self) -> dict[str, str]:
         """Return the same of a directory, by what the files hold, which is what is loaded."""
         directory = Path(self._path)
-        if (directory / WHOLE).is_file():
-            return dict.fromkeys(self._header(WHOLE), WHOLE)
+        if (directory / UNDIVIDED).is_file():
+            return dict.fromkeys(self._header(UNDIVIDED), UNDIVIDED)
         if not (directory / INDEX).is_file():
             if any(directory.glob("*.bin")):
                 raise Refusal(
@@ -216,24 +195,29 @@ class Tensors:
                     "not read: load it with transformers and save_pretrained, which writes "
                     "safetensors"
                 )
-            raise Refusal(f"{self._called} cannot be loaded: it has no {WHOLE}: {REMEDY}")
+            raise Refusal(f"{self._called} cannot be loaded: it has no {UNDIVIDED}: {REMEDY}")
         told = _weight_map(self._called, directory / INDEX)
-        found: dict[str, str] = {}
-        for file in sorted(set(told.values())):
-            for key in self._header(file):
-                if key in found:
-                    raise Refusal(
-                        f"{self._called} cannot be loaded: {key} is both in {found[key]} and in "
-                        f"{file}: {REMEDY}"
-                    )
-                found[key] = file
+        held = self._held_by(sorted(set(told.values())))
         for key, file in told.items():
-            if found.get(key) != file:
+            if held.get(key) != file:
                 raise Refusal(
                     f"{self._called} cannot be loaded: {key} is not in {file}, where {INDEX} has "
                     f"it: {REMEDY}"
                 )
-        return found
+        return held
+
+    def _held_by(self, files: Iterable[str]) -> dict[str, str]:
+        """Return in which of some files each tensor is, and refuse one that is in two."""
+        held: dict[str, str] = {}
+        for file in files:
+            for key in self._header(file):
+                if key in held:
+                    raise Refusal(
+                        f"{self._called} cannot be loaded: {key} is both in {held[key]} and in "
+                        f"{file}: {REMEDY}"
+                    )
+                held[key] = file
+        return held
 
     def _header(self, file: str) -> dict[str, Entry]:
         """Return the header of a file of a directory, and refuse a damaged one by name."""
@@ -247,19 +231,19 @@ class Tensors:
                 f"{REMEDY}"
             ) from error
 
-    def _shard(self, file: str) -> "_Local | _Distant":
+    def _shard(self, file: str) -> TensorFile:
+        """Return a file of the checkpoint, which is opened once."""
         if file not in self._shards:
-            if Path(self._path).is_dir():
-                where: Any = Path(self._path) / file
-            else:
-                where = try_to_load_from_cache(self._path, file, revision=self._revision)
-            here = isinstance(where, (str, Path))
-            self._shards[file] = (
-                _Local(Path(where))
-                if here
-                else _Distant(hf_hub_url(self._path, file, revision=self._revision))
-            )
+            self._shards[file] = self._open(file)
         return self._shards[file]
+
+    def _open(self, file: str) -> TensorFile:
+        if Path(self._path).is_dir():
+            return LocalFile(Path(self._path) / file)
+        cached = try_to_load_from_cache(self._path, file, revision=self._revision)
+        if isinstance(cached, (str, Path)):
+            return LocalFile(Path(cached))
+        return HubFile(hf_hub_url(self._path, file, revision=self._revision))
 
 
 def _check_shape(called: str, key: str, found: tuple[int, ...], wanted: Tensor) -> None:
@@ -272,16 +256,16 @@ def _check_shape(called: str, key: str, found: tuple[int, ...], wanted: Tensor) 
 
 def _weight_map(called: str, index: Path) -> dict[str, str]:
     """Read which tensor is in which file; files are named alone, and lie beside the index."""
-    found = read_object(called, index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = read_object(called, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise Refusal(f"{called} cannot be loaded: {INDEX} has no weight_map: {REMEDY}")
-    for key, file in found.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(ENDING):
+    for key, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(SUFFIX):
             raise Refusal(
-                f"{called} cannot be loaded: {INDEX} has {key} in {file!r}, which is no {ENDING} "
+                f"{called} cannot be loaded: {INDEX} has {key} in {file!r}, which is no {SUFFIX} "
                 f"file beside it: {REMEDY}"
             )
-    return found
+    return weight_map
 
 
 def _names(keys: Iterable[str], module: Any) -> dict[str, tuple[str, bool]]:
@@ -300,61 +284,3 @@ def _names(keys: Iterable[str], module: Any) -> dict[str, tuple[str, bool]]:
             name, source = rename_source_key(key, [], [], prefix, wanted)
         found[key] = (name, source is not None)
     return found
-
-
-def _header_of(text: bytes) -> dict[str, Entry]:
-    """Read a header: a name, a type, a shape and two places for every tensor."""
-    found = {}
-    for key, entry in json.loads(text).items():
-        if key != "__metadata__":
-            begin, end = entry["data_offsets"]
-            shape = tuple(map(int, entry["shape"]))
-            found[key] = Entry(str(entry["dtype"]), shape, int(begin), int(end))
-    return found
-
-
-class _Local:
-    """A file on this machine."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        # Checked as a whole by the library: its length, and that no two tensors overlap.
-        with safe_open(path, framework="pt"), path.open("rb") as file:
-            self.header = _header_of(file.read(int.from_bytes(file.read(8), "little")))
-
-    def read(self, key: str) -> Tensor:
-        with safe_open(self._path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
-
-
-class _Distant:
-    """A file on the hub: a length of eight bytes, a header of JSON, and the tensors one by one."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        length = int.from_bytes(self._bytes(0, 8), "little")
-        if not 0 < length <= LONGEST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        self.header = _header_of(self._bytes(8, 8 + length))
-        self._start = 8 + length
-
-    def read(self, key: str) -> Tensor:
-        entry = self.header[key]
-        dtype = DTYPES.get(entry.dtype)
-        if dtype is None:
-            return torch.empty(0, dtype=torch.uint8)
-        if entry.begin < 0 or entry.end - entry.begin != prod(entry.shape) * dtype.itemsize:
-            raise ValueError(f"a header that does not fit {key}")
-        data = bytearray(self._bytes(self._start + entry.begin, self._start + entry.end))
-        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
-
-    def _bytes(self, first: int, last: int) -> bytes:
-        headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
-        answer = http_backoff("GET", self._url, headers=headers, follow_redirects=True)
-        if answer.status_code != 206:
-            raise ValueError(f"the hub answers a range with status {answer.status_code}")
-        found: bytes = answer.content
-        if len(found) != last - first:
-            raise ValueError(f"the hub sent {len(found)} bytes where {last - first} were asked for")
-        return found

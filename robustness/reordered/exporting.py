@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from robustness.errors import Refusal, first_line
 from robustness.files.directory import unwritable, write_directory
 from robustness.files.provenance import file_digest, project_version
-from robustness.models.checkpoint import LOADING_ERRORS, ORIGIN
+from robustness.models.checkpoint import LOADING_ERRORS
 from robustness.models.contract import REMEDY
+from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
 from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
 from robustness.runs.out_of_memory import is_out_of_memory
