@@ -162,7 +162,7 @@ def test_a_shard_that_went_on_with_other_batches_is_still_that_shard(gpt2, text,
 def test_shards_that_began_with_other_batches_are_not_of_one_run(gpt2, text, tmp_path):
     files = [tmp_path / f"{index}.nc" for index in (1, 2)]
     for index, tokens in ((1, 4 * LENGTH), (2, 3 * LENGTH)):
-        options = {"shard": Shard(index, 2), "batch_tokens": tokens, "cap": 1}
+        options = {"shard": Shard(index, 2), "batch_tokens": tokens, "state_cap": 1}
         sweep(gpt2, text, ("drop",), out=files[index - 1], **options)
     with pytest.raises(OtherSettings, match="batch_tokens is 48 in the first and 36 in the second"):
         merge(files)

@@ -79,7 +79,7 @@ def test_too_few_documents_are_never_enough():
 
 @pytest.mark.parametrize("bound", [0, -0.1, float("nan"), float("inf"), -float("inf")])
 def test_a_bound_that_is_none_is_refused(gpt2, bound):
-    with pytest.raises(Refusal, match=r"--until-se .*: the relative standard error to reach"):
+    with pytest.raises(Refusal, match=r"`until_se` .*: the relative standard error to reach"):
         sweep(gpt2, corpus(), until_se=bound)
 
 

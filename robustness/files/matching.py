@@ -59,7 +59,9 @@ def check_beginning(
         ignored |= {*VERSIONS}
     if further:
         ignored |= {"until_se"}
-    difference = _difference(stopping.asked(earlier.attrs), wanted.attrs, ignored)
+    difference = _difference(
+        stopping.settings_before_stopping(earlier.attrs), wanted.attrs, ignored
+    )
     if difference:
         raise OtherSettings(f"{file} was made {difference}; {REPLACED}")
     for name, variable in wanted.data_vars.items():

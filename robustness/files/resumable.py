@@ -212,7 +212,7 @@ class Run:
     def _resume(self, file: Path) -> None:
         """Take over what is in a file, after a check that it is of this run."""
         earlier = netcdf.load(file)
-        attrs = stopping.asked(earlier.attrs)
+        attrs = stopping.settings_before_stopping(earlier.attrs)
         # A run that stopped when it knew enough goes on if it is asked to know more.
         further = stopping.goes_further(attrs, self.dataset.attrs)
         finished = file == self.path and not further

@@ -11,8 +11,8 @@ Lawrence 1989). How many segments there are is chosen by the Bayesian informatio
 
     n log c + (means + 2 boundaries) log n
 
-A boundary counts twice because it is sought among all layers; of 100 sets of four or nine noisy
-signatures, none was divided then. It may well choose one segment: no stages.
+A boundary counts twice because it is searched among all layers; with that, none of 100 sets of four
+or nine noisy signatures was divided. The criterion may choose one segment, which means no stages.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from math import inf, log
 import numpy as np
 from numpy.typing import NDArray
 
-SHORTEST = 2
-"""Layers of a segment, but for the first and the last, which may be single layers."""
+SHORTEST_SEGMENT = 2
+"""Fewest layers in a segment, except for the first and the last, which may be single layers."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Segmentation:
     """The cheapest partition of layers into segments."""
 
     starts: tuple[int, ...]
-    """The first layer of every segment; the first of them is 0."""
+    """First layer of every segment, from 0."""
     cost: float
-    """What is left of the signatures' variance, 0 to 1."""
+    """Share of the signatures' variance that is left within segments, 0 to 1."""
     criterion: float
-    """The Bayesian information criterion; lower is better."""
+    """Bayesian information criterion; lower is better."""
 
 
 def standardise(signatures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give signatures (signature, layer) mean 0 and variance 1 over layers, NaN left out.
+    """Give signatures (signature, layer) mean 0 and variance 1 over layers, ignoring NaN.
 
-    One that does not vary is 0 everywhere.
+    A signature that does not vary becomes 0 everywhere.
     """
     with np.errstate(invalid="ignore"):
         centred = signatures - np.nanmean(signatures, 1, keepdims=True)
@@ -49,79 +49,101 @@ def standardise(signatures: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def segment(signatures: NDArray[np.float64], count: int) -> Segmentation:
-    """Divide layers into so many segments, at the least cost.
+    """Divide layers into a number of segments, at the least cost.
 
     Parameters
     ----------
     signatures : float64 array of shape (signature, layer)
-        Standardised; a value that is NaN counts for nothing.
+        Standardised signatures; NaN is ignored.
     count : int
-        How many segments.
+        Number of segments.
 
     Raises
     ------
     ValueError
-        If there are too few layers for that.
+        If there are too few layers.
     """
     layers = signatures.shape[1]
-    # What does not vary says nothing, and is counted as nothing.
+    # A signature that does not vary adds no cost, and must not count as a parameter either.
     signatures = signatures[(np.nan_to_num(signatures) != 0).any(1)]
-    costs = segment_costs(signatures)
-    best = np.full((count + 1, layers + 1), inf)
-    come = np.zeros((count + 1, layers + 1), int)
-    best[0, 0] = 0
-    for used in range(1, count + 1):
-        for end in range(1, layers + 1):
-            # The first and the last segment may be of one layer.
-            shortest = 1 if used == 1 or end == layers else SHORTEST
-            for start in range(end - shortest + 1):
-                cost = best[used - 1, start] + costs[start, end]
-                if cost < best[used, end]:
-                    best[used, end], come[used, end] = cost, start
-    if best[count, layers] == inf:
+    best, last_start = _cheapest(segment_costs(signatures), count)
+    cost = float(best[count, layers])
+    if cost == inf:
         raise ValueError(f"{layers} layers cannot be divided into {count} segments")
     starts, end = [], layers
     for used in range(count, 0, -1):
-        end = int(come[used, end])
+        end = int(last_start[used, end])
         starts.append(end)
     values = max(1, int((~np.isnan(signatures)).sum()))
-    left = float(best[count, layers])
     parameters = count * len(signatures) + 2 * (count - 1)
     return Segmentation(
         starts=tuple(reversed(starts)),
-        cost=left / values,
-        criterion=values * log(max(left / values, 1e-12)) + parameters * log(values),
+        cost=cost / values,
+        # Without a floor, the logarithm of a perfect division would be infinite.
+        criterion=values * log(max(cost / values, 1e-12)) + parameters * log(values),
     )
 
 
-def partitions(signatures: NDArray[np.float64], most: int = 8) -> list[Segmentation]:
-    """Return the cheapest partitions into 1, 2, … segments, of three layers on average at least.
+def _cheapest(
+    costs: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the least cost of dividing the layers before each, by the number of segments.
 
-    The one with the least criterion is the best.
+    Parameters
+    ----------
+    costs : float64 array of shape (start, end)
+        Costs of segments, as from `segment_costs`.
+    count : int
+        Largest number of segments.
+
+    Returns
+    -------
+    float64 array of shape (segments, end)
+        The costs, infinite where there are too few layers.
+    int64 array of shape (segments, end)
+        Where the last of these segments starts.
     """
-    found = []
+    layers = costs.shape[1] - 1
+    best = np.full((count + 1, layers + 1), inf)
+    last_start = np.zeros((count + 1, layers + 1), np.int64)
+    best[0, 0] = 0
+    for used in range(1, count + 1):
+        for end in range(1, layers + 1):
+            shortest = 1 if used == 1 or end == layers else SHORTEST_SEGMENT
+            for start in range(end - shortest + 1):
+                cost = best[used - 1, start] + costs[start, end]
+                if cost < best[used, end]:
+                    best[used, end], last_start[used, end] = cost, start
+    return best, last_start
+
+
+def partitions(signatures: NDArray[np.float64], most: int = 8) -> list[Segmentation]:
+    """Return the cheapest partitions into 1, 2, … segments of at least three layers on average.
+
+    The best of them is the one with the lowest criterion.
+    """
+    cheapest = []
     for count in range(1, max(1, min(most, signatures.shape[1] // 3)) + 1):
         try:
-            found.append(segment(signatures, count))
+            cheapest.append(segment(signatures, count))
         except ValueError:
             break
-    return found
+    return cheapest
 
 
 def segment_costs(signatures: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the cost of every segment, (start, end): layers start to end - 1."""
     known = ~np.isnan(signatures)
     values = np.where(known, signatures, 0.0)
+    count = _sums_of_segments(known * 1.0)
+    total = _sums_of_segments(values)
+    squares = _sums_of_segments(values**2)
+    explained = np.divide(total**2, count, out=np.zeros_like(count), where=count > 0)
+    costs: NDArray[np.float64] = (squares - explained).sum(0)
+    return costs
 
-    def sums(array: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([np.zeros((len(array), 1)), array.cumsum(1)], 1)
 
-    count, total, squares = (sums(part) for part in (known * 1.0, values, values**2))
-
-    def between(array: NDArray[np.float64]) -> NDArray[np.float64]:
-        return array[:, None, :] - array[:, :, None]
-
-    inside = between(count)
-    means = np.divide(between(total) ** 2, inside, out=np.zeros_like(inside), where=inside > 0)
-    found: NDArray[np.float64] = (between(squares) - means).sum(0)
-    return found
+def _sums_of_segments(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums (signature, start, end) of values (signature, layer) over every segment."""
+    before = np.concatenate([np.zeros((len(values), 1)), values.cumsum(1)], 1)
+    return before[:, None, :] - before[:, :, None]

@@ -1,8 +1,8 @@
-"""When a run has measured enough: as soon as its means are known well enough.
+"""Sequential stopping: a run ends once its means are known precisely enough.
 
-The rule looks at the data that it stops, so what it leaves is not a sample of fixed size: it stops
-a little more readily where the spread happens to be small. `benchmarks/until_se.py` measures what
-that does to intervals; the fewest documents that it takes are there to make it harmless.
+The rule looks at the data that it stops, so the sample has no fixed size: a run stops a little more
+readily where the spread happens to be small. `benchmarks/until_se.py` measures what that does to
+intervals; the smallest number of documents is chosen to make it harmless.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,23 @@ from robustness.errors import Refusal
 from robustness.statistics.uncertainty import standard_error
 
 FEWEST_DOCUMENTS = 30
-"""Below, a standard error that is clustered by document is not to be trusted."""
+"""Fewest documents of which a standard error that is clustered by document can be trusted."""
 
 ROUNDING = 1e-6
-"""Nats below which a mean KL is rounding, and its relative error means nothing."""
+"""Mean KL in nats below which it is rounding, and its relative error means nothing."""
 
 
 def check_bound(bound: float) -> float:
-    """Return the bound of a relative standard error if it is one."""
+    """Return the bound of a relative standard error, or refuse it.
+
+    Raises
+    ------
+    Refusal
+        If the bound is not above 0 and finite.
+    """
     if not (isfinite(bound) and bound > 0):
         raise Refusal(
-            f"--until-se {bound:g}: the relative standard error to reach is above 0, as in 0.02"
+            f"`until_se` {bound:g}: the relative standard error to reach is above 0, as in 0.02"
         )
     return bound
 
@@ -42,31 +48,32 @@ def relative_error(dataset: xr.Dataset) -> float:
     Returns
     -------
     float
-        The largest of the standard error over the mean, over all that has a schedule; NaN where
-        one is not known, because there is one document, or a prediction was not finite.
+        Largest ratio of standard error to mean over all schedules; NaN where one is not known,
+        because there is only one document, or a prediction was not finite.
     """
     kl = dataset["kl"]
     mean = kl.mean("sequence", dtype="float64", skipna=False)
     relative = standard_error(kl) / mean.clip(ROUNDING)
-    fits = dataset["schedule"] != "" if "schedule" in dataset.coords else True
-    return float(relative.where(fits, 0.0).max(skipna=False))
+    # At some layers there is no schedule, as with a swap at the last.
+    exists = dataset["schedule"] != "" if "schedule" in dataset.coords else True
+    return float(relative.where(exists, 0.0).max(skipna=False))
 
 
 def is_enough(dataset: xr.Dataset, bound: float) -> bool:
-    """Whether the sequences that are measured are of enough documents, and tell enough."""
+    """Whether the measured sequences are of enough documents, and their errors below a bound."""
     documents = np.unique(dataset["document"]).size
     return documents >= FEWEST_DOCUMENTS and relative_error(dataset) < bound
 
 
-def record(dataset: xr.Dataset, tokens: int) -> dict[str, Any]:
-    """Return what a file says of a run that was to stop: what was run, and what was reached.
+def stopping_attributes(dataset: xr.Dataset, tokens: int) -> dict[str, Any]:
+    """Return the attributes of a run that could stop early: its extent, and the error reached.
 
     Parameters
     ----------
     dataset : Dataset
-        Of the sequences that are measured, with the settings of the whole run.
+        Dataset of the measured sequences, with the settings of the whole run.
     tokens : int
-        How many there are in these sequences.
+        Number of tokens in these sequences.
     """
     return {
         "until_se_reached": relative_error(dataset),
@@ -78,21 +85,27 @@ def record(dataset: xr.Dataset, tokens: int) -> dict[str, Any]:
     }
 
 
-def asked(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run was asked for, from those of what it left."""
-    if "until_se_reached" not in attrs:
-        return dict(attrs)
-    settings = {
-        name: value
-        for name, value in attrs.items()
-        if name not in ("until_se_reached", "documents", "corpus_sequences", "corpus_tokens")
-    }
-    whole = {name: attrs[f"corpus_{name}"] for name in ("sequences", "tokens")}
-    return settings | whole
+def settings_before_stopping(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a run was started with, from the attributes that it left."""
+    settings = dict(attrs)
+    if "until_se_reached" not in settings:
+        return settings
+    # The extent of the whole corpus takes the place of what was read of it.
+    for name in ("sequences", "tokens"):
+        settings[name] = settings.pop(f"corpus_{name}")
+    del settings["until_se_reached"]
+    settings.pop("documents", None)
+    return settings
 
 
-def goes_further(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run that stopped, or was to, is the beginning of the one that is wanted."""
-    if "until_se" not in found:
+def goes_further(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run could stop early, and one that is wanted stops later or not at all.
+
+    Parameters
+    ----------
+    earlier, wanted : mapping
+        Attributes of the two runs.
+    """
+    if "until_se" not in earlier:
         return False
-    return "until_se" not in wanted or float(wanted["until_se"]) < float(found["until_se"])
+    return "until_se" not in wanted or float(wanted["until_se"]) < float(earlier["until_se"])

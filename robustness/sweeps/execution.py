@@ -314,7 +314,7 @@ def _finish(
     stopped = {}
     if prepared.settings.until_se is not None:
         read = int(prepared.corpus.lengths[: run.done].sum())
-        stopped = stopping.record(run.measured(), read)
+        stopped = stopping.stopping_attributes(run.measured(), read)
     dataset = run.finish(**stopped)
     if tokens is not None:
         kept = {*changes.ADJUSTABLE, *changes.NOTES} & dataset.attrs.keys()
