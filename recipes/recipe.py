@@ -16,15 +16,28 @@ class Source:
     command: str
     """`sweep`, `observe`, `neurons`, `probe` or `tasks`."""
     arguments: tuple[str, ...] = ()
-    """Interventions of a sweep; tasks."""
+    """Interventions of a sweep, or names of tasks."""
     interventions: tuple[str, ...] = ()
-    """Under which tasks are run."""
+    """Interventions that tasks are run under."""
     unit: str = "documents"
-    """What is counted as independent."""
+    """What its independent values are: documents, batches, items or words; empty for weights."""
     least: int = 10
-    """Fewer of these are neither drawn nor judged."""
+    """Minimum number of independent values for figures and claims."""
     look: str = ""
-    """A line of xarray that draws something of its `data`."""
+    """Line of xarray that draws something of the file, loaded as `data`."""
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes the file."""
+        if self.file in {"repeat", "tasks-repeat"}:
+            return "stages reproduce MODEL E11"
+        if self.command == "segment":
+            return "stages segment DIRECTORY"
+        if self.command in {"observe", "neurons"}:
+            return f"stages observe MODEL {self.file}"
+        if self.command == "probe":
+            return f"stages probe MODEL {self.file}"
+        return f"stages {self.command} MODEL"
 
     @property
     def kind(self) -> str:
@@ -105,39 +118,39 @@ class Picture:
     """A figure of the paper."""
 
     names: tuple[str, ...]
-    """Its numbers: `5a` in the second version of the paper, `v1 3` in the first."""
+    """Numbers of the figure: `5a` in the second version of the paper, `v1 3` in the first."""
     draw: str
     """Name of the function that draws it, in `recipes.figures.registry`."""
     title: str
     caption: str
-    """What is drawn, and how it is to be read."""
+    """Text that says what is drawn, and how to read it."""
     sources: tuple[Source, ...] = ()
-    """What it is drawn from; a diagram from nothing but schedules."""
+    """Files that it is drawn from; none for a diagram of schedules."""
     options: tuple[tuple[str, Any], ...] = ()
-    """Further arguments of the function."""
+    """Further keyword arguments of the function."""
     fewest: int = 1
-    """Models that it takes at least."""
+    """Minimum number of models."""
     most: int = 16
-    """Models that it has room for."""
+    """Maximum number of models."""
 
     @property
     def name(self) -> str:
-        """The number by which it is known here, fit for a file's name."""
+        """The first number, as the name of a file."""
         return self.names[0].replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Check:
-    """A number that a claim stands on, and where it must lie."""
+    """A number that a claim depends on, and where it must lie."""
 
     what: str
-    """What the number is."""
+    """Name of the number, in words."""
     value: Callable[..., Any]
-    """From a model's files, or those of several models, to the number: a DataArray over `draw` (see
-    `uncertainty.drawn`), a float without uncertainty, or value, low and high."""
+    """Function of a model's files, or of those of several models, that returns a DataArray over
+    `draw` (see `uncertainty.drawn`), a float without uncertainty, or value, low and high."""
     least: float | None = None
     most: float | None = None
-    """It must be above the one and below the other; a number without either is only reported."""
+    """Thresholds that the number must be above and below; without either it is only reported."""
     unit: str = "1"
 
 
@@ -148,14 +161,14 @@ class Claim:
     name: str
     text: str
     where: str
-    """Where the paper says so."""
+    """Section, figure or table of the paper."""
     checks: tuple[Check, ...] = ()
     unjudged: str = ""
-    """Why no experiment decides it."""
+    """Reason why no experiment decides it."""
     only: Callable[[Any], str] = lambda files: ""
-    """Why a model's files cannot decide it, or nothing: for a statement about one family."""
+    """Function of a model's files that returns why they cannot decide it, or an empty text."""
     models: int = 1
-    """How many models it needs at least; its numbers are of several if more than one."""
+    """Minimum number of models; above one, the numbers are of several models."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +183,10 @@ class Recipe:
     pictures: tuple[Picture, ...]
     claims: tuple[Claim, ...]
     cost: str
-    """In forward passes over the text, or what else it takes."""
+    """Forward passes over the text, or what else it takes."""
     models: tuple[Checkpoint, ...] = PAPER
-    """Which models the paper shows it on."""
+    """Models that the paper shows it on."""
     data: str = ""
-    """On what and how much of it; empty where the paper does not say."""
+    """Text and its amount in the paper; empty where the paper does not say."""
     notes: Sequence[str] = ()
-    """Where the paper leaves something open, what is chosen here."""
+    """Choices made here where the paper leaves something open."""

@@ -116,7 +116,7 @@ def test_with_too_little_data_nothing_is_drawn(tmp_path):
     with pytest.raises(Absent, match=r"sweep.nc has 9 documents, and 10 are needed"):
         draw(PICTURES["5a"], [Files(tmp_path)])
     (tmp_path / "tasks.nc").unlink()
-    with pytest.raises(Absent, match=r"tasks.nc is not there"):
+    with pytest.raises(Absent, match=r"not measured yet: run `stages tasks MODEL`"):
         draw(PICTURES["15"], [Files(tmp_path)])
 
 

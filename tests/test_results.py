@@ -378,4 +378,4 @@ def test_means_over_tokens_weigh_documents_by_their_length(gpt2, tmp_path, lengt
     assert ("by token" in lines) == (lengths is not None)
     if lengths:
         assert abs(found - data.kl.mean("sequence")).max() > 1e-3
-        assert "every document weighs the same" in lines
+        assert "a mean weighs every document the same" in lines

@@ -87,7 +87,7 @@ def test_wide_intervals_leave_it_open(tmp_path):
     found = judge([Files(tmp_path / "calm")])
     verdicts = {each.claim.name: each for each in found}
     assert verdicts["C1.1"].verdict == OPEN
-    assert "more data would tell" in verdicts["C1.1"].reason
+    assert verdicts["C1.1"].reason.endswith("includes the threshold; use more --tokens")
 
 
 def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
@@ -114,7 +114,7 @@ def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
     for changed, reason in (
         (whole.sel(intervention=["drop"]), "sweep.nc has no swap"),
         (whole.assign_attrs(layers="0..3"), "sweep.nc has layers 0..3, and all are needed"),
-        (whole.drop_vars("agreement"), "a file that it takes is not whole"),
+        (whole.drop_vars("agreement"), "a file it needs is incomplete"),
     ):
         save(changed, tmp_path / "sweep.nc")
         found = {each.claim.name: each for each in judge([Files(tmp_path)])}

@@ -15,7 +15,7 @@ from robustness.schedules.interventions import intervention
 
 
 class Absent(Refusal):
-    """What a figure or a claim needs is not there, or too little of it."""
+    """A figure or a claim needs a file that is missing, or that has too little in it."""
 
 
 class Files:
@@ -26,12 +26,12 @@ class Files:
     directory : str or path
         As `stages reproduce` or single commands leave it.
     left_out : mapping of str to str, optional
-        Why files are not there, by name; without it, what `claims.nc` says of it.
+        Reasons why files are missing, by the file's name; by default those in `claims.nc`.
 
     Raises
     ------
     Refusal
-        If there is no such directory, it has no file of ours, or its files are of different models.
+        If there is no such directory, it has no file of a model, or files of different models.
     """
 
     def __init__(self, directory: str | Path, left_out: Mapping[str, str] | None = None) -> None:
@@ -39,7 +39,7 @@ class Files:
         self._read: dict[str, xr.Dataset] = {}
         there = [each for each in SOURCES if self._readable(each)]
         self.sources: Sequence[Source] = there
-        """Those that are there."""
+        """Files of the directory, in the order in which they are made."""
         if not there:
             raise Refusal(
                 f"{self.directory.name} has no file of a model (such as sweep.nc): give the "
@@ -48,20 +48,20 @@ class Files:
         if left_out is None:
             left_out = self._recorded()
         self.left_out = dict(left_out)
-        """Why files are not there, by name."""
+        """Reasons why files are missing, by the file's name."""
         # Boundaries are drawn anew where they are of other files: see `missing`.
         attrs = [self._load(each.file).attrs for each in there if each != STAGES or len(there) < 2]
         for name in ("model", "weights_sha256", "revision"):
-            found = sorted({str(each[name]) for each in attrs if name in each})
-            if len(found) > 1:
+            names = sorted({str(each[name]) for each in attrs if name in each})
+            if len(names) > 1:
                 raise Refusal(
                     f"the files in {self.directory.name} are of different models: "
-                    f"{', '.join(found)}; keep a directory for each"
+                    f"{', '.join(names)}; keep a directory for each"
                 )
         self.model = str(attrs[0]["model"])
         self.architecture = str(attrs[0].get("architecture", ""))
         self.label = self.name
-        """What the model is called among others."""
+        """Name of the model among others."""
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Files:
     def missing(self, source: Source) -> str:
         """Return why a file cannot be used, or nothing if it can."""
         if source not in self.sources:
-            return self.left_out.get(source.file, f"{source.file}.nc is not there")
+            return self.left_out.get(source.file, f"not measured yet: run `{source.made_by}`")
         dataset = self._load(source.file)
         if "sequences_done" in dataset.attrs:
             return f"{source.file}.nc is not finished"
@@ -97,7 +97,7 @@ class Files:
         if dataset.attrs.get("measurement") != source.kind:
             return f"{source.file}.nc holds {dataset.attrs.get('measurement')}, not {source.kind}"
         if source == STAGES and dataset.attrs.get("sources") != self.stamp(STAGES):
-            return "stages.nc is not of these files: run `stages segment` again"
+            return "stages.nc was made from other files: run `stages segment` again"
         if "layers" in dataset.attrs:
             return f"{source.file}.nc has layers {dataset.attrs['layers']}, and all are needed"
         for name in source.arguments if source.command == "sweep" else source.interventions:
@@ -115,7 +115,7 @@ class Files:
         Raises
         ------
         Absent
-            If it is not there, or has too little in it.
+            If the file is missing, or has too little in it.
         """
         reason = self.missing(source)
         if reason:
@@ -123,7 +123,7 @@ class Files:
         return self._load(source.file)
 
     def get(self, source: Source) -> xr.Dataset | None:
-        """Return a file's dataset, however little is in it, or None if it is not there."""
+        """Return a file's dataset, however little is in it, or None if it is missing."""
         there = source in self.sources and "sequences_done" not in self._load(source.file).attrs
         return self._load(source.file) if there else None
 
@@ -161,7 +161,7 @@ class Files:
             path = self.directory / f"{name}.nc"
             self._read[name] = load(path)
             if "measurement" not in self._read[name].attrs:
-                raise Refusal(f"{path} holds nothing that was measured of a model: remove it")
+                raise Refusal(f"{path} is no measurement of a model: move it elsewhere")
         return self._read[name]
 
 

@@ -224,7 +224,7 @@ RECIPE = Recipe(
             "C1.7",
             "The first layer is a function of the current token alone.",
             "section 4.1",
-            unjudged="no experiment asks it; the first block has attention over earlier tokens",
+            unjudged="no experiment tests it; the first block attends to earlier tokens",
         ),
     ),
 )

@@ -111,9 +111,10 @@ RECIPE = Recipe(
     notes=(
         "Stages are where the signatures change, drawn by a rule (`stages segment`), four of them "
         "as in the paper; the claims ask whether each has what Table 1 says of it.",
-        "Boundaries and claims are of the same files: that something changes at a boundary is no "
-        "evidence for it, only what changes, and which way. Intervals take the boundaries as "
-        "given; their own are in stages.nc.",
+        "Boundaries and claims come from the same files. That a quantity changes at a boundary is "
+        "therefore no evidence for the boundary; what changes, and in which direction, is evidence "
+        "for the stage. Intervals take the boundaries as given; the intervals of the boundaries "
+        "themselves are in stages.nc.",
     ),
     pictures=(
         Picture(

@@ -82,7 +82,7 @@ RECIPE = Recipe(
         ),
         Claim(
             "C3.2",
-            "Attention to the five tokens before peaks where it was published to.",
+            "Attention to the five preceding tokens peaks at the published layer.",
             "the authors' notebook attention_prev5",
             (
                 Check("layers between its peak and the published one", _away, most=2),

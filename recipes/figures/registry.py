@@ -75,7 +75,7 @@ def draw(picture: Picture, models: Models) -> Figure:
         figure = FIGURES[picture.draw](able, **options)
     except KeyError as error:  # a sweep without some readout
         reason = str(error.args[0]).partition(". ")[0]
-        raise Absent(f"a file that it takes is not whole: {reason}") from error
+        raise Absent(f"a file it needs is incomplete: {reason}") from error
     if len(able) == 1:
         _name_model(figure, name_of(able[0]))
     return figure

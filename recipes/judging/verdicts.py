@@ -16,20 +16,20 @@ from robustness.files.provenance import file_attributes
 from robustness.statistics.uncertainty import interval
 
 CLAIMS = "claims"
-"""What a file of verdicts says that it holds."""
+"""Attribute `measurement` of a file of verdicts."""
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be judged"
 
 
 @dataclass(frozen=True)
 class Number:
-    """What a check found."""
+    """The number of a check, with its interval."""
 
     check: Check
     value: float
     low: float
     high: float
-    """The ends of its 95 % interval; the value itself where it has no uncertainty."""
+    """Ends of the 95 % interval; the value itself where it has no uncertainty."""
 
     @property
     def verdict(self) -> str:
@@ -65,10 +65,10 @@ class Verdict:
     recipe: Recipe
     claim: Claim
     verdict: str
-    """One of `HOLDS`, `FAILS` and `OPEN`."""
+    """`HOLDS`, `FAILS` or `OPEN`."""
     numbers: tuple[Number, ...] = ()
     reason: str = ""
-    """Why it cannot be judged."""
+    """Reason why it cannot be judged."""
 
 
 def judge(models: Sequence[Files]) -> list[Verdict]:
@@ -94,9 +94,9 @@ def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
     if claim.models > 1:
         models = [files for files in models if files.has(*recipe.sources)]
     if len(models) < claim.models:
-        there = "this is one" if alone else f"{len(models)} of these have its files"
+        there = "this is one" if alone else f"{len(models)} of these have the files"
         where = ": see `stages compare`" if alone else ""
-        return undecided(f"it takes {claim.models} models or more, and {there}{where}")
+        return undecided(f"needs {claim.models} models or more; {there}{where}")
     try:
         if claim.models == 1 and claim.only(models[0]):
             return undecided(claim.only(models[0]))
@@ -104,15 +104,22 @@ def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
         numbers = tuple(measure(check, of) for check in claim.checks)
     except Absent as error:
         return undecided(str(error))
-    found = {number.verdict for number in numbers if number.decides}
-    if FAILS in found:
+    decided = {number.verdict for number in numbers if number.decides}
+    if FAILS in decided:
         return Verdict(recipe, claim, FAILS, numbers)
-    if OPEN in found:
-        reason = "an interval reaches over its threshold: more data would tell"
+    if OPEN in decided:
         if any(isnan(number.value) for number in numbers if number.decides):
-            reason = "a number that it stands on is not defined for this model"
-        return undecided(reason, numbers)
+            return undecided("a number it depends on is not defined for this model", numbers)
+        return undecided(f"the interval includes the threshold; {_more_data(recipe)}", numbers)
     return Verdict(recipe, claim, HOLDS, numbers)
+
+
+def _more_data(recipe: Recipe) -> str:
+    """Say what makes the intervals of a recipe's numbers narrower."""
+    units = {source.unit for source in recipe.sources}
+    if units & {"documents", "batches"}:
+        return "use more --tokens"
+    return "use more items" if units & {"items", "words"} else "more data does not change it"
 
 
 def measure(check: Check, of: Files | Sequence[Files]) -> Number:
@@ -127,7 +134,7 @@ def measure(check: Check, of: Files | Sequence[Files]) -> Number:
         found = check.value(of)
     except KeyError as error:  # a sweep without some readout, a probe without some group
         reason = str(error.args[0]).partition(". ")[0]
-        raise Absent(f"a file that it takes is not whole: {reason}") from error
+        raise Absent(f"a file it needs is incomplete: {reason}") from error
     if isinstance(found, xr.DataArray) and "draw" in found.dims:
         return Number(check, float(found.isel(draw=0)), *map(float, interval(found)))
     if isinstance(found, tuple):

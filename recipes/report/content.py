@@ -1,5 +1,6 @@
 """What the page says: everything that its template shows, from files, verdicts and figures."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -23,6 +24,9 @@ from recipes.views.style import LIGHT_ON_DARK
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Names of verdicts in the page's style."""
+
+PLURALS = {HOLDS: "hold", FAILS: "do not hold", OPEN: "cannot be judged"}
+"""Verdicts on several claims."""
 
 FACTS = {
     "model": "model",
@@ -98,6 +102,7 @@ def render(
             verdicts=verdicts,
             counts={name: sum(each.verdict == name for each in verdicts) for name in CLASSES},
             classes=CLASSES,
+            plurals=PLURALS,
             light_on_dark=LIGHT_ON_DARK,
             comparison=[] if comparison is None else comparison_view.text_rows(comparison),
             matrix=[] if comparison is None else _matrix(comparison),
@@ -116,7 +121,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown_as_text,
     )
-    environment.filters |= {"number": _number, "asked": _asked}
+    environment.filters |= {"number": _number, "asked": _asked, "code": _with_code}
     return environment
 
 
@@ -156,6 +161,12 @@ def _image_of_stages(files: Files) -> Markup:
         return Markup("")
     alt = f"Signatures of {files.name} over layers, with the boundaries of stages"
     return inline(to_svg(stages_view.figure(files[STAGES])), "stages", alt)
+
+
+def _with_code(text: str) -> Markup:
+    """Return a text as HTML, in which what is in backticks is code."""
+    escaped = str(Markup.escape(printable(text)))
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped))
 
 
 def _shown_as_text(value: Any) -> Any:
