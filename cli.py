@@ -802,8 +802,8 @@ def pretrain(
     """
     from tqdm import tqdm
 
-    from recipes.training.pretrain import Pretraining
-    from recipes.training.pretrain import pretrain as run
+    from recipes.training import Pretraining, TrainingOptions
+    from recipes.training import pretrain as run
     from recipes.training.tokenizer import open_tokenizer
 
     _hush()
@@ -819,11 +819,10 @@ def pretrain(
         run(
             directory,
             sources,
+            wanted,
+            TrainingOptions(progress=progress, tell=partial(_tell, options={"quiet": quiet})),
             weights=weights,
-            settings=wanted,
             tokenizer=None if tokenizer is None else open_tokenizer(tokenizer),
-            progress=progress,
-            notify=partial(_tell, options={"quiet": quiet}),
         )
     say(directory)
 

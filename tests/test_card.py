@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from recipes.training import pretrain as pretraining
+from recipes.training import Pretraining, pretrain, pretraining
 from recipes.training.card import card, prose
-from recipes.training.pretrain import Pretraining, pretrain
 from robustness.models.opening import open_model
 from robustness.text.corpus import Corpus
 from robustness.text.sources import documents

@@ -87,10 +87,10 @@ KNOWN = {
     ("robustness.sweeps.token_file", "unlink"),  # a part, in a directory that is checked
     ("recipes.report.svg", "savefig"),  # into memory
     ("recipes.report.page", "write_text"),
-    ("recipes.training.pretrain", "mkdir"),
-    ("recipes.training.pretrain", "save_pretrained"),
-    ("recipes.training.pretrain", "unlink"),  # its checkpoint, and the text that it is made of
-    ("recipes.training.pretrain", "write_text"),
+    ("recipes.training.pretraining", "mkdir"),
+    ("recipes.training.pretraining", "save_pretrained"),
+    ("recipes.training.pretraining", "unlink"),  # its checkpoint, and the text that it is made of
+    ("recipes.training.pretraining", "write_text"),
     ("recipes.training.sampling", "write_bytes"),
     ("recipes.training.state", "save_file"),
 }

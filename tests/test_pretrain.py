@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 import torch
 import xarray as xr
 
-from recipes.training import pretrain as pretraining
+from recipes.training import Pretraining, pretrain, pretraining
 from recipes.training.ngram import trigram_loss, unigram_loss
-from recipes.training.pretrain import Pretraining, pretrain
+from recipes.training.settings import TrainingOptions
 from recipes.training.state import CHECKPOINT
 from recipes.training.text import encode, read, share
 from recipes.training.tokenizer import train_tokenizer
@@ -74,20 +75,20 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path, toke
 
 def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, tokenizer):
     settings = Pretraining(**SMALL)
-    options = {"settings": settings, "tokenizer": tokenizer, "checkpoint_every": 10}
-    whole = pretrain(tmp_path / "whole", ["builtin"], **options)
+    options = TrainingOptions(checkpoint_every=10)
+    whole = pretrain(tmp_path / "whole", ["builtin"], settings, options, tokenizer=tokenizer)
 
     def stop(step: int, *_: object) -> None:
         if step == 17:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(tmp_path / "cut", ["builtin"], progress=stop, **options)
+        stopped = replace(options, progress=stop)
+        pretrain(tmp_path / "cut", ["builtin"], settings, stopped, tokenizer=tokenizer)
     assert (tmp_path / "cut" / CHECKPOINT).exists()
     steps = []
-    resumed = pretrain(
-        tmp_path / "cut", ["builtin"], progress=lambda step, *_: steps.append(step), **options
-    )
+    counting = replace(options, progress=lambda step, *_: steps.append(step))
+    resumed = pretrain(tmp_path / "cut", ["builtin"], settings, counting, tokenizer=tokenizer)
     assert steps[0] == 11
     xr.testing.assert_equal(whole, resumed)
     for name in ("model.safetensors", "config.json"):
@@ -96,13 +97,11 @@ def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, tokenizer):
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, tokenizer):
-    options = {"tokenizer": tokenizer, "checkpoint_every": 1}
+    options = TrainingOptions(checkpoint_every=1, progress=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(
-            tmp_path, ["builtin"], settings=Pretraining(**SMALL), progress=interrupt, **options
-        )
+        pretrain(tmp_path, ["builtin"], Pretraining(**SMALL), options, tokenizer=tokenizer)
     with pytest.raises(Refusal, match="made with seed 0, not 4; choose another directory"):
-        pretrain(tmp_path, ["builtin"], settings=Pretraining(**SMALL, seed=4), **options)
+        pretrain(tmp_path, ["builtin"], Pretraining(**SMALL, seed=4), options, tokenizer=tokenizer)
 
 
 def test_no_held_out_document_is_trained_on(tokenizer):

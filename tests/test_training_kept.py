@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from functools import partial
 from pathlib import Path
 
 import kills
@@ -12,11 +13,11 @@ import xarray as xr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from recipes.training import pretrain as pretraining
-from recipes.training.pretrain import Pretraining, pretrain
+from recipes.training import Pretraining, TrainingOptions, loop, pretrain, pretraining
 from recipes.training.state import CHECKPOINT
 from robustness.errors import Refusal
 from robustness.files.manifest import MANIFEST
+from robustness.runs.settings import silent
 
 SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 8, "vocabulary": 257, "batch": 2, "warmup": 2,
@@ -37,13 +38,22 @@ WRITTEN = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A checkpoint after every second step, and no card, which has tests of its own."""
-    monkeypatch.setitem(pretrain.__kwdefaults__, "checkpoint_every", 2)
+    options = partial(TrainingOptions, checkpoint_every=2)
+    monkeypatch.setattr(pretraining, "TrainingOptions", options)
     monkeypatch.setattr(pretraining, "prose", lambda *_: None)
     monkeypatch.setattr(pretraining, "card", lambda *_: "The card.\n")
 
 
-def train(directory: Path, *sources: Path, seed: int = 0, **options: object) -> xr.Dataset:
-    return pretrain(directory, sources, settings=Pretraining(**SMALL, seed=seed), **options)
+def train(
+    directory: Path,
+    *sources: Path,
+    seed: int = 0,
+    progress: object = None,
+    tell: object = silent,
+    **more: object,
+) -> xr.Dataset:
+    options = TrainingOptions(2, progress, tell)
+    return pretrain(directory, sources, Pretraining(**SMALL, seed=seed), options, **more)
 
 
 def interrupt_at(last: int):
@@ -122,7 +132,7 @@ def test_a_finished_training_does_nothing_and_says_so(tmp_path, stories):
     def never(*_: object) -> None:
         raise AssertionError
 
-    again = train(tmp_path / "out", stories, progress=never, notify=said.append)
+    again = train(tmp_path / "out", stories, progress=never, tell=said.append)
     xr.testing.assert_identical(whole, again)
     assert contents(tmp_path / "out") == before
     assert said == [f"{tmp_path / 'out'} holds this model already: nothing is trained"]
@@ -152,7 +162,7 @@ def test_an_interruption_while_the_card_is_written_loses_no_step(run, monkeypatc
         patched.setattr(pretraining, "card", interrupt)
         assert run(*words)[0] == 130
     assert contents(Path("out")).keys() == {CHECKPOINT}
-    monkeypatch.setattr(pretraining, "_step", interrupt)
+    monkeypatch.setattr(loop, "_step", interrupt)
     assert run(*words)[:2] == (0, "out\n")
     assert contents(Path("out")).keys() == WRITTEN
     code, out, err = run(*words[:-1])
@@ -254,7 +264,7 @@ def test_a_full_disk_keeps_what_there_is_and_the_same_call_goes_on(tmp_path, sto
 def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(tmp_path, stories):
     checkpoint = cut(tmp_path / "out", stories, last=2)
     calls: list[int] = []
-    loss = pretraining._loss
+    loss = loop._loss
 
     def diverging(model, tokens, bfloat16):
         calls.append(1)
@@ -262,10 +272,10 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(tmp_path, 
 
     before = checkpoint.read_bytes()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pretraining, "_loss", diverging)
+        patched.setattr(loop, "_loss", diverging)
         with pytest.raises(
             Refusal,
-            match="no number at step 4 of 6; the checkpoint of step 2 stays: lower --learning-rate",
+            match="no number at step 4 of 6; the checkpoint of step 2 stays: lower `learning_rate`",
         ):
             train(tmp_path / "out", stories)
     assert checkpoint.read_bytes() == before
@@ -273,7 +283,7 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(tmp_path, 
 
 def test_a_learning_rate_beyond_all_measure_is_refused_when_it_shows(tmp_path, stories):
     settings = Pretraining(**SMALL, learning_rate=1e38)
-    with pytest.raises(Refusal, match=r"no number at step \d of 6.*lower --learning-rate from 1e"):
+    with pytest.raises(Refusal, match=r"no number at step \d of 6.*lower `learning_rate` from 1e"):
         pretrain(tmp_path / "out", [stories], settings=settings)
     if (tmp_path / "out" / CHECKPOINT).exists():
         with safe_open(tmp_path / "out" / CHECKPOINT, "pt") as file:
@@ -314,16 +324,16 @@ def test_weights_that_are_no_shares_are_refused(tmp_path, stories, weights):
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"learning_rate": float("nan")}, "learning rate must be above 0 and finite: nan"),
-        ({"learning_rate": float("inf")}, "learning rate must be above 0 and finite: inf"),
-        ({"learning_rate": -1e-3}, "learning rate must be above 0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be above 0 and finite, not nan"),
+        ({"learning_rate": float("inf")}, "`learning_rate` must be above 0 and finite, not inf"),
+        ({"learning_rate": -1e-3}, "`learning_rate` must be above 0"),
         ({"heads": 3}, "a width of 16 does not divide among 3 heads"),
-        ({"heads": 0}, "heads must be 1 or more, not 0"),
-        ({"context": 2}, "context must be 3 or more"),
-        ({"vocabulary": 256}, "vocabulary must be 257 or more, not 256"),
-        ({"tokens": 15}, "15 tokens are fewer than one step of 2 × 8: raise --tokens, or lower"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"held_out": 1.0}, "share held out between 0 and 1"),
+        ({"heads": 0}, "`heads` must be 1 or more, not 0"),
+        ({"context": 2}, "`context` must be 3 or more"),
+        ({"vocabulary": 256}, "`vocabulary` must be 257 or more, not 256"),
+        ({"tokens": 15}, "15 tokens are fewer than one step of 2 × 8: raise `tokens`, or lower"),
+        ({"seed": -1}, "`seed` must be 0 or more"),
+        ({"held_out": 1.0}, "`held_out` must be between 0 and 1"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused(changed, problem):

@@ -1,1 +1,6 @@
-"""How the built-in models were trained."""
+"""Training of small decoders, as the built-in models were trained."""
+
+from recipes.training.pretraining import pretrain
+from recipes.training.settings import Pretraining, TrainingOptions
+
+__all__ = ["Pretraining", "TrainingOptions", "pretrain"]

@@ -41,7 +41,7 @@ def card(directory: Path, log: xr.Dataset, corpus: Corpus) -> str:
     directory : path
         The model.
     log : Dataset
-        What its training left, as from `recipes.training.pretrain.pretrain`.
+        What its training left, as from `recipes.training.pretrain`.
     corpus : Corpus
         As from `prose`, with the model's tokenizer.
 

@@ -112,7 +112,7 @@ def encode(
             if len(ids) < context:
                 raise Refusal(
                     f"{source.name} has {len(ids)} tokens {which}, fewer than one sequence of "
-                    f"{context}: read a longer text, or lower --context"
+                    f"{context}: read a longer text, or lower `context`"
                 )
             if ids.min() < 0 or ids.max() >= size:
                 raise Refusal(

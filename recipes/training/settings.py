@@ -1,0 +1,121 @@
+"""Settings of a training: the model that is made, and how."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robustness.errors import Refusal
+from robustness.runs.settings import Tell, silent
+from robustness.text.settings import SHORTEST_SEQUENCE
+
+ARCHITECTURES = ("gpt2", "gpt_neox")
+"""Sequential blocks with learned positions; parallel blocks with rotary positions."""
+
+LEAST = {
+    "layers": 1,
+    "width": 1,
+    "heads": 1,
+    "batch": 1,
+    "warmup": 1,
+    "tokens": 1,
+    "context": SHORTEST_SEQUENCE,
+    "vocabulary": 257,
+    "seed": 0,
+}
+"""Minimum of every setting that is a whole number; a vocabulary has all bytes and EOS."""
+
+Progress = Callable[[int, int, float, float], None]
+"""Called with the step, the number of steps, the loss in nats per token, and tokens per second."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What is trained and how; equal settings on one machine give equal losses.
+
+    Raises
+    ------
+    Refusal
+        If a setting is out of its range.
+    """
+
+    architecture: str = "gpt2"
+    """One of `ARCHITECTURES`."""
+    layers: int = 12
+    """Number of blocks."""
+    width: int = 128
+    """Number of features of the residual stream."""
+    heads: int = 4
+    """Number of attention heads of a block."""
+    context: int = 256
+    """Number of tokens in a sequence, the leading BOS included."""
+    vocabulary: int = 2048
+    """Number of tokens of the tokenizer, where one is trained."""
+    tokens: int = 12_000_000
+    """Number of tokens seen in all."""
+    batch: int = 16
+    """Number of sequences in a step."""
+    learning_rate: float = 2e-3
+    """Highest learning rate, reached after the warm-up; a cosine brings it to a tenth."""
+    warmup: int = 150
+    """Number of steps of the warm-up."""
+    weight_decay: float = 0.1
+    """Weight decay, of matrices alone."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    held_out: float = 0.03
+    """Share of the documents of each source that is never trained on."""
+    seed: int = 0
+    """Seed of the weights, of the order of documents, and of the batches."""
+    bfloat16: bool = True
+    """Whether products are computed in bfloat16; weights and sums stay float32."""
+    compile: bool = False
+    """Whether torch compiles the model first; needs a C++ compiler."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        if self.architecture not in ARCHITECTURES:
+            raise Refusal(
+                f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
+            )
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise Refusal(f"`{name}` must be {least} or more, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise Refusal(f"a width of {self.width} does not divide among {self.heads} heads")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise Refusal(f"`{name}` must be above 0 and finite, not {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise Refusal(f"`weight_decay` must be 0 or more, not {self.weight_decay}")
+        if not 0 < self.held_out < 1:
+            raise Refusal(f"`held_out` must be between 0 and 1, not {self.held_out}")
+        if self.tokens < self.batch * self.context:
+            raise Refusal(
+                f"{self.tokens} tokens are fewer than one step of {self.batch} × {self.context}: "
+                "raise `tokens`, or lower `batch` or `context`"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the optimiser."""
+        return self.tokens // (self.batch * self.context)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of a training that change nothing of the model."""
+
+    checkpoint_every: int = 400
+    """Number of steps between checkpoints and between measurements of the held-out loss."""
+    progress: Progress | None = None
+    """Callback for progress, called after every step."""
+    tell: Tell = silent
+    """Callback for messages, such as that nothing is to be done."""
