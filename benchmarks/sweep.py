@@ -37,7 +37,7 @@ from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
 from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus
-from robustness.trace.readout import PIECE
+from robustness.trace.readout import LOGITS_AT_ONCE
 
 SHAPES = {
     "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
@@ -168,7 +168,7 @@ def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> N
             torch.mm(wide, block.mlp.c_proj.weight)
     read = sequences * (CONTEXT - 2)
     state, matrix = state[:read], model.lm_head.weight
-    strip = max(256, PIECE["cpu"] // read)
+    strip = max(256, LOGITS_AT_ONCE["cpu"] // read)
     for _ in {whole, *runs}:
         for start in range(0, len(matrix), strip):
             torch.mm(state, matrix[start : start + strip].T)

@@ -6,6 +6,7 @@ token to where the earlier pieces are (or would be), in the first class less in 
 and Voita (2024) call them subword-merging heads.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ HEAD = ("layer", "head")
 """Dimensions of what is said of every head."""
 
 
-def last_row(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def last_row(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
     """Attention of the last token to the last `length` tokens, (head, key, item)."""
     pattern = captured["pattern"]
     return {"weight": pattern[:, :, -1, -text["length"] :].permute(1, 2, 0)}

@@ -6,7 +6,7 @@ and neurons that lower the logits of the suffix as much as those that raise them
 made by an ensemble.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from robustness.trace import numerics, readout
 from robustness.trace.unembedding import predictor
 
 
-def read_neurons(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def read_neurons(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
     """Activations at the last token but one, (neuron, item), of chosen and of random neurons."""
     place = torch.arange(len(text["lengths"]), device=text["lengths"].device), text["lengths"] - 2
     if "layer" not in captured:
@@ -48,7 +48,7 @@ def read_neurons(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Te
 
 
 def read_answer(
-    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+    taken: Sequence[dict[str, Tensor]], parts: Mapping[str, Any], text: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Join the layers, and add what the model itself predicts (item).
 
@@ -131,7 +131,7 @@ def probe_suffix(
         "activation": _by_layer(index, layer, model.layers),
         "control": _by_layer(controls, layer, model.layers),
         "wanted": torch.from_numpy(wanted),
-        "chunk": readout.chunk(model.identity["device"], model.vocabulary),
+        "chunk": readout.tokens_per_call(model.identity["device"], model.vocabulary),
     }
     texts = ShortTexts(task.tokens.tolist(), settings=entries, fewer="fewer `items`")
     reading = Reading(read_neurons, read_answer, needs=("neurons", "prediction"), final=True)

@@ -4,7 +4,7 @@ The task is that of Pilehvar and Camacho-Collados (2019). A word is represented 
 residual stream over its tokens, each sentence run alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ def align(sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None
     return None if not mask.any() or (most is not None and len(ids) > most) else (ids, mask)
 
 
-def mean_of_word(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def mean_of_word(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
     """Mean of the residual stream over a word's tokens, (width, item)."""
     mask = text["word"][..., None]
     states = numerics.precise(captured["residual"])

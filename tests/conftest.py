@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from families import DEEP, tiny
@@ -17,6 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from robustness.models.facts import Facts
 from robustness.models.model import Model
 from robustness.models.opening import open_model
+
+# On a loaded machine any example may take long; the tests' own time limits are enough.
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -149,7 +149,7 @@ def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
     plan, most = work.plan(8), {}
     for count in (1, 8):
         with cost._Live() as live:
-            cost.measure_batch(gpt2, text, slice(0, count), plan, matrix, work.divergences)
+            cost.measure_batch(work, slice(0, count), plan, matrix)
         most[count] = live.most
     alone, all_of_them = (
         cost.STRIPS * cost._piece_bytes(gpt2, work, plan, count, 12) for count in (1, 8)

@@ -181,8 +181,8 @@ def test_no_piece_of_logits_is_larger_than_the_readout_allows(gpt2, monkeypatch)
         return absorb(sums, logits, offset)
 
     monkeypatch.setattr(numerics, "absorb", counting)
-    monkeypatch.setitem(readout.PIECE, "cpu", 1)
-    monkeypatch.setattr(readout, "NARROWEST", 16)
+    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 1)
+    monkeypatch.setattr(readout, "NARROWEST_STRIP", 16)
     sweep(gpt2, corpus(), ("drop",))
     assert {shape[-1] for shape in sizes} == {16, 101 % 16}
 

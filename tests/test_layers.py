@@ -19,7 +19,10 @@ def modules(*folders: str) -> list[str]:
 
 
 EVERY = [*modules("robustness", "probes", "recipes"), "cli"]
-TRAVELLING = modules("robustness/trace")
+TYPES = "robustness.trace.types"
+"""Types of what passes through a trace; type checkers alone read it."""
+
+TRAVELLING = [module for module in modules("robustness/trace") if module != TYPES]
 """What a trace body reaches: it goes to a server as source text."""
 
 
@@ -155,15 +158,49 @@ def test_what_leaves_the_disk_alone_is_left_alone(text):
     assert not changes_the_disk(ast.parse(text).body[0].value)
 
 
+def imports_for_type_checkers(top: ast.Module) -> list[ast.stmt]:
+    """Return the imports that stand under `if TYPE_CHECKING:`."""
+    guarded = [node for node in top.body if isinstance(node, ast.If)]
+    assert all(ast.unparse(node.test) == "TYPE_CHECKING" for node in guarded)
+    return [statement for node in guarded for statement in node.body]
+
+
+def named_within_functions(top: ast.Module) -> set[str]:
+    """Return the names that are looked up when a function runs, in annotations of inner ones too.
+
+    Those of a function's own signature, and of its local variables, are not looked up.
+    """
+    found = set()
+    for function in [node for node in ast.walk(top) if isinstance(node, ast.FunctionDef)]:
+        for statement in function.body:
+            inside = list(ast.walk(statement))
+            unread = [node.annotation for node in inside if isinstance(node, ast.AnnAssign)]
+            skipped = {id(name) for annotation in unread for name in ast.walk(annotation)}
+            names = [node for node in inside if isinstance(node, ast.Name)]
+            found |= {name.id for name in names if id(name) not in skipped}
+    return found
+
+
+def test_a_name_that_is_not_there_on_a_server_is_seen():
+    text = "def outer(a: Kept) -> Kept:\n    b: Kept = a\n    def inner(c: Lost): return c\n"
+    assert named_within_functions(ast.parse(text)) >= {"Lost"}
+    assert "Kept" not in named_within_functions(ast.parse(text))
+
+
 @pytest.mark.parametrize("module", TRAVELLING)
 def test_what_travels_keeps_to_what_survives_the_journey(module):
     """Each of these fails, or is silently wrong, on a server that gets the source alone."""
     top = tree(module)
-    allowed = {"torch", "typing", "collections.abc", "robustness.trace", *TRAVELLING}
-    assert imports(module) <= allowed
+    standard = {"__future__", "torch", "typing", "collections.abc"}
+    assert imports(module) <= {*standard, "robustness.trace", *TRAVELLING, TYPES}
     top_level = [node for node in top.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     every = [node for node in ast.walk(top) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert top_level == every, "imports stand at the top"
+    for_types = imports_for_type_checkers(top)
+    assert {node.module for node in for_types} <= {TYPES}
+    assert not [node for node in top_level if getattr(node, "module", "") == TYPES]
+    assert [*top_level, *for_types] == every, "imports stand at the top"
+    names = {alias.name for node in for_types for alias in node.names}
+    assert not names & named_within_functions(top), "is not there on a server"
     for node in ast.walk(top):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             assert not node.decorator_list, f"{node.name} is decorated"

@@ -63,7 +63,7 @@ def found(kind: str, dtype: torch.dtype, matrix: bool) -> dict[str, torch.Tensor
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Several strips and several chunks, none of which divides the whole evenly."""
-    monkeypatch.setitem(readout.PIECE, "cpu", 256 * 3 * TOKENS)
+    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 256 * 3 * TOKENS)
 
 
 @pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "calls"])
@@ -87,7 +87,7 @@ def test_in_float32_means_are_within_1e_5_and_tokens_within_5e_5(kind, matrix):
 
 def test_the_width_of_a_strip_changes_nothing(monkeypatch):
     whole = found("bias", torch.float64, True)
-    monkeypatch.setitem(readout.PIECE, "cpu", 2**40)
+    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 2**40)
     other = found("bias", torch.float64, True)
     for name in whole:
         torch.testing.assert_close(whole[name], other[name], atol=1e-12, rtol=0)

@@ -37,9 +37,9 @@ from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import clean, drop
 from robustness.sweeps import rewire, sweep
-from robustness.sweeps.tracing import run_plan
+from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.text.corpus import Corpus, cut
-from robustness.trace import scoring
+from robustness.trace import readings
 
 NAME = "stages/tiny"
 
@@ -135,7 +135,8 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
         scored = {"vocabulary": vocabulary, **where}
         ids = torch.from_numpy(tokens)
         wanted = {name: ((1, 3), (torch.float32,)) for name in ("loss", "hit")}
-        run_plan(model, ids, plan, scored, (None, None), scoring.score, wanted)
+        reading = FinalReading(readings.score, scored, wanted)
+        run_plan(model, ids, plan, (None, None), reading)
         received.append(backend.received)
     assert len(received[0]) == 4, "sweep, structure, measurements, scores"
     assert received[0] == pytest.approx(received[1], rel=0.01)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import nnsight
 import torch
@@ -13,10 +13,10 @@ from robustness.measurements.measurement import Measurement
 from robustness.models.block_structure import BlockStructure, named_parts
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs.batching import queries
-from robustness.runs.out_of_memory import Matrix
+from robustness.runs.batching import query_positions
 from robustness.text.corpus import Corpus
 from robustness.trace import capture
+from robustness.trace.types import Captured, Matrix, Modules, TokenFacts
 
 Finish = Callable[[list[dict[str, Any]], dict[str, Any], dict[str, Any]], dict[str, Tensor]]
 """Reduction of what was measured at all layers, given the model's parts and the text."""
@@ -26,7 +26,7 @@ class LayerReading(Protocol):
     """What a trace needs to know of a measurement."""
 
     @property
-    def measure(self) -> Callable[[capture.Captured, dict[str, Any]], dict[str, Any]]:
+    def measure(self) -> Callable[[Captured, TokenFacts], dict[str, Any]]:
         """Reduction of what is captured at one layer to tensors by name."""
 
     @property
@@ -35,7 +35,7 @@ class LayerReading(Protocol):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of what is captured besides the residual stream; see `capture.Captured`."""
+        """Names of what is captured besides the residual stream; see `Captured`."""
 
     @property
     def final(self) -> bool:
@@ -46,7 +46,7 @@ class LayerReading(Protocol):
 class Reading:
     """A measurement of single short texts, whose tensors have the text as their last dimension."""
 
-    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]]
+    measure: Callable[[Captured, TokenFacts], dict[str, Any]]
     """As in `Measurement`."""
     finish: Finish | None = None
     """As in `Measurement`."""
@@ -66,9 +66,7 @@ def predicts(readings: Sequence[LayerReading]) -> bool:
     return "prediction" in needs_of(readings)
 
 
-def trace_parts(
-    model: Model, structure: BlockStructure, matrix: Matrix | None = None
-) -> dict[str, Any]:
+def trace_parts(model: Model, structure: BlockStructure, matrix: Matrix | None = None) -> Modules:
     """Return the modules and facts that `capture.walk` takes as `parts`.
 
     Parameters
@@ -99,7 +97,7 @@ def measure_batch(
     corpus: Corpus,
     rows: slice,
     measurements: Sequence[Measurement],
-    parts: dict[str, Any],
+    parts: Modules,
     wanted: Sequence[answer.Wanted | None] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Take measurements on some sequences of a corpus, in one trace.
@@ -122,20 +120,20 @@ def measure_batch(
         "lengths": torch.from_numpy(corpus.lengths[rows]).to(model.device),
         "centres": parts["centres"],
         "parallel": parts["parallel"],
-        **queries(corpus, rows, tokens),
+        **query_positions(corpus, rows, tokens),
     }
     text["counted"] = torch.zeros(tokens.shape, dtype=torch.bool, device=model.device)
     text["counted"][:, text["first"] : text["last"]] = text["compared"]
     unknown = [None] * len(measurements)
-    return run_clean(model, tokens, measurements, parts, text, wanted or unknown)
+    return run_clean(model, tokens, measurements, parts, cast(TokenFacts, text), wanted or unknown)
 
 
 def run_clean(
     model: Model,
     tokens: Tensor,
     readings: Sequence[LayerReading],
-    parts: dict[str, Any],
-    text: dict[str, Any],
+    parts: Modules,
+    text: TokenFacts,
     wanted: Sequence[answer.Wanted | None],
 ) -> list[dict[str, Tensor]]:
     """Take measurements during one clean pass.
@@ -148,7 +146,7 @@ def run_clean(
         On the model's device.
     readings : sequence of Measurement or Reading
         What is measured.
-    parts : dict
+    parts : Modules
         As from `trace_parts`.
     text : dict
         What is known of the tokens.

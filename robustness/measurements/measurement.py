@@ -13,7 +13,8 @@ from torch import Tensor
 from robustness.files.metrics import Metric
 from robustness.models.block_structure import BlockStructure
 from robustness.models.model import Model
-from robustness.trace import attention, capture, cka, lens, norms, similarity
+from robustness.trace import attention, cka, lens, norms, similarity
+from robustness.trace.types import Captured, TokenFacts
 
 OFFSETS = 32
 """The farthest token back whose attention weight is kept apart."""
@@ -37,14 +38,14 @@ class Measurement:
     variables: Mapping[Metric, tuple[str, ...]]
     """Of every variable its metric and its dimensions, in the order of the tensors that come out,
     `sequence` last. A dimension that no sequence, layer or depth is has its labels in `coords`."""
-    measure: Callable[[capture.Captured, dict[str, Any]], dict[str, Any]]
+    measure: Callable[[Captured, TokenFacts], dict[str, Any]]
     """From what is captured at a layer, and what is known of the text, to tensors by name, which
     are stacked over the layers."""
     finish: Callable[..., Taken] | None = None
     """From the list of these, the model's parts and the text, to the tensors that are wanted."""
     needs: tuple[str, ...] = ()
-    """What is captured besides the residual stream: see `capture.Captured`. `prediction` says that
-    `finish` reads residual streams with the final norm and the head."""
+    """What is captured besides the residual stream: see `robustness.trace.types.Captured`.
+    `prediction` says that `finish` reads residual streams with the final norm and the head."""
     final: bool = False
     """Whether the last residual stream is measured too: at depths instead of layers."""
     coords: Callable[[Model, BlockStructure], dict[str, Any]] = lambda model, structure: {}

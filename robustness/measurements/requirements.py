@@ -1,7 +1,6 @@
 """Requirements of measurements: what a model and a corpus must have for them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from robustness.errors import Refusal, last_line
 from robustness.measurements.clean_pass import measure_batch, needs_of, predicts, trace_parts
@@ -11,6 +10,7 @@ from robustness.models.model import Model
 from robustness.runs.batching import check_corpus
 from robustness.runs.out_of_memory import Portions, is_out_of_memory
 from robustness.text.corpus import Corpus
+from robustness.trace.types import Modules
 
 SMALLEST_GROUP = 16
 """Minimum number of sequences that are reduced together."""
@@ -119,7 +119,7 @@ def unfit(
 
 
 def _fault(
-    model: Model, corpus: Corpus, measurements: Sequence[Measurement], parts: dict[str, Any]
+    model: Model, corpus: Corpus, measurements: Sequence[Measurement], parts: Modules
 ) -> str:
     """Return how measurements fail on two sequences, or an empty string."""
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from robustness.runs import remote_traffic
 from robustness.runs.batching import batches, tokens_of_text
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
+from robustness.trace.types import TokenFacts
 
 REMEDY = "`dtype` bfloat16, or another `device`"
 """What to ask for where not even one short text fits into memory."""
@@ -156,12 +157,12 @@ def _crossings(
     return crossings
 
 
-def _describe(model: Model, texts: ShortTexts, rows: slice) -> dict[str, Any]:
+def _describe(model: Model, texts: ShortTexts, rows: slice) -> TokenFacts:
     """Return what a trace is told of some texts besides their tokens."""
     text: dict[str, Any] = {"lengths": torch.tensor(texts.lengths[rows], device=model.device)}
     for name, values in texts.details.items():
         text[name] = _pad(values[rows], model)
-    return text | dict(texts.settings)
+    return cast(TokenFacts, text | dict(texts.settings))
 
 
 def _pad(rows: Sequence[NDArray[Any]], model: Model) -> Tensor:

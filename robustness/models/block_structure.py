@@ -17,6 +17,7 @@ from robustness.models import attention_weights
 from robustness.models.model import Model
 from robustness.ndif.answer import plain, unexpected
 from robustness.trace import attention, block_calls, lens, sublayers
+from robustness.trace.types import Modules
 
 MOST_HEADS = 10_000
 """Maximum number of attention heads that a block may have by what a server says."""
@@ -53,10 +54,17 @@ class BlockStructure:
     partly: dict[str, str]
     """Why something cannot be captured of every block, or not alike: `pattern`."""
 
-    def known(self) -> dict[str, Any]:
+    def known(self) -> Modules:
         """Return what traces are handed of it besides the parts of the model."""
-        known = {name: getattr(self, name) for name in ("centres", "parallel", "heads", "epsilon")}
-        return known | ({"factors": self.factors} if self.factors else {})
+        known: Modules = {
+            "centres": self.centres,
+            "parallel": self.parallel,
+            "heads": self.heads,
+            "epsilon": self.epsilon,
+        }
+        if self.factors:
+            known["factors"] = self.factors
+        return known
 
 
 def examine(model: Model, needs: Sequence[str] = ()) -> BlockStructure:
@@ -76,7 +84,7 @@ def examine(model: Model, needs: Sequence[str] = ()) -> BlockStructure:
     return replace(structure, heads=(0,) * model.layers, missing=missing, partly={})
 
 
-def named_parts(model: Model) -> dict[str, Any]:
+def named_parts(model: Model) -> Modules:
     """Return the parts of a model by name, as measurements are handed them in a trace."""
     return {
         "blocks": model.blocks,

@@ -19,7 +19,8 @@ from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
 from robustness.models.norms import is_called_norm
 from robustness.models.structure import Paths
-from robustness.trace import numerics, unembedding
+from robustness.trace import numerics
+from robustness.trace.types import Squash
 
 ROWS_AT_ONCE = 512
 """Rows of the unembedding that are added up in a wider type at once."""
@@ -85,7 +86,7 @@ class Model:
     returns: int = 0
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
-    squash: unembedding.Squash = (1.0, None)
+    squash: Squash = (1.0, None)
     facts: Facts = field(default_factory=Facts)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.schedules.schedule import Attention, Mlp, Schedule, leaves, to_text
 from robustness.trace import block_calls, interpreter
+from robustness.trace.types import Growths, Modules
 
 
 def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
@@ -34,7 +35,7 @@ def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
     model.once(_find_growth)
 
 
-def called_parts(model: Model, steps: Iterable[Any]) -> tuple[dict[str, Any], dict[int, Any]]:
+def called_parts(model: Model, steps: Iterable[Any]) -> tuple[Modules, dict[int, Any]]:
     """Return the parts of a model that plain steps call, and the attentions called alone by layer.
 
     The first is what `interpreter.execute` takes.
@@ -48,7 +49,7 @@ def called_parts(model: Model, steps: Iterable[Any]) -> tuple[dict[str, Any], di
     return called, {layer: model.attentions[layer] for kind, layer in alone if kind == "attention"}
 
 
-def growth(model: Model, attentions: dict[int, Any]) -> dict[str, Any]:
+def growth(model: Model, attentions: dict[int, Any]) -> Growths:
     """Return which tensors in the contexts of blocks, and of attentions, grow with the batch."""
     return {"blocks": model.grows, "attentions": model.once(_find_growth) if attentions else {}}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from robustness.errors import Refusal
 from robustness.models.model import Model
 from robustness.text.corpus import Corpus
 from robustness.text.settings import SHORTEST_SEQUENCE
+from robustness.trace.types import QueryPositions
 
 BATCH_TOKENS = {"cpu": 1024}
 """Tokens of text in a trace where none are asked for, by kind of device."""
@@ -111,7 +111,7 @@ def check_tokens(model: Model, tokens: Tensor) -> None:
         )
 
 
-def queries(corpus: Corpus, rows: slice, tokens: Tensor) -> dict[str, Any]:
+def query_positions(corpus: Corpus, rows: slice, tokens: Tensor) -> QueryPositions:
     """Return which query positions are read, and which of them count for what.
 
     The query at position t predicts token t + 1. The first and the last query position are left

@@ -7,14 +7,11 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from robustness.errors import Refusal, first_line
+from robustness.trace.types import Matrix
 
 Found = TypeVar("Found")
-
-Matrix = tuple[Tensor | None, Tensor | None]
-"""What logits are read by, as from `Model.unembedding`."""
 
 _MESSAGE = re.compile(
     r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed", re.IGNORECASE

@@ -147,7 +147,7 @@ def _duration(seconds: float) -> str:
 def _sizes(model: Model, tokens: int, queries: int) -> tuple[float, float, int]:
     """Return the bytes of a state and of its logits, and how many calls of the head these take."""
     item = {"float64": 8, "float32": 4}.get(model.identity["dtype"], 2)
-    chunk = readout.chunk(model.identity["device"], model.vocabulary)
+    chunk = readout.tokens_per_call(model.identity["device"], model.vocabulary)
     return (
         float(tokens * model.width * item),
         float(queries * model.vocabulary * item),

@@ -255,9 +255,7 @@ def _calibrate(model: Model, prepared: PreparedSweep, plan: Plan) -> tuple[int, 
 
 
 def _measure(model: Model, prepared: PreparedSweep, corpus: Any, plan: Plan, matrix: Any) -> None:
-    measure_batch(
-        model, corpus, slice(0, 1), plan, matrix, prepared.divergences, prepared.settings.per_token
-    )
+    measure_batch(replace(prepared, corpus=corpus), slice(0, 1), plan, matrix)
 
 
 def _piece_bytes(
@@ -266,8 +264,8 @@ def _piece_bytes(
     """Bytes of the logits that the largest reading holds at once; see `readout`."""
     stacked = max(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
     count = stacked * sequences * _queries(prepared, width)
-    most = readout.PIECE.get(model.identity["device"], readout.PIECE_ELSEWHERE)
-    columns = min(model.vocabulary, max(readout.NARROWEST, most // count))
+    most = readout.LOGITS_AT_ONCE.get(model.identity["device"], readout.LOGITS_AT_ONCE_ELSEWHERE)
+    columns = min(model.vocabulary, max(readout.NARROWEST_STRIP, most // count))
     return count * columns * max(4, _item(model))
 
 

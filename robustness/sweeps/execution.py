@@ -15,7 +15,7 @@ from robustness.files.metrics import NONFINITE
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
-from robustness.runs.out_of_memory import Matrix, Portions
+from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
 from robustness.schedules.plan import Plan
 from robustness.schedules.schedule import Schedule
@@ -27,6 +27,7 @@ from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
 from robustness.sweeps.tracing import measure_batch
 from robustness.text.corpus import Corpus
+from robustness.trace.types import Matrix
 
 Values = dict[str, NDArray[Any]]
 """The values of every variable, laid out as in the file, the sequence their last dimension."""
@@ -260,15 +261,7 @@ def _measure_in_portions(
         return lowered_plan(cap).widest
 
     def measure_portion(portion: slice, cap: int | None) -> tuple[Values, NDArray[Any]]:
-        measured = measure_batch(
-            prepared.model,
-            prepared.corpus,
-            portion,
-            lowered_plan(cap),
-            matrix,
-            prepared.divergences,
-            prepared.settings.per_token,
-        )
+        measured = measure_batch(prepared, portion, lowered_plan(cap), matrix)
         return _lay_out(prepared, measured), measured["top"]
 
     vocabulary = prepared.model.vocabulary

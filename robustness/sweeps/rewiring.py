@@ -1,7 +1,6 @@
 """Runs one schedule: as a rewired model to trace, or for its residual stream after every step."""
 
 import warnings
-from typing import Any
 
 import nnsight
 import numpy as np
@@ -50,22 +49,23 @@ def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
     schedule = check(schedule, model.layers)
     sublayer_calls.check_schedules(model, [schedule])
     order = [plain(step) for step in schedule]
-    parts, attentions = sublayer_calls.called_parts(model, order)
+    modules, attentions = sublayer_calls.called_parts(model, order)
     blocks, returns, last = model.blocks, model.returns, model.layers - 1
     with model.lock, model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`, which would send the finished tracer along to a server.
         for _ in Iterations()[:]:
-            contexts: dict[str, Any] = {"blocks": [], "attentions": {}}
+            of_blocks, of_attentions = [], {}
             for layer, block in enumerate(blocks):
                 entering, context = block_calls.split_inputs(block.inputs)
-                contexts["blocks"].append(context)
+                of_blocks.append(context)
                 if layer in attentions:
                     # It has to run for its attention to be called; what it makes is replaced.
                     _, context = block_calls.split_inputs(attentions[layer].inputs)
-                    contexts["attentions"][layer] = context
+                    of_attentions[layer] = context
                 if layer == last:
+                    contexts = interpreter.contexts_of(of_blocks, of_attentions)
                     for step in order:
-                        entering = interpreter.execute(step, entering, contexts, parts)
+                        entering = interpreter.execute(step, entering, contexts, modules)
                 left = block_calls.as_returned(entering, returns)
                 if layer in attentions:
                     block.output = left
@@ -105,7 +105,7 @@ def residuals(
     check_tokens(model, ids)
     sublayer_calls.check_schedules(model, [schedule])
     order = [plain(step) for step in schedule]
-    parts, attentions = sublayer_calls.called_parts(model, order)
+    modules, attentions = sublayer_calls.called_parts(model, order)
     blocks, head = model.blocks, model.head
     wanted = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
     request = model.asking(answer.size(wanted))
@@ -115,7 +115,7 @@ def residuals(
         hidden = entering[0]
         states = [hidden.cpu()]
         for step in order:
-            hidden = interpreter.execute(step, hidden, contexts, parts)
+            hidden = interpreter.execute(step, hidden, contexts, modules)
             states.append(hidden.cpu())
         stacked = nnsight.save(torch.stack(states))
     stacked = answer.take({"states": stacked}, wanted)["states"]

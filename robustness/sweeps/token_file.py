@@ -23,7 +23,7 @@ from robustness.files.damage import REMEDY
 from robustness.files.labels import Labels
 from robustness.files.metrics import METRICS, Metric
 from robustness.files.schema import SCHEMA
-from robustness.runs.batching import queries
+from robustness.runs.batching import query_positions
 from robustness.text.corpus import Corpus
 
 PREFIX = "token_"
@@ -306,7 +306,7 @@ def _check_parts(files: Sequence[Path], parts: Sequence[Any], blank: xr.Dataset)
 
 def _counting(corpus: Corpus) -> dict[str, NDArray[Any]]:
     """Return which positions count for what, of all in the windows."""
-    found = queries(corpus, slice(0, len(corpus.tokens)), torch.from_numpy(corpus.tokens))
+    found = query_positions(corpus, slice(0, len(corpus.tokens)), torch.from_numpy(corpus.tokens))
     whole = {}
     for name in ("compared", "predicted"):
         whole[name] = np.zeros(corpus.tokens.shape, np.int8)

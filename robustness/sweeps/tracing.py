@@ -1,6 +1,7 @@
 """Runs a plan on a batch of text, in one trace, here or on a server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import nnsight
@@ -11,62 +12,72 @@ from torch import Tensor
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs.batching import queries
-from robustness.runs.out_of_memory import Matrix
+from robustness.runs.batching import query_positions
 from robustness.schedules.plan import Plan
-from robustness.text.corpus import Corpus
-from robustness.trace import block_calls, interpreter, readings, unembedding
+from robustness.sweeps.preparation import PreparedSweep
+from robustness.trace import block_calls, interpreter, readings
+from robustness.trace.types import Matrix, Modules, ReadoutQueries
+
+Read = Callable[..., dict[str, Tensor]]
+"""A function such as `readings.measure`: from a plan, the clean run and queries to tensors."""
+
+CLEAN_VALUES = ("clean_loss", "clean_entropy", "clean_accuracy")
+"""Values of the clean run among those of `readings.measure`."""
+
+
+@dataclass(frozen=True)
+class FinalReading:
+    """What a trace reads of final states."""
+
+    read: Read
+    """Function that runs the plan and reads; it travels to a server."""
+    queries: Mapping[str, Any]
+    """What the function is given besides the plan and the clean run."""
+    outputs: answer.Wanted
+    """Shapes of the tensors that it returns, which are all that a server may send."""
 
 
 def measure_batch(
-    model: Model,
-    corpus: Corpus,
-    rows: slice,
-    plan: Plan,
-    matrix: Matrix,
-    divergences: Sequence[str] = ("kl",),
-    per_token: bool = False,
+    prepared: PreparedSweep, rows: slice, plan: Plan, matrix: Matrix
 ) -> dict[str, NDArray[Any]]:
-    """Run a plan on a batch of sequences, in one trace; see `comparison.measure`."""
-    ids = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
-    text = {
+    """Run a plan on some sequences, in one trace; see `readings.measure`."""
+    model, corpus = prepared.model, prepared.corpus
+    width = corpus.lengths[rows].max()
+    tokens = torch.from_numpy(corpus.tokens[rows, :width]).to(model.device)
+    queries: ReadoutQueries = {
         "vocabulary": model.vocabulary,
-        "divergences": list(divergences),
-        "per_token": per_token,
-        **queries(corpus, rows, ids),
+        "divergences": prepared.divergences,
+        "per_token": prepared.settings.per_token,
+        **query_positions(corpus, rows, tokens),
     }
-    wanted = _wanted(plan.schedules, text)
-    found = run_plan(model, ids, plan, text, matrix, readings.measure, wanted)
-    top = found["top"]
+    reading = FinalReading(readings.measure, queries, _outputs(plan.schedules, queries))
+    measured = run_plan(model, tokens, plan, matrix, reading)
+    top = measured["top"]
     if model.request and not -1 <= top.min() <= top.max() < model.vocabulary:
         raise answer.unexpected(f"a token is {top.max()}")
-    return found
+    return measured
 
 
-def _wanted(schedules: int, text: dict[str, Any]) -> answer.Wanted:
-    """Return what `comparison.measure` gives, with the shapes it has."""
-    single = tuple(text["targets"].shape)
-    sequences = single[:1]
-    names = [*text["divergences"], "agreement", "loss", "entropy", "accuracy"]
-    unchanged = ["clean_loss", "clean_entropy", "clean_accuracy"]
-    wanted = {name: ((schedules, *sequences), answer.FLOATS) for name in names}
-    wanted |= {name: (sequences, answer.FLOATS) for name in unchanged}
-    wanted["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
-    wanted["top"] = ((schedules, *single), answer.INTEGERS)
-    if text["per_token"]:
-        wanted |= {f"token_{name}": ((schedules, *single), answer.FLOATS) for name in names}
-        wanted |= {f"token_{name}": (single, answer.FLOATS) for name in unchanged}
-    return wanted
+def _outputs(schedules: int, queries: ReadoutQueries) -> answer.Wanted:
+    """Return the shapes of what `readings.measure` returns."""
+    tokens = tuple(queries["targets"].shape)
+    sequences = tokens[:1]
+    outputs: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
+    for name in (*queries["divergences"], "agreement", "loss", "entropy", "accuracy"):
+        outputs[name] = ((schedules, *sequences), answer.FLOATS)
+        if queries["per_token"]:
+            outputs[f"token_{name}"] = ((schedules, *tokens), answer.FLOATS)
+    for name in CLEAN_VALUES:
+        outputs[name] = (sequences, answer.FLOATS)
+        if queries["per_token"]:
+            outputs[f"token_{name}"] = (tokens, answer.FLOATS)
+    outputs["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
+    outputs["top"] = ((schedules, *tokens), answer.INTEGERS)
+    return outputs
 
 
 def run_plan(
-    model: Model,
-    tokens: Tensor,
-    plan: Plan,
-    text: dict[str, Any],
-    matrix: Matrix,
-    read: Callable[..., dict[str, Tensor]],
-    wanted: answer.Wanted,
+    model: Model, tokens: Tensor, plan: Plan, matrix: Matrix, reading: FinalReading
 ) -> dict[str, NDArray[Any]]:
     """Run a plan from the clean pass over tokens, in one trace, and read its final states there.
 
@@ -78,40 +89,46 @@ def run_plan(
         On the model's device.
     plan : Plan
         What is executed.
-    text, matrix
-        As for `read`.
-    read : callable
-        With the arguments of `comparison.measure`; it travels.
-    wanted : mapping
-        What `read` gives, which is all that a server may send.
+    matrix : pair of tensors
+        The head's matrix and bias, or None for each.
+    reading : FinalReading
+        What is read.
+
+    Returns
+    -------
+    dict of str to array
+        What `reading.read` returns.
     """
-    blocks, norms, head, squash = model.blocks, model.norms, model.head, model.squash
-    order, clean_states, schedules = plan.rows, plan.clean_states, plan.schedules
-    parts, attentions = sublayer_calls.called_parts(model, {step for _, step, *_ in order})
-    grows = sublayer_calls.growth(model, attentions)
-    request = model.asking(answer.size(wanted))
+    # Everything that the trace needs is a plain value: a server gets no object of ours.
+    blocks, norms, head, clean_states = model.blocks, model.norms, model.head, plan.clean_states
+    called, attentions = sublayer_calls.called_parts(model, {step for _, step, *_ in plan.rows})
+    modules: Modules = {
+        **called,
+        "norms": norms,
+        "head": head,
+        "squash": model.squash,
+        "matrix": matrix,
+    }
+    growths = sublayer_calls.growth(model, attentions)
+    rows = {"rows": plan.rows, "schedules": plan.schedules}
+    read, queries = reading.read, reading.queries
+    request = model.asking(answer.size(reading.outputs))
     with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)
         entering.append(final)
         states = {depth: entering[depth] for depth in clean_states}
+        # Clean states are freed as soon as no schedule starts from them.
         del entering
-        measured = nnsight.save(
-            read(
-                order,
-                schedules,
-                states,
-                final,
-                contexts,
-                grows,
-                parts,
-                norms,
-                unembedding.predictor(head, squash),
-                text,
-                matrix,
-            )
-        )
+        clean = {
+            "states": states,
+            "final": final,
+            "contexts": contexts,
+            "growths": growths,
+            "modules": modules,
+        }
+        measured = nnsight.save(read(rows, clean, queries))
     if model.request:
-        measured = answer.take(measured, wanted)
+        measured = answer.take(measured, reading.outputs)
     return {name: value.numpy() for name, value in measured.items()}

@@ -20,12 +20,12 @@ from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
 from robustness.runs.batching import ROOM, batches, state_cap, tokens_of_text
-from robustness.runs.out_of_memory import Matrix, Portions
+from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
 from robustness.schedules.plan import Plan, compile_plan
 from robustness.schedules.schedule import Schedule, clean
 from robustness.sweeps.preparation import lay_out_schedules
-from robustness.sweeps.tracing import run_plan
+from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.tasks.harness import (
     Request,
     Tasks,
@@ -37,7 +37,8 @@ from robustness.tasks.harness import (
 from robustness.tasks.settings import TaskSettings
 from robustness.tasks.summary import Answers, summarise
 from robustness.text.local_file import printable_name
-from robustness.trace import scoring
+from robustness.trace import readings
+from robustness.trace.types import ContinuationQueries, Matrix
 
 LOGLIKELIHOOD = Metric("loglikelihood", "nat", "log-likelihood of a continuation")
 
@@ -303,7 +304,7 @@ def score_batch(
         item += [at] * len(continuation)
         query += range(len(ids) - 1 - len(continuation), len(ids) - 1)
         targets += continuation
-    text = {
+    queries: ContinuationQueries = {
         "vocabulary": model.vocabulary,
         "targets": torch.tensor(targets, device=model.device),
         "item": torch.tensor(item, device=model.device),
@@ -312,7 +313,8 @@ def score_batch(
     shape = (plan.schedules, len(targets))
     wanted = {name: (shape, answer.FLOATS) for name in ("loss", "hit")}
     tokens = tokens.to(model.device)
-    scores = run_plan(model, tokens, plan, text, matrix, scoring.score, wanted)
+    reading = FinalReading(readings.score, queries, wanted)
+    scores = run_plan(model, tokens, plan, matrix, reading)
     ends = np.flatnonzero(np.diff(item, prepend=-1))
     return {
         "loglikelihood": -np.add.reduceat(scores["loss"].astype(np.float64), ends, axis=1),

@@ -6,13 +6,18 @@ has as many heads: what an attention hands over is held against what weights are
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from robustness.trace import block_calls, numerics
+
+if TYPE_CHECKING:
+    from robustness.trace.types import Captured, Modules, TokenFacts
 
 
 def weights(queries: Tensor, keys: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
@@ -149,7 +154,7 @@ def _missed(found: Tensor, values: Tensor, made: Tensor, tolerance: float) -> st
     return f"weights of its queries and keys miss what it makes of its values (off by {off:.2g})"
 
 
-def profile(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def profile(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
     """Reduce a pattern to what its queries have in common, over those with enough tokens before.
 
     Queries are those from `offsets` + 1 on, so that every offset is there for each of them and none
@@ -157,9 +162,9 @@ def profile(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]
 
     Parameters
     ----------
-    captured : dict
+    captured : Captured
         `pattern` (sequence, head, query, key), or nothing where a block has no weights.
-    text : dict
+    facts : TokenFacts
         `offsets`, the largest offset; `lengths` (sequence).
 
     Returns
@@ -171,10 +176,10 @@ def profile(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]
     """
     if "pattern" not in captured:
         return {}
-    pattern, first = captured["pattern"], text["offsets"] + 1
+    pattern, first = captured["pattern"], facts["offsets"] + 1
     length = pattern.shape[-1]
     rows = pattern[:, :, first:]
-    real = torch.arange(first, length, device=pattern.device) < text["lengths"][:, None]
+    real = torch.arange(first, length, device=pattern.device) < facts["lengths"][:, None]
 
     def mean(values: Tensor) -> Tensor:
         return (values * real[:, None]).sum(-1) / real.sum(-1)[:, None]
@@ -190,7 +195,7 @@ def profile(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]
 
 
 def finish(
-    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+    taken: Sequence[dict[str, Tensor]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
     """Stack over layers, (layer, head, …); NaN where a layer has no such head or no weights."""
     found = {}

@@ -7,14 +7,16 @@ a schedule takes it.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-Context = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional arguments after the hidden state, and keyword arguments."""
+if TYPE_CHECKING:
+    from robustness.trace.types import Context, ContextPath, Envoy, Growth
 
 HIDDEN = "hidden_states"
 """The keyword by which a block takes the residual stream where it is not the first argument."""
@@ -44,7 +46,7 @@ def _is_cache(value: Any) -> bool:
     return hasattr(value, "get_seq_length")
 
 
-def enter(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Context]]:
+def enter(blocks: Sequence[Envoy]) -> tuple[list[Tensor], list[Context]]:
     """Wait for every block of the clean run, and return what enters each and its context."""
     states, contexts = [], []
     for block in blocks:
@@ -54,7 +56,7 @@ def enter(blocks: Sequence[Any]) -> tuple[list[Tensor], list[Context]]:
     return states, contexts
 
 
-def pass_over(head: Any) -> None:
+def pass_over(head: Envoy) -> None:
     """Keep the clean run from unembedding every token: its logits are not needed.
 
     The one feature that stands for them is copied, or all would be sent where it is.
@@ -104,7 +106,7 @@ def forgetful(
     return missed
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Tensor]]:
+def leaves(value: Any, path: ContextPath = ()) -> list[tuple[ContextPath, Tensor]]:
     """Return every tensor in a context with its place in it."""
     if isinstance(value, Tensor):
         return [(path, value)]
@@ -116,7 +118,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...]
     return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
 
 
-def sizes(contexts: Sequence[Context]) -> dict[Any, int]:
+def sizes(contexts: Sequence[Context]) -> dict[ContextPath, int]:
     """Return the first dimension of every tensor in the contexts of blocks, by place."""
     return {
         place: tensor.shape[0]
@@ -126,7 +128,9 @@ def sizes(contexts: Sequence[Context]) -> dict[Any, int]:
     }
 
 
-def growing(smaller: dict[Any, int], larger: dict[Any, int]) -> dict[Any, bool]:
+def growing(
+    smaller: dict[ContextPath, int], larger: dict[ContextPath, int]
+) -> dict[ContextPath, bool]:
     """Return of which tensors the first dimension grows with the batch, given `sizes` of two."""
     return {place: larger[place] > smaller[place] for place in smaller.keys() & larger.keys()}
 
@@ -140,9 +144,7 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
-def widen(
-    value: Any, batch: int, copies: int, grows: dict[Any, bool], path: tuple[Any, ...] = ()
-) -> Any:
+def widen(value: Any, batch: int, copies: int, growth: Growth, path: ContextPath = ()) -> Any:
     """Repeat what a context holds per sequence, for `copies` states of `batch` sequences each.
 
     Parameters
@@ -151,7 +153,7 @@ def widen(
         A context, or part of one.
     batch, copies : int
         Sequences in a state, and states stacked.
-    grows : dict of tuple to bool
+    growth : dict of tuple to bool
         Of the tensors in a context, by place, whether their first dimension grows with the batch.
         One that is not listed (a mask that only long sequences have) does if it is as long.
     path : tuple
@@ -159,13 +161,17 @@ def widen(
     """
     if isinstance(value, Tensor):
         unknown = value.ndim > 1 and value.shape[0] == batch
-        if copies == 1 or not grows.get(path, unknown):
+        if copies == 1 or not growth.get(path, unknown):
             return value
         return value.repeat(copies, *([1] * (value.ndim - 1)))
     if isinstance(value, dict):
-        return {key: widen(part, batch, copies, grows, (*path, key)) for key, part in value.items()}
+        widened = {}
+        for key, inner in value.items():
+            widened[key] = widen(inner, batch, copies, growth, (*path, key))
+        return widened
     if isinstance(value, (tuple, list)):
-        return tuple(
-            widen(part, batch, copies, grows, (*path, key)) for key, part in enumerate(value)
-        )
+        members = []
+        for index, inner in enumerate(value):
+            members.append(widen(inner, batch, copies, growth, (*path, index)))
+        return tuple(members)
     return value

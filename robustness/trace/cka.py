@@ -13,20 +13,25 @@ averaged over batches before the ratio is taken (Nguyen et al. 2021, eq. 3):
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustness.trace import capture, numerics
 
+if TYPE_CHECKING:
+    from robustness.trace.types import Captured, TokenFacts
+
 FEWEST = 4
 """Sequences in a batch below which the estimator is not defined."""
 
 
-def last_token(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def last_token(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
     """Keep the residual stream at the last token of every sequence, (width, sequence)."""
-    return {"last": numerics.precise(capture.at_last_token(captured["residual"], text)).T}
+    return {"last": numerics.precise(capture.at_last_token(captured["residual"], facts)).T}
 
 
 def hsic(states: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Runs a plan: executes steps on states in the order that the plan says.
+"""Interprets a plan: executes steps on states in the order of its rows.
 
 It knows neither models nor tracing. A step is a plain value, as from `schedule.plain`: the index of
 a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
@@ -6,40 +6,61 @@ a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from robustness.trace import block_calls, sublayers
 
+if TYPE_CHECKING:
+    from robustness.trace.types import (
+        CleanRun,
+        Context,
+        Contexts,
+        Envoy,
+        Growths,
+        Modules,
+        PlainStep,
+        Row,
+    )
 
-def enter(blocks: Sequence[Any], attentions: dict[int, Any]) -> tuple[list[Tensor], dict[str, Any]]:
+
+def enter(
+    blocks: Sequence[Envoy], attentions: Mapping[int, Envoy]
+) -> tuple[list[Tensor], Contexts]:
     """Wait for every block of the clean run, and for some attentions by layer.
 
     Returns
     -------
     tuple
-        What enters every block, and the contexts of `blocks` and `attentions`, by layer.
+        The residual streams that enter the blocks, and the contexts of blocks and attentions.
     """
-    states, contexts, within = [], [], {}
+    states, of_blocks, of_attentions = [], [], {}
     for layer, block in enumerate(blocks):
         hidden, context = block_calls.split_inputs(block.inputs)
         states.append(hidden)
-        contexts.append(context)
+        of_blocks.append(context)
         if layer in attentions:
-            _, within[layer] = block_calls.split_inputs(attentions[layer].inputs)
-    return states, {"blocks": contexts, "attentions": within}
+            _, of_attentions[layer] = block_calls.split_inputs(attentions[layer].inputs)
+    return states, contexts_of(of_blocks, of_attentions)
+
+
+def contexts_of(blocks: Sequence[Context], attentions: Mapping[int, Context]) -> Contexts:
+    """Return the contexts of blocks and of attentions together."""
+    return {"blocks": blocks, "attentions": attentions}
 
 
 def execute(
-    step: Any,
+    step: PlainStep,
     hidden: Tensor,
-    contexts: dict[str, Any],
-    parts: dict[str, Any],
+    contexts: Contexts,
+    modules: Modules,
     copies: int = 1,
-    grows: dict[str, Any] | None = None,
+    growths: Growths | None = None,
 ) -> Tensor:
     """Execute a step on states stacked along the batch, and return its output, of the same shape.
 
@@ -49,45 +70,37 @@ def execute(
         A plain step.
     hidden : tensor of shape (copies · sequence, token, width)
         States of `copies` schedules.
-    contexts : dict
-        The contexts of `blocks` and `attentions`, by layer.
-    parts : dict
-        `blocks`, and for sublayers what `sublayers.added` takes.
+    contexts : Contexts
+        The contexts of blocks and attentions, by layer.
+    modules : Modules
+        The blocks, and for sublayers what `sublayers.added` takes.
     copies : int
-        How many states are stacked.
-    grows : dict
-        Of `blocks` and `attentions`, as for `interpreter.widen`; not needed for a single state.
+        Number of states that are stacked.
+    growths : Growths
+        As for `block_calls.widen`; not needed for a single state.
     """
     batch = len(hidden) // copies
     if not isinstance(step, tuple):
-        known = grows["blocks"] if grows else {}
-        return block_calls.call(
-            parts["blocks"][step],
-            hidden,
-            block_calls.widen(contexts["blocks"][step], batch, copies, known),
-        )
+        known = growths["blocks"] if growths else {}
+        context = block_calls.widen(contexts["blocks"][step], batch, copies, known)
+        return block_calls.call(modules["blocks"][step], hidden, context)
     kind, inner = step
     if kind == "parallel":
-        outs = [execute(member, hidden, contexts, parts, copies, grows) for member in inner]
+        outs = [execute(member, hidden, contexts, modules, copies, growths) for member in inner]
         # Half-precision means are taken in float32: a sum could exceed their range.
         return torch.stack([out.to(outs[0].device) for out in outs]).mean(0)
     context = sublayers.EMPTY
     if kind == "attention":
-        known = grows["attentions"] if grows else {}
+        known = growths["attentions"] if growths else {}
         context = block_calls.widen(contexts["attentions"][inner], batch, copies, known)
     which = sublayers.ATTENTION if kind == "attention" else sublayers.MLP
-    out = sublayers.added(inner, which, hidden, context, parts)
-    # What enters may come from another device than the block's.
+    out = sublayers.added(inner, which, hidden, context, modules)
+    # The stream may come from another device than the block's.
     return hidden.to(out.device) + out
 
 
 def run(
-    rows: Sequence[Any],
-    states: dict[int, Tensor],
-    contexts: dict[str, Any],
-    grows: dict[str, Any],
-    parts: dict[str, Any],
-    read: Callable[[list[Tensor], Sequence[Any]], None],
+    rows: Sequence[Row], clean: CleanRun, read: Callable[[list[Tensor], Sequence[Any]], None]
 ) -> None:
     """Interpret the rows of a plan.
 
@@ -95,13 +108,12 @@ def run(
     ----------
     rows : sequence of tuple
         The plan's rows.
-    states : dict of int to tensor of shape (sequence, token, width)
-        The clean states that the plan starts from; emptied on the way.
-    contexts, grows, parts : dict
-        As for `execute`.
+    clean : CleanRun
+        What the plan starts from; its states are removed as soon as no row needs them.
     read : callable
-        Given final states and, for each, the indices of the schedules that end in it.
+        Called with final states and, for each, the indices of the schedules that end in it.
     """
+    states = clean["states"]
     for kind, step, sources, results, done in rows:
         inputs = [states[state] for state in sources]
         for state in done:
@@ -113,7 +125,10 @@ def run(
         # States come from blocks that may be on several devices.
         where = inputs[0].device
         stacked = inputs[0] if len(inputs) == 1 else torch.cat([one.to(where) for one in inputs])
+        # Freed before the step runs, since they may be most of the memory.
         del inputs
-        out = execute(step, stacked, contexts, parts, len(sources), grows)
-        for state, part in zip(results, out.split(batch)):
-            states[state] = part
+        out = execute(
+            step, stacked, clean["contexts"], clean["modules"], len(sources), clean["growths"]
+        )
+        for state, leaving in zip(results, out.split(batch)):
+            states[state] = leaving

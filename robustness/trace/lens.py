@@ -9,13 +9,18 @@ which makes early predictions look uniform.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustness.trace import numerics, readings, readout, unembedding
+
+if TYPE_CHECKING:
+    from robustness.trace.types import Captured, Head, Modules, TokenFacts
 
 SMALL, LARGE = 2.0**-20, 2.0**6
 """Sizes of states beside which what norms add counts for all, and for nothing; half precision has
@@ -24,13 +29,13 @@ them both."""
 READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
 
 
-def states(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+def states(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
     """Keep the residual stream of the tokens whose predictions are read."""
-    return {"state": captured["residual"][:, text["first"] : text["last"]]}
+    return {"state": captured["residual"][:, facts["first"] : facts["last"]]}
 
 
 def read(
-    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+    taken: Sequence[dict[str, Tensor]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
     """Read the residual stream of every depth, (depth, sequence, query, width), in both ways.
 
@@ -41,54 +46,55 @@ def read(
         `entropy`, in nats; `agreement` and `accuracy`, shares of tokens. Lens 0 is recomputed, 1 is
         frozen.
     """
-
-    def normed(state: Tensor) -> Tensor:
-        for norm in parts["norms"]:
-            state = norm(state)
-        return numerics.precise(state)
-
     final = taken[-1]["state"]
-    ending = normed(final)
+    ending = _normed(final, modules)
     read_by_head = ending.to(final.dtype)
-    head = unembedding.predictor(with_bias_as_feature(parts["head"], read_by_head), parts["squash"])
-    matrix, bias = parts["matrix"]
-    if bias is not None:
-        matrix = torch.cat([matrix, bias[:, None]], 1)
+    unbiased = with_bias_as_feature(modules["head"], read_by_head)
+    head = unembedding.predictor(unbiased, modules["squash"])
+    matrix, bias = modules["matrix"]
     # A matrix without a bias needs no feature for it.
     plain = matrix is not None and bias is None
-    targets, vocabulary = text["targets"].flatten(), text["vocabulary"]
+    if matrix is not None and bias is not None:
+        matrix = torch.cat([matrix, bias[:, None]], 1)
+    targets, vocabulary = facts["targets"].flatten(), facts["vocabulary"]
     clean = readout.reference(_feature(ending, 1, plain), targets, head, vocabulary, matrix)
-    shift = normed(torch.zeros_like(final[:1, :1])) if parts["norms"] else 0
-    lens: list[list[dict[str, Tensor]]] = [[], []]
+    shift = _normed(torch.zeros_like(final[:1, :1]), modules) if modules["norms"] else 0
+    lenses: list[list[dict[str, Tensor]]] = [[], []]
     for kept in taken:
-        recomputed = normed(kept["state"])
+        recomputed = _normed(kept["state"], modules)
         frozen = recomputed
-        if parts["norms"]:
-            ratio = spread(kept["state"], parts) / spread(final, parts)
+        if modules["norms"]:
+            ratio = spread(kept["state"], modules) / spread(final, modules)
             frozen = (recomputed - shift) * ratio
         both = torch.stack([_feature(recomputed, 1, plain), _feature(frozen, 0, plain)])
         values = readout.compare(both, clean, ("kl", "kl_reverse"))
-        for index, collected in enumerate(lens):
-            collected.append({name: value[index] for name, value in values.items()})
-    reduced = [readings.reduce(collected, text) for collected in lens]
+        for index, read_out in enumerate(lenses):
+            read_out.append({name: value[index] for name, value in values.items()})
+    masks = facts["compared"], facts["predicted"]
+    reduced = [readings.reduce(read_out, masks) for read_out in lenses]
     return {name: torch.stack([one[name] for one in reduced]) for name in READINGS}
 
 
-def spread(state: Tensor, parts: dict[str, Any]) -> Tensor:
+def _normed(state: Tensor, modules: Modules) -> Tensor:
+    """Return what follows the last block makes of a state, in float32 or wider."""
+    return numerics.precise(readings.through_norms(state, modules))
+
+
+def spread(state: Tensor, modules: Modules) -> Tensor:
     """Return by what a norm divides a state, (…, 1) of (…, width).
 
     The standard deviation, or the root of the mean square for a norm that does not centre; one
     where there is no norm.
     """
     state = numerics.precise(state)
-    if not parts["normed"]:
+    if not modules["normed"]:
         return torch.ones_like(state[..., :1])
-    if parts["centres"]:
+    if modules["centres"]:
         state = state - state.mean(-1, keepdim=True)
-    return (state.square().mean(-1, keepdim=True) + parts["epsilon"]).sqrt()
+    return (state.square().mean(-1, keepdim=True) + modules["epsilon"]).sqrt()
 
 
-def stabiliser(like: Tensor, parts: dict[str, Any]) -> float:
+def stabiliser(like: Tensor, modules: Modules) -> float:
     """Return what the norm after the last block adds to the mean square, as its outputs tell.
 
     A state whose mean square is s comes out smaller than a large one by the root of s / (s + eps).
@@ -98,51 +104,41 @@ def stabiliser(like: Tensor, parts: dict[str, Any]) -> float:
     like : tensor of shape (sequence, token, width)
         Of what type states are.
     """
-    if not parts["normed"]:
+    if not modules["normed"]:
         return 0.0
-
-    def norm(state: Tensor) -> Tensor:
-        for part in parts["norms"]:
-            state = part(state)
-        return numerics.precise(state)
 
     # Without a mean, so that it is the same for a norm that centres.
     signs = torch.ones_like(like)
     signs[..., ::2] = -1
     signs = signs - signs.mean(-1, keepdim=True)
-    shift = norm(torch.zeros_like(like))
-    small, large = (float((norm(signs * size) - shift).norm()) for size in (SMALL, LARGE))
+    shift = _normed(torch.zeros_like(like), modules)
+    small, large = (
+        float((_normed(signs * size, modules) - shift).norm()) for size in (SMALL, LARGE)
+    )
     square = SMALL**2 * float(numerics.precise(signs).square().mean())
     return square * ((large / small) ** 2 - 1) if small > 0 else 0.0
 
 
-def departure(like: Tensor, parts: dict[str, Any]) -> float:
+def departure(like: Tensor, modules: Modules) -> float:
     """Return by how much what follows the last block departs from a linear map over `spread`.
 
     On states of ordinary size, made up, of the width and type of `like` (sequence, token, width);
     relative to what it gives. Without a norm, 0.
     """
-    if not parts["norms"]:
+    if not modules["norms"]:
         return 0.0
 
-    def norm(state: Tensor) -> Tensor:
-        for part in parts["norms"]:
-            state = part(state)
-        return numerics.precise(state)
-
-    shift = norm(torch.zeros_like(like))
+    shift = _normed(torch.zeros_like(like), modules)
     waves = torch.arange(like[0].numel(), device=like.device).view_as(like[0])
     one, other = torch.sin(1.7 * waves) + 1, torch.cos(0.9 * waves**1.1)
     mapped = []
     for state in (one, other, one + other):
         rounded = state.to(like.dtype).expand_as(like)
-        mapped.append((norm(rounded) - shift) * spread(rounded, parts))
+        mapped.append((_normed(rounded, modules) - shift) * spread(rounded, modules))
     return float((mapped[0] + mapped[1] - mapped[2]).abs().max() / mapped[2].abs().max())
 
 
-def with_bias_as_feature(
-    head: Callable[[Tensor], Tensor], like: Tensor
-) -> Callable[[Tensor], Tensor]:
+def with_bias_as_feature(head: Head, like: Tensor) -> Head:
     """Return the head as a function of states with one more feature, by which its bias counts.
 
     States without it are as wide and of the type as `like` (sequence, query, width).

@@ -3,16 +3,21 @@
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustness.trace import capture, numerics
 
+if TYPE_CHECKING:
+    from robustness.trace.types import Captured, Modules, TokenFacts
 
-def measure(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]:
+
+def measure(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
     """Norms at a layer, and at every depth the norm of the residual stream.
 
     Returns
@@ -27,28 +32,28 @@ def measure(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Tensor]
     """
     residual = numerics.precise(captured["residual"])
     found = {
-        "residual_norm": _statistics(_norm(residual, text), text),
-        "last": capture.at_last_token(residual, text),
+        "residual_norm": _statistics(_norm(residual, facts), facts),
+        "last": capture.at_last_token(residual, facts),
     }
     if "output" not in captured:
         return found
     attention, mlp = numerics.precise(captured["attention"]), numerics.precise(captured["mlp"])
     output = numerics.precise(captured["output"])
-    written = {"attention": _norm(attention, text), "mlp": _norm(mlp, text)}
-    found["attention_norm"] = _statistics(written["attention"], text)
-    found["mlp_norm"] = _statistics(written["mlp"], text)
-    found["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], text)
-    if not text["parallel"]:
-        middle = _norm(residual + attention, text)
-        found["middle_norm"] = _statistics(middle, text)
-        found["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, text)
+    written = {"attention": _norm(attention, facts), "mlp": _norm(mlp, facts)}
+    found["attention_norm"] = _statistics(written["attention"], facts)
+    found["mlp_norm"] = _statistics(written["mlp"], facts)
+    found["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], facts)
+    if not facts["parallel"]:
+        middle = _norm(residual + attention, facts)
+        found["middle_norm"] = _statistics(middle, facts)
+        found["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, facts)
     cosine = torch.nn.functional.cosine_similarity(residual, output, dim=-1)
-    found["block_influence"] = capture.token_mean(1 - cosine, text)
+    found["block_influence"] = capture.token_mean(1 - cosine, facts)
     return found
 
 
 def finish(
-    taken: Sequence[dict[str, Tensor]], parts: dict[str, Any], text: dict[str, Any]
+    taken: Sequence[dict[str, Tensor]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
     """Stack over layers, and add `angular_distance` (layer, span, sequence).
 
@@ -69,15 +74,15 @@ def finish(
     return found
 
 
-def _norm(values: Tensor, text: dict[str, Any]) -> Tensor:
+def _norm(values: Tensor, facts: TokenFacts) -> Tensor:
     """Norms over features, (processing, sequence, token)."""
     kinds = [values.norm(dim=-1)]
-    if text["centres"]:
+    if facts["centres"]:
         kinds.append((values - values.mean(-1, keepdim=True)).norm(dim=-1))
     return torch.stack(kinds)
 
 
-def _statistics(values: Tensor, text: dict[str, Any]) -> Tensor:
+def _statistics(values: Tensor, facts: TokenFacts) -> Tensor:
     """Return (processing, statistic, sequence) of values (processing, sequence, token)."""
-    statistics = [capture.token_mean(values, text), capture.token_median(values, text).cpu()]
+    statistics = [capture.token_mean(values, facts), capture.token_median(values, facts).cpu()]
     return torch.stack([*statistics, values[..., 0].cpu()], 1)

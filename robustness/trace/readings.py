@@ -1,53 +1,44 @@
-"""Compares schedules with the clean run: runs a plan on a batch, reads and reduces final states.
+"""Readings of a plan's final states: readouts of every query, and scores of continuations.
+
+Both run the rows of a plan from the clean states of a trace, and reduce each final state at once,
+so that no more than one reading is kept.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from robustness.trace import block_calls, interpreter, readout
+from robustness.trace import block_calls, interpreter, readout, unembedding
+
+if TYPE_CHECKING:
+    from robustness.trace.types import (
+        CleanReadout,
+        CleanRun,
+        ContinuationQueries,
+        Modules,
+        PlanRows,
+        Readout,
+        ReadoutQueries,
+    )
 
 
-def measure(
-    rows: Sequence[Any],
-    schedules: int,
-    states: dict[int, Tensor],
-    final: Tensor,
-    contexts: dict[str, Any],
-    grows: dict[str, Any],
-    parts: dict[str, Any],
-    norms: Sequence[Callable[..., Any]],
-    head: Callable[..., Any],
-    text: dict[str, Any],
-    matrix: tuple[Tensor | None, Tensor | None],
-) -> dict[str, Tensor]:
+def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[str, Tensor]:
     """Run a plan and reduce every readout to one number per sequence.
 
     Parameters
     ----------
-    rows : sequence of tuple
-        The plan's rows.
-    schedules : int
-        How many schedules the plan reads.
-    states : dict of int to tensor of shape (sequence, token, width)
-        The clean states that the plan starts from; emptied on the way.
-    final : tensor of shape (sequence, token, width)
-        What the clean run hands to the final norm.
-    contexts, grows, parts
-        As for `steps.execute`.
-    norms, head : callable
-        What follows the last block.
-    text : dict
-        `targets`, the tokens to predict (sequence, query); `first` and `last`, the range of query
-        positions; `compared` and `predicted`, which of them count (sequence, query): for KL,
-        agreement and entropy, and for loss and accuracy; `vocabulary`, the number of logits;
-        `divergences`, as for `readout.compare`; `per_token`, whether single tokens are wanted.
-    matrix : tuple
-        The head's matrix and bias, or None for each.
+    plan : PlanRows
+        What is executed.
+    clean : CleanRun
+        What the plan starts from.
+    queries : ReadoutQueries
+        The positions that are read, and what is kept of them.
 
     Returns
     -------
@@ -58,47 +49,109 @@ def measure(
         Where single tokens are wanted, of each readout `token_NAME` too (…, sequence, query), NaN
         where none counts or is known.
     """
-    text = block_calls.move(text, final.device)
+    modules, final = clean["modules"], clean["final"]
+    here: ReadoutQueries = block_calls.move(queries, final.device)
 
-    def finish(hidden: Tensor) -> Tensor:
-        hidden = hidden.to(final.device)[:, text["first"] : text["last"]]
-        for norm in norms:
-            hidden = norm(hidden)
-        return hidden.flatten(0, 1)
+    def head_input(state: Tensor) -> Tensor:
+        kept = state.to(final.device)[:, here["first"] : here["last"]]
+        return through_norms(kept, modules).flatten(0, 1)
 
-    clean = readout.reference(
-        finish(final), text["targets"].flatten(), head, text["vocabulary"], *matrix
-    )
-    collected: list[Any] = [None] * schedules
+    targets = here["targets"].flatten()
+    reference = _reference(head_input(final), targets, modules, here["vocabulary"])
+    read_out: list[Readout] = [{} for _ in range(plan["schedules"])]
 
     def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
-        states = torch.stack([finish(state) for state in finals])
-        values = readout.compare(states, clean, text["divergences"])
+        states = torch.stack([head_input(state) for state in finals])
+        values = readout.compare(states, reference, here["divergences"])
         for position, indices in enumerate(ends):
             for index in indices:
-                collected[index] = {name: value[position] for name, value in values.items()}
+                read_out[index] = {name: value[position] for name, value in values.items()}
 
-    interpreter.run(rows, states, contexts, grows, parts, read)
-    measured = reduce(collected, text)
-    unchanged = reduce([clean["readout"]], text)
+    interpreter.run(plan["rows"], clean, read)
+    masks, per_token = (here["compared"], here["predicted"]), here["per_token"]
+    measured = reduce(read_out, masks, per_token)
+    unchanged = reduce([reference["readout"]], masks, per_token)
     for name in ("loss", "entropy", "accuracy"):
         measured[f"clean_{name}"] = unchanged[name][0]
-        if text.get("per_token"):
+        if per_token:
             measured[f"token_clean_{name}"] = unchanged[f"token_{name}"][0]
     return measured
 
 
-def reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict[str, Tensor]:
-    """Means over the tokens that count, and what else is kept of a sequence, on the CPU.
+def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict[str, Tensor]:
+    """Run a plan and score the tokens of continuations; only their positions are unembedded.
+
+    Parameters
+    ----------
+    plan : PlanRows
+        What is executed.
+    clean : CleanRun
+        What the plan starts from.
+    queries : ContinuationQueries
+        The tokens of the continuations.
+
+    Returns
+    -------
+    dict of str to tensor of shape (schedule, token)
+        `loss`, in nats, and `hit`, whether the token is the most likely one.
+    """
+    modules, final = clean["modules"], clean["final"]
+    here: ContinuationQueries = block_calls.move(queries, final.device)
+
+    def head_input(state: Tensor) -> Tensor:
+        kept = state.to(final.device)[here["item"], here["query"]]
+        return through_norms(kept[None], modules)[0]
+
+    reference = _reference(head_input(final), here["targets"], modules, here["vocabulary"])
+    losses: list[Any] = [None] * plan["schedules"]
+    hits: list[Any] = [None] * plan["schedules"]
+
+    def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
+        states = torch.stack([head_input(state) for state in finals])
+        values = readout.compare(states, reference, ())
+        for position, indices in enumerate(ends):
+            for index in indices:
+                losses[index] = values["loss"][position]
+                hits[index] = values["accuracy"][position]
+
+    interpreter.run(plan["rows"], clean, read)
+    return {"loss": torch.stack(losses).cpu(), "hit": torch.stack(hits).cpu()}
+
+
+def through_norms(state: Tensor, modules: Modules) -> Tensor:
+    """Return what the head receives of a final state."""
+    for norm in modules["norms"]:
+        state = norm(state)
+    return state
+
+
+def _reference(hidden: Tensor, targets: Tensor, modules: Modules, vocabulary: int) -> CleanReadout:
+    """Read the clean run's final states, as the head receives them (token, width)."""
+    head = unembedding.predictor(modules["head"], modules["squash"])
+    return readout.reference(hidden, targets, head, vocabulary, *modules["matrix"])
+
+
+def reduce(
+    readouts: Sequence[Readout], masks: tuple[Tensor, Tensor], per_token: bool = False
+) -> dict[str, Tensor]:
+    """Return means over the tokens that count, and what else is kept of a sequence, on the CPU.
 
     Sums are taken in float64, which not every device has.
+
+    Parameters
+    ----------
+    readouts : sequence of dict
+        Readouts of every schedule (token,).
+    masks : pair of tensors of shape (sequence, query)
+        The queries that count for KL, agreement and entropy, and those for loss and accuracy.
+    per_token : bool
+        Whether the readouts of single tokens are kept too.
     """
-    shape = text["targets"].shape
-    compared, predicted = text["compared"].cpu(), text["predicted"].cpu()
-    values = {
-        name: torch.stack([one[name] for one in readouts]).cpu().unflatten(-1, shape)
-        for name in readouts[0]
-    }
+    compared, predicted = (mask.cpu() for mask in masks)
+    values = {}
+    for name in readouts[0]:
+        stacked = torch.stack([one[name] for one in readouts])
+        values[name] = stacked.cpu().unflatten(-1, compared.shape)
     top = values.pop("top")
     finite = torch.stack([torch.isfinite(value) for value in values.values()]).all(0)
     reduced = {}
@@ -108,7 +161,7 @@ def reduce(readouts: Sequence[dict[str, Tensor]], text: dict[str, Any]) -> dict[
         known = torch.where(finite, value, torch.full_like(value, torch.nan))
         kept = torch.where(mask, known, torch.zeros_like(value)).double().sum(-1)
         reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
-        if text.get("per_token"):
+        if per_token:
             reduced[f"token_{name}"] = torch.where(mask, known, torch.full_like(value, torch.nan))
     reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
     counted = compared & finite

@@ -10,33 +10,37 @@ exist for all tokens and the whole vocabulary at once.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustness.trace import numerics
 
-PIECE = {"cpu": 2**20}
-"""Logits held at once by kind of device: on a CPU, as many as its cache holds in float32."""
+if TYPE_CHECKING:
+    from robustness.trace.types import CleanReadout, Head, Readout
 
-PIECE_ELSEWHERE = 2**26
+LOGITS_AT_ONCE = {"cpu": 2**20}
+"""Number of logits held at once by kind of device: as many as a CPU's cache holds in float32."""
 
-NARROWEST = 256
+LOGITS_AT_ONCE_ELSEWHERE = 2**26
+"""Number of logits held at once on any other device."""
+
+NARROWEST_STRIP = 256
 """Fewest columns of a strip: narrower products waste the processor."""
-
-Readout = dict[str, Tensor]
 
 
 def reference(
     hidden: Tensor,
     targets: Tensor,
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     vocabulary: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-) -> dict[str, Any]:
+) -> CleanReadout:
     """Read the clean run's final states, and keep what other schedules are compared with.
 
     Parameters
@@ -56,7 +60,7 @@ def reference(
 
     Returns
     -------
-    dict
+    CleanReadout
         What `compare` needs, and `readout`: the clean `loss` and `entropy` in nats and `accuracy`
         per token, with `top`, the most likely token.
     """
@@ -64,7 +68,7 @@ def reference(
         # Of a model over several devices, the last state may be on another than the head.
         hidden = hidden.to(weight.device, weight.dtype)
     targets = targets.to(hidden.device)
-    clean: dict[str, Any] = {
+    clean: CleanReadout = {
         "hidden": hidden,
         "targets": targets,
         "head": head,
@@ -75,22 +79,23 @@ def reference(
     if weight is None:
         sums, target, _ = _by_calls(hidden[None], clean, ())
     else:
-        sums, target, expected = _by_strips(hidden[None], clean, True)
+        sums, target, expected = _by_strips(hidden[None], weight, clean, True)
         clean["expected"] = expected[0]
-    clean["sums"] = tuple(part[0] for part in sums)
+    largest, top, total, weighted = sums
+    clean["sums"] = (largest[0], top[0], total[0], weighted[0])
     values = _values(sums, target, targets)
     clean["readout"] = {name: value[0] for name, value in values.items()}
     return clean
 
 
-def compare(hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str] = ("kl",)) -> Readout:
+def compare(hidden: Tensor, clean: CleanReadout, divergences: Sequence[str] = ("kl",)) -> Readout:
     """Read the final states of schedules on the tokens of the clean run.
 
     Parameters
     ----------
     hidden : tensor of shape (state, token, width)
         Final states of one or more schedules, as the head receives them.
-    clean : dict
+    clean : CleanReadout
         What `reference` returned.
     divergences : sequence of str
         Which are wanted of `kl`, KL(clean ‖ other), and `kl_reverse`, KL(other ‖ clean). Without
@@ -102,28 +107,30 @@ def compare(hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str] = 
         `loss`, `entropy` and the divergences in nats; `agreement` and `accuracy`, 0 or 1; `top`,
         the most likely token.
     """
-    if clean["weight"] is None:
-        sums, target, found = _by_calls(hidden, clean, divergences)
+    weight = clean["weight"]
+    if weight is None:
+        sums, target, diverged = _by_calls(hidden, clean, divergences)
     else:
-        hidden = hidden.to(clean["weight"].device, clean["weight"].dtype)
-        sums, target, expected = _by_strips(hidden, clean, "kl_reverse" in divergences)
-        difference, before, found = clean["hidden"] - hidden, clean["sums"], {}
+        hidden = hidden.to(weight.device, weight.dtype)
+        sums, target, expected = _by_strips(hidden, weight, clean, "kl_reverse" in divergences)
+        difference, before, diverged = clean["hidden"] - hidden, clean["sums"], {}
         if "kl" in divergences:
-            found["kl"] = numerics.kl_from_states(clean["expected"], difference, sums, before)
+            diverged["kl"] = numerics.kl_from_states(clean["expected"], difference, sums, before)
         if "kl_reverse" in divergences:
-            found["kl_reverse"] = numerics.kl_from_states(expected, -difference, before, sums)
-    values = {**_values(sums, target, clean["targets"]), **found}
+            diverged["kl_reverse"] = numerics.kl_from_states(expected, -difference, before, sums)
+    values = {**_values(sums, target, clean["targets"]), **diverged}
     values["agreement"] = (sums[1] == clean["sums"][1]).to(target.dtype)
     return values
 
 
 def _by_strips(
-    hidden: Tensor, clean: dict[str, Any], expect: bool
+    hidden: Tensor, weight: Tensor, clean: CleanReadout, expect: bool
 ) -> tuple[numerics.Sums, Tensor, Tensor]:
     """Sums, target logits and, if asked for, the expected rows of the matrix, strip by strip."""
-    weight, bias, targets = clean["weight"], clean["bias"], clean["targets"]
+    bias, targets = clean["bias"], clean["targets"]
     count = hidden.shape[0] * hidden.shape[1]
-    width = max(NARROWEST, PIECE.get(hidden.device.type, PIECE_ELSEWHERE) // count)
+    together = LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_AT_ONCE_ELSEWHERE)
+    width = max(NARROWEST_STRIP, together // count)
     sums = numerics.start(hidden)
     expected = torch.zeros_like(hidden)
     for offset in range(0, len(weight), width):
@@ -140,40 +147,41 @@ def _by_strips(
     return sums, target, expected / sums[2][..., None]
 
 
-def chunk(device: str, vocabulary: int) -> int:
+def tokens_per_call(device: str, vocabulary: int) -> int:
     """Return for how many tokens a head that can only be called is called at once."""
-    return max(1, PIECE.get(device, PIECE_ELSEWHERE) // vocabulary)
+    return max(1, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE) // vocabulary)
 
 
 def _by_calls(
-    hidden: Tensor, clean: dict[str, Any], divergences: Sequence[str]
+    hidden: Tensor, clean: CleanReadout, divergences: Sequence[str]
 ) -> tuple[numerics.Sums, Tensor, dict[str, Tensor]]:
     """Sums, target logits and KL either way, as asked for, chunk of tokens by chunk of tokens."""
-    size = chunk(hidden.device.type, clean["vocabulary"])
+    size = tokens_per_call(hidden.device.type, clean["vocabulary"])
 
     def logits_of(states: Tensor) -> Tensor:
         # A model that is spread over several devices may have its head on another.
         return numerics.precise(clean["head"](states)).to(hidden.device)
 
-    parts = []
+    # One tuple of numbers for each state of the first chunk, then of the second, and so on.
+    chunks = []
     for first in range(0, hidden.shape[1], size):
         tokens = slice(first, first + size)
         targets = clean["targets"][tokens, None]
-        before: Any = None
-        if divergences:
-            before = logits_of(clean["hidden"][tokens])
+        # Without a divergence, the head need not be called on the clean states again.
+        before = logits_of(clean["hidden"][tokens]) if divergences else hidden
         for state in hidden:
             logits = logits_of(state[tokens])
             target = logits.gather(-1, targets)[..., 0]
             pairs = {"kl": (before, logits), "kl_reverse": (logits, before)}
-            found = [numerics.kl_from_logits(*pairs[name]) for name in divergences]
+            diverged = [numerics.kl_from_logits(*pairs[name]) for name in divergences]
             sums, _, _ = numerics.absorb(numerics.start(logits), logits)
-            parts.append((*sums, target, *found))
-    states = hidden.shape[0]
-    joined = [
-        torch.stack([torch.cat(column[state::states]) for state in range(states)])
-        for column in zip(*parts)
-    ]
+            chunks.append((*sums, target, *diverged))
+    states = range(hidden.shape[0])
+    joined = []
+    for column in zip(*chunks):
+        # Every n-th of n states' chunks is of the same state.
+        of_states = [torch.cat(column[state :: len(states)]) for state in states]
+        joined.append(torch.stack(of_states))
     largest, top, total, weighted, target, *rest = joined
     return (largest, top, total, weighted), target, dict(zip(divergences, rest))
 

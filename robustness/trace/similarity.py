@@ -12,25 +12,35 @@ and l + 1 are exchanged, both at the same token, the cosines are
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from robustness.trace import capture, numerics, sublayers
 
+if TYPE_CHECKING:
+    from robustness.trace.types import Captured, Modules, TokenFacts
+
 COMPARISONS = ("adjacent", "self_first", "self_second", "index_early", "index_late")
 COMPONENTS = ("attention", "mlp")
 
 
-def written(captured: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def written(captured: Captured, facts: TokenFacts) -> dict[str, Any]:
     """Keep what a block reads, and what its sublayers write."""
-    return {name: captured[name] for name in ("residual", "context", *COMPONENTS)}
+    return {
+        "residual": captured["residual"],
+        "context": captured["context"],
+        "attention": captured["attention"],
+        "mlp": captured["mlp"],
+    }
 
 
 def compare(
-    taken: Sequence[dict[str, Any]], parts: dict[str, Any], text: dict[str, Any]
+    taken: Sequence[dict[str, Any]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
     """Swap every adjacent pair of blocks, two block applications each, and compare.
 
@@ -43,8 +53,8 @@ def compare(
     for first, kept in enumerate(taken[:-1]):
         after = taken[first + 1]
         hidden = kept["residual"]
-        hidden, *second = sublayers.apply(first + 1, hidden, after["context"], parts)
-        _, *moved = sublayers.apply(first, hidden, kept["context"], parts)
+        hidden, *second = sublayers.apply(first + 1, hidden, after["context"], modules)
+        _, *moved = sublayers.apply(first, hidden, kept["context"], modules)
         components = []
         for index, name in enumerate(COMPONENTS):
             pairs = (
@@ -54,18 +64,18 @@ def compare(
                 (second[index], kept[name]),
                 (moved[index], after[name]),
             )
-            components.append(torch.stack([_cosine(a, b, text) for a, b in pairs]))
+            components.append(torch.stack([_cosine(a, b, facts) for a, b in pairs]))
         layers.append(torch.stack(components, 1))
-    shape = (len(COMPARISONS), len(COMPONENTS), 1 + text["centres"], len(taken[0]["residual"]))
+    shape = (len(COMPARISONS), len(COMPONENTS), 1 + facts["centres"], len(taken[0]["residual"]))
     layers.append(torch.full(shape, torch.nan, dtype=numerics.precise(taken[0]["mlp"]).dtype))
     return {"cosine": torch.stack(layers, 3)}
 
 
-def _cosine(a: Tensor, b: Tensor, text: dict[str, Any]) -> Tensor:
+def _cosine(a: Tensor, b: Tensor, facts: TokenFacts) -> Tensor:
     """Mean cosine over the tokens that count, (processing, sequence)."""
     a, b = numerics.precise(a), numerics.precise(b).to(a.device)
     kinds = [(a, b)]
-    if text["centres"]:
+    if facts["centres"]:
         kinds.append((a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)))
     cosine = torch.nn.functional.cosine_similarity
-    return capture.token_mean(torch.stack([cosine(x, y, dim=-1) for x, y in kinds]), text)
+    return capture.token_mean(torch.stack([cosine(x, y, dim=-1) for x, y in kinds]), facts)

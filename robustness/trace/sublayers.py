@@ -9,26 +9,29 @@ else None.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustness.trace import block_calls, numerics
 
+if TYPE_CHECKING:
+    from robustness.trace.types import Context, Modules
+
 ATTENTION, MLP = 0, 1
 """Places of the two sublayers of a block."""
 
-EMPTY: block_calls.Context = ((), {})
+EMPTY: Context = ((), {})
 
 CLEARLY = 4.0
 """How many times as wrong the other answer must be for one to be believed."""
 
 
-def added(
-    layer: int, which: int, hidden: Tensor, context: block_calls.Context, parts: dict[str, Any]
-) -> Tensor:
+def added(layer: int, which: int, hidden: Tensor, context: Context, modules: Modules) -> Tensor:
     """Run a sublayer on a residual stream, and return what it adds to it, of the same shape.
 
     Parameters
@@ -38,10 +41,10 @@ def added(
     hidden : tensor of shape (sequence, token, width)
     context : tuple
         What attention is called with besides what it reads; for an MLP, `EMPTY`.
-    parts : dict
+    modules : Modules
         `sublayers` of every block, and their `factors`.
     """
-    before, main, after, place = parts["sublayers"][layer][which]
+    before, main, after, place = modules["sublayers"][layer][which]
     out = hidden
     for part in before:
         out = block_calls.call(part, out, EMPTY)
@@ -54,25 +57,23 @@ def added(
     for part in after:
         out = block_calls.call(part, out, EMPTY)
     # Some MLPs, experts above all, see one long text.
-    return scaled(out.view_as(hidden), layer, which, parts)
+    return scaled(out.view_as(hidden), layer, which, modules)
 
 
-def handed(layer: int, which: int, entering: Tensor, parts: dict[str, Any]) -> Tensor | None:
+def handed(layer: int, which: int, entering: Tensor, modules: Modules) -> Tensor | None:
     """Wait for the stream that a sublayer of the clean run adds to itself, or return None.
 
     Attention is handed the stream that enters the block. To be called before anything of an MLP is
     read.
     """
-    _, main, _, place = parts["sublayers"][layer][which]
+    _, main, _, place = modules["sublayers"][layer][which]
     if place is None or which == ATTENTION:
         return None if place is None else entering
     stream: Tensor = main.inputs[0][1 + place]
     return stream
 
 
-def seen(
-    layer: int, which: int, stream: Tensor | None, like: Tensor, parts: dict[str, Any]
-) -> Tensor:
+def seen(layer: int, which: int, stream: Tensor | None, like: Tensor, modules: Modules) -> Tensor:
     """Wait for a sublayer of the clean run, and return what it adds, of the shape of `like`.
 
     Parameters
@@ -80,27 +81,27 @@ def seen(
     stream : tensor, optional
         What `handed` returned.
     """
-    _, main, after, _ = parts["sublayers"][layer][which]
+    _, main, after, _ = modules["sublayers"][layer][which]
     # Copied, because some models add to it in place; some MLPs see one long text.
     out = block_calls.first((*after[-1:], main)[0].output).clone().view_as(like)
-    return scaled(out if stream is None else out - stream, layer, which, parts)
+    return scaled(out if stream is None else out - stream, layer, which, modules)
 
 
-def scaled(out: Tensor, layer: int, which: int, parts: dict[str, Any]) -> Tensor:
+def scaled(out: Tensor, layer: int, which: int, modules: Modules) -> Tensor:
     """Return what a sublayer gives, times the factor with which it is added."""
-    factor = parts["factors"][layer][which]
+    factor = modules["factors"][layer][which]
     return out if factor == 1.0 else out * factor
 
 
 def apply(
-    layer: int, hidden: Tensor, context: block_calls.Context, parts: dict[str, Any]
+    layer: int, hidden: Tensor, context: Context, modules: Modules
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a block sublayer by sublayer; return its output, and what attention and MLP add."""
-    attention = added(layer, ATTENTION, hidden, context, parts)
+    attention = added(layer, ATTENTION, hidden, context, modules)
     # What enters may come from another device than the block's.
     hidden = hidden.to(attention.device)
-    read = hidden if parts["parallel"] else hidden + attention
-    mlp = added(layer, MLP, read, EMPTY, parts).to(hidden.device)
+    read = hidden if modules["parallel"] else hidden + attention
+    mlp = added(layer, MLP, read, EMPTY, modules).to(hidden.device)
     return hidden + attention + mlp, attention, mlp
 
 
@@ -124,9 +125,9 @@ def factors(
         Numbers of the configuration, one of which a factor is if it is as close as can be told.
     """
     known = torch.tensor(numbers, dtype=torch.float64)
-    found, misses = [], [0.0, 0.0]
-    for before, after, parts in zip(entering, leaving, written):
-        columns = torch.stack([part.flatten().cpu().double() for part in parts], 1)
+    fitted, misses = [], [0.0, 0.0]
+    for before, after, outputs in zip(entering, leaving, written):
+        columns = torch.stack([out.flatten().cpu().double() for out in outputs], 1)
         stream = [state.flatten().cpu().double() for state in (before, after)]
         change = stream[1] - stream[0]
         solved = torch.linalg.lstsq(columns, change[:, None], driver="gelsd").solution[:, 0]
@@ -134,16 +135,18 @@ def factors(
         tries = [torch.ones_like(solved), solved, closest]
         miss = [float((columns @ pair - change).norm() / stream[1].norm()) for pair in tries]
         chosen = 2 if miss[2] <= 2 * miss[1] else 1
-        found.append(tuple(tries[chosen].tolist()))
+        fitted.append(tuple(tries[chosen].tolist()))
         misses = [numerics.largest(pair) for pair in zip(misses, (miss[0], miss[chosen]))]
-    return found if CLEARLY * misses[1] < misses[0] else [(1.0, 1.0)] * len(found)
+    if CLEARLY * misses[1] < misses[0]:
+        return fitted
+    return [(1.0, 1.0)] * len(fitted)
 
 
 def mismatch(
     entering: Sequence[Tensor],
     leaving: Sequence[Tensor],
-    contexts: Sequence[block_calls.Context],
-    parts: dict[str, Any],
+    contexts: Sequence[Context],
+    modules: Modules,
 ) -> float:
     """Return by how much blocks run sublayer by sublayer miss what leaves them.
 
@@ -153,7 +156,7 @@ def mismatch(
     worst = []
     for layer, hidden in enumerate(entering):
         try:
-            out, _, _ = apply(layer, hidden, contexts[layer], parts)
+            out, _, _ = apply(layer, hidden, contexts[layer], modules)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             # That there is no room says nothing of the model.
             if "memory" in str(error).lower():

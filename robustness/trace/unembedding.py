@@ -7,16 +7,18 @@ Which, is found out by putting numbers of every size in the place of `z`.
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from robustness.trace import numerics
 
-Squash = tuple[float, float | None]
-"""The scale, and the cap or None."""
+if TYPE_CHECKING:
+    from robustness.trace.types import Head, Squash
 
 ROUNDING = 16
 """Digits of their type by which logits may be off."""
@@ -80,7 +82,7 @@ def apply(z: Tensor, squash: Squash) -> Tensor:
     return z if cap is None else cap * torch.tanh(z / cap)
 
 
-def predictor(head: Callable[[Tensor], Tensor], squash: Squash) -> Callable[[Tensor], Tensor]:
+def predictor(head: Head, squash: Squash) -> Head:
     """Return a function from states to logits, in float32 or wider."""
 
     def predict(states: Tensor) -> Tensor:
