@@ -45,7 +45,7 @@ def interpret(plan: Plan, whole: tuple) -> tuple[dict, Counter, int, int]:
 
 @given(many, caps, rooms)
 def test_every_schedule_is_executed_as_written(schedules, cap, room):
-    plan = compile_plan(schedules, clean(LAYERS), cap=cap, room=room)
+    plan = compile_plan(schedules, clean(LAYERS), cap=cap, per_group=room)
     read, _, _, _ = interpret(plan, clean(LAYERS))
     assert read == {at: tuple(map(plain, schedule)) for at, schedule in enumerate(schedules)}
 
@@ -53,7 +53,7 @@ def test_every_schedule_is_executed_as_written(schedules, cap, room):
 @given(many, caps, rooms)
 def test_each_distinct_prefix_that_is_not_clean_is_computed_once(schedules, cap, room):
     whole = clean(LAYERS)
-    plan = compile_plan(schedules, whole, cap=cap, room=room)
+    plan = compile_plan(schedules, whole, cap=cap, per_group=room)
     _, applied, _, _ = interpret(plan, whole)
     prefixes = {s[:end] for s in schedules for end in range(1, len(s) + 1)}
     expected = {prefix for prefix in prefixes if prefix != whole[: len(prefix)]}
@@ -67,7 +67,7 @@ def test_each_distinct_prefix_that_is_not_clean_is_computed_once(schedules, cap,
 
 @given(many, caps, rooms)
 def test_the_stated_peak_of_live_states_is_the_true_one(schedules, cap, room):
-    plan = compile_plan(schedules, clean(LAYERS), cap=cap, room=room)
+    plan = compile_plan(schedules, clean(LAYERS), cap=cap, per_group=room)
     _, _, peak, _ = interpret(plan, clean(LAYERS))
     assert plan.peak == peak
 
@@ -116,7 +116,7 @@ LOOPS = {
 @pytest.mark.parametrize("room", [None, 256])
 def test_a_sweep_over_two_layers_takes_exactly_so_many_block_calls(name, layers, room):
     schedules = list(sweep_schedules([name], layers).values())
-    plan = compile_plan(schedules, clean(layers), room=room)
+    plan = compile_plan(schedules, clean(layers), per_group=room)
     assert plan.applications == plan.block_calls == APPLICATIONS[name](layers)
     assert sum(map(len, schedules)) == LOOPS[name](layers)
 
@@ -139,7 +139,9 @@ def test_sublayers_and_blocks_on_one_input_are_counted_apart(layers):
 def test_groups_bound_what_is_alive_and_share_all_there_is_to_share(name):
     layers, room = 40, 64
     schedules = list(sweep_schedules([name], layers).values())
-    whole, parts = (compile_plan(schedules, clean(layers), cap=4, room=r) for r in (None, room))
+    whole, parts = (
+        compile_plan(schedules, clean(layers), cap=4, per_group=size) for size in (None, room)
+    )
     assert whole.peak > 700 > 3 * room > parts.peak
     assert whole.applications == parts.applications
     assert parts.calls < parts.applications / 2, "states are still stacked"
@@ -147,7 +149,7 @@ def test_groups_bound_what_is_alive_and_share_all_there_is_to_share(name):
 
 def test_few_schedules_are_one_group():
     schedules = list(sweep_schedules(["drop", "swap"], 12).values())
-    assert compile_plan(schedules, clean(12), room=23) == compile_plan(schedules, clean(12))
+    assert compile_plan(schedules, clean(12), per_group=23) == compile_plan(schedules, clean(12))
 
 
 def test_the_clean_schedule_costs_nothing():

@@ -19,13 +19,14 @@ from robustness.files.sequences import sequence_coords
 from robustness.models.opening import open_model
 from robustness.models.sublayer_calls import check_schedules
 from robustness.reordered.rebuilding import rebuild as rebuild_plain
+from robustness.runs import batching
 from robustness.runs.remote_traffic import of_plan
 from robustness.schedules.interventions import PAIRS
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import compile_plan
 from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, to_text
 from robustness.statistics.paired import difference
-from robustness.sweeps import preparation, residuals, rewire, sweep
+from robustness.sweeps import residuals, rewire, sweep
 
 SEQUENTIAL = {"gpt2", "llama", "qwen2"}
 MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2, Parallel((3,)))))
@@ -65,7 +66,7 @@ def test_a_pair_of_one_block_is_its_drop_and_a_span_of_one_its_repeat(gpt2):
 def test_groups_of_schedules_change_no_number(gpt2, monkeypatch, room):
     text = corpus()
     whole = sweep(gpt2, text, ("drop-pair", "repeat-span"))
-    monkeypatch.setattr(preparation, "ROOM", room)
+    monkeypatch.setattr(batching, "SCHEDULES_PER_GROUP", room)
     xr.testing.assert_allclose(
         whole, sweep(gpt2, text, ("drop-pair", "repeat-span")), atol=1e-11, rtol=0
     )

@@ -22,8 +22,8 @@ STACKED_TOKENS = {"cpu": 2048}
 
 STACKED_TOKENS_ELSEWHERE = 65536
 
-ROOM = 256
-"""The most schedules in a group of a plan: about as many states are alive at once."""
+SCHEDULES_PER_GROUP = 256
+"""Maximum number of schedules in a group of a plan: about as many states are alive at once."""
 
 
 def tokens_of_text(model: Model) -> int:

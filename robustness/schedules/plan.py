@@ -10,7 +10,7 @@ alive, so that very many schedules are taken in groups, none of which shares a p
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustness.schedules.schedule import Attention, Mlp, Step, leaves, lowest_block, plain, to_text
 
@@ -72,7 +72,7 @@ def compile_plan(
     clean: tuple[Hashable, ...],
     *,
     cap: int | None = None,
-    room: int | None = None,
+    per_group: int | None = None,
     order: Callable[[Any], Any] = lowest,
 ) -> Plan:
     """Compile schedules into a plan.
@@ -84,10 +84,11 @@ def compile_plan(
     clean : tuple
         The clean schedule.
     cap : int, optional
-        The most states that are stacked in one call or one reading; without it, all that wait.
-    room : int, optional
-        The most schedules in a group; without it, all are one. Those that leave the clean run by
-        the same step at the same place stay together, even if they are more.
+        Maximum number of states that are stacked in one call or one reading; without it, all that
+        wait.
+    per_group : int, optional
+        Maximum number of schedules in a group; without it, all are one. Those that leave the clean
+        run by the same step at the same place stay together, even if they are more.
     order : callable
         The sort key of a step; lower ones run first.
 
@@ -98,72 +99,38 @@ def compile_plan(
     """
     if cap is not None and cap < 1:
         raise ValueError(f"a cap of {cap} rows: at least one state must fit")
-    ends, parent = _number_prefixes(schedules, clean)
-    readers: dict[int, list[int]] = defaultdict(list)
-    for index, end in enumerate(ends):
-        readers[end].append(index)
-    children: dict[int, list[tuple[Any, int]]] = defaultdict(list)
-    for state, (source, step) in parent.items():
-        children[source].append((step, state))
-    states = (*range(len(clean) + 1), *parent)
-    group = _divide(ends, parent, room or len(schedules))
-    uses = {state: len(children[state]) + bool(readers[state]) for state in states}
-
-    start = tuple(state for state in states if state not in parent and uses[state])
-    waiting: list[dict[Any, list[tuple[int, int]]]]
-    waiting = [defaultdict(list) for _ in range(1 + max(group.values(), default=0))]
-    rows: list[Row] = []
-    alive = peak = len(start)
-
-    def release(sources: Sequence[int]) -> tuple[int, ...]:
-        for state in sources:
-            uses[state] -= 1
-        return tuple(state for state in sources if not uses[state])
-
-    def arrive(arrived: Sequence[int]) -> None:
-        """Queue the children of new states, then read those of them that end a schedule."""
-        nonlocal alive
-        for state in arrived:
-            for step, child in children[state]:
-                waiting[group[child]][step].append((state, child))
-        final = [state for state in arrived if readers[state]]
-        for part in _parts(final, cap):
-            done = release(part)
-            ends = tuple(tuple(readers[state]) for state in part)
-            rows.append((READ, None, tuple(part), ends, done))
-            alive -= len(done)
-
-    arrive(start)
-    for steps in waiting:
-        while steps:
-            step = min(steps, key=order)
-            for part in _parts(steps.pop(step), cap):
-                sources, results = zip(*part, strict=True)
-                peak = max(peak, alive + len(results))
-                done = release(sources)
-                rows.append((RUN, plain(step), sources, results, done))
-                alive += len(results) - len(done)
-                arrive(results)
-    called = [leaf for _, step in parent.values() for leaf in leaves(step)]
+    prefixes = _number_prefixes(schedules, clean)
+    compilation = _Compilation(prefixes, _group_states(prefixes, per_group or len(schedules)), cap)
+    compilation.run(order)
+    called = [leaf for _, step in prefixes.origins.values() for leaf in leaves(step)]
     alone = sum(isinstance(leaf, (Attention, Mlp)) for leaf in called)
     return Plan(
-        rows=tuple(rows),
-        clean_states=start,
+        rows=tuple(compilation.rows),
+        clean_states=compilation.start,
         schedules=len(schedules),
-        applications=len(parent),
+        applications=len(prefixes.origins),
         block_calls=len(called) - alone,
         sublayer_calls=alone,
-        calls=sum(kind == RUN for kind, *_ in rows),
-        peak=peak,
+        calls=sum(kind == RUN for kind, *_ in compilation.rows),
+        peak=compilation.peak,
     )
 
 
-def _number_prefixes(
-    schedules: Sequence[tuple[Any, ...]], clean: tuple[Any, ...]
-) -> tuple[list[int], dict[int, tuple[int, Any]]]:
-    """Number every distinct prefix; return each schedule's, and of computed ones the origin."""
+class _Prefixes(NamedTuple):
+    """The distinct prefixes of schedules, numbered: each is the state that it leads to."""
+
+    clean: int
+    """Number of states of the clean run, which have the lowest numbers."""
+    origins: dict[int, tuple[int, Any]]
+    """The state and the step that each computed state is made of."""
+    ends: list[int]
+    """The state that each schedule ends in."""
+
+
+def _number_prefixes(schedules: Sequence[tuple[Any, ...]], clean: tuple[Any, ...]) -> _Prefixes:
+    """Number every distinct prefix, those of the clean schedule first."""
     numbers = {(depth, step): depth + 1 for depth, step in enumerate(clean)}
-    parent: dict[int, tuple[int, Any]] = {}
+    origins: dict[int, tuple[int, Any]] = {}
     ends = []
     for schedule in schedules:
         state = 0
@@ -171,31 +138,90 @@ def _number_prefixes(
             origin = (state, step)
             if origin not in numbers:
                 numbers[origin] = len(numbers) + 1
-                parent[numbers[origin]] = origin
+                origins[numbers[origin]] = origin
             state = numbers[origin]
         ends.append(state)
-    return ends, parent
+    return _Prefixes(len(clean) + 1, origins, ends)
 
 
-def _divide(
-    ends: Sequence[int],
-    parent: dict[int, tuple[int, Any]],
-    room: int,
-) -> dict[int, int]:
-    """Return of every computed state the group, given the most schedules in one."""
-    root: dict[int, int] = {}
-    for state, (source, _) in parent.items():
-        root[state] = root.get(source, state)
-    sizes = Counter(root[end] for end in ends if end in root)
+def _group_states(prefixes: _Prefixes, per_group: int) -> dict[int, int]:
+    """Return the group of every computed state."""
+    # The first computed state on the way to each: what shares it stays together.
+    first: dict[int, int] = {}
+    for state, (source, _) in prefixes.origins.items():
+        first[state] = first.get(source, state)
+    sizes = Counter(first[end] for end in prefixes.ends if end in first)
     groups: dict[int, int] = {}
     group = filled = 0
-    for first, size in sizes.items():
-        if filled and filled + size > room:
+    for state, size in sizes.items():
+        if filled and filled + size > per_group:
             group, filled = group + 1, 0
-        groups[first], filled = group, filled + size
-    return {state: groups[first] for state, first in root.items()}
+        groups[state] = group
+        filled += size
+    return {state: groups[origin] for state, origin in first.items()}
 
 
-def _parts(items: Sequence[Any], cap: int | None) -> list[Sequence[Any]]:
-    size = cap or max(1, len(items))
+class _Compilation:
+    """The rows of a plan in the making, and which states are alive and which wait meanwhile."""
+
+    def __init__(self, prefixes: _Prefixes, groups: dict[int, int], cap: int | None) -> None:
+        self._readers: dict[int, list[int]] = defaultdict(list)
+        for index, end in enumerate(prefixes.ends):
+            self._readers[end].append(index)
+        self._children: dict[int, list[tuple[Any, int]]] = defaultdict(list)
+        for state, (source, step) in prefixes.origins.items():
+            self._children[source].append((step, state))
+        self._uses = {}
+        for state in (*range(prefixes.clean), *prefixes.origins):
+            self._uses[state] = len(self._children[state]) + bool(self._readers[state])
+        # Of every group, the states that wait for each step, each with the state it will become.
+        self._waiting: list[dict[Any, list[tuple[int, int]]]] = []
+        for _ in range(1 + max(groups.values(), default=0)):
+            self._waiting.append(defaultdict(list))
+        self._groups, self._cap = groups, cap
+        self.start = tuple(state for state in range(prefixes.clean) if self._uses[state])
+        """The clean states that are needed."""
+        self.rows: list[Row] = []
+        self._alive = self.peak = len(self.start)
+
+    def run(self, order: Callable[[Any], Any]) -> None:
+        """Write the rows: group by group, always the lowest step that states wait for."""
+        self._arrive(self.start)
+        for steps in self._waiting:
+            while steps:
+                step = min(steps, key=order)
+                for stacked in _in_pieces(steps.pop(step), self._cap):
+                    self._call(step, stacked)
+
+    def _call(self, step: Any, stacked: Sequence[tuple[int, int]]) -> None:
+        """Execute a step on states that wait for it."""
+        sources, results = zip(*stacked, strict=True)
+        # Results are there before the last state that they are made of is released.
+        self.peak = max(self.peak, self._alive + len(results))
+        done = self._release(sources)
+        self.rows.append((RUN, plain(step), sources, results, done))
+        self._alive += len(results) - len(done)
+        self._arrive(results)
+
+    def _arrive(self, arrived: Sequence[int]) -> None:
+        """Queue the children of new states, then read those of them that end a schedule."""
+        for state in arrived:
+            for step, child in self._children[state]:
+                self._waiting[self._groups[child]][step].append((state, child))
+        final = [state for state in arrived if self._readers[state]]
+        for stacked in _in_pieces(final, self._cap):
+            done = self._release(stacked)
+            ends = tuple(tuple(self._readers[state]) for state in stacked)
+            self.rows.append((READ, None, tuple(stacked), ends, done))
+            self._alive -= len(done)
+
+    def _release(self, sources: Sequence[int]) -> tuple[int, ...]:
+        """Count a use of each state, and return those that are not needed any more."""
+        for state in sources:
+            self._uses[state] -= 1
+        return tuple(state for state in sources if not self._uses[state])
+
+
+def _in_pieces(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
+    size = size or max(1, len(items))
     return [items[i : i + size] for i in range(0, len(items), size)]

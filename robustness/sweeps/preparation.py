@@ -64,7 +64,7 @@ class PreparedSweep:
     def plan(self, cap: int) -> Plan:
         """Compile the schedules into a plan that stacks at most `cap` states."""
         whole = clean(self.model.layers)
-        return compile_plan(self.schedules, whole, cap=cap, room=batching.ROOM)
+        return compile_plan(self.schedules, whole, cap=cap, per_group=batching.SCHEDULES_PER_GROUP)
 
     def tokens(self, rows: slice) -> int:
         """Return how many tokens a batch has when its sequences are padded."""

@@ -19,7 +19,7 @@ from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs import remote_traffic
-from robustness.runs.batching import ROOM, batches, state_cap, tokens_of_text
+from robustness.runs.batching import SCHEDULES_PER_GROUP, batches, state_cap, tokens_of_text
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
 from robustness.schedules.plan import Plan, compile_plan
@@ -102,7 +102,9 @@ class PreparedTasks:
 
     def plan(self, cap: int) -> Plan:
         """Compile the schedules into a plan that stacks at most `cap` states."""
-        return compile_plan(self.schedules, clean(self.model.layers), cap=cap, room=ROOM)
+        return compile_plan(
+            self.schedules, clean(self.model.layers), cap=cap, per_group=SCHEDULES_PER_GROUP
+        )
 
     def complete(self, dataset: xr.Dataset, _: Any) -> xr.Dataset:
         """Make metrics of all scores."""
