@@ -175,7 +175,8 @@ def _padded(rows: Sequence[Any], most: int) -> NDArray[np.float64]:
 def _labelled(signatures: Sequence[Measured], division: _Division) -> xr.Dataset:
     """Return a division as a dataset, without attributes."""
     most, layers = division.most, division.values.shape[1]
-    low, high = ([ends[at] for ends in division.intervals.values()] for at in (0, 1))
+    low = [ends[0] for ends in division.intervals.values()]
+    high = [ends[1] for ends in division.intervals.values()]
     starts = list(division.starts.values())
     costs = [one.cost for one in division.partitions]
     criteria = [one.criterion for one in division.partitions]

@@ -1,6 +1,6 @@
 """Every recipe, in the paper's order, and every figure of the paper."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from recipes.experiments import (
     benchmarks,
@@ -48,14 +48,26 @@ def choose(names: Sequence[str]) -> tuple[Recipe, ...]:
     Refusal
         If there is no such experiment.
     """
-    there = {recipe.name: recipe for recipe in RECIPES}
+    recipes = {recipe.name: recipe for recipe in RECIPES}
     for name in names:
-        if name.upper() not in there:
-            raise Refusal(f"there is no experiment {name!r}; there are: {', '.join(there)}")
-    return tuple(there[name] for name in dict.fromkeys(map(str.upper, names))) or RECIPES
+        if name.upper() not in recipes:
+            raise Refusal(f"there is no experiment {name!r}; there are: {', '.join(recipes)}")
+    return tuple(recipes[name] for name in dict.fromkeys(map(str.upper, names))) or RECIPES
 
 
-PICTURES: dict[str, Picture] = {
-    name: picture for recipe in RECIPES for picture in recipe.pictures for name in picture.names
-}
+def every_picture() -> Iterator[Picture]:
+    """Yield every figure of every recipe."""
+    for recipe in RECIPES:
+        yield from recipe.pictures
+
+
+def _by_number() -> dict[str, Picture]:
+    """Return every figure by each of its numbers."""
+    pictures: dict[str, Picture] = {}
+    for picture in every_picture():
+        pictures |= dict.fromkeys(picture.names, picture)
+    return pictures
+
+
+PICTURES: Mapping[str, Picture] = _by_number()
 """Every figure by its number; the first version's are `v1 2` to `v1 10`."""

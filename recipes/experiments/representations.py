@@ -1,6 +1,6 @@
 """E2: how alike the representations of all depths are."""
 
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import xarray as xr
@@ -11,12 +11,10 @@ from recipes.recipe import CKA, Check, Claim, Picture, Recipe
 from robustness.statistics.uncertainty import drawn, drawn_as
 
 SEGMENTS = (2, 3, 4)
-"""Into how many contiguous segments depths are divided."""
-
-DRAWS = 1000
+"""Numbers of contiguous segments that depths are divided into."""
 
 LEAST_LAYERS = 8
-"""With fewer, nearly every matrix has a division that looks like blocks."""
+"""Minimum number of layers; with fewer, nearly every matrix has blocks in some division."""
 
 
 def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -27,7 +25,7 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     depths = matrices.shape[-1]
     divisions = [_divisions(depths, count) for count in SEGMENTS]
-    found = []
+    contrasts = []
     for matrix in matrices * (1 - np.eye(depths)):
         table = np.pad(matrix.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         best = -np.inf
@@ -39,18 +37,19 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
             within, pairs = squares.sum(1), ((high - low) * (high - low - 1)).sum(1)
             between = (table[-1, -1] - within) / (depths * (depths - 1) - pairs)
             best = np.maximum(best, (within / pairs - between).max())
-        found.append(best)
-    return np.array(found)
+        contrasts.append(best)
+    return np.array(contrasts)
 
 
 def _divisions(depths: int, count: int) -> NDArray[np.int64]:
     """Return the edges of all divisions into so many segments, (division, edge)."""
-    inner = [
-        (0, *cuts, depths)
-        for cuts in combinations(range(2, depths - 1), count - 1)
-        if all(after - before >= 2 for before, after in pairwise(cuts))
-    ]
-    return np.array(inner, np.int64).reshape(-1, count + 1)
+    cuts = np.array(list(combinations(range(2, depths - 1), count - 1)), np.int64)
+    cuts = cuts.reshape(-1, count - 1)
+    # Every segment has two depths or more; the first and the last have by the choice of cuts.
+    cuts = cuts[(np.diff(cuts, axis=1) >= 2).all(1)]
+    edges = np.pad(cuts, ((0, 0), (1, 1)))
+    edges[:, -1] = depths
+    return edges
 
 
 def toeplitz(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -67,7 +66,7 @@ def _blocks(files: Files) -> xr.DataArray:
             f"in {files.layers} layers blocks cannot be told from a change that is faster at one "
             f"end: {LEAST_LAYERS} are needed"
         )
-    draws = drawn(files[CKA]["hsic"].isel(processing=0), "batch", draws=DRAWS)
+    draws = drawn(files[CKA]["hsic"].isel(processing=0), "batch")
     hsic = draws.values
     own = np.diagonal(hsic, axis1=1, axis2=2)
     cka = hsic / np.sqrt(own[:, :, None] * own[:, None, :])

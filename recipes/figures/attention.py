@@ -51,7 +51,8 @@ def subjoiner(models: Models) -> Figure:
         names = {"pieces": f"a word in {data.attrs['pieces']} pieces", "whole": "a whole word"}
         for index, kind in enumerate(map(str, best["input_class"].values)):
             line, around = attention_curve(best, kind)
-            style.band_line(axis, line["key"], line, around, index, names[kind], markersize=3)
+            label, x = names[kind], line["key"]
+            style.band_line(axis, x, line, around, index, label=label, markersize=3)
         axis.set_title(f"{name_of(files)}, head {layer}.{head}", fontsize="medium")
         axis.set_xlabel("token before the last")
         axis.set_ylabel("attention from the last token")

@@ -48,7 +48,7 @@ def _draw_task(
 ) -> None:
     """Draw a task's accuracy under an intervention, with the clean model's as a dotted line."""
     line, around = accuracy_curve(dataset, task, intervention)
-    style.band_line(axis, position(line), line, around, index, label, markersize=3)
+    style.band_line(axis, position(line), line, around, index, label=label, markersize=3)
     metric = task_metric(dataset, task)
     clean = float(dataset["clean_value"].sel(task=task, metric=metric))
     colour = style.line_style(index)["color"]

@@ -1,6 +1,6 @@
 """Models side by side: what characterises each, and the claims that are about several."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import nan
 from typing import Any
@@ -21,7 +21,7 @@ from robustness.errors import Refusal
 from robustness.files.provenance import file_attributes
 
 KIND = "compare"
-"""What the file says that it holds."""
+"""Attribute `measurement` of a comparison."""
 
 QUANTITIES = (
     Check("interior agreement, drop", partial(interior_agreement, "drop")),
@@ -37,11 +37,11 @@ QUANTITIES = (
         "word-in-context accuracy peaks at depth", lambda files: place_of_largest(accuracy(files))
     ),
 )
-"""What is set side by side; depths are relative, 0 to 1."""
+"""Numbers that are set side by side; depths are relative, 0 to 1."""
 
 
 SAID = ("corpus", "context", "tokens", "dtype")
-"""What is said of each model's run besides: numbers of other texts are not alike in all."""
+"""Attributes that say how each model was run: numbers from different texts differ."""
 
 
 def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
@@ -69,60 +69,86 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
     """
     if len(models) < 2:
         raise Refusal("one model cannot be compared: give the directories of two or more")
-    numbers = [[_or_nothing(check, files) for files in models] for check in QUANTITIES]
-    alone = [_about_one(files) for files in models]
-    across = judge(models)
-
-    def spread(end: str, name: str) -> Any:
-        values = [[getattr(number, end) for number in row] for row in numbers]
-        return ("quantity", "model"), np.array(values), {"units": "1", "long_name": name}
-
     settings = {
         "measurement": KIND,
         "model": ", ".join(files.model for files in models),
         "architecture": ", ".join(dict.fromkeys(files.architecture for files in models)),
         "sources": ", ".join(files.stamp() for files in models),
     }
+    labels: dict[str, Any] = {
+        "model": [files.label for files in models],
+        "layers": ("model", [files.layers for files in models]),
+    }
+    for name in SAID:
+        labels[name] = ("model", [_said(files, name) for files in models])
+    return (
+        _quantities(models)
+        .merge(_verdicts(models))
+        .assign_coords(labels)
+        .assign_attrs(file_attributes(settings, command))
+    )
+
+
+def _quantities(models: Sequence[Files]) -> xr.Dataset:
+    """Return what characterises each model, with 95 % intervals, (quantity, model)."""
+    shape = (3, len(QUANTITIES), len(models))
+    values = np.full(shape, nan)
+    for row, check in enumerate(QUANTITIES):
+        for column, files in enumerate(models):
+            number = _or_nothing(check, files)
+            values[:, row, column] = number.value, number.low, number.high
+    names = {
+        "value": "what was found",
+        "low": "lower end of its 95 % interval",
+        "high": "upper end of its 95 % interval",
+    }
+    variables = {}
+    for (name, long_name), each in zip(names.items(), values, strict=True):
+        attrs = {"units": "1", "long_name": long_name}
+        variables[name] = (("quantity", "model"), each, attrs)
+    return xr.Dataset(variables, coords={"quantity": [check.what for check in QUANTITIES]})
+
+
+def _verdicts(models: Sequence[Files]) -> xr.Dataset:
+    """Return the verdicts on claims about one model (claim, model), and about several."""
+    alone = [_about_one(files) for files in models]
+    across = judge(models)
+    shape = (len(alone[0]), len(models))
+    verdicts, numbers = np.empty(shape, object), np.empty(shape, object)
+    for column, of_model in enumerate(alone):
+        verdicts[:, column] = [each.verdict for each in of_model]
+        numbers[:, column] = [_text(each) for each in of_model]
     return xr.Dataset(
         {
-            "value": spread("value", "what was found"),
-            "low": spread("low", "lower end of its 95 % interval"),
-            "high": spread("high", "upper end of its 95 % interval"),
-            "verdict": (
-                ("claim", "model"),
-                np.array([[each.verdict for each in row] for row in alone], dtype=object).T,
-            ),
-            "numbers": (
-                ("claim", "model"),
-                np.array([[_text(each) for each in row] for row in alone], dtype=object).T,
-            ),
-            "verdict_across": (
-                "claim_across",
-                np.array([each.verdict for each in across], dtype=object),
-            ),
+            "verdict": (("claim", "model"), verdicts),
+            "numbers": (("claim", "model"), numbers),
+            "verdict_across": ("claim_across", _objects(each.verdict for each in across)),
         },
         coords={
-            "quantity": [check.what for check in QUANTITIES],
-            "model": [files.label for files in models],
-            "layers": ("model", [files.layers for files in models]),
-            **{name: ("model", [_said(files, name) for files in models]) for name in SAID},
             "claim": [each.claim.name for each in alone[0]],
             "claim_text": ("claim", [each.claim.text for each in alone[0]]),
             "claim_across": [each.claim.name for each in across],
         },
-        attrs=file_attributes(settings, command),
     )
 
 
+def _objects(texts: Iterable[str]) -> np.ndarray:
+    return np.array(list(texts), dtype=object)
+
+
 def _about_one(files: Files) -> list[Verdict]:
-    return [each for each in judge([files]) if each.claim.models == 1 and not each.claim.unjudged]
+    """Return the verdicts on claims about one model that some experiment decides."""
+    verdicts = judge([files])
+    return [each for each in verdicts if each.claim.models == 1 and not each.claim.unjudged]
 
 
 def _said(files: Files, name: str) -> str:
     """Return what the first file that says so says of its run."""
-    found = (files.get(source) for source in files.sources)
-    said = (data.attrs[name] for data in found if data is not None and name in data.attrs)
-    return str(next(said, "-"))
+    for source in files.sources:
+        dataset = files.get(source)
+        if dataset is not None and name in dataset.attrs:
+            return str(dataset.attrs[name])
+    return "-"
 
 
 def _text(verdict: Verdict) -> str:

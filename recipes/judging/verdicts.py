@@ -1,13 +1,14 @@
 """Claims to verdicts: every number with its interval, beside the thresholds that decide."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isnan, nan
+from math import isnan
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from recipes.evidence.files import Absent, Files
 from recipes.experiments.catalogue import RECIPES
@@ -76,42 +77,53 @@ def judge(models: Sequence[Files]) -> list[Verdict]:
 
     On one model, claims across models cannot be judged; on several, only they are.
     """
-    return [
-        _judge(recipe, claim, models)
-        for recipe in RECIPES
-        for claim in recipe.claims
-        if len(models) == 1 or claim.models > 1
-    ]
+    verdicts = []
+    for recipe in RECIPES:
+        for claim in recipe.claims:
+            if len(models) == 1 or claim.models > 1:
+                verdicts.append(_judge(recipe, claim, models))
+    return verdicts
 
 
 def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
-    def undecided(reason: str, numbers: tuple[Number, ...] = ()) -> Verdict:
-        return Verdict(recipe, claim, OPEN, numbers, reason)
-
-    if claim.unjudged:
-        return undecided(claim.unjudged)
-    alone = len(models) == 1
-    if claim.models > 1:
-        models = [files for files in models if files.has(*recipe.sources)]
-    if len(models) < claim.models:
-        there = "this is one" if alone else f"{len(models)} of these have the files"
-        where = ": see `stages compare`" if alone else ""
-        return undecided(f"needs {claim.models} models or more; {there}{where}")
     try:
-        if claim.models == 1 and claim.only(models[0]):
-            return undecided(claim.only(models[0]))
-        of = models[0] if claim.models == 1 else models
-        numbers = tuple(measure(check, of) for check in claim.checks)
+        numbers = _numbers(recipe, claim, models)
     except Absent as error:
-        return undecided(str(error))
-    decided = {number.verdict for number in numbers if number.decides}
-    if FAILS in decided:
+        return Verdict(recipe, claim, OPEN, reason=str(error))
+    deciding = [number for number in numbers if number.decides]
+    verdicts = {number.verdict for number in deciding}
+    if FAILS in verdicts:
         return Verdict(recipe, claim, FAILS, numbers)
-    if OPEN in decided:
-        if any(isnan(number.value) for number in numbers if number.decides):
-            return undecided("a number it depends on is not defined for this model", numbers)
-        return undecided(f"the interval includes the threshold; {_more_data(recipe)}", numbers)
-    return Verdict(recipe, claim, HOLDS, numbers)
+    if OPEN not in verdicts:
+        return Verdict(recipe, claim, HOLDS, numbers)
+    reason = f"the interval includes the threshold; {_more_data(recipe)}"
+    if any(isnan(number.value) for number in deciding):
+        reason = "a number it depends on is not defined for this model"
+    return Verdict(recipe, claim, OPEN, numbers, reason)
+
+
+def _numbers(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> tuple[Number, ...]:
+    """Return the numbers that a claim depends on.
+
+    Raises
+    ------
+    Absent
+        If the models' files do not have them.
+    """
+    if claim.unjudged:
+        raise Absent(claim.unjudged)
+    if claim.models == 1:
+        reason = claim.only(models[0])
+        if reason:
+            raise Absent(reason)
+        return tuple(measure(check, models[0]) for check in claim.checks)
+    able = [files for files in models if files.has(*recipe.sources)]
+    if len(able) < claim.models:
+        there, where = f"{len(able)} of these have the files", ""
+        if len(models) == 1:
+            there, where = "this is one", ": see `stages compare`"
+        raise Absent(f"needs {claim.models} models or more; {there}{where}")
+    return tuple(measure(check, able) for check in claim.checks)
 
 
 def _more_data(recipe: Recipe) -> str:
@@ -146,15 +158,6 @@ def to_dataset(
     verdicts: Sequence[Verdict], models: Sequence[Files], command: str = ""
 ) -> xr.Dataset:
     """Label verdicts: `verdict` (claim), and the numbers behind them (check)."""
-    rows = [(each.claim.name, number) for each in verdicts for number in each.numbers]
-
-    def texts(values: Sequence[str]) -> Any:
-        return np.array(values, dtype=object)
-
-    def numbers(values: Sequence[float | None], name: str) -> Any:
-        found = np.array([nan if value is None else value for value in values], np.float64)
-        return ("check", found, {"long_name": name, "units": "1"})
-
     settings = {
         "measurement": CLAIMS,
         "model": ", ".join(files.model for files in models),
@@ -162,28 +165,55 @@ def to_dataset(
         "sources": ", ".join(files.stamp() for files in models),
         "left_out": json.dumps(models[0].left_out if len(models) == 1 else {}),
     }
+    claims, checks = _labelled_claims(verdicts), _labelled_checks(verdicts)
+    return xr.merge([claims, checks]).assign_attrs(file_attributes(settings, command))
+
+
+def _labelled_claims(verdicts: Sequence[Verdict]) -> xr.Dataset:
+    def texts(read: Callable[[Verdict], str]) -> tuple[str, NDArray[np.object_]]:
+        return "claim", np.array([read(each) for each in verdicts], dtype=object)
+
     return xr.Dataset(
         {
-            "verdict": ("claim", texts([each.verdict for each in verdicts])),
-            "reason": ("claim", texts([each.reason for each in verdicts])),
-            "value": numbers([number.value for _, number in rows], "what was found"),
-            "low": numbers([number.low for _, number in rows], "lower end of its 95 % interval"),
-            "high": numbers([number.high for _, number in rows], "upper end of its 95 % interval"),
-            "least": numbers([number.check.least for _, number in rows], "lower threshold"),
-            "most": numbers([number.check.most for _, number in rows], "upper threshold"),
-            "check_verdict": (
-                "check",
-                texts([number.verdict if number.decides else "" for _, number in rows]),
-            ),
+            "verdict": texts(lambda each: each.verdict),
+            "reason": texts(lambda each: each.reason),
         },
         coords={
-            "claim": texts([each.claim.name for each in verdicts]),
-            "experiment": ("claim", texts([each.recipe.name for each in verdicts])),
-            "text": ("claim", texts([each.claim.text for each in verdicts])),
-            "where": ("claim", texts([each.claim.where for each in verdicts])),
-            "check_claim": ("check", texts([name for name, _ in rows])),
-            "check_text": ("check", texts([number.check.what for _, number in rows])),
-            "check_unit": ("check", texts([number.check.unit for _, number in rows])),
+            "claim": texts(lambda each: each.claim.name),
+            "experiment": texts(lambda each: each.recipe.name),
+            "text": texts(lambda each: each.claim.text),
+            "where": texts(lambda each: each.claim.where),
         },
-        attrs=file_attributes(settings, command),
+    )
+
+
+def _labelled_checks(verdicts: Sequence[Verdict]) -> xr.Dataset:
+    numbers: list[Number] = []
+    claims: list[str] = []
+    for verdict in verdicts:
+        numbers += verdict.numbers
+        claims += [verdict.claim.name] * len(verdict.numbers)
+
+    def values(read: Callable[[Number], float | None], name: str) -> Any:
+        read_values = [read(number) for number in numbers]
+        # None, where there is no threshold, becomes NaN.
+        return "check", np.array(read_values, np.float64), {"long_name": name, "units": "1"}
+
+    def texts(read: Callable[[Number], str]) -> tuple[str, NDArray[np.object_]]:
+        return "check", np.array([read(number) for number in numbers], dtype=object)
+
+    return xr.Dataset(
+        {
+            "value": values(lambda number: number.value, "what was found"),
+            "low": values(lambda number: number.low, "lower end of its 95 % interval"),
+            "high": values(lambda number: number.high, "upper end of its 95 % interval"),
+            "least": values(lambda number: number.check.least, "lower threshold"),
+            "most": values(lambda number: number.check.most, "upper threshold"),
+            "check_verdict": texts(lambda number: number.verdict if number.decides else ""),
+        },
+        coords={
+            "check_claim": ("check", np.array(claims, np.object_)),
+            "check_text": texts(lambda number: number.check.what),
+            "check_unit": texts(lambda number: number.check.unit),
+        },
     )

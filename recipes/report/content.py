@@ -100,7 +100,7 @@ def render(
             models=models,
             recipes=list(_experiments(models, verdicts, drawn)),
             verdicts=verdicts,
-            counts={name: sum(each.verdict == name for each in verdicts) for name in CLASSES},
+            counts=_counts(verdicts),
             classes=CLASSES,
             plurals=PLURALS,
             light_on_dark=LIGHT_ON_DARK,
@@ -111,6 +111,14 @@ def render(
             **_about_one(models),
         )
     )
+
+
+def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """Return the number of claims by their verdict."""
+    counts = dict.fromkeys(CLASSES, 0)
+    for each in verdicts:
+        counts[each.verdict] += 1
+    return counts
 
 
 def _environment() -> Environment:

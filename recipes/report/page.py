@@ -8,7 +8,7 @@ import xarray as xr
 from markupsafe import Markup
 
 from recipes.evidence.files import Absent, Files, side_by_side
-from recipes.experiments.catalogue import RECIPES
+from recipes.experiments.catalogue import every_picture
 from recipes.figures import draw
 from recipes.judging.verdicts import CLAIMS, Verdict, judge, to_dataset
 from recipes.recipe import Picture
@@ -89,8 +89,8 @@ def places(
     if claims is not None:
         yield Path(claims), CLAIMS
     if figures is not None:
-        for name in (picture.name for recipe in RECIPES for picture in recipe.pictures):
-            yield Path(figures) / f"{name}.svg", ownership.FIGURE
+        for picture in every_picture():
+            yield Path(figures) / f"{picture.name}.svg", ownership.FIGURE
 
 
 def check_places(page: Path, claims: str | Path | None, figures: str | Path | None) -> None:
@@ -115,7 +115,7 @@ def _draw_all(
     models: Sequence[Files], directory: Path | None, progress: Progress | None
 ) -> Iterator[tuple[str, Drawn]]:
     """Yield every figure by its name, and leave it in a directory too if there is one."""
-    pictures = [picture for recipe in RECIPES for picture in recipe.pictures]
+    pictures = list(every_picture())
     for index, picture in enumerate(pictures):
         if progress is not None:
             progress(index, len(pictures))

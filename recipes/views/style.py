@@ -105,12 +105,10 @@ def curve(
     **style
         As for `band_line`.
     """
+    line, around = values, None
     if "sequence" in values.dims:
-        band_line(
-            axis, x, values.mean("sequence", skipna=False), ends(values), index, label, **style
-        )
-    else:
-        band_line(axis, x, values, None, index, label, **style)
+        line, around = values.mean("sequence", skipna=False), ends(values)
+    band_line(axis, x, line, around, index, label=label, **style)
 
 
 def band_line(
@@ -119,7 +117,6 @@ def band_line(
     line: xr.DataArray,
     around: xr.DataArray | None,
     index: int,
-    label: str,
     *,
     log: bool = False,
     **style: Any,
@@ -129,7 +126,7 @@ def band_line(
     On a logarithmic axis (`log`), where a band may not reach zero, it ends at a tenth of the line.
     """
     look = line_style(index)
-    axis.plot(x, line, label=label, **{"markersize": 4, **look, **style})
+    axis.plot(x, line, **{"markersize": 4, **look, **style})
     if around is not None:
         lower, upper = (around.sel(end=end).fillna(line) for end in ("low", "high"))
         if log:
@@ -158,7 +155,7 @@ def bounded_line(
     around = xr.concat(
         [dataset[f"{name}_low"], dataset[f"{name}_high"]], xr.Variable("end", ["low", "high"])
     )
-    band_line(axis, x, dataset[name], around, index, label)
+    band_line(axis, x, dataset[name], around, index, label=label)
 
 
 def bounded_points(

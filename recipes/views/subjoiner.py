@@ -70,5 +70,5 @@ def figure(dataset: xr.Dataset) -> Figure:
 def _draw_head(axis: Axes, head: xr.Dataset) -> None:
     for index, kind in enumerate(map(str, head["input_class"].values)):
         line, around = attention_curve(head, kind)
-        style.band_line(axis, line["key"], line, around, index, kind)
+        style.band_line(axis, line["key"], line, around, index, label=kind)
     style.whole_numbers(axis, "token before the last")

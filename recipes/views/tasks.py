@@ -54,7 +54,7 @@ def figure(dataset: xr.Dataset) -> Figure:
         metric = task_metric(dataset, task)
         for index, name in enumerate(map(str, dataset["intervention"].values)):
             line, around = accuracy_curve(dataset, task, name)
-            style.band_line(axis, line["layer"], line, around, index, name)
+            style.band_line(axis, line["layer"], line, around, index, label=name)
         clean = float(dataset["clean_value"].sel(task=task, metric=metric))
         axis.axhline(clean, color="black", linewidth=1, label="clean")
         axis.set_title(f"{task} [{metric}]")
