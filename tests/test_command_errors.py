@@ -4,11 +4,14 @@ import ast
 
 import click
 import pytest
+from commands import COMMANDS
 from test_layers import EVERY, tree
 
-import cli
 from recipes.commands.errors import SETTING, SPELLED_OTHERWISE, as_options, explained
 from robustness.errors import Refusal
+
+OF_PYTHON_ALONE = {"centre_writes", "held_out", "weight_decay"}
+"""Settings of functions that no command calls."""
 
 
 @pytest.mark.parametrize(
@@ -31,9 +34,9 @@ def test_a_refusal_of_the_library_names_the_option_at_the_command_line(run, monk
     def refuse(*_, **__):
         raise Refusal("ask for `device_map` auto")
 
-    monkeypatch.setattr("robustness.models.model.open_model", refuse)
+    monkeypatch.setattr("robustness.models.opening.open_settings", refuse)
     code, _, err = run("sweep", llama)
-    assert (code, err) == (1, "stages: ask for --device-map auto\n")
+    assert (code, err.splitlines()[-1]) == (1, "stages: ask for --device-map auto")
 
 
 def settings_named_in(module: str) -> set[str]:
@@ -46,12 +49,15 @@ def settings_named_in(module: str) -> set[str]:
 
 def test_every_setting_that_a_message_names_is_one_at_the_command_line():
     spelled = set()
-    for command in cli.stages.commands.values():
+    for command in COMMANDS.values():
         for parameter in command.params:
             argument = isinstance(parameter, click.Argument)
             words = [parameter.make_metavar(click.Context(command))] if argument else parameter.opts
             spelled |= {word.strip("[].") for word in words}
     assert set(SPELLED_OTHERWISE.values()) <= spelled
+    unknown = set()
     for module in EVERY:
-        for setting in settings_named_in(module):
-            assert as_options(f"`{setting}`") in spelled, f"{module}: `{setting}`"
+        for setting in settings_named_in(module) - OF_PYTHON_ALONE:
+            if as_options(f"`{setting}`") not in spelled:
+                unknown.add((module, setting))
+    assert not unknown

@@ -3,9 +3,9 @@
 import re
 
 import pytest
+from commands import COMMANDS
 from pages import ROOT, blocks, commands
 
-import cli
 from recipes.experiments.catalogue import PICTURES
 from robustness.measurements.measurement import MEASUREMENTS
 from robustness.schedules.interventions import FORMS, PAIRS
@@ -23,7 +23,7 @@ def test_every_intervention_is_described():
 def test_commands_that_need_something_else_are_at_least_understood(page):
     for words in commands(page, "sh no-run"):
         if words[0] == "stages":
-            command = cli.stages.commands[words[1]]
+            command = COMMANDS[words[1]]
             params = command.make_context(words[1], words[2:]).params
             assert params.get("model", words[2]) == words[2]
         elif words[0] != "export":

@@ -8,7 +8,7 @@ import kills
 import pytest
 from test_wic import rows
 
-import cli
+from recipes.reproduce import reproduction
 from robustness.files import netcdf, resumable
 from robustness.models import opening
 
@@ -17,8 +17,9 @@ from robustness.models import opening
 def saving(monkeypatch):
     """What is done is saved after every batch, and a model is opened once for all kills."""
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
-    opened = cache(opening.open_model)
-    monkeypatch.setattr(cli, "_open", lambda name, _: opened(name))
+    opened = cache(opening.open_settings)
+    for module in (opening, reproduction):
+        monkeypatch.setattr(module, "open_settings", lambda settings, *_, **__: opened(settings))
 
 
 @pytest.fixture

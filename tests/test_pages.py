@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
+from commands import COMMANDS
 from filelock import FileLock
 from loopback import configure, serving
 from pages import ROOT, blocks, commands, run_page, run_python
@@ -144,5 +145,5 @@ def test_every_command_of_the_remote_page_runs(tmp_path, monkeypatch, capsys):
         assert runpy.run_path("own.py")["logits"].shape == (2048,)
     for words in commands("docs/remote.md", "sh no-run"):
         if words[0] == "stages":
-            params = cli.stages.commands[words[1]].make_context(words[1], words[2:]).params
+            params = COMMANDS[words[1]].make_context(words[1], words[2:]).params
             assert params["remote"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
+from commands import COMMANDS
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cli
 from recipes.commands.parameters import Finite, Place
 from recipes.terminal import Forgiving, printable
 from robustness.reordered.generation import COLDEST
@@ -76,7 +76,10 @@ def test_a_reader_that_went_away_ends_a_command_quietly():
 def test_closed_streams_change_nothing(closed):
     command = f'exec "$@" {closed}>&-'
     process = subprocess.run(
-        ["sh", "-c", command, "sh", *STAGES, "models"], capture_output=True, text=True, timeout=60
+        ["sh", "-c", command, "sh", *STAGES, "models", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert process.returncode == 0
     assert ("builtin" in process.stdout) == (closed != "1")
@@ -152,7 +155,7 @@ def test_numbers_are_finite(value):
 
 
 def test_every_number_option_is_finite_and_every_path_expands_the_home():
-    for command in cli.stages.commands.values():
+    for command in COMMANDS.values():
         for parameter in command.params:
             kind = parameter.type
             assert not isinstance(kind, click.types.FloatParamType) or isinstance(kind, Finite)
@@ -181,7 +184,7 @@ def test_a_fault_of_our_own_is_said_to_be_one(run, monkeypatch):
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(cli, "_list_experiments", fail)
+    monkeypatch.setattr("recipes.commands.reproduce._say_experiments", fail)
     code, _, err = run("reproduce", "--list")
     assert code == 1 and "Traceback" not in err and len(err.splitlines()) == 1
     assert "a fault of stages itself (ZeroDivisionError: division by zero)" in err

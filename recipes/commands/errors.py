@@ -7,6 +7,9 @@ import click
 
 from robustness.errors import Refusal, first_line
 
+REMEDY = "remove it, or run the command that made it again with --fresh"
+"""What to do about a file that cannot be used."""
+
 SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")
 """A setting as the library's messages name it: its Python name in backticks, as in `context`."""
 

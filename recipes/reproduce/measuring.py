@@ -163,7 +163,13 @@ MEASURES: Mapping[str, Measure] = {
 }
 """What is done for the command of a source."""
 
-UNITS = {"sweep": "seq", "observe": "seq", "neurons": "layer", "probe": "text", "tasks": "text"}
+UNITS = {
+    "sweep": "sequence",
+    "observe": "sequence",
+    "neurons": "layer",
+    "probe": "text",
+    "tasks": "text",
+}
 """Units of progress by the command of a source."""
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import click
+from commands import COMMANDS
 from hypothesis import strategies as st
-
-import cli
 
 WHOLE = ("0", "1", "2", "3", "7", "64", "1000", "-1", "-7", "1e3", "2.5", "nan", "", " 5", "٣", "x")
 HUGE = ("1000000", "2147483648", "9223372036854775808", "1" + 40 * "0")
@@ -126,10 +125,10 @@ def values(command: str, parameter: click.Parameter) -> st.SearchStrategy[str]:
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     """Draw a command line: a command, its arguments, and up to five of its options."""
-    names = sorted(cli.stages.commands)
+    names = sorted(COMMANDS)
     weights = [name for name in names for _ in range(40 // RARE.get(name, 1))]
     name = draw(st.sampled_from(weights))
-    command = cli.stages.commands[name]
+    command = COMMANDS[name]
     words = [] if draw(st.integers(0, 30)) else ["--debug"]
     words.append(name)
     for parameter in command.params:

@@ -1,0 +1,82 @@
+"""Options that say how a model is changed: by interventions at layers, or by schedules."""
+
+from dataclasses import dataclass
+
+import click
+
+from recipes.commands.gathering import Values, gather
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is changed in a model: by interventions at layers, or by schedules."""
+
+    interventions: tuple[str, ...]
+    schedules: tuple[str, ...]
+    layers: str | None
+    """Layers as text, which is read once the model's number of layers is known."""
+
+    def chosen_layers(self, count: int) -> tuple[int, ...] | None:
+        """Return the layers that are changed in a model of `count` layers, if not all are."""
+        from robustness.schedules.schedule import layers_from_text
+
+        return None if self.layers is None else tuple(layers_from_text(self.layers, count))
+
+
+def changes(values: Values) -> Changes:
+    """Return the changes that were asked for."""
+    flags = ("drop", "swap", "attention-drop", "mlp-drop")
+    names = [flag for flag in flags if values[flag.replace("-", "_")]]
+    names += [f"repeat-{length}" for length in values["repeat"]]
+    names += values["named"]
+    layers = values["layers"]
+    if values["texts"] and (names or layers is not None):
+        raise click.UsageError(
+            "--schedule goes without interventions, such as --drop, and without --layers"
+        )
+    return Changes(tuple(names), tuple(values["texts"]), layers)
+
+
+change_options = gather(
+    "changes",
+    changes,
+    click.option("--drop", is_flag=True, help="Drop each block (layer ablation)."),
+    click.option("--swap", is_flag=True, help="Swap each block with the next."),
+    click.option(
+        "--attention-drop", is_flag=True, help="Drop the attention of each block, keep its MLP."
+    ),
+    click.option(
+        "--mlp-drop", is_flag=True, help="Drop the MLP of each block, keep its attention."
+    ),
+    click.option(
+        "--repeat",
+        type=click.IntRange(1),
+        multiple=True,
+        metavar="B",
+        help="Run each of B consecutive blocks twice in a row (4-4-5-5), starting at each layer.",
+    ),
+    click.option(
+        "--intervention",
+        "named",
+        multiple=True,
+        metavar="NAME",
+        help="Another intervention at each layer: swap-D, skip-B, repeat-B, repeat-BxK, "
+        "repeat-B-contiguous, middle-repeat-B, reverse-B, shuffle-B, parallel-B or "
+        "looped-parallel-BxK; or one for each pair of layers: drop-pair, swap-pair, skip-span or "
+        "repeat-span.",
+    ),
+    click.option(
+        "--schedule",
+        "texts",
+        multiple=True,
+        metavar="TEXT",
+        help='Order of steps to run instead of interventions, as in "0..3-5-4-6.." or '
+        '"0..2-a3-m3-(4+5)-6..".',
+    ),
+    click.option(
+        "--layers",
+        metavar="TEXT",
+        help='Layers at which interventions are made, as in "0..3-7".  [default: all]',
+    ),
+)
+"""The options that say how the model is changed."""

@@ -1,0 +1,76 @@
+"""Decorators that gather the values of several parameters into one object for a command."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import click
+
+from recipes.commands.errors import as_options
+from robustness.errors import Refusal
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+Values = dict[str, Any]
+"""Values of a command's parameters by their names."""
+
+
+@contextmanager
+def misuse() -> Iterator[None]:
+    """Turn the refusal of settings that do not go together into click's error for misuse."""
+    try:
+        yield
+    except Refusal as error:
+        raise click.UsageError(as_options(str(error))) from error
+
+
+def gather(
+    name: str, make: Callable[[Values], object], *parameters: Decorator, uses: tuple[str, ...] = ()
+) -> Decorator:
+    """Make one decorator of several parameters, whose values a command takes as one object.
+
+    Parameters
+    ----------
+    name : str
+        Name under which the command takes the object.
+    make : callable
+        Makes it of the parameters' values.
+    *parameters : callable
+        Decorators of click, in the order in which the help lists them.
+    uses : tuple of str
+        Names of what else the object is made of, which the command takes too.
+    """
+    declared: Any = click.Command(None)
+    for parameter in parameters:
+        declared = parameter(declared)
+    keys = [str(parameter.name) for parameter in declared.params]
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def gathered(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in keys}
+            own |= {key: values[key] for key in uses}
+            with misuse():
+                values[name] = make(own)
+            return command(**values)
+
+        return together(*parameters)(gathered)
+
+    return decorate
+
+
+def together(*parameters: Decorator) -> Decorator:
+    """Make one decorator of several parameters, which stay in their order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for parameter in reversed(parameters):
+            command = parameter(command)
+        return command
+
+    return decorate
+
+
+def given(values: Mapping[str, Any]) -> Values:
+    """Return the values that were given, so that settings keep their defaults for the others."""
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,98 @@
+"""The command that lets a model write with its blocks in other orders."""
+
+from textwrap import indent
+from typing import TYPE_CHECKING, TypedDict
+
+import click
+
+from recipes.commands.gathering import Values, gather
+from recipes.commands.opening import announce, open_model
+from recipes.commands.options import SEEDS, model_argument, model_options
+from recipes.commands.parameters import Finite
+from recipes.commands.progress import advise, progress, quiet_option, quoted
+from recipes.commands.tables import chosen_form, say_rows, table_options
+from recipes.terminal import hear, say
+
+if TYPE_CHECKING:
+    from robustness.models.settings import ModelSettings
+
+
+class Sampling(TypedDict):
+    """How tokens are chosen."""
+
+    tokens: int
+    temperature: float
+    seed: int
+
+
+def sampling(values: Values) -> Sampling:
+    """Return how tokens are chosen."""
+    return Sampling(**values)  # type: ignore[typeddict-item]
+
+
+@click.command()
+@model_argument()
+@click.argument("prompt")
+@click.option(
+    "--schedule",
+    "texts",
+    multiple=True,
+    required=True,
+    metavar="TEXT",
+    help='Order in which the blocks run, as in "0..3-5-4-6.."; may be given several times.',
+)
+@gather(
+    "how",
+    sampling,
+    click.option(
+        "--tokens",
+        "--max-new-tokens",
+        "tokens",
+        type=click.IntRange(1),
+        default=40,
+        show_default=True,
+        help="Maximum number of tokens to write.",
+    ),
+    click.option(
+        "--temperature",
+        type=Finite(0),
+        default=0.0,
+        show_default=True,
+        help="Temperature at which tokens are drawn; 0 takes the most likely token each time.",
+    ),
+    click.option(
+        "--seed", type=SEEDS, default=0, show_default=True, help="Seed of the tokens drawn."
+    ),
+)
+@model_options
+@table_options
+@quiet_option
+def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: Sampling) -> None:
+    """Continue PROMPT with MODEL as it is, and with its blocks in other orders.
+
+    A PROMPT of - is read from standard input. The tokenizer's BOS precedes it if there is one. Each
+    order is printed as a line that ends in a colon, with the text that the model writes indented
+    below it.
+
+    \b
+    stages generate builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.." "Once upon"
+    """
+    announce(model)
+    from robustness.reordered.generation import generate as run
+    from robustness.schedules.schedule import clean, from_text, to_text
+
+    if prompt == "-":
+        prompt = hear().rstrip("\n")
+    opened = open_model(model)
+    schedules = [clean(opened.layers)]
+    schedules += [from_text(text, opened.layers) for text in texts]
+    with progress(None, "token") as show:
+        written = run(opened, prompt, list(dict.fromkeys(schedules)), **how, progress=show)
+    rows = [(to_text(each.schedule), each.text) for each in written]
+    if chosen_form() is None:
+        for schedule, text in rows:
+            say(f"{schedule}:\n{indent(text.strip(chr(10)), '    ')}")
+    else:
+        say_rows(("schedule", "text"), rows)
+    last, _ = rows[-1]
+    advise(f"export {quoted(model.source)} --schedule {quoted(last)} DIRECTORY")

@@ -1,0 +1,49 @@
+"""How commands open a model, and where they put results on it."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.commands.progress import tell
+
+if TYPE_CHECKING:
+    from robustness.models.model import Model
+    from robustness.models.settings import ModelSettings
+
+OUTPUTS = Path("outputs")
+"""Directory of all that commands write, unless they are told otherwise."""
+
+
+def announce(settings: "ModelSettings") -> None:
+    """Tell that a model is going to be opened, before libraries are loaded, which takes seconds."""
+    tell(f"opening {settings.source}")
+
+
+def open_model(settings: "ModelSettings") -> "Model":
+    """Open a model, and tell what a server says meanwhile."""
+    from robustness.models.opening import open_settings
+
+    silence_libraries()
+    return open_settings(settings, notify=tell)
+
+
+def directory_of(model: str) -> Path:
+    """Return the directory for results on a model, given its name."""
+    return OUTPUTS / model.rpartition("/")[2]
+
+
+def silence_libraries() -> None:
+    """Keep libraries from writing bars and notes of their own."""
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    # What these two say is part of the error, if it matters.
+    warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for library in (transformers, datasets, huggingface_hub):
+        library.utils.logging.set_verbosity_error()

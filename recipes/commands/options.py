@@ -1,0 +1,196 @@
+"""Options that several commands share, and the settings that they give."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recipes.commands.command_line import command_line
+from recipes.commands.gathering import Decorator, Values, gather, given, together
+from recipes.commands.parameters import Finite, Host, Named, Place
+from recipes.commands.progress import is_quiet, quiet_option, tell
+
+if TYPE_CHECKING:
+    from robustness.models.settings import ModelSettings
+    from robustness.runs.settings import RunOptions
+    from robustness.text.settings import TextSettings
+
+SEEDS = click.IntRange(0, 2**32 - 1)
+
+
+def model_settings(values: Values) -> "ModelSettings | None":
+    """Return the settings of the model, or nothing where no model was named."""
+    from robustness.models.settings import ModelSettings
+
+    source = values.pop("model")
+    return None if source is None else ModelSettings(source, **given(values))
+
+
+model_options = gather(
+    "model",
+    model_settings,
+    click.option(
+        "--dtype",
+        type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
+        default="float32",
+        show_default=True,
+        help="Number format of the weights; auto keeps the checkpoint's.",
+    ),
+    click.option(
+        "--device",
+        help="Device that computes: cpu, cuda, cuda:1, mps.  [default: the first GPU, or cpu]",
+    ),
+    click.option(
+        "--device-map",
+        type=click.Choice(("auto", "balanced", "sequential", "cpu", "disk")),
+        help="Placement of weights that do not fit on one device: auto fills GPUs, then memory, "
+        "then the disk.",
+    ),
+    click.option(
+        "--offload",
+        type=Place(),
+        help="Directory for weights on the disk that the checkpoint has in another form.",
+    ),
+    click.option("--revision", help="Branch, tag or commit of the model on the hub."),
+    click.option(
+        "--attention",
+        type=click.Choice(("sdpa", "eager")),
+        help="Implementation of attention.  [default: sdpa, or eager where there is no other]",
+    ),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Run code that comes with the checkpoint."
+    ),
+    click.option("--remote", is_flag=True, help="Run the model on NDIF, where its weights are."),
+    click.option(
+        "--host",
+        type=Host(),
+        metavar="URL",
+        help="Address of the NDIF server.  [default: NDIF_HOST, or NDIF's]",
+    ),
+    click.option("--deploy", is_flag=True, help="Have the server load the model if need be."),
+    click.option(
+        "--sandbox-limit",
+        type=Finite(0, min_open=True),
+        metavar="GB",
+        help="Maximum traffic through the socket of a sandboxed server.  [default: 50]",
+    ),
+    uses=("model",),
+)
+"""The options that say how and where the argument MODEL is loaded; they give ModelSettings."""
+
+
+field_option = click.option(
+    "--field", default="text", show_default=True, help="Column that holds the text."
+)
+
+split_option = click.option(
+    "--split", default="train", show_default=True, help="Split of a data set on the hub."
+)
+
+
+def text_settings(values: Values) -> "TextSettings":
+    """Return the settings of the text."""
+    from robustness.text.settings import TextSettings
+
+    return TextSettings(values.pop("data"), **given(values))
+
+
+text_options = gather(
+    "text",
+    text_settings,
+    click.option(
+        "--data",
+        type=Named(),
+        default="builtin",
+        show_default=True,
+        help="Text to read: builtin, a .txt (documents divided by <|endoftext|>), .jsonl or "
+        ".parquet file, or a data set on the hub, owner/name:config.",
+    ),
+    field_option,
+    split_option,
+    click.option(
+        "--tokens",
+        type=click.IntRange(1),
+        help="Number of tokens to read; the text must have that many.  [default: up to 100000]",
+    ),
+    click.option(
+        "--context",
+        type=click.IntRange(3),
+        help="Number of tokens in a sequence.  [default: 256, or the model's limit if lower]",
+    ),
+    click.option(
+        "--pack", is_flag=True, help="Join documents, instead of dropping the rest of each."
+    ),
+    click.option(
+        "--seed", type=SEEDS, default=0, show_default=True, help="Seed of the documents' order."
+    ),
+    click.option(
+        "--paper-compat",
+        is_flag=True,
+        help="Read the first documents, one a sequence, with the authors' alignment of tokens.",
+    ),
+    click.option(
+        "--documents",
+        type=click.IntRange(1),
+        help="Number of documents that --paper-compat reads.  [default: 1388]",
+    ),
+)
+"""The options that say which text is read and how it is cut; they give TextSettings."""
+
+
+task_data_option = click.option(
+    "--task-data",
+    type=Place(),
+    help="Directory with a TASK.jsonl file for each task, in place of the tasks' own data sets.",
+)
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), help="Maximum number of items of each task.  [default: all]"
+)
+
+
+def run_settings(values: Values) -> "RunOptions":
+    """Return the options of a run, which is told of unless the user asked for quiet."""
+    from robustness.runs.settings import RunOptions, silent
+
+    fresh = not values.pop("resume")
+    told = silent if is_quiet() else tell
+    return RunOptions(fresh=fresh, command=command_line(), tell=told, **given(values))
+
+
+resume_option = click.option(
+    "--resume/--fresh",
+    default=True,
+    help="Continue an interrupted run, or discard it and start anew.  [default: resume]",
+)
+
+batch_option = click.option(
+    "--batch-tokens",
+    type=click.IntRange(1),
+    help="Number of tokens of text in one trace.  [default: what suits the device]",
+)
+
+cap_option = click.option(
+    "--state-cap",
+    type=click.IntRange(1),
+    help="Maximum number of states that go through a block together.",
+)
+
+
+def run_options(out: str, *others: Decorator) -> Decorator:
+    """Return the options of a run that takes long, given the help of --out; they give RunOptions.
+
+    Others may come first, which are fields of RunOptions too.
+    """
+    place = click.option("--out", type=Place(), help=out)
+    return together(gather("run", run_settings, *others, place, resume_option), quiet_option)
+
+
+def model_argument(*, required: bool = True) -> Decorator:
+    """Return the argument MODEL, of which `model_options` make settings."""
+    return click.argument("model", type=Named(), required=required)
+
+
+def out_or(run: "RunOptions", default: Path) -> Path:
+    """Return the path that the user gave, or a default."""
+    return default if run.out is None else Path(run.out)

@@ -1,0 +1,127 @@
+"""Commands that print a file as a table, and draw it as a figure."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recipes.commands.directory import say_directory
+from recipes.commands.errors import REMEDY
+from recipes.commands.gathering import together
+from recipes.commands.parameters import Named, Place
+from recipes.commands.progress import advise, quiet_option, quoted, tell
+from recipes.commands.tables import chosen_form, say_tables, table_options
+from recipes.terminal import say
+from robustness.errors import reading
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+statistics_options = together(
+    click.option(
+        "--minus",
+        type=Named(),
+        metavar="NAME|FILE",
+        help="Print or draw paired differences from NAME, an intervention, schedule, lens or probe "
+        "of FILE, from the clean model (clean), or from another file.",
+    ),
+    click.option(
+        "--bootstrap",
+        is_flag=True,
+        help="Use bootstrap intervals instead of standard errors.",
+    ),
+)
+"""The options that say what is compared, and how its uncertainty is given."""
+
+
+@click.command()
+@click.argument("file", type=Place())
+@statistics_options
+@table_options
+@quiet_option
+def show(file: Path, minus: str | None, bootstrap: bool) -> None:
+    """Print FILE as a table of means, with standard errors clustered by document.
+
+    Of a directory, the results in it are listed.
+
+    \b
+    stages show outputs/builtin
+    stages show outputs/builtin/sweep.nc
+    stages show outputs/builtin/sweep.nc --csv
+    stages show outputs/builtin/sweep.nc --minus drop
+    stages show outputs/builtin/sweep.nc --minus outputs/builtin-parallel/sweep.nc --bootstrap
+    """
+    if file.is_dir():
+        say_directory(file)
+        return
+    with reading(str(file), REMEDY):
+        dataset = _read(file, minus)
+        say_table(dataset, by_bootstrap=bootstrap)
+    advise(f"plot {quoted(file)}")
+
+
+@click.command()
+@click.argument("file", type=Place())
+@statistics_options
+@click.option(
+    "--out",
+    type=Place(),
+    help="Path of the figure to write, a .png, .svg or .pdf file.  [default: beside FILE]",
+)
+@quiet_option
+def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> None:
+    """Draw FILE as a figure, and print the figure's path.
+
+    \b
+    stages plot outputs/builtin/sweep.nc --out sweep.svg
+    stages plot outputs/builtin/sweep.nc --minus drop --bootstrap
+    """
+    tell(f"drawing {file}")
+    from recipes.views import draw
+    from robustness.files import ownership
+    from robustness.files.figures import save_figure
+
+    with reading(str(file), REMEDY):
+        dataset = _read(file, minus)
+        path = out or _figure_of(file, minus)
+        ownership.check(path, ownership.FIGURE)
+        save_figure(draw(dataset, by_bootstrap=bootstrap), path)
+    say(path)
+    flags = "" if minus is None else f" --minus {quoted(minus)}"
+    advise(f"show {quoted(file)}{flags}")
+
+
+def say_table(
+    dataset: "xr.Dataset", places: Mapping[str, Path] | None = None, *, by_bootstrap: bool = False
+) -> None:
+    """Print a dataset as a table, and below it where files about it are."""
+    from recipes.views import table
+
+    say_tables(table(dataset, by_bootstrap=by_bootstrap))
+    if places and chosen_form() is None:
+        width = max(map(len, places)) + 1
+        lines = (f"{name + ':':{width}} {place}" for name, place in places.items())
+        say("\n" + "\n".join(lines))
+
+
+def _read(file: Path, minus: str | None) -> "xr.Dataset":
+    """Read a file, and subtract what was asked."""
+    from robustness.files.netcdf import load
+    from robustness.files.sequences import measured_sequences
+    from robustness.statistics.paired import difference
+
+    dataset = load(file)
+    if minus is None:
+        return dataset
+    other = measured_sequences(load(Path(minus))) if Path(minus).is_file() else minus
+    return difference(measured_sequences(dataset), other)
+
+
+def _figure_of(file: Path, minus: str | None) -> Path:
+    """Return where a figure is saved: of differences apart from that of the file itself."""
+    if minus is None:
+        return file.with_name(f"{file.stem}.png")
+    other = re.sub(r"[^A-Za-z0-9.]+", "-", Path(minus).stem)
+    return file.with_name(f"{file.stem}-less-{other}.png")
