@@ -9,6 +9,7 @@ from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
+from robustness.schedules.interventions import Intervention
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.schedule import clean, drop, repeat, reverse, swap
 from robustness.sweeps import residuals, rewire, sweep
@@ -373,3 +374,16 @@ def test_an_output_that_is_no_file_of_numbers_is_refused(gpt2, tmp_path, name, p
     (tmp_path / "d.nc").mkdir()
     with pytest.raises(Refusal, match=problem):
         sweep(gpt2, corpus(), out=tmp_path / name)
+
+
+def test_an_intervention_of_ones_own_is_swept_and_resumed_like_any_other(gpt2, tmp_path):
+    def behind(schedule, layer):
+        return (*schedule[:layer], *schedule[layer : layer + 2][::-1], *schedule[layer + 2 :])
+
+    own, out = Intervention("behind", 2, behind), tmp_path / "a.nc"
+    swept = sweep(gpt2, corpus(), ["swap", own], out=out)
+    assert swept.intervention.values.tolist() == ["swap", "behind"]
+    assert swept.attrs["interventions"] == "swap, behind"
+    same, ours = (swept.kl.sel(intervention=name, drop=True) for name in ("swap", "behind"))
+    xr.testing.assert_identical(same, ours)
+    xr.testing.assert_identical(sweep(gpt2, corpus(), ["swap", own], out=out), swept)

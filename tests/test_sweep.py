@@ -1,7 +1,7 @@
 import pytest
 
 from robustness.errors import Refusal
-from robustness.schedules.interventions import FORMS, PAIRS, intervention, schedules
+from robustness.schedules.interventions import FORMS, PAIRS, Intervention, intervention, schedules
 from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, repeat, swap
 
 
@@ -120,7 +120,7 @@ def test_one_layer_and_two_do_not_go_together():
         (["repeat-999999999"], 12, "takes 999999999 blocks, and the model has 12"),
         (["drop", "repeat-999999999x999999999"], 12, "takes 999999999 blocks"),
         (["repeat-1x9000"], 1000, r"1,000 schedules of repeat-1x9000 .* 5,000,000 are the most"),
-        (list(PAIRS), 200, r"80,200 schedules of drop-pair, .* --layers"),
+        (list(PAIRS), 200, r"80,200 schedules of drop-pair, .* `layers`"),
     ],
 )
 def test_what_would_take_too_long_to_plan_is_refused_before_it_is_built(
@@ -143,3 +143,47 @@ def test_fewer_layers_make_room_for_pairs_of_a_deep_model():
 def test_layers_that_are_not_there_are_refused_without_a_list_of_all():
     with pytest.raises(Refusal, match="there is no layer 4: the model has layers 0 to 3"):
         schedules(["drop"], 4, range(10**12))
+
+
+def rotate(schedule, layer, length=3):
+    """Move a block behind the ones that follow it."""
+    span = schedule[layer : layer + length]
+    return (*schedule[:layer], *span[1:], *span[:1], *schedule[layer + length :])
+
+
+def test_an_intervention_of_ones_own_is_made_wherever_its_span_fits():
+    own = Intervention("rotate-3", 3, rotate, "move it behind the next two")
+    made = schedules(["drop", own], 4)
+        ["drop", Intervention("rotate-3", 3, rotate, "move it behind the next two")], 4
+    )
+    assert made["rotate-3", 0] == (1, 2, 0, 3) and made["rotate-3", 1] == (0, 2, 3, 1)
+    assert len(made) == 4 + 2
+
+
+@pytest.mark.parametrize("span", [1, 2])
+def test_a_span_that_is_smaller_than_what_an_edit_changes_is_refused(span):
+    """Slices are silent where they reach over the end: it would be another edit at the last."""
+    with pytest.raises(Refusal, match=f"the span of rotate-3 is larger than {span}, or its edit"):
+        schedules([Intervention("rotate-3", span, rotate)], 4)
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (lambda schedule, layer: schedule[layer + 9], "makes no schedule"),
+        (lambda schedule, layer: 3, "makes no schedule"),
+        (lambda schedule, layer: ("a",), "is no step of a schedule"),
+        (lambda schedule, layer: ([0],), "makes no schedule"),
+        (lambda schedule, layer: (*schedule[:layer], 9, *schedule[layer + 1 :]), "no block 9"),
+        (lambda schedule, layer: schedule[::-1], "changes blocks outside its span, 0 to 0"),
+    ],
+)
+def test_an_edit_that_makes_no_schedule_of_its_span_is_refused_with_its_place(edit, problem):
+    with pytest.raises(Refusal, match=rf"own at layer 0 .*{problem}"):
+        schedules([Intervention("own", 1, edit)], 3)
+
+
+@pytest.mark.parametrize(("name", "span"), [("", 1), ("a, b", 1), ("a\n", 1), ("a", 0)])
+def test_a_record_without_a_name_or_a_span_is_refused(name, span):
+    with pytest.raises(Refusal):
+        Intervention(name, span, rotate)

@@ -1,12 +1,14 @@
-"""The labelled schedules of interventions, one at every layer where it fits."""
+"""Interventions: edits that are made at every layer where they fit, or at every two layers."""
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from robustness.errors import Refusal
 from robustness.schedules.schedule import (
     Schedule,
+    check,
     check_length,
     clean,
     drop,
@@ -51,13 +53,7 @@ PAIRS = {
 }
 """Interventions that are made at every two layers, the second not before the first."""
 
-_NAME = re.compile(
-    r"(?P<family>drop|swap|attention-drop|mlp-drop|skip|repeat|middle-repeat|reverse|shuffle"
-    r"|parallel|looped-parallel)"
-    r"(-(?P<size>[1-9][0-9]{0,8})(x(?P<times>[1-9][0-9]{0,8}))?(?P<contiguous>-contiguous)?)?"
-)
-
-MOST = 5_000_000
+LARGEST_TOTAL = 5_000_000
 """The most blocks that all schedules of a sweep execute together.
 
 All of `PAIRS` at every two of 126 layers, as the deepest models have, are 4 million. The plan of so
@@ -67,45 +63,167 @@ many takes half a minute and 1.3 GB, and grows with them.
 
 @dataclass(frozen=True)
 class Intervention:
-    """A named edit that can be made at a layer, or at two."""
+    """An edit of the clean schedule that is made at every layer where it fits, or at every two.
+
+    One of one's own is made of the same record as those with a name:
+
+    >>> def rotate(schedule, layer):
+    ...     return (*schedule[:layer], schedule[layer + 1], schedule[layer], *schedule[layer + 2 :])
+    >>> Intervention("rotate-2", 2, rotate, "move the block behind the next").schedules(3)
+    {(0,): (1, 0, 2), (1,): (0, 2, 1)}
+    """
 
     name: str
+    """Name in files, tables and figures."""
     span: int
-    """How many blocks it takes hold of at least; the layer is the first of them."""
+    """Number of blocks, from the layer on, that the edit changes; between two layers, the fewest.
+    Blocks outside are executed as in the clean schedule."""
     edit: Callable[..., Schedule]
-    """Given the clean schedule and the layer, or the first and the last."""
+    """Function from the clean schedule and the layer, or the first and the last, to a schedule."""
+    long_name: str = ""
+    """What the edit does at a layer, in a few words."""
     pair: bool = False
     """Whether it is made at every two layers."""
     added: int = 0
-    """How many blocks it executes at most besides those of the model."""
+    """Number of blocks that it executes at most besides those of the model."""
+
+    def __post_init__(self) -> None:
+        """Refuse a record from which no schedules can be made."""
+        if not self.name.strip() or "," in self.name or not self.name.isprintable():
+            raise Refusal(f"{self.name!r} is no name of an intervention: leave out commas")
+        if self.span < 1:
+            raise Refusal(f"{self.name} has a span of {self.span} blocks; it takes 1 or more")
 
     def places(self, layers: int, chosen: Sequence[int] | None = None) -> list[tuple[int, ...]]:
-        """Return the layers, or every two of them, of a model at which there is room for it.
+        """Return the layers, or every two of them, of a model at which the edit fits.
 
-        Those of its blocks that it is made at are among `chosen`.
+        With `chosen`, those at which it is made are among them.
         """
-        room = range(layers - self.span + 1)
-        if not room:
+        fitting = range(layers - self.span + 1)
+        if not fitting:
             raise Refusal(f"{self.name} takes {self.span} blocks, and the model has {layers}")
         check_length(layers + self.added, self.name)
         allowed = range(layers) if chosen is None else sorted(set(chosen))
-        first = [layer for layer in allowed if layer in room]
+        first = [layer for layer in allowed if layer in fitting]
         if not self.pair:
             return [(layer,) for layer in first]
-        return [(i, j) for i in first for j in allowed if j >= i + self.span - 1]
+        pairs: list[tuple[int, ...]] = []
+        for start in first:
+            ends = [layer for layer in allowed if layer >= start + self.span - 1]
+            pairs += [(start, end) for end in ends]
+        return pairs
 
     def schedules(
         self, layers: int, chosen: Sequence[int] | None = None
     ) -> dict[tuple[int, ...], Schedule]:
-        """Return the schedule for every layer, or two, of a model at which it fits."""
+        """Return the schedule for every layer, or two, of a model at which the edit fits.
+
+        Raises
+        ------
+        Refusal
+            If the edit leaves nothing to execute, makes no schedule, or changes blocks outside its
+            span.
+        """
         whole, places = clean(layers), self.places(layers, chosen)
-        found = {place: self.edit(whole, *place) for place in places}
+        made = {place: self._edit(whole, place) for place in places}
         if self.pair:
-            # Where nothing would be left, it does not fit.
-            found = {place: schedule for place, schedule in found.items() if schedule}
-        if places and (not found or () in found.values()):
+            # Where two layers leave nothing to execute, the intervention does not fit.
+            made = {place: schedule for place, schedule in made.items() if schedule}
+        if places and (not made or () in made.values()):
             raise Refusal(f"{self.name} leaves nothing to execute on {layers} block(s)")
-        return found
+        return made
+
+    def _edit(self, whole: Schedule, place: tuple[int, ...]) -> Schedule:
+        """Return the schedule at a place, after a check that it is one of the edit's span."""
+        where = f"{self.name} at layer {' and '.join(map(str, place))}"
+        first, behind = place[0], (place[1] if self.pair else place[0] + self.span - 1) + 1
+        try:
+            edited = tuple(self.edit(whole, *place))
+            # Most steps are blocks of the model, and there may be millions of them.
+            if edited and not set(edited) <= set(whole):
+                edited = check(edited, len(whole))
+        except (Refusal, IndexError, TypeError, ValueError) as error:
+            raise Refusal(
+                f"{where} makes no schedule ({error}): mend its edit, or its span of {self.span}"
+            ) from error
+        before, after = whole[:first], whole[behind:]
+        rest = edited[len(before) :]
+        if edited[: len(before)] != before or (after and rest[-len(after) :] != after):
+            raise Refusal(
+                f"{where} changes blocks outside its span, {first} to {behind - 1}: the span of "
+                f"{self.name} is larger than {self.span}, or its edit is wrong"
+            )
+        return edited
+
+
+def _drop_pair(schedule: Schedule, first: int, last: int) -> Schedule:
+    return tuple(step for at, step in enumerate(schedule) if at not in {first, last})
+
+
+def _swap_pair(schedule: Schedule, first: int, last: int) -> Schedule:
+    return swap(schedule, first, last - first)
+
+
+def _skip_between(schedule: Schedule, first: int, last: int) -> Schedule:
+    return skip_span(schedule, first, last - first + 1)
+
+
+def _repeat_between(schedule: Schedule, first: int, last: int) -> Schedule:
+    return repeat(schedule, first, last - first + 1, contiguous=True)
+
+
+def _shuffle_at(schedule: Schedule, layer: int, length: int) -> Schedule:
+    return shuffle(schedule, layer, length, seed=layer)
+
+
+_PAIRS = {
+    "drop-pair": Intervention("drop-pair", 1, _drop_pair, PAIRS["drop-pair"], pair=True),
+    "swap-pair": Intervention("swap-pair", 2, _swap_pair, PAIRS["swap-pair"], pair=True),
+    "skip-span": Intervention("skip-span", 1, _skip_between, PAIRS["skip-span"], pair=True),
+    "repeat-span": Intervention("repeat-span", 1, _repeat_between, PAIRS["repeat-span"], pair=True),
+}
+
+_SIZE, _TIMES = r"(?P<size>[1-9][0-9]{0,8})", r"(?P<times>[1-9][0-9]{0,8})"
+
+_FORMS = {**FORMS, "repeat-BxK-contiguous": "execute the span of B blocks K times more"}
+
+_PATTERNS = {
+    form: re.compile(re.sub("(?<=-)[DB]", _SIZE, form).replace("xK", f"x{_TIMES}"))
+    for form in _FORMS
+}
+"""Patterns of the names of interventions, by form."""
+
+
+def _of_form(form: str, name: str, size: int, times: int) -> Intervention:
+    """Return the intervention of a form and its numbers."""
+    records: dict[str, tuple[int, Callable[..., Schedule], int]] = {
+        # Span, edit, and the number of blocks that are added.
+        "drop": (1, drop, 0),
+        "swap": (2, swap, 0),
+        "swap-D": (size + 1, partial(swap, distance=size), 0),
+        "attention-drop": (1, drop_attention, 0),
+        "mlp-drop": (1, drop_mlp, 0),
+        "skip-B": (size, partial(skip_span, length=size), 0),
+        "repeat-B": (size, partial(repeat, length=size), size),
+        "repeat-B-contiguous": (size, partial(repeat, length=size, contiguous=True), size),
+        "middle-repeat-B": (size, partial(repeat_middle, length=size), 0),
+        "reverse-B": (size, partial(reverse, length=size), 0),
+        "shuffle-B": (size, partial(_shuffle_at, length=size), 0),
+        "parallel-B": (size, partial(parallel, length=size), 0),
+        "looped-parallel-BxK": (
+            size,
+            partial(parallel, length=size, times=times),
+            size * (times - 1),
+        ),
+        "repeat-BxK": (size, partial(repeat, length=size, times=times), size * times),
+        "repeat-BxK-contiguous": (
+            size,
+            partial(repeat, length=size, times=times, contiguous=True),
+            size * times,
+        ),
+    }
+    span, edit, added = records[form]
+    return Intervention(name, span, edit, _FORMS[form], added=added)
 
 
 def intervention(name: str) -> Intervention:
@@ -114,41 +232,50 @@ def intervention(name: str) -> Intervention:
     >>> intervention("repeat-2").edit(clean(4), 1)
     (0, 1, 1, 2, 2, 3)
     """
-    if name in PAIRS:
-        span = 2 if name == "swap-pair" else 1
-        return Intervention(name, span, _PAIR_EDITS[name], pair=True)
-    match = _NAME.fullmatch(name)
-    if match is None or not _well_formed(match):
+    if name in _PAIRS:
+        return _PAIRS[name]
+    for form, pattern in _PATTERNS.items():
+        match = pattern.fullmatch(name)
+        if match is not None:
+            numbers = {group: int(digits) for group, digits in match.groupdict().items()}
+            return _of_form(form, name, numbers.get("size", 1), numbers.get("times", 1))
+    raise Refusal(
+        f"no intervention {excerpt(name)!r}; there are: {', '.join((*FORMS, *PAIRS))}, with whole "
+        "numbers from 1"
+    )
+
+
+def resolve(interventions: Sequence[str | Intervention]) -> list[Intervention]:
+    """Return the record of every intervention, which is a name or the record itself.
+
+    Raises
+    ------
+    Refusal
+        If there is none, one is unknown or given twice, or some are made at every two layers and
+        others at every one.
+    """
+    if isinstance(interventions, str):
+        raise Refusal(f"interventions are a list of names: [{interventions!r}]")
+    if not interventions:
+        raise Refusal(f"no intervention was asked for; there are: {', '.join((*FORMS, *PAIRS))}")
+    records = [intervention(each) if isinstance(each, str) else each for each in interventions]
+    names = [record.name for record in records]
+    for name in names:
+        if names.count(name) > 1:
+            raise Refusal(f"intervention {name!r} was asked for twice")
+    pairs = [record.name for record in records if record.pair]
+    if 0 < len(pairs) < len(names):
+        single = next(name for name in names if name not in pairs)
         raise Refusal(
-            f"no intervention {excerpt(name)!r}; there are: {', '.join((*FORMS, *PAIRS))}, with "
-            "whole numbers from 1"
+            f"{pairs[0]} is made at every two layers and {single} at every one: run them apart"
         )
-    size = int(match["size"] or 1)
-    times = int(match["times"] or 1)
-    whole = match["contiguous"] is not None
-    edits: dict[str, Callable[[Schedule, int], Schedule]] = {
-        "drop": drop,
-        "swap": lambda schedule, layer: swap(schedule, layer, size),
-        "attention-drop": drop_attention,
-        "mlp-drop": drop_mlp,
-        "skip": lambda schedule, layer: skip_span(schedule, layer, size),
-        "repeat": lambda s, layer: repeat(s, layer, size, times=times, contiguous=whole),
-        "middle-repeat": lambda schedule, layer: repeat_middle(schedule, layer, size),
-        "reverse": lambda schedule, layer: reverse(schedule, layer, size),
-        "shuffle": lambda schedule, layer: shuffle(schedule, layer, size, seed=layer),
-        "parallel": lambda schedule, layer: parallel(schedule, layer, size),
-        "looped-parallel": lambda s, layer: parallel(s, layer, size, times=times),
-    }
-    family = match["family"]
-    added = {"repeat": size * times, "looped-parallel": size * (times - 1)}.get(family, 0)
-    span = size + 1 if family == "swap" else size
-    return Intervention(name, span, edits[family], added=added)
+    return records
 
 
 def schedules(
-    names: Sequence[str], layers: int, chosen: Sequence[int] | None = None
+    interventions: Sequence[str | Intervention], layers: int, chosen: Sequence[int] | None = None
 ) -> dict[Place, Schedule]:
-    """Return every schedule of the named interventions by intervention and layer, or layers.
+    """Return every schedule of some interventions by intervention and layer, or layers.
 
     With `chosen`, only those at some of the layers.
 
@@ -157,63 +284,37 @@ def schedules(
     >>> schedules(["skip-span"], 2)
     {('skip-span', 0, 0): (1,), ('skip-span', 1, 1): (0,)}
     """
-    if isinstance(names, str):
-        raise Refusal(f"interventions are a list of names: [{names!r}]")
-    if not names:
-        raise Refusal(f"no intervention was asked for; there are: {', '.join((*FORMS, *PAIRS))}")
-    for name in names:
-        if names.count(name) > 1:
-            raise Refusal(f"intervention {name!r} was asked for twice")
+    records = resolve(interventions)
     for layer in chosen or ():
         if not 0 <= layer < layers:
             raise Refusal(f"there is no layer {layer}: the model has layers 0 to {layers - 1}")
-    wanted = [intervention(name) for name in names]
-    pairs = [each.name for each in wanted if each.pair]
-    if 0 < len(pairs) < len(names):
-        single = next(name for name in names if name not in pairs)
-        raise Refusal(
-            f"{pairs[0]} is made at every two layers and {single} at every one: run them apart"
-        )
-    _check_total(wanted, layers, chosen)
-    found: dict[Place, Schedule] = {}
-    for each in wanted:
-        at = each.schedules(layers, chosen)
-        found |= {(each.name, *place): schedule for place, schedule in at.items()}
-    if not found:
-        raise Refusal(f"{', '.join(names)} fits at none of the layers that were asked for")
-    return found
+    _check_total(records, layers, chosen)
+    made: dict[Place, Schedule] = {}
+    for record in records:
+        for place, schedule in record.schedules(layers, chosen).items():
+            made[record.name, *place] = schedule
+    if not made:
+        names = ", ".join(record.name for record in records)
+        raise Refusal(f"{names} fits at none of the layers that were asked for")
+    return made
 
 
 def check_total(count: int, what: str, remedy: str) -> None:
     """Refuse schedules that together execute more blocks than a plan is made of in time."""
-    if count > MOST:
-        raise Refusal(f"{what} execute about {count:,} blocks, and {MOST:,} are the most: {remedy}")
+    if count > LARGEST_TOTAL:
+        raise Refusal(
+            f"{what} execute about {count:,} blocks, and {LARGEST_TOTAL:,} are the most: {remedy}"
+        )
 
 
-def _check_total(wanted: Sequence[Intervention], layers: int, chosen: Sequence[int] | None) -> None:
+def _check_total(
+    records: Sequence[Intervention], layers: int, chosen: Sequence[int] | None
+) -> None:
     """Refuse more than a plan can be made of, before any schedule is built."""
-    counts = {each.name: len(each.places(layers, chosen)) for each in wanted}
+    counts = {record.name: len(record.places(layers, chosen)) for record in records}
+    total = sum(counts[record.name] * (layers + record.added) for record in records)
     check_total(
-        sum(counts[each.name] * (layers + each.added) for each in wanted),
+        total,
         f"the {sum(counts.values()):,} schedules of {', '.join(counts)}",
-        "ask for some --layers, or for fewer interventions at a time",
+        "ask for some `layers`, or for fewer interventions at a time",
     )
-
-
-_PAIR_EDITS: dict[str, Callable[[Schedule, int, int], Schedule]] = {
-    "drop-pair": lambda s, i, j: tuple(step for at, step in enumerate(s) if at not in {i, j}),
-    "swap-pair": lambda s, i, j: swap(s, i, j - i),
-    "skip-span": lambda s, i, j: skip_span(s, i, j - i + 1),
-    "repeat-span": lambda s, i, j: repeat(s, i, j - i + 1, contiguous=True),
-}
-
-
-def _well_formed(match: re.Match[str]) -> bool:
-    family = match["family"]
-    if match["size"] is None:
-        return family in {"drop", "swap", "attention-drop", "mlp-drop"}
-    if match["contiguous"]:
-        return family == "repeat"
-    if match["times"]:
-        return family in {"repeat", "looped-parallel"}
-    return family not in {"drop", "attention-drop", "mlp-drop", "looped-parallel"}

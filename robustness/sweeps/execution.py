@@ -17,6 +17,7 @@ from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
+from robustness.schedules.interventions import Intervention
 from robustness.schedules.plan import Plan
 from robustness.schedules.schedule import Schedule
 from robustness.statistics import stopping
@@ -39,7 +40,7 @@ LESS_TRAFFIC = "fewer `tokens`, some `layers`, or the readout agreement alone"
 def sweep(
     model: Model,
     corpus: Corpus,
-    interventions: Sequence[str] | None = None,
+    interventions: Sequence[str | Intervention] | None = None,
     *,
     schedules: Sequence[Schedule | str] = (),
     layers: Sequence[int] | None = None,
@@ -66,9 +67,10 @@ def sweep(
         An opened model.
     corpus : Corpus
         Token sequences.
-    interventions : sequence of str, optional
+    interventions : sequence of str or Intervention, optional
         Names as in `robustness.schedules.interventions.FORMS`, or all as in `PAIRS`, made at every
-        two layers; drop and swap where neither these nor schedules are given.
+        two layers, or records of one's own; drop and swap where neither these nor schedules are
+        given.
     schedules : sequence of tuple or str, optional
         Free schedules, measured instead of interventions.
     layers : sequence of int, optional

@@ -156,11 +156,11 @@ def lay_out_schedules(
         described = {"measurement": "schedules", "schedules": texts}
         return schedules, schedule_labels(schedules), described
     asked = settings.interventions
-    names = USUAL_INTERVENTIONS if asked is None else asked
-    placed = interventions.schedules(names, model.layers, settings.layers)
+    records = interventions.resolve(USUAL_INTERVENTIONS if asked is None else asked)
+    placed = interventions.schedules(records, model.layers, settings.layers)
     labels = sweep_labels(placed, model.layers, settings.layers)
     kind = "pairs" if "layer_to" in labels.dims else "sweep"
-    described = {"measurement": kind, "interventions": ", ".join(names)}
+    described = {"measurement": kind, "interventions": ", ".join(record.name for record in records)}
     if settings.layers is not None:
         described["layers"] = ", ".join(map(str, labels.coords["layer"]))
     return list(placed.values()), labels, described

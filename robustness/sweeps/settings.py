@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from robustness.errors import Refusal
 from robustness.files.metrics import READOUTS
+from robustness.schedules.interventions import Intervention
 from robustness.schedules.schedule import Schedule
 from robustness.statistics import stopping
 from robustness.sweeps.shards import Shard
@@ -20,9 +21,9 @@ READOUT_NAMES = tuple(metric.name for metric in READOUTS)
 class SweepSettings:
     """Settings of a sweep: those that change what its file holds."""
 
-    interventions: Sequence[str] | None = None
-    """Names as in `robustness.schedules.interventions.FORMS`, or all as in `PAIRS`; drop and swap
-    where neither these nor schedules are given."""
+    interventions: Sequence[str | Intervention] | None = None
+    """Names as in `robustness.schedules.interventions.FORMS`, or all as in `PAIRS`, or records of
+    one's own; drop and swap where neither these nor schedules are given."""
     schedules: Sequence[Schedule | str] = ()
     """Free schedules, measured instead of interventions."""
     layers: Sequence[int] | None = None
