@@ -154,8 +154,6 @@ def rotate(schedule, layer, length=3):
 def test_an_intervention_of_ones_own_is_made_wherever_its_span_fits():
     own = Intervention("rotate-3", 3, rotate, "move it behind the next two")
     made = schedules(["drop", own], 4)
-        ["drop", Intervention("rotate-3", 3, rotate, "move it behind the next two")], 4
-    )
     assert made["rotate-3", 0] == (1, 2, 0, 3) and made["rotate-3", 1] == (0, 2, 3, 1)
     assert len(made) == 4 + 2
 
