@@ -5,7 +5,7 @@
 
 import torch
 
-from robustness.models.opening import open_model
+from robustness.models import open_model
 from robustness.schedules.schedule import clean, repeat, swap, to_text
 from robustness.sweeps import residuals, rewire
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from robustness.files.netcdf import load
-from robustness.models.opening import open_model
+from robustness.models import open_model
 from robustness.reordered.exporting import export
 from robustness.schedules.schedule import clean, to_text
 from robustness.text.corpus import cut

@@ -1,4 +1,4 @@
-"""What a model that comes in must keep to before it is opened: files, configuration, tokenizer.
+"""Checks of a model before it is opened: its files, its configuration, its tokenizer.
 
 transformers trusts a configuration: it multiplies lists by a number of layers, names files to read
 and code to fetch. Whatever decides on memory, on files and on code is therefore checked before
@@ -15,28 +15,25 @@ from typing import Any
 from robustness.errors import Refusal
 
 REMEDY = "fetch it anew, or write it again with save_pretrained"
-"""What does where a directory is not as it was written."""
+"""What to do where a directory is not as it was written."""
 
 ADAPTER = (
     "{} holds an adapter (adapter_config.json), which is not read: merge it into the weights with "
     "peft, or remove it"
 )
 
-LARGEST = 2**26
-"""Bytes of a file of settings, at most; what has more is none."""
+LARGEST_FILE = 2**26
+"""Maximum number of bytes of a file of settings."""
 
-DEEPEST = 32
-"""Levels of a configuration, at most."""
+DEEPEST_ENTRY = 32
+"""Maximum depth of the entries of a configuration."""
 
-MOST = {"layer": 2**12, "head": 2**16, "expert": 2**16}
-"""Of what a configuration counts by these words, how many there are at most: transformers makes
-lists of them, and modules one by one."""
+MAXIMA = {"layer": 2**12, "head": 2**16, "expert": 2**16}
+"""Maximum values of entries with these words in their names: transformers makes lists and modules
+of as many."""
 
-TYPES = ("float64", "float32", "bfloat16", "float16", "auto")
-"""What a checkpoint's weights may be, as configurations call it."""
-
-IMPLEMENTATIONS = ("eager", "sdpa")
-"""Implementations that a configuration may ask for; other names can be code from the hub."""
+WEIGHT_TYPES = ("float64", "float32", "bfloat16", "float16", "auto")
+"""Types that a checkpoint's weights may have, by the names that configurations have for them."""
 
 SIZES = (
     "num_hidden_layers",
@@ -45,10 +42,22 @@ SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-"""Sizes by the names that all families share, each above 0 where there is one."""
+"""Names of sizes that all families share; each is above 0 where there is one."""
 
-ELSEWHERE = ("transformers_weights", "distributed_config")
-"""Entries of a configuration that have weights read otherwise than from the usual files."""
+NORM_EPSILONS = (
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "norm_epsilon",
+    "norm_eps",
+)
+"""Names that families have for what their norms add to the variance."""
+
+ROPE_FACTORS = {"factor", "rope_theta", "short_factor", "long_factor", "high_freq_factor"}
+"""Names of numbers in the settings of rotary positions, each above 0."""
+
+OTHER_WEIGHT_SOURCES = ("transformers_weights", "distributed_config")
+"""Entries of a configuration that make transformers read weights from other files."""
 
 SETTINGS = (
     "config.json",
@@ -57,10 +66,10 @@ SETTINGS = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Files of settings that transformers reads in a directory, each an object."""
+"""Names of files of settings that transformers reads in a directory; each holds an object."""
 
-DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
-"""Files of a checkpoint in the format of torch's distributed training."""
+DISTRIBUTED_FILES = "shard-*-model-*-of-*.safetensors"
+"""Pattern of the files of a checkpoint in the format of torch's distributed training."""
 
 
 def check_directory(directory: Path) -> None:
@@ -83,7 +92,7 @@ def check_directory(directory: Path) -> None:
         _check_file(name, path)
     if (directory / "adapter_config.json").exists():
         raise Refusal(ADAPTER.format(name))
-    if next(directory.glob(DISTRIBUTED), None) is not None:
+    if next(directory.glob(DISTRIBUTED_FILES), None) is not None:
         raise Refusal(
             f"{name} is a checkpoint of distributed training, which is not read: load it with "
             "transformers and save_pretrained"
@@ -109,41 +118,44 @@ def read_object(name: str, path: Path) -> dict[str, Any]:
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model, for messages.
     path : Path
         A file.
     """
-    if path.stat().st_size > LARGEST:
-        raise Refusal(f"{name}: {path.name} has more than {LARGEST >> 20} MiB: {REMEDY}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise Refusal(f"{name}: {path.name} has more than {LARGEST_FILE >> 20} MiB: {REMEDY}")
     try:
-        found = json.loads(path.read_bytes().decode())
+        content = json.loads(path.read_bytes().decode())
     except RecursionError as error:
         raise Refusal(f"{name}: {path.name} is nested too deep: {REMEDY}") from error
     except ValueError as error:
         raise Refusal(f"{name}: {path.name} is no JSON ({error}): {REMEDY}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refusal(f"{name}: {path.name} holds no object: {REMEDY}")
-    if any(len(way) > DEEPEST for way, _ in _entries(found)):
+    if any(len(keys) > DEEPEST_ENTRY for keys, _ in _entries(content)):
         raise Refusal(f"{name}: {path.name} is nested too deep: {REMEDY}")
-    return found
+    return content
 
 
 def _entries(whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield every entry of nested objects and lists, and the names that lead to it.
+    """Yield the keys that lead to every entry of nested objects and lists, and the entry.
 
     Without recursion, and no deeper than one level more than is allowed.
     """
     waiting: list[tuple[tuple[str, ...], Any]] = [((), whole)]
     while waiting:
-        way, value = waiting.pop()
-        if way:
-            yield way, value
-        if len(way) > DEEPEST:
+        keys, value = waiting.pop()
+        if keys:
+            yield keys, value
+        if len(keys) > DEEPEST_ENTRY:
             continue
+        inner: Any = ()
         if isinstance(value, dict):
-            waiting += [((*way, str(key)), each) for key, each in value.items()]
+            inner = value.items()
         elif isinstance(value, list):
-            waiting += [((*way, str(place)), each) for place, each in enumerate(value)]
+            inner = enumerate(value)
+        for key, each in inner:
+            waiting.append(((*keys, str(key)), each))
 
 
 def check_entries(name: str, entries: Mapping[str, Any]) -> None:
@@ -152,30 +164,41 @@ def check_entries(name: str, entries: Mapping[str, Any]) -> None:
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model, for messages.
     entries : mapping of str to object
-        Of its `config.json`.
+        Content of its `config.json`.
     """
-    for way, value in _entries(dict(entries)):
-        key, said = way[-1], f"{name}: config.json says {'.'.join(way)} = {_shown(value)}"
-        if isinstance(value, float) and math.isnan(value):
-            raise Refusal(f"{said}, which is no number: {REMEDY}")
-        for word, most in MOST.items():
-            if word in key and isinstance(value, (int, float)) and abs(value) > most:
-                raise Refusal(f"{said}, more than {most}: {REMEDY}")
-        if key == "quantization_config":
+    for keys, value in _entries(dict(entries)):
+        said = f"{name}: config.json says {'.'.join(keys)} = {_shown(value)}"
+        if keys[-1] == "quantization_config":
             check_quantisation(name, value)
-        if key in {"dtype", "torch_dtype"}:
+        _check_number(said, keys[-1], value)
+        _check_source(said, keys[-1], value)
+        if keys[-1] in {"dtype", "torch_dtype"}:
             _check_type(said, value)
-        if key.lstrip("_") in {"attn_implementation", "experts_implementation"}:
-            if isinstance(value, str) and not value.replace("_", "").isalnum():
-                raise Refusal(f"{said}, which may be code from elsewhere: remove that entry")
-        if (key in ELSEWHERE and value is not None) or (key == "return_dict" and not value):
-            raise Refusal(f"{said}, which nothing here can do with: remove that entry")
-        if key == "model_type" and not isinstance(value, str):
-            raise Refusal(f"{said}, which is no type of model: {REMEDY}")
-        if key in {"rope_parameters", "rope_scaling"}:
+        if keys[-1] in {"rope_parameters", "rope_scaling"}:
             _check_rope(said, value)
+
+
+def _check_number(said: str, key: str, value: Any) -> None:
+    """Refuse what is no number, and counts of which transformers would make too many modules."""
+    if isinstance(value, float) and math.isnan(value):
+        raise Refusal(f"{said}, which is no number: {REMEDY}")
+    for word, most in MAXIMA.items():
+        if word in key and isinstance(value, (int, float)) and abs(value) > most:
+            raise Refusal(f"{said}, more than {most}: {REMEDY}")
+
+
+def _check_source(said: str, key: str, value: Any) -> None:
+    """Refuse entries that have transformers read code or weights from elsewhere."""
+    if key.lstrip("_") in {"attn_implementation", "experts_implementation"}:
+        if isinstance(value, str) and not value.replace("_", "").isalnum():
+            raise Refusal(f"{said}, which may be code from elsewhere: remove that entry")
+    unusable = key in OTHER_WEIGHT_SOURCES and value is not None
+    if unusable or (key == "return_dict" and not value):
+        raise Refusal(f"{said}, which cannot be used here: remove that entry")
+    if key == "model_type" and not isinstance(value, str):
+        raise Refusal(f"{said}, which is no type of model: {REMEDY}")
 
 
 def check_quantisation(name: str, found: Any) -> None:
@@ -191,23 +214,24 @@ def check_quantisation(name: str, found: Any) -> None:
 def _check_type(said: str, value: Any) -> None:
     """Refuse a type of weights that nothing is computed in; parts of a model may have their own."""
     for each in value.values() if isinstance(value, dict) else (value,):
-        known = each is None or (isinstance(each, str) and each.removeprefix("torch.") in TYPES)
+        known = each is None or (
+            isinstance(each, str) and each.removeprefix("torch.") in WEIGHT_TYPES
+        )
         if not known:
-            raise Refusal(f"{said}, which is none of {', '.join(TYPES[:-1])}: {REMEDY}")
+            raise Refusal(f"{said}, which is none of {', '.join(WEIGHT_TYPES[:-1])}: {REMEDY}")
 
 
 def _check_rope(said: str, value: Any) -> None:
     """Refuse settings of rotary positions whose numbers are not above 0."""
     if value is not None and not isinstance(value, dict):
         raise Refusal(f"{said}, which is no object: {REMEDY}")
-    for way, number in _entries(value or {}):
-        wanted = {"factor", "rope_theta", "short_factor", "long_factor", "high_freq_factor"}
-        if not wanted & set(way) or number is None or isinstance(number, (dict, list)):
+    for keys, number in _entries(value or {}):
+        if not ROPE_FACTORS & set(keys) or number is None or isinstance(number, (dict, list)):
             continue
         good = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not (good and 0 < number < math.inf):
             raise Refusal(
-                f"{said.partition(' = ')[0]} with {'.'.join(way)} = {_shown(number)}, which is no "
+                f"{said.partition(' = ')[0]} with {'.'.join(keys)} = {_shown(number)}, which is no "
                 f"number above 0: {REMEDY}"
             )
 
@@ -224,9 +248,9 @@ def check_config(name: str, config: Any) -> None:
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model, for messages.
     config : PreTrainedConfig
-        Of the language model, under the names that all families share.
+        Configuration of the language model, under the names that all families share.
     """
     if getattr(config, "is_heterogeneous", False):
         return  # it has no one size for all layers, and says so by raising
@@ -239,7 +263,7 @@ def check_config(name: str, config: Any) -> None:
             f"{name}: config.json says {heads} attention heads, which do not divide the width "
             f"{width}: {REMEDY}"
         )
-    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"):
+    for key in NORM_EPSILONS:
         value = getattr(config, key, None)
         if isinstance(value, (int, float)) and not 0 <= value < math.inf:
             raise Refusal(f"{name}: config.json says {key} = {value}, below 0: {REMEDY}")
@@ -266,11 +290,11 @@ def check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model, for messages.
     tokenizer
-        Its tokenizer.
+        Tokenizer of the model.
     vocabulary : int
-        How many tokens the model knows.
+        Number of tokens that the model knows.
     """
     known = tokenizer.get_vocab()
     added = set(tokenizer.get_added_vocab())
