@@ -28,7 +28,9 @@ def say_directory(directory: Path) -> None:
             f"{quoted(directory / 'sweep.nc')}"
         )
     say_rows(COLUMNS, [[str(path), *cells] for path, *cells in rows])
-    _advise([path for path, *_ in rows])
+    readable = [path for path, _, _, state, _ in rows if state]
+    if readable:
+        advise(f"show {quoted(readable[0])}")
 
 
 def _results(directory: Path) -> Iterator[tuple[Path, str, str, str, str]]:
@@ -61,9 +63,3 @@ def _state(attrs: dict[str, Any]) -> str:
     if "sequences_done" in attrs:
         return f"unfinished, {attrs['sequences_done']} of {attrs.get('sequences', '?')} sequences"
     return f"shard {attrs['shard']}" if "shard" in attrs else "complete"
-
-
-def _advise(paths: list[Path]) -> None:
-    first = next((path for path in paths if path.suffix == ".nc"), None)
-    if first is not None:
-        advise(f"show {quoted(first)}")
