@@ -38,8 +38,8 @@ from robustness.measurements.prediction_neurons import neurons  # noqa: E402
 from robustness.models.block_structure import examine  # noqa: E402
 from robustness.models.opening import open_model  # noqa: E402
 from robustness.models.structure import find_paths  # noqa: E402
+from robustness.schedules import clean, drop, repeat, swap  # noqa: E402
 from robustness.schedules.interventions import schedules  # noqa: E402
-from robustness.schedules.schedule import clean, drop, repeat, swap  # noqa: E402
 from robustness.sweeps import residuals, rewire, sweep  # noqa: E402
 from robustness.trace.numerics import largest  # noqa: E402
 

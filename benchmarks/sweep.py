@@ -32,9 +32,9 @@ from torch.nn import Module, ModuleList
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from robustness.models.opening import open_model
+from robustness.schedules import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
-from robustness.schedules.schedule import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
 from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus
 from robustness.trace.readout import LOGITS_AT_ONCE

@@ -15,8 +15,8 @@ from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from robustness.models.opening import open_model
+from robustness.schedules import clean
 from robustness.schedules.interventions import schedules
-from robustness.schedules.schedule import clean
 from robustness.tasks import TaskSettings, evaluate_tasks
 from robustness.tasks.harness import load_tasks, quiet
 from robustness.tasks.settings import TASKS

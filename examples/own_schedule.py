@@ -6,7 +6,7 @@
 import torch
 
 from robustness.models import open_model
-from robustness.schedules.schedule import clean, repeat, swap, to_text
+from robustness.schedules import clean, repeat, swap, to_text
 from robustness.sweeps import residuals, rewire
 
 model = open_model("builtin")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from robustness.files.netcdf import load
 from robustness.models import open_model
 from robustness.reordered.exporting import export
-from robustness.schedules.schedule import clean, to_text
+from robustness.schedules import clean, to_text
 from robustness.text.corpus import cut
 
 kl = load(Path("outputs/builtin/sweep.nc")).kl.sel(intervention="drop").mean("sequence")

@@ -10,7 +10,7 @@ from surgery import rebuild, unfold
 from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from robustness.schedules.schedule import Step
+from robustness.schedules import Step
 
 LAYERS = 4
 VOCABULARY = 101

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from robustness.schedules.schedule import Attention, Mlp, Parallel, Step
+from robustness.schedules import Attention, Mlp, Parallel, Step
 
 ATTENTIONS = ("attn", "attention", "self_attn", "self_attention")
 MLPS = ("mlp", "fc2", "ffn")

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
+from robustness.schedules import clean, reverse
 from robustness.schedules.plan import compile_plan
-from robustness.schedules.schedule import clean, reverse
 from robustness.sweeps import cost, sweep
 from robustness.sweeps.cost import describe, estimate
 from robustness.sweeps.preparation import prepare

@@ -9,9 +9,9 @@ from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
+from robustness.schedules import clean, drop, repeat, reverse, swap
 from robustness.schedules.interventions import Intervention
 from robustness.schedules.interventions import schedules as sweep_schedules
-from robustness.schedules.schedule import clean, drop, repeat, reverse, swap
 from robustness.sweeps import residuals, rewire, sweep
 from robustness.text.corpus import Corpus
 from robustness.trace import numerics, readout

@@ -32,7 +32,7 @@ from robustness.models.opening import open_model
 from robustness.reordered import rebuilding
 from robustness.reordered.exporting import export
 from robustness.reordered.rebuilding import rebuild
-from robustness.schedules.schedule import clean, drop, repeat, swap
+from robustness.schedules import clean, drop, repeat, swap
 from robustness.sweeps import rewire
 
 SCHEDULES = (

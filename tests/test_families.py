@@ -22,8 +22,8 @@ from robustness.models.facts import Facts
 from robustness.models.opening import open_model
 from robustness.models.structure import find_paths
 from robustness.runs.settings import RunOptions
+from robustness.schedules import clean, drop, repeat, swap
 from robustness.schedules.interventions import schedules
-from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.sweeps import rewire, sweep
 
 OTHERS = sorted(set(SPECS) - set(DEEP))

@@ -13,7 +13,7 @@ from robustness.models.opening import open_model
 from robustness.reordered import generation
 from robustness.reordered.generation import generate
 from robustness.reordered.rebuilding import rebuild
-from robustness.schedules.schedule import clean, drop, repeat, swap
+from robustness.schedules import clean, drop, repeat, swap
 
 SCHEDULES = (clean(4), drop(clean(4), 1), swap(clean(4), 0), repeat(clean(4), 1, 2), (3, 3, 3))
 

@@ -20,9 +20,9 @@ from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.reordered.exporting import export
 from robustness.reordered.generation import generate
+from robustness.schedules import clean, swap
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import RUN, compile_plan
-from robustness.schedules.schedule import clean, swap
 from robustness.sweeps import residuals, rewire, sweep
 
 MEASURED = ("lens", "cka", "norms", "similarity")

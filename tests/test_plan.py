@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustness.schedules import Attention, Mlp, Parallel, clean, leaves, plain
 from robustness.schedules.interventions import PAIRS
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import READ, RUN, Plan, compile_plan
-from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, leaves, plain
 
 LAYERS = 6
 blocks = st.integers(0, LAYERS - 1)

@@ -22,6 +22,6 @@ def test_every_command_is_shown():
 
 def test_edits_compose_as_it_says():
     assert "(0, 1, 2, 3, 5, 4, 6, 8, 9, 10, 11)" in (ROOT / "README.md").read_text()
-    from robustness.schedules.schedule import clean, drop, swap
+    from robustness.schedules import clean, drop, swap
 
     assert swap(drop(clean(12), 7), 4) == (0, 1, 2, 3, 5, 4, 6, 8, 9, 10, 11)

@@ -33,9 +33,9 @@ from robustness.ndif import backend
 from robustness.reordered.generation import generate
 from robustness.runs.remote_traffic import of_plan
 from robustness.runs.settings import RunOptions
+from robustness.schedules import clean, drop
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
-from robustness.schedules.schedule import clean, drop
 from robustness.sweeps import rewire, sweep
 from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.text.corpus import Corpus, cut

@@ -20,7 +20,7 @@ from robustness.files.metrics import METRICS
 from robustness.files.provenance import file_attributes
 from robustness.files.resumable import Run
 from robustness.files.sequences import COUNTED, mean_over_tokens, sequence_coords
-from robustness.schedules.schedule import clean, drop, swap
+from robustness.schedules import clean, drop, swap
 from robustness.statistics.uncertainty import standard_error
 from robustness.sweeps import sweep
 

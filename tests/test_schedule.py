@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustness.errors import Refusal
-from robustness.schedules import interventions, plan, schedule
-from robustness.schedules.schedule import (
-    DEEPEST,
-    LONGEST,
+from robustness.schedules import (
     Attention,
     Mlp,
     Parallel,
@@ -20,17 +17,23 @@ from robustness.schedules.schedule import (
     drop_attention,
     drop_mlp,
     from_text,
+    interventions,
     layers_from_text,
     leaves,
+    notation,
     parallel,
     plain,
+    plan,
     repeat,
     reverse,
+    schedule,
     shuffle,
     skip_span,
     swap,
     to_text,
+    validation,
 )
+from robustness.schedules.schedule import DEEPEST, LONGEST
 
 LAYERS = 12
 blocks = st.integers(0, LAYERS - 1)
@@ -43,7 +46,7 @@ steps = st.recursive(
 schedules = st.lists(steps, min_size=1, max_size=20).map(tuple)
 
 
-@pytest.mark.parametrize("module", [schedule, interventions, plan])
+@pytest.mark.parametrize("module", [schedule, notation, validation, interventions, plan])
 def test_the_examples_in_docstrings_hold(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed

@@ -11,7 +11,7 @@ from test_execution import corpus
 
 from robustness.errors import Refusal
 from robustness.files import netcdf, resumable
-from robustness.schedules.schedule import clean, swap
+from robustness.schedules import clean, swap
 from robustness.sweeps import sweep, token_file
 from robustness.sweeps.merging import merge
 from robustness.sweeps.shards import Shard, parse_shard

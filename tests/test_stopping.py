@@ -7,7 +7,7 @@ from working_model import effective_documents_of_matrices
 from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.files.metrics import METRICS
-from robustness.schedules.schedule import clean, swap
+from robustness.schedules import clean, swap
 from robustness.statistics import stopping
 from robustness.statistics.stopping import FEWEST_DOCUMENTS, is_enough, relative_error
 from robustness.sweeps import sweep

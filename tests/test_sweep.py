@@ -1,8 +1,8 @@
 import pytest
 
 from robustness.errors import Refusal
+from robustness.schedules import Attention, Mlp, Parallel, clean, repeat, swap
 from robustness.schedules.interventions import FORMS, PAIRS, Intervention, intervention, schedules
-from robustness.schedules.schedule import Attention, Mlp, Parallel, clean, repeat, swap
 
 
 def test_a_sweep_has_a_schedule_at_every_layer_where_it_fits():

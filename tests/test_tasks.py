@@ -18,8 +18,8 @@ from robustness.errors import Refusal
 from robustness.files import netcdf
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
+from robustness.schedules import clean, drop, repeat, swap
 from robustness.schedules.interventions import schedules
-from robustness.schedules.schedule import clean, drop, repeat, swap
 from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, summary
 from robustness.tasks.harness import load_tasks, quiet, run_harness, wanted_requests
 from robustness.trace import block_calls

@@ -15,7 +15,7 @@ from robustness.files import netcdf, ownership
 from robustness.files.netcdf import load
 from robustness.files.sequences import measured_sequences
 from robustness.models.opening import open_model
-from robustness.schedules.schedule import clean, drop
+from robustness.schedules import clean, drop
 from robustness.sweeps import execution, sweep, token_file
 
 NAMES = ("kl", "agreement", "loss", "entropy", "accuracy")

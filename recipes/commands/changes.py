@@ -18,7 +18,7 @@ class Changes:
 
     def chosen_layers(self, count: int) -> tuple[int, ...] | None:
         """Return the layers that are changed in a model of `count` layers, if not all are."""
-        from robustness.schedules.schedule import layers_from_text
+        from robustness.schedules import layers_from_text
 
         return None if self.layers is None else tuple(layers_from_text(self.layers, count))
 

@@ -60,7 +60,7 @@ def export(model: "ModelSettings", directory: Path, text: str, fresh: bool) -> N
     """
     announce(model)
     from robustness.reordered.exporting import export as run
-    from robustness.schedules.schedule import from_text
+    from robustness.schedules import from_text
 
     opened = open_model(model)
     written = run(

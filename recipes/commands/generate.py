@@ -79,7 +79,7 @@ def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: S
     """
     announce(model)
     from robustness.reordered.generation import generate as run
-    from robustness.schedules.schedule import clean, from_text, to_text
+    from robustness.schedules import clean, from_text, to_text
 
     if prompt == "-":
         prompt = hear().rstrip("\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from recipes.views import style
 from recipes.views.style import COLOURS
-from robustness.schedules.schedule import Schedule, clean, drop, lowest_block, swap, to_text
+from robustness.schedules import Schedule, clean, drop, lowest_block, swap, to_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ import xarray as xr
 from numpy.typing import DTypeLike, NDArray
 
 from robustness.files.metrics import Metric
+from robustness.schedules import Schedule, to_text
 from robustness.schedules.interventions import Place
-from robustness.schedules.schedule import Schedule, to_text
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from robustness.errors import Refusal
 from robustness.models import block_structure
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.schedules.schedule import Attention, Mlp, Schedule, leaves, to_text
+from robustness.schedules import Attention, Mlp, Schedule, leaves, to_text
 from robustness.trace import block_calls, interpreter
 from robustness.trace.types import Growths, Modules
 

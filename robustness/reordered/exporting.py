@@ -21,7 +21,7 @@ from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
 from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
 from robustness.runs.out_of_memory import is_out_of_memory
-from robustness.schedules.schedule import Schedule, check, to_text
+from robustness.schedules import Schedule, check, to_text
 
 VOLATILE = ("version", "command", "created")
 """What two exports of the same may differ in."""

@@ -13,7 +13,7 @@ from robustness.ndif import answer
 from robustness.reordered.rebuilding import rebuild
 from robustness.runs import remote_traffic
 from robustness.runs.settings import Progress
-from robustness.schedules.schedule import Schedule, check
+from robustness.schedules import Schedule, check
 from robustness.sweeps.rewiring import rewire
 from robustness.text import encoding
 

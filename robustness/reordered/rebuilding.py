@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from robustness.errors import Refusal, first_line
 from robustness.models.model import Model
-from robustness.schedules.schedule import Schedule, check, to_text
+from robustness.schedules import Schedule, check, to_text
 from robustness.sweeps.rewiring import rewire
 
 INDICES = ("moe_layers", "mlp_only_layers")

@@ -1,1 +1,55 @@
-"""Schedules, their text, the interventions that make them, and plans: standard library alone."""
+"""Schedules: which blocks are executed in which order, by words of the standard library alone."""
+
+from robustness.schedules.interventions import Intervention
+from robustness.schedules.notation import from_text, layers_from_text, to_text
+from robustness.schedules.schedule import (
+    Attention,
+    Mlp,
+    Parallel,
+    Schedule,
+    Step,
+    clean,
+    count_blocks,
+    drop,
+    drop_attention,
+    drop_mlp,
+    leaves,
+    lowest_block,
+    parallel,
+    plain,
+    repeat,
+    repeat_middle,
+    reverse,
+    shuffle,
+    skip_span,
+    swap,
+)
+from robustness.schedules.validation import check
+
+__all__ = [
+    "Attention",
+    "Intervention",
+    "Mlp",
+    "Parallel",
+    "Schedule",
+    "Step",
+    "check",
+    "clean",
+    "count_blocks",
+    "drop",
+    "drop_attention",
+    "drop_mlp",
+    "from_text",
+    "layers_from_text",
+    "leaves",
+    "lowest_block",
+    "parallel",
+    "plain",
+    "repeat",
+    "repeat_middle",
+    "reverse",
+    "shuffle",
+    "skip_span",
+    "swap",
+    "to_text",
+]

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from robustness.errors import Refusal
+from robustness.schedules.notation import excerpt
 from robustness.schedules.schedule import (
     Schedule,
-    check,
     check_length,
     clean,
     drop,
     drop_attention,
     drop_mlp,
-    excerpt,
     parallel,
     repeat,
     repeat_middle,
@@ -23,6 +22,7 @@ from robustness.schedules.schedule import (
     skip_span,
     swap,
 )
+from robustness.schedules.validation import check
 
 Place = tuple[str, *tuple[int, ...]]
 """Where a schedule of a sweep is: the intervention, and the layer or the two layers."""

@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from robustness.schedules.schedule import Attention, Mlp, Step, leaves, lowest_block, plain, to_text
+from robustness.schedules.notation import to_text
+from robustness.schedules.schedule import Attention, Mlp, Step, leaves, lowest_block, plain
 
 RUN, READ = "run", "read"
 

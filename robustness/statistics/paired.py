@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
-from robustness.schedules.schedule import from_text, to_text
+from robustness.schedules import from_text, to_text
 
 CLEAN = "clean"
 """Name of the clean model of a run."""

@@ -17,9 +17,9 @@ from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
+from robustness.schedules import Schedule
 from robustness.schedules.interventions import Intervention
 from robustness.schedules.plan import Plan
-from robustness.schedules.schedule import Schedule
 from robustness.statistics import stopping
 from robustness.sweeps import token_file
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare

@@ -19,9 +19,8 @@ from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.runs import batching
 from robustness.runs.settings import RunOptions
-from robustness.schedules import interventions
+from robustness.schedules import Schedule, check, clean, count_blocks, interventions, to_text
 from robustness.schedules.plan import Plan, compile_plan
-from robustness.schedules.schedule import Schedule, check, clean, count_blocks, to_text
 from robustness.sweeps import shards
 from robustness.sweeps.settings import USUAL_INTERVENTIONS, SweepSettings
 from robustness.text.corpus import Corpus

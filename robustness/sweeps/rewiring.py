@@ -14,7 +14,7 @@ from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.batching import check_tokens
-from robustness.schedules.schedule import Schedule, check, clean, lowest_block, plain, to_text
+from robustness.schedules import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.trace import block_calls, interpreter
 
 # A rewired model asks for its blocks at every step of a generation, and so for one step too many.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from robustness.errors import Refusal
 from robustness.files.metrics import READOUTS
+from robustness.schedules import Schedule
 from robustness.schedules.interventions import Intervention
-from robustness.schedules.schedule import Schedule
 from robustness.statistics import stopping
 from robustness.sweeps.shards import Shard
 

@@ -22,8 +22,8 @@ from robustness.runs import remote_traffic
 from robustness.runs.batching import SCHEDULES_PER_GROUP, batches, state_cap, tokens_of_text
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
+from robustness.schedules import Schedule, clean
 from robustness.schedules.plan import Plan, compile_plan
-from robustness.schedules.schedule import Schedule, clean
 from robustness.sweeps.preparation import lay_out_schedules
 from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.tasks.harness import (

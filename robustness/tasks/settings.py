@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustness.errors import Refusal
-from robustness.schedules.schedule import Schedule
+from robustness.schedules import Schedule
 from robustness.sweeps.settings import SweepSettings
 
 TASKS = ("hellaswag", "arc_easy", "lambada_openai")

@@ -1,0 +1,182 @@
+"""The notation of schedules, as in the paper: from schedules to text, and back.
+
+>>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
+'0..3-5-4-6-7'
+>>> from_text("0..2-4-3-5..", 8)
+(0, 1, 2, 4, 3, 5, 6, 7)
+"""
+
+import re
+from collections.abc import Sequence
+
+from robustness.errors import Refusal
+from robustness.schedules.schedule import (
+    DEEPEST,
+    LONGEST,
+    Attention,
+    Mlp,
+    Parallel,
+    Schedule,
+    Step,
+    is_block,
+)
+
+_TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>[0-9]*)(?P<range>\.\.)?(?P<last>[0-9]*)")
+
+_DIGITS = 9
+"""The most digits that are read as a block's index: Python makes no number of thousands."""
+
+_SUBLAYERS: dict[str, type[Attention] | type[Mlp]] = {"a": Attention, "m": Mlp}
+
+AS_IN = 'as in "0..3-5-4-6.."'
+
+_SHOWN = 40
+"""Characters of a text on either side of what is wrong in it that a message shows."""
+
+
+def to_text(schedule: Schedule) -> str:
+    """Write a schedule as the paper does, with ranges where three or more blocks ascend.
+
+    A sublayer is `a3` or `m3`; what is executed on one input stands in parentheses, joined by `+`.
+
+    >>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
+    '0..3-5-4-6-7'
+    >>> to_text((0, Mlp(1), Parallel((2, 3)), Parallel((4, 5, 6, Attention(7)))))
+    '0-m1-(2+3)-(4..6+a7)'
+    """
+    return "-".join(_texts(schedule))
+
+
+def _texts(steps: Sequence[Step]) -> list[str]:
+    texts: list[str] = []
+    start = 0
+    for end in range(1, len(steps) + 1):
+        if end < len(steps) and _follows(steps[end - 1], steps[end]):
+            continue
+        run = steps[start:end]
+        texts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else [_text(step) for step in run]
+        start = end
+    return texts
+
+
+def _follows(step: Step, following: Step) -> bool:
+    return is_block(step) and is_block(following) and following == step + 1
+
+
+def _text(step: Step) -> str:
+    if isinstance(step, Parallel):
+        return f"({'+'.join(_texts(step.steps))})"
+    return str(step)
+
+
+def from_text(text: str, layers: int) -> Schedule:
+    """Read a schedule: block indices and ranges, joined by `-`.
+
+    A range runs up or down; an open one begins at block 0 or ends at the last block, and `..` is
+    all of them. `a3` and `m3`
+    are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is blocks on one input.
+
+    >>> from_text("0..2-4-3-5..", 8)
+    (0, 1, 2, 4, 3, 5, 6, 7)
+    >>> from_text("0-a1-(2+m3)", 4)
+    (0, Attention(block=1), Parallel(steps=(2, Mlp(block=3))))
+
+    Raises
+    ------
+    Refusal
+        If the text is empty, malformed (the message points at the character), too long, or names a
+        block that a model of `layers` blocks does not have.
+    """
+    # What is open: the schedule itself, and every parenthesis that is not closed yet.
+    groups: list[list[Step]] = [[]]
+    position = count = 0
+    while True:
+        while text.startswith("(", position):
+            if len(groups) > DEEPEST:
+                raise _pointing(text, position, f"parentheses are nested {DEEPEST} deep at most")
+            groups.append([])
+            position += 1
+        begin = position
+        found, position, more = _read(text, begin, layers)
+        count += len(found)
+        if count > LONGEST:
+            raise _pointing(text, begin, f"{LONGEST:,} blocks are executed at most")
+        groups[-1] += found
+        while len(groups) > 1 and text.startswith(")", position):
+            members = groups.pop()
+            groups[-1].append(Parallel(tuple(members)))
+            position, more = position + 1, False
+        inside = len(groups) > 1
+        if position == len(text) and not inside:
+            return tuple(groups[0])
+        if not text.startswith("+" if inside else "-", position):
+            wanted = [*(("'+'", "')'") if inside else ("'-'",)), *(("'..'",) if more else ())]
+            wanted = [", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted
+            raise _pointing(text, position, f"{' or '.join(wanted)} was expected")
+        position += 1
+
+
+def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
+    """Read layers as a schedule of whole blocks is read.
+
+    Raises
+    ------
+    Refusal
+        As for `from_text`, and if a step is no block.
+    """
+    if not text.strip():
+        raise Refusal("no layer is named: write layers as in 0..3-7")
+    try:
+        steps = from_text(text, layers)
+    except Refusal as refusal:
+        raise Refusal(str(refusal).replace("schedule", "layers", 1)) from None
+    found = tuple(step for step in steps if is_block(step))
+    if len(found) < len(steps):
+        raise Refusal(f"layers are whole blocks, as in 0..3-7, not {excerpt(text)!r}")
+    return found
+
+
+def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:
+    """Read blocks or a sublayer; return them, where they end, and whether `..` could follow."""
+    match = _TOKEN.match(text, position)
+    if match is None or not (match["first"] or match["range"]):
+        where = match.end("kind") if match else position
+        raise _pointing(text, where, "a block index was expected, as in 3, a3, m3 or (3+4)")
+    if match["kind"] and (match["range"] or match["last"]):
+        raise _pointing(text, match.end("first"), "a sublayer is of one block, as in a3-a4")
+    if match["last"] and not match["range"]:
+        raise _pointing(text, match.start("last"), "'-' or '..' was expected")
+    for group in ("first", "last"):
+        digits = match[group].lstrip("0")
+        if len(digits) > _DIGITS or int(digits or 0) >= layers:
+            raise _pointing(
+                text,
+                match.start(group),
+                f"there is no block {excerpt(digits)}; the blocks are 0 to {layers - 1}",
+            )
+    first = int(match["first"].lstrip("0") or 0)
+    last = int(match["last"].lstrip("0") or 0) if match["last"] else layers - 1
+    last = last if match["range"] else first
+    if match["kind"]:
+        return [_SUBLAYERS[match["kind"]](first)], match.end(), False
+    span = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+    return list(span), match.end(), not match["range"]
+
+
+def _pointing(text: str, position: int, problem: str) -> Refusal:
+    if not text.strip():
+        return Refusal("an empty schedule executes nothing; write blocks as in 0..3-5-4-6..")
+    found = repr(text[position]) if position < len(text) else "the end"
+    shown = excerpt(text, position)
+    return Refusal(f"schedule {shown!r}, character {position + 1} ({found}): {problem}")
+
+
+def excerpt(text: str, position: int = 0) -> str:
+    """Return what stands around a position of a text, or all of it if it is not long.
+
+    >>> excerpt("0-1")
+    '0-1'
+    """
+    first, last = max(0, position - _SHOWN), position + _SHOWN
+    before, after = "…" if first else "", "…" if last < len(text) else ""
+    return f"{before}{text[first:last]}{after}"
