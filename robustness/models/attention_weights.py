@@ -5,7 +5,8 @@ are computed from what transformers' attention interface is called with, which h
 """
 
 from collections.abc import Sequence
-from typing import Any
+
+from nnsight.intervention.envoy import Envoy
 
 from robustness.models.model import Model
 
@@ -13,7 +14,7 @@ INTERFACE = "attention_interface_1"
 """What nnsight calls the one call of transformers' attention interface in an attention."""
 
 
-def by_layer(model: Model) -> dict[int, Any]:
+def by_layer(model: Model) -> dict[int, Envoy]:
     """Return the attention of every block that has one, by layer."""
     layers = {f"{block.path}.": layer for layer, block in enumerate(model.blocks)}
     attentions = {}
@@ -29,6 +30,7 @@ def readable(model: Model) -> set[int]:
     attentions = by_layer(model)
     if model.identity["attention"] == "eager":
         return set(attentions)
+    # Elsewhere weights are made anew from what the interface is called with.
     return {layer for layer, part in attentions.items() if INTERFACE in part.source.names}
 
 
@@ -59,7 +61,7 @@ def explain_missing(model: Model, heads: Sequence[int], reasons: Sequence[str]) 
     return "; ".join(lines)
 
 
-def _explain(attention: Any, reason: str) -> str:
+def _explain(attention: Envoy | None, reason: str) -> str:
     """Return why a block has no attention weights."""
     if attention is None:
         return "no attention was found in it"

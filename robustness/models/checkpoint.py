@@ -10,7 +10,14 @@ import psutil
 import torch
 from safetensors import SafetensorError
 from torch.nn import Module
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -62,7 +69,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def read_config(name: str, path: str, revision: str | None, trust: bool) -> Any:
+def read_config(name: str, path: str, revision: str | None, trust: bool) -> PreTrainedConfig:
     """Read the configuration of a model, and refuse what is damaged or no decoder.
 
     A directory is checked for what else it holds, so that nothing else need be when it is read.
@@ -115,7 +122,7 @@ def _config_file(name: str, path: str, revision: str | None) -> Path:
     return Path(file)
 
 
-def _check_kind(name: str, config: Any, trust: bool) -> None:
+def _check_kind(name: str, config: PreTrainedConfig, trust: bool) -> None:
     """Refuse what is no decoder, or no decoder of plain weights."""
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
@@ -128,7 +135,7 @@ def _check_kind(name: str, config: Any, trust: bool) -> None:
     check_quantised(name, config)
 
 
-def sketch(name: str, config: Any, trust: bool) -> Any:
+def sketch(name: str, config: PreTrainedConfig, trust: bool) -> PreTrainedModel:
     """Build a model without weights, of which a checkpoint must hold all that it asks for."""
     with reading(f"the model {name}", contract.REMEDY), torch.device("meta"):
         try:
@@ -151,7 +158,7 @@ def sketch(name: str, config: Any, trust: bool) -> Any:
     return module
 
 
-def check_quantised(name: str, config: Any) -> None:
+def check_quantised(name: str, config: PreTrainedConfig) -> None:
     """Refuse weights that are not what is computed with."""
     found = getattr(config, "quantization_config", None)
     if found is not None:
@@ -164,7 +171,7 @@ def commit(path: str, revision: str | None) -> str:
     return extract_commit_hash(found, None) or ""
 
 
-def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
+def load(name: str, path: str, **options: Any) -> tuple[Module, PreTrainedTokenizerBase]:
     """Load weights and tokenizer, and refuse a checkpoint that does not hold all its weights."""
     where = {key: options[key] for key in ("revision", "trust_remote_code")}
     with reading(f"the model {name}", contract.REMEDY):
@@ -198,7 +205,7 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, Any]:
     return module.eval(), tokenizer
 
 
-def load_tokenizer(name: str, path: str, **options: Any) -> Any:
+def load_tokenizer(name: str, path: str, **options: Any) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model."""
     with reading(f"the tokenizer of {name}", contract.REMEDY):
         try:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
 from robustness.errors import Refusal
 
 REMEDY = "fetch it anew, or write it again with save_pretrained"
@@ -242,7 +244,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def check_config(name: str, config: Any) -> None:
+def check_config(name: str, config: PreTrainedConfig) -> None:
     """Refuse a configuration of which no decoder can be made.
 
     Parameters
@@ -281,7 +283,7 @@ def _check_size(name: str, key: str, value: Any) -> None:
             )
 
 
-def check_tokenizer(name: str, tokenizer: Any, vocabulary: int) -> None:
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuse a tokenizer without tokens, or whose tokens the model does not know.
 
     Tokens that were added to a vocabulary need not be known, unless texts begin or end with them:

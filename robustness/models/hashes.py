@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import align_module_device
 from torch import Tensor, uint8
 from torch.nn import Module
+from transformers import PreTrainedConfig
 
 ORIGIN = "stages"
 """The entry of a configuration that says what a checkpoint of another order was made of."""
@@ -35,7 +35,7 @@ def stored_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
             yield name, getattr(part, leaf)
 
 
-def hash_config(config: Any) -> str:
+def hash_config(config: PreTrainedConfig) -> str:
     """Hash what a configuration says of the function that the model computes."""
     kept = {key: value for key, value in config.to_dict().items() if key not in VOLATILE}
     text = json.dumps(kept, sort_keys=True, default=str)

@@ -1,7 +1,6 @@
 """Matrices of a model: which modules are one, and which way round their weights are kept."""
 
-from typing import Any
-
+from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 from torch.nn import Linear, Module
 from transformers.pytorch_utils import Conv1D
@@ -40,6 +39,6 @@ def names_in_sublayer(part: Module) -> list[str]:
     return names
 
 
-def count_numbers(part: Any) -> int:
+def count_numbers(envoy: Envoy) -> int:
     """Return how many numbers the matrices of an envoy hold."""
-    return sum(weight.numel() for weight in part._module.parameters() if weight.ndim > 1)
+    return sum(weight.numel() for weight in envoy._module.parameters() if weight.ndim > 1)

@@ -11,8 +11,10 @@ import nnsight
 import torch
 from accelerate.utils import align_module_device
 from nnsight import TransformersModel
+from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 from torch.nn import Linear
+from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
 from robustness.models.facts import Facts
@@ -24,6 +26,9 @@ from robustness.trace.types import Squash
 
 ROWS_AT_ONCE = 512
 """Rows of the unembedding that are added up in a wider type at once."""
+
+Parts = tuple[tuple[Envoy, ...], Envoy, tuple[Envoy, ...], int | None]
+"""The envoys of a sublayer, as `structure.Sublayer` has their paths."""
 
 Fact = TypeVar("Fact")
 
@@ -73,13 +78,13 @@ class Model:
 
     traced: TransformersModel
     paths: Paths
-    blocks: tuple[Any, ...]
-    attentions: tuple[Any, ...]
-    sublayers: tuple[Any, ...]
-    readers: tuple[tuple[Any, ...], ...]
-    writers: tuple[Any, ...]
-    norms: tuple[Any, ...]
-    head: Any
+    blocks: tuple[Envoy, ...]
+    attentions: tuple[Envoy, ...]
+    sublayers: tuple[tuple[Parts, Parts], ...]
+    readers: tuple[tuple[Envoy, ...], ...]
+    writers: tuple[Envoy, ...]
+    norms: tuple[Envoy, ...]
+    head: Envoy
     tokenizer: Any
     identity: dict[str, str]
     grows: dict[Any, bool] = field(default_factory=dict)
@@ -123,7 +128,7 @@ class Model:
         return f"{self.name} ({self.identity['architecture']})"
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """The configuration of the language model."""
         return self.traced._module.config.get_text_config()
 

@@ -8,9 +8,9 @@ the calls of one forward pass. Whether it is right, `robustness.models.self_chec
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from torch.nn import Module, ModuleList
+from transformers import PreTrainedModel
 
 from robustness.errors import Refusal, first_line
 from robustness.models import call_record, matrices
@@ -59,7 +59,7 @@ class _ForwardPass:
     """The calls of each module, in the order in which they begin."""
 
 
-def find_paths(module: Any) -> Paths:
+def find_paths(module: PreTrainedModel) -> Paths:
     """Find blocks, their parts, the final norm and the head of a decoder by its structure.
 
     The blocks are the list as long as the configuration says there are layers whose members are
@@ -89,7 +89,7 @@ def find_paths(module: Any) -> Paths:
     )
 
 
-def _find_block_lists(module: Any) -> tuple[list[list[str]], str]:
+def _find_block_lists(module: PreTrainedModel) -> tuple[list[list[str]], str]:
     """Return the lists of modules that may be the blocks, and the path of the head."""
     config = module.config.get_text_config(decoder=True)
     layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
@@ -105,7 +105,7 @@ def _find_block_lists(module: Any) -> tuple[list[list[str]], str]:
     return lists, head
 
 
-def _run(module: Any) -> _ForwardPass:
+def _run(module: PreTrainedModel) -> _ForwardPass:
     """Run the model once, and return the calls of its modules."""
     name, config = type(module).__name__, module.config.get_text_config(decoder=True)
     try:
@@ -140,11 +140,12 @@ def _are_in_order(calls: Sequence[Sequence[Call]]) -> bool:
 def _find_tail(run: _ForwardPass, last: Call, head: str) -> list[str]:
     """Return what is called between the last block and the head, without what that calls itself."""
     begin, end = last.ended, run.calls_of[head][-1].began
-    outer = [
-        call
-        for call in sorted(run.calls, key=lambda call: call.began)
-        if begin < call.began < end and not head.startswith(f"{call.path}.")
-    ]
+    outer = []
+    for call in sorted(run.calls, key=lambda call: call.began):
+        between = begin < call.began < end
+        # What the head is a part of is called before it, and ends after it.
+        if between and not head.startswith(f"{call.path}."):
+            outer.append(call)
     called = {call.path for call in outer}
     tail = [call.path for call in outer if call.caller not in called]
     for path in (*tail, head):
@@ -156,7 +157,10 @@ def _find_tail(run: _ForwardPass, last: Call, head: str) -> list[str]:
 
 
 def _find_attentions(run: _ForwardPass, blocks: Sequence[Call]) -> list[str]:
-    """Return the path of the attention of every block that calls one."""
+    """Return the path of the attention of every block that calls one.
+
+    It is recognised by the name of its class, which has `Attention` in it in transformers.
+    """
     attentions = []
     for block in blocks:
         for call in _calls_in(run, block):
@@ -172,9 +176,12 @@ def _find_sublayers(
     """Return attention and MLP of every block that is made of one of each."""
     sublayers = []
     for block in blocks:
-        chains = call_record.chains(_calls_in(run, block))
-        attending = [chain for chain in chains if _passes_through(chain, attentions)]
-        others = [chain for chain in chains if not _passes_through(chain, attentions)]
+        attending: list[list[Call]] = []
+        others: list[list[Call]] = []
+        for chain in call_record.chains(_calls_in(run, block)):
+            attends = any(call.path in attentions for call in chain)
+            (attending if attends else others).append(chain)
+        # A block of more ways than two adds up to something else than attention and MLP.
         if len(attending) == len(others) == 1:
             attention = _divide(run, attending[0], attentions)
             sublayers.append((attention, _divide(run, others[0], attentions)))
@@ -190,6 +197,7 @@ def _find_mlp_matrices(
         inside: list[str] = []
         for path in (*before, main):
             inside += _matrices_at(run, path)
+        # What is not called, such as experts that no token chose, has no order.
         if len(inside) > 1 and all(path in run.calls_of for path in inside):
             found.append(sorted(inside, key=lambda path: run.calls_of[path][0].began))
     return found
@@ -200,15 +208,12 @@ def _calls_in(run: _ForwardPass, block: Call) -> list[Call]:
     return [call for call in run.calls if call.caller == block.path]
 
 
-def _passes_through(chain: Sequence[Call], attentions: Sequence[str]) -> bool:
-    return any(call.path in attentions for call in chain)
-
-
 def _divide(run: _ForwardPass, chain: Sequence[Call], attentions: Sequence[str]) -> Sublayer:
     """Divide a sublayer into what comes before its main part, that part, and the norms after it."""
     paths = [call.path for call in chain]
     others = [at for at, path in enumerate(paths) if not is_called_norm(run.modules[path])] or [0]
     attending = [at for at in others if paths[at] in attentions]
+    # Of several parts the last: those before it prepare what it reads.
     main = (attending or others)[-1]
     return tuple(paths[:main]), paths[main], tuple(paths[main + 1 :]), chain[main].handed
 

@@ -74,6 +74,7 @@ def _called_alone(step: Any) -> set[tuple[str, int]]:
 
 def _find_growth(model: Model) -> dict[Any, bool]:
     """Find which tensors in the contexts of attentions grow, on batches of two and three."""
+    # Found apart from the blocks: an attention is handed other tensors than its block.
     ids = [model.trial_text]
     three, two = (torch.tensor(ids * size, device=model.device) for size in (3, 2))
     blocks, head, traced = model.blocks, model.head, model.traced

@@ -8,12 +8,11 @@ checkpoint is checked by before memory is taken for it.
 from collections.abc import Iterable
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_url, try_to_load_from_cache
 from torch import Tensor
-from torch.nn import Module
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import cached_file
@@ -44,7 +43,7 @@ MOST_REUSED = 2
 weights."""
 
 
-def check(name: str, path: str, module: Module, revision: str | None = None) -> None:
+def check(name: str, path: str, module: PreTrainedModel, revision: str | None = None) -> None:
     """Refuse a checkpoint whose weights are not of the names, shapes and types a model asks for.
 
     Before memory is taken: what is asked for and not there would be made up first. A model of the
@@ -106,7 +105,7 @@ class Tensors:
         If the checkpoint has no safetensors that can be read.
     """
 
-    def __init__(self, path: str, module: Any, revision: str | None = None) -> None:
+    def __init__(self, path: str, module: PreTrainedModel, revision: str | None = None) -> None:
         # One commit for all that is read: a branch may move in between.
         self._path, self._revision = path, commit(path, revision) or revision
         self._called = Path(path).name
@@ -268,7 +267,7 @@ def _weight_map(called: str, index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _names(keys: Iterable[str], module: Any) -> dict[str, tuple[str, bool]]:
+def _names(keys: Iterable[str], module: PreTrainedModel) -> dict[str, tuple[str, bool]]:
     """Return what the model calls each tensor of a checkpoint, as transformers has it.
 
     And whether the family puts it together with others.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from transformers import PreTrainedModel
 
 from robustness.errors import Refusal
 from robustness.models import call_record
@@ -119,7 +120,7 @@ def process(
     return module
 
 
-def _check_predictions(model: Model, module: Any) -> None:
+def _check_predictions(model: Model, module: PreTrainedModel) -> None:
     """Refuse a processed copy that does not predict the same."""
     tokens = _tokens(model)
     before, after = (
@@ -135,7 +136,7 @@ def _check_predictions(model: Model, module: Any) -> None:
         )
 
 
-def _check_centred(model: Model, module: Any) -> None:
+def _check_centred(model: Model, module: PreTrainedModel) -> None:
     """Refuse a model to whose residual stream something is written that could not be centred."""
     means = []
 
@@ -164,18 +165,20 @@ def _tokens(model: Model) -> Tensor:
     return tokens[None] % model.vocabulary
 
 
-def _digit(module: Any) -> float:
+def _digit(module: PreTrainedModel) -> float:
     """Return the last digit of 1 in the type of the weights, or in float32 if that is coarser."""
     return max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
 
 
-def _untie(module: Any) -> None:
+def _untie(module: PreTrainedModel) -> None:
     module.config.tie_word_embeddings = False
     head = module.get_output_embeddings()
     head.weight = Parameter(head.weight.clone())
 
 
-def _fold(module: Any, paths: Paths, matrices: dict[str, list[str]], *, centre: bool) -> None:
+def _fold(
+    module: PreTrainedModel, paths: Paths, matrices: dict[str, list[str]], *, centre: bool
+) -> None:
     """Move every norm's gain and shift into the matrices that read it."""
     width = module.config.get_text_config().hidden_size
     for path, reading in _readers(module, paths, matrices).items():
@@ -189,7 +192,7 @@ def _fold(module: Any, paths: Paths, matrices: dict[str, list[str]], *, centre: 
         _make_identity(norm, width)
 
 
-def _check_foldable(module: Any, paths: Paths) -> None:
+def _check_foldable(module: PreTrainedModel, paths: Paths) -> None:
     """Refuse sublayers that read the stream through anything but one norm, or norm what they write.
 
     And more than one norm before the head.
@@ -205,7 +208,9 @@ def _check_foldable(module: Any, paths: Paths) -> None:
         )
 
 
-def _readers(module: Any, paths: Paths, matrices: dict[str, list[str]]) -> dict[str, list[Any]]:
+def _readers(
+    module: PreTrainedModel, paths: Paths, matrices: dict[str, list[str]]
+) -> dict[str, list[Any]]:
     """Return the matrices that read each norm, by the path of the norm."""
     readers: dict[str, list[Any]] = {}
     for (attention, mlp), mlp_readers in zip(paths.sublayers, paths.readers, strict=True):
@@ -219,7 +224,7 @@ def _readers(module: Any, paths: Paths, matrices: dict[str, list[str]]) -> dict[
     return readers
 
 
-def _attention_matrices(module: Any, attentions: Sequence[str]) -> dict[str, list[str]]:
+def _attention_matrices(module: PreTrainedModel, attentions: Sequence[str]) -> dict[str, list[str]]:
     """Return the names of the matrices of every attention in the order in which they are called.
 
     Which is not that of their names: Phi-3 has the one that writes first.
@@ -238,6 +243,7 @@ def _make_identity(norm: Any, width: int) -> None:
     """Give a norm gain 1 and shift 0; families keep the gain itself, or what it exceeds 1 by."""
     if getattr(norm, "bias", None) is not None:
         norm.bias.zero_()
+    # Tried out, since what a family keeps cannot be told by the names of its weights.
     for value in (1.0, 0.0):
         if getattr(norm, "weight", None) is not None:
             norm.weight.fill_(value)
@@ -247,7 +253,7 @@ def _make_identity(norm: Any, width: int) -> None:
     raise Refusal(f"{type(norm).__name__} cannot be folded into the matrices that read it")
 
 
-def _centre_writes(module: Any, paths: Paths, matrices: dict[str, list[str]]) -> None:
+def _centre_writes(module: PreTrainedModel, paths: Paths, matrices: dict[str, list[str]]) -> None:
     """Centre all that attentions, MLPs and embeddings write to the residual stream."""
     writers = [f"{path}.{names[-1]}" for path, names in matrices.items()]
     for path in (*writers, *paths.writers):

@@ -6,7 +6,7 @@ from typing import Any
 from nnsight import TransformersModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Offloaded(TransformersModel):  # type: ignore[misc]
     device = None
 
 
-def wrap(module: Any, tokenizer: Any) -> TransformersModel:
+def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> TransformersModel:
     """Make an nnsight model of a module, which stays where it is."""
     # A pipeline would take the first entry of a map for a device, and `disk` is none.
     placed = vars(module).pop("hf_device_map", None)
@@ -47,7 +47,7 @@ def _no_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
 
 
-def unscale(module: Any) -> None:
+def unscale(module: PreTrainedModel) -> None:
     """Turn off RWKV's halving of the residual stream, so that every block computes the same.
 
     RWKV halves the residual stream after every few blocks, and what later ones write to it, so that

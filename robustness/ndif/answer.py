@@ -29,6 +29,7 @@ def take(found: Any, wanted: Wanted) -> dict[str, Tensor]:
     """
     if not isinstance(found, dict):
         raise unexpected("it is no dictionary")
+    # What else is in it is left where it is.
     taken = {}
     for name, (shape, dtypes) in wanted.items():
         value = found.get(name)

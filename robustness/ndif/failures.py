@@ -54,11 +54,13 @@ def is_passing(error: Exception) -> bool:
     """Whether an error is likely gone when the request is sent again."""
     if isinstance(error, websocket.WebSocketBadStatusException):
         return error.status_code in PASSING
+    # Anything else that breaks on the way says nothing of the request.
     if not isinstance(error, Failed):
         return True
     text = str(error)
     if error.status is not None:
         return error.status in PASSING
+    # These would fail again, whatever else the text says.
     if text.startswith("Could not deploy") or "Traceback (most recent call last)" in text:
         return False
     return TRANSIENT.search(text) is not None

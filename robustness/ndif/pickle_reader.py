@@ -120,7 +120,7 @@ class _Reader:
             raise Unreadable("its pickle takes more than there is")
         return self._stack[-1]
 
-    def _mark(self, _: Any) -> None:
+    def _mark(self, _: object) -> None:
         self._below.append(self._stack)
         self._stack = []
 
@@ -130,19 +130,19 @@ class _Reader:
         found, self._stack = self._stack, self._below.pop()
         return found
 
-    def _put(self, place: Any) -> None:
+    def _put(self, place: int | None) -> None:
         self._memo[len(self._memo) if place is None else place] = self._last()
 
-    def _get(self, place: Any) -> None:
+    def _get(self, place: int | None) -> None:
         if place not in self._memo:
             raise Unreadable("its pickle takes more than there is")
         self._stack.append(self._memo[place])
 
-    def _tuple(self, _: Any) -> None:
+    def _tuple(self, _: object) -> None:
         found = tuple(self._since_mark())
         self._stack.append(found)
 
-    def _frozenset(self, _: Any) -> None:
+    def _frozenset(self, _: object) -> None:
         found = self._since_mark()
         self._stack.append(frozenset(map(as_key, found)))
 
@@ -158,21 +158,21 @@ class _Reader:
         else:
             into.extend(values)
 
-    def _add_one(self, _: Any) -> None:
+    def _add_one(self, _: object) -> None:
         value = self._pop()
         self._add((list,), [value])
 
-    def _add_many(self, _: Any) -> None:
+    def _add_many(self, _: object) -> None:
         self._add((list,), self._since_mark())
 
-    def _add_to_set(self, _: Any) -> None:
+    def _add_to_set(self, _: object) -> None:
         self._add((set,), self._since_mark())
 
-    def _set_one(self, _: Any) -> None:
+    def _set_one(self, _: object) -> None:
         value, key = self._pop(), self._pop()
         self._add((dict, OrderedDict), [key, value])
 
-    def _set_many(self, _: Any) -> None:
+    def _set_many(self, _: object) -> None:
         self._add((dict, OrderedDict), self._since_mark())
 
     def _name(self, argument: Any) -> None:
@@ -187,7 +187,7 @@ class _Reader:
             raise Unreadable(f"it holds {module:.60}.{name:.60}, which is no tensor or plain value")
         self._stack.append(_Name(module, name))
 
-    def _call(self, _: Any) -> None:
+    def _call(self, _: object) -> None:
         arguments, name = self._pop(), self._pop()
         if not isinstance(name, _Name) or type(arguments) is not tuple:
             raise Unreadable("its pickle calls what cannot be called")
@@ -196,7 +196,7 @@ class _Reader:
             raise Unreadable(f"it makes a {name.name} by itself")
         self._stack.append(make(self, *arguments))
 
-    def _storage(self, _: Any) -> None:
+    def _storage(self, _: object) -> None:
         """Read the bytes of tensors, once."""
         kind, name, key, _, count = self._five(self._pop())
         known = self._storages.get(key)
@@ -254,32 +254,32 @@ def _numbers(raw: bytes, dtype: torch.dtype) -> Tensor:
     return single.clone().view(dtype)
 
 
-def _ordered(_: _Reader, *arguments: Any) -> Any:
+def _ordered(_: _Reader, *arguments: Any) -> object:
     if arguments:
         raise Unreadable("a dictionary is not made as torch makes them")
     return OrderedDict()
 
 
-def _set(_: _Reader, *arguments: Any) -> Any:
+def _set(_: _Reader, *arguments: Any) -> object:
     if len(arguments) != 1 or type(arguments[0]) is not list:
         raise Unreadable("a set is not made as torch makes them")
     return set(map(as_key, arguments[0]))
 
 
-def _bytes(_: _Reader, *arguments: Any) -> Any:
+def _bytes(_: _Reader, *arguments: Any) -> object:
     if len(arguments) != 2 or type(arguments[0]) is not str or arguments[1] != "latin1":
         raise Unreadable("bytes are not made as torch makes them")
     return arguments[0].encode("latin1")
 
 
-def _shape(_: _Reader, *arguments: Any) -> Any:
+def _shape(_: _Reader, *arguments: Any) -> object:
     (numbers,) = arguments if len(arguments) == 1 else (None,)
     if type(numbers) is not tuple or not all(type(number) is int for number in numbers):
         raise Unreadable("a shape is not made as torch makes them")
     return torch.Size(numbers)
 
 
-def _status(_: _Reader, *arguments: Any) -> Any:
+def _status(_: _Reader, *arguments: Any) -> object:
     if len(arguments) != 1 or type(arguments[0]) is not str:
         raise Unreadable("a status is none")
     return arguments[0]

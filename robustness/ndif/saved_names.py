@@ -5,13 +5,13 @@ itself saves.
 """
 
 import ast
-from typing import Any
 
 
-def saved_names(node: Any) -> tuple[set[str], set[str]]:
+def saved_names(node: ast.With) -> tuple[set[str], set[str]]:
     """Return the names by which a trace may save values, and those by which it does in any case."""
     known, due = set(), set()
-    for part in (part for statement in node.body for part in ast.walk(statement)):
+    # Not the statement `with` itself: names in it are of the caller's.
+    for part in ast.walk(ast.Module(node.body, [])):
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
             known.add(part.id)
         elif isinstance(part, ast.FunctionDef | ast.ClassDef):
@@ -30,7 +30,7 @@ def saved_names(node: Any) -> tuple[set[str], set[str]]:
     return known, due
 
 
-def _is_save(part: Any) -> bool:
+def _is_save(part: ast.AST) -> bool:
     """Whether a piece of source is a call of `save`, as a function or as a method."""
     if not isinstance(part, ast.Call):
         return False

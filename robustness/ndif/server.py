@@ -141,6 +141,7 @@ def check(
     name, commit, main = _find_commit(name, revision)
     running = [each for each in running if each.task == "text-generation"]
     known_as = {each.revision for each in running if each.name == name}
+    # A server that was asked for the main branch knows its commit by no name.
     if revision not in known_as and commit == main:
         revision = None
     if not deploy and not _is_running(running, name, revision):
