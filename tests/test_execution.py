@@ -299,7 +299,7 @@ def test_rewire_and_residuals_travel(strict_model, plain):
 
 
 def test_tokens_the_model_cannot_take_are_refused(gpt2):
-    with pytest.raises(Refusal, match="longer than GPT2LMHeadModel takes: ask for --context 32"):
+    with pytest.raises(Refusal, match="longer than GPT2LMHeadModel takes: ask for `context` 32"):
         sweep(gpt2, corpus(length=33))
     text = corpus()
     text.tokens[0, 0] = 101

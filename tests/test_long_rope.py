@@ -91,7 +91,7 @@ def test_tasks_do_not_depend_on_the_batch(model, tmp_path):
 def test_documents_on_both_sides_are_not_measured_together(model):
     mixed = corpus(sequences=3, length=20, lengths=[20, 12, 20])
     for measure in (lambda: sweep(model, mixed), lambda: observe(model, mixed, ("lens",))):
-        with pytest.raises(Refusal, match=f"of 12 and of 20 tokens .* --context {BEND} or less"):
+        with pytest.raises(Refusal, match=f"of 12 and of 20 tokens .* `context` {BEND} or less"):
             measure()
     for length, lengths in ((20, [20, 18, 17]), (16, [16, 12, 9])):
         text = corpus(sequences=3, length=length, lengths=lengths)

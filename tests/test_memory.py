@@ -149,7 +149,7 @@ def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scar
 
 def test_where_nothing_less_can_be_run_it_is_an_error(gpt2, scarce):
     failures = scarce(0)
-    with pytest.raises(Refusal, match=r"one sequence of 12 tokens does not fit .*--context"):
+    with pytest.raises(Refusal, match=r"one sequence of 12 tokens does not fit .*`context`"):
         sweep(gpt2, corpus(sequences=4), batch_tokens=48)
     assert failures[-1] == 1
 

@@ -677,7 +677,7 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
     small = open_model(NAME, remote=True, sandbox_limit=1e-6)
     with pytest.raises(Refusal, match=r"`layers`.*readout agreement.*sandbox.limit"):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
-    with pytest.raises(Refusal, match=r"fewer `tokens`.*--sandbox-limit"):
+    with pytest.raises(Refusal, match=r"fewer `tokens`.*`sandbox_limit`"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
 
 

@@ -199,7 +199,7 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     netcdf.save(netcdf.load(two), again)
     refused(
         [one, again, three],
-        r"again\.nc is damaged or changed: .*--fresh \(its counts are missing\)",
+        r"again\.nc is damaged or changed: .*`fresh` \(its counts are missing\)",
     )
     netcdf.save(netcdf.load(two), again, netcdf.load_tally(two)[::-1])
     refused(

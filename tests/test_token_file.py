@@ -233,7 +233,7 @@ def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
         sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc")
     sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc", fresh=True)
     (tmp_path / "a.tokens.nc").unlink()
-    with pytest.raises(Refusal, match=r"a\.tokens\.nc is not there.*--fresh"):
+    with pytest.raises(Refusal, match=r"a\.tokens\.nc is not there.*`fresh`"):
         sweep(gpt2, text, per_token=True, out=tmp_path / "a.nc")
 
 

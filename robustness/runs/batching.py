@@ -91,7 +91,7 @@ def check_corpus(model: Model, corpus: Corpus) -> None:
         raise Refusal(
             f"documents of {shortest} and of {longest} tokens cannot be measured together: above "
             f"{bend} tokens {model.name} has other rotary embeddings, for shorter documents of the "
-            f"same batch too: ask for --context {bend} or less, or take windows"
+            f"same batch too: ask for `context` {bend} or less, or take windows"
         )
 
 
@@ -102,7 +102,7 @@ def check_tokens(model: Model, tokens: Tensor) -> None:
     if model.context is not None and tokens.shape[1] > model.context:
         raise Refusal(
             f"sequences of {tokens.shape[1]} tokens are longer than {model.name} takes: "
-            f"ask for --context {model.context} or less"
+            f"ask for `context` {model.context} or less"
         )
     if tokens.max() >= model.vocabulary or tokens.min() < 0:
         raise Refusal(

@@ -51,7 +51,7 @@ class Portions:
         self,
         record: Callable[[int, str], object] = lambda sequence, text: None,
         tell: Callable[[str], object] = lambda text: None,
-        remedy: str = "a shorter --context, --dtype bfloat16, or another --device",
+        remedy: str = "a shorter `context`, `dtype` bfloat16, or another `device`",
     ) -> None:
         self.cap: int | None = None
         """The most states that go through a block together, if memory has run out."""

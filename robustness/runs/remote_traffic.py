@@ -135,7 +135,7 @@ def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
     )
     if size > requests.limit:
         raise Refusal(
-            f"{text}; more than {requests.limit:g} GB: ask for {lower}, or raise --sandbox-limit"
+            f"{text}; more than {requests.limit:g} GB: ask for {lower}, or raise `sandbox_limit`"
         )
     requests.notify(text)
 

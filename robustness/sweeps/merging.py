@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from robustness.errors import OtherSettings, Refusal
 from robustness.files import changes, matching, netcdf, resumable
@@ -58,46 +59,25 @@ def merge(
         If a file is no shard or not finished, settings differ, a shard is missing or there twice,
         or `out` holds something else.
     """
-    again = [file for file in files if files.count(file) > 1]
-    if again:
-        raise Refusal(f"{again[0]} was given twice")
-    tokens = {token_file.beside(file) for file in files}
-    shards = _in_order({file: _load(file) for file in files if file not in tokens})
-    if out is not None and out.resolve() in {file.resolve() for file in shards}:
-        raise Refusal(f"{out} is one of the shards: choose another --out")
-    datasets = list(shards.values())
-    first = datasets[0]
-    _alike(shards)
-    keeps = first.attrs.get("per_token") is not None and out is not None
-    if keeps:
+    shards = _load_shards(files, out)
+    first = next(iter(shards.values()))
+    # Without a path for the whole there is nowhere to put single tokens.
+    keeps_tokens = first.attrs.get("per_token") is not None and out is not None
+    if keeps_tokens:
         token_file.check_there(list(shards))
-    described = _whole(shards)
-    variables = {
-        str(name): (METRICS[str(name)], tuple(map(str, values.dims)))
-        for name, values in first.data_vars.items()
-        if "sequence" in values.dims and name in METRICS
-    }
-    along = {
-        name: (coord.dims, np.concatenate([each[name].values for each in datasets]), coord.attrs)
-        for name, coord in first.coords.items()
-        if "sequence" in coord.dims
-    }
-    coords = {name: each for name, each in first.coords.items() if name not in along} | along
-    tallies = [_tally(file, dataset) for file, dataset in shards.items()]
-    for file, tally in zip(shards, tallies, strict=True):
-        if tally.shape != tallies[0].shape:
-            raise Refusal(f"{_damaged(file)} (its counts are of other tokens)")
-    share = first[MODAL_SHARE.name]
-    fits = _fits(first)
+    attributes = _whole(shards) | _provenance(shards, command)
+    tallies = _load_tallies(shards)
+    share, fits = first[MODAL_SHARE.name], _fits(first)
 
-    def complete(dataset: xr.Dataset, tally: Any) -> xr.Dataset:
+    def complete(dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
         values = np.full(share.shape, np.nan, share.dtype)
         values[fits] = modal_share(tally, share.dtype)
         return dataset.assign({MODAL_SHARE.name: (share.dims, values, MODAL_SHARE.attrs)})
 
-    kind = next(first[name].dtype for name in variables if not METRICS[name].count)
+    blank = _blank(shards, attributes)
+    measured = [str(name) for name in blank.data_vars]
     run = resumable.Run(
-        blank_dataset(variables, coords, described | _provenance(shards, command), kind),
+        blank,
         np.zeros_like(tallies[0]),
         path=out,
         # What an interrupted merge left may be of other files than are there now.
@@ -105,20 +85,75 @@ def merge(
         complete=complete,
     )
     with run:
-        begin = 0
-        for dataset, tally in zip(datasets, tallies, strict=True):
-            rows = slice(begin, begin + dataset.sizes["sequence"])
-            begin = rows.stop
-            if rows.start >= run.done:
-                run.add(rows, {name: dataset[name].values for name in variables}, counts=tally)
-        if out is not None and keeps:
+        _add_shards(run, measured, list(shards.values()), tallies)
+        if out is not None and keeps_tokens:
             if not (run.finished and token_file.beside(out).exists()):
                 # Before the file that says that they are there.
                 token_file.merge(list(shards), out, run.dataset)
         dataset = run.finish()
-        if out is not None and not keeps:
+        if out is not None and not keeps_tokens:
             token_file.remove(out)
         return dataset
+
+
+def _load_shards(files: Sequence[Path], out: Path | None) -> dict[Path, xr.Dataset]:
+    """Load the shards in order, after a check that they are all of one run and none is the output.
+
+    The files of their tokens are passed over.
+    """
+    for file in files:
+        if files.count(file) > 1:
+            raise Refusal(f"{file} was given twice")
+    tokens = {token_file.beside(file) for file in files}
+    shards = _in_order({file: _load(file) for file in files if file not in tokens})
+    if out is not None and out.resolve() in {file.resolve() for file in shards}:
+        raise Refusal(f"{out} is one of the shards: choose another `out`")
+    _alike(shards)
+    return shards
+
+
+def _load_tallies(shards: Mapping[Path, xr.Dataset]) -> list[NDArray[np.int32]]:
+    """Load the counts of every shard, which are of the same tokens."""
+    tallies = [_tally(file, dataset) for file, dataset in shards.items()]
+    for file, tally in zip(shards, tallies, strict=True):
+        if tally.shape != tallies[0].shape:
+            raise Refusal(f"{_damaged(file)} (its counts are of other tokens)")
+    return tallies
+
+
+def _blank(shards: Mapping[Path, xr.Dataset], attributes: Mapping[str, Any]) -> xr.Dataset:
+    """Return the dataset of the whole run, in which nothing is measured yet."""
+    datasets = list(shards.values())
+    first = datasets[0]
+    variables = {}
+    for name, variable in first.data_vars.items():
+        if "sequence" in variable.dims and name in METRICS:
+            variables[str(name)] = (METRICS[str(name)], tuple(map(str, variable.dims)))
+    coords: dict[Any, Any] = {}
+    joined: dict[Any, Any] = {}
+    for name, coord in first.coords.items():
+        if "sequence" in coord.dims:
+            values = np.concatenate([each[name].values for each in datasets])
+            joined[name] = (coord.dims, values, coord.attrs)
+        else:
+            coords[name] = coord
+    kind = next(first[name].dtype for name in variables if not METRICS[name].count)
+    return blank_dataset(variables, coords | joined, attributes, kind)
+
+
+def _add_shards(
+    run: resumable.Run,
+    names: Sequence[str],
+    datasets: Sequence[xr.Dataset],
+    tallies: Sequence[NDArray[np.int32]],
+) -> None:
+    """Add the values, by name, of every shard that the run does not have yet."""
+    begin = 0
+    for dataset, tally in zip(datasets, tallies, strict=True):
+        rows = slice(begin, begin + dataset.sizes["sequence"])
+        begin = rows.stop
+        if rows.start >= run.done:
+            run.add(rows, {name: dataset[name].values for name in names}, counts=tally)
 
 
 def _load(file: Path) -> xr.Dataset:
@@ -135,7 +170,7 @@ def _load(file: Path) -> xr.Dataset:
             f"{dataset.attrs['sequences']} sequences): run its command again, then merge"
         )
     if "shard" not in dataset.attrs:
-        raise Refusal(f"{file} is no shard: it was not made with --shard")
+        raise Refusal(f"{file} is no shard: it was not made with `shard`")
     return dataset
 
 
@@ -155,7 +190,7 @@ def _alike(shards: Mapping[Path, xr.Dataset]) -> None:
 
 
 def _damaged(file: Path) -> str:
-    return f"{file} is damaged or changed: run its command again with --fresh"
+    return f"{file} is damaged or changed: run its command again with `fresh`"
 
 
 def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
@@ -202,7 +237,7 @@ def _whole(shards: Mapping[Path, xr.Dataset]) -> dict[str, Any]:
     if measured != attrs["corpus_sequences"]:
         raise Refusal(
             f"the shards hold {measured} sequences of {attrs['corpus_sequences']}: a file was "
-            "changed, run its command again with --fresh"
+            "changed, run its command again with `fresh`"
         )
     return kept | {name: attrs[f"corpus_{name}"] for name in ("sequences", "tokens")}
 

@@ -41,7 +41,7 @@ class Shard:
         if len(batches) < self.count:
             raise Refusal(
                 f"{self.count} shards were asked for, and the run has {len(batches)} batch(es): "
-                f"ask for {len(batches)} or fewer, more --tokens, or lower --batch-tokens"
+                f"ask for {len(batches)} or fewer, more `tokens`, or lower `batch_tokens`"
             )
         first, last = (len(batches) * at // self.count for at in (self.index - 1, self.index))
         return slice(batches[first].start, batches[last - 1].stop)
@@ -59,7 +59,7 @@ def parse_shard(text: str) -> Shard:
     if match is None or int(match[1]) > int(match[2]):
         count = int(match[2]) if match else 4
         raise Refusal(
-            f"--shard {text}: there is no such shard; the first of {count} is 1/{count}, and the "
+            f"`shard` {text}: there is no such shard; the first of {count} is 1/{count}, and the "
             f"last {count}/{count}"
         )
     return Shard(int(match[1]), int(match[2]))

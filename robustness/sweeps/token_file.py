@@ -140,7 +140,7 @@ class TokenFile:
         ownership.check_directory(self.parts, PART)
         there = self.parts.is_dir() or (finished and self.path.exists())
         if done and not there:
-            raise Refusal(f"{self.path} is not there, or its parts: measure anew with --fresh")
+            raise Refusal(f"{self.path} is not there, or its parts: measure anew with `fresh`")
         self._old = not done
         if done and self.parts.is_dir():
             self._check(done)
@@ -160,7 +160,7 @@ class TokenFile:
         if end < done:
             raise Refusal(
                 f"{self.parts} has lost what was measured of sequence {end}: measure anew with "
-                "--fresh"
+                "`fresh`"
             )
 
     def _there(self) -> list[Path]:
@@ -238,7 +238,7 @@ def check_there(shards: Sequence[Path]) -> None:
     for shard in shards:
         if not beside(shard).exists():
             raise Refusal(
-                f"{beside(shard)} is not there: run the command of {shard} again with --fresh"
+                f"{beside(shard)} is not there: run the command of {shard} again with `fresh`"
             )
 
 
@@ -288,7 +288,7 @@ def _check_parts(files: Sequence[Path], parts: Sequence[Any], blank: xr.Dataset)
     names = {name: each for name, each in parts[0].variables.items() if name in METRICS}
     begin = 0
     for index, (file, part) in enumerate(zip(files, parts, strict=True), 1):
-        with reading(str(file), f"run the command of shard {index} again with --fresh"):
+        with reading(str(file), f"run the command of shard {index} again with `fresh`"):
             end = begin + len(part.dimensions["sequence"])
             ours = (f"{index}/{len(files)}", blank.attrs["corpus_sha256"], blank.attrs["model"])
             theirs = tuple(part.getncattr(name) for name in ("shard", "corpus_sha256", "model"))
