@@ -10,14 +10,14 @@ import xarray as xr
 from markupsafe import Markup
 from planted import plant
 
-from recipes.evidence.files import Files
+from recipes.evidence.files import Files, side_by_side
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
 from recipes.figures import draw
 from recipes.judging.compare import compare
 from recipes.recipe import SOURCES
 from recipes.report.content import snippet
-from recipes.report.page import report
+from recipes.report.page import ReportFiles, report
 from recipes.report.svg import inline, on_white, to_svg
 from robustness.errors import Refusal
 from robustness.files.netcdf import load
@@ -28,7 +28,7 @@ def directory(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("planted") / "gpt2"
     plant(path, name="<gpt2> & co")
     stages(path, out=path / "stages.nc")
-    report([path], path / "report.html", claims=path / "claims.nc", figures=path / "figures")
+    report([Files(path)], ReportFiles(path / "report.html", path / "claims.nc", path / "figures"))
     return path
 
 
@@ -109,7 +109,9 @@ def test_what_is_not_there_is_said(tmp_path):
     plant(tmp_path)
     for name in ("tasks", "ing"):
         (tmp_path / f"{name}.nc").unlink()
-    verdicts = report([tmp_path], tmp_path / "page.html", left_out={"ing": "no token ends in ing"})
+    verdicts = report(
+        [Files(tmp_path, {"ing": "no token ends in ing"})], ReportFiles(tmp_path / "page.html")
+    )
     page = (tmp_path / "page.html").read_text()
     check(page)
     assert "Figure 15 (tasks when blocks are swapped) is not drawn: not measured yet" in page
@@ -123,10 +125,11 @@ def test_why_something_was_left_out_is_remembered(tmp_path):
         if name.file not in {"wic", "stages"}:
             (tmp_path / f"{name.file}.nc").unlink()
     report(
-        [tmp_path], tmp_path / "a.html", claims=tmp_path / "claims.nc", left_out={"ing": "so it is"}
+        [Files(tmp_path, {"ing": "so it is"})],
+        ReportFiles(tmp_path / "a.html", tmp_path / "claims.nc"),
     )
     assert Files(tmp_path).left_out == {"ing": "so it is"}
-    report([tmp_path], tmp_path / "b.html")
+    report([Files(tmp_path)], ReportFiles(tmp_path / "b.html"))
     assert "is not drawn: so it is." in (tmp_path / "b.html").read_text()
 
 
@@ -134,7 +137,7 @@ def test_models_side_by_side_have_a_page_too(tmp_path, directory):
     plant(tmp_path / "other", name="other", reverse=True)
     both = [directory, tmp_path / "other"]
     dataset = compare([Files(path) for path in both])
-    report(both, tmp_path / "compare.html", comparison=dataset)
+    report(side_by_side(both), ReportFiles(tmp_path / "compare.html"), comparison=dataset)
     page = (tmp_path / "compare.html").read_text()
     check(page)
     assert "interior agreement, swap" in page and "Claims about each model" in page
@@ -144,7 +147,7 @@ def test_models_side_by_side_have_a_page_too(tmp_path, directory):
 
 def test_published_values_stand_beside_what_was_measured(tmp_path):
     plant(tmp_path, name="openai-community/gpt2")
-    report([tmp_path], tmp_path / "page.html")
+    report([Files(tmp_path)], ReportFiles(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     check(page)
     assert "Published values" in page and "Entropy of the frozen lens" in page
@@ -153,7 +156,7 @@ def test_published_values_stand_beside_what_was_measured(tmp_path):
 
 def test_what_is_no_directory_of_a_model_is_refused(tmp_path):
     with pytest.raises(Refusal, match=r"has no file of a model.*stages reproduce"):
-        report([tmp_path], tmp_path / "page.html")
+        report([Files(tmp_path)], ReportFiles(tmp_path / "page.html"))
     assert not (tmp_path / "page.html").exists()
 
 

@@ -69,6 +69,8 @@ def report(directory: Path, out: Path | None, figures: Path | None) -> None:
     \b
     stages report outputs/builtin
     """
+    from recipes.evidence.files import Files
+    from recipes.report.page import ReportFiles
     from recipes.report.page import report as run
 
     page = out or directory / "report.html"
@@ -77,10 +79,8 @@ def report(directory: Path, out: Path | None, figures: Path | None) -> None:
         progress(None, "figure") as show,
     ):
         run(
-            [directory],
-            page,
-            claims=page.parent / "claims.nc",
-            figures=figures,
+            [Files(directory)],
+            ReportFiles(page, page.parent / "claims.nc", figures),
             command=command_line(),
             progress=show,
         )
@@ -111,7 +111,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
     from recipes.evidence.files import side_by_side
     from recipes.judging.compare import KIND
     from recipes.judging.compare import compare as run
-    from recipes.report.page import check_places
+    from recipes.report.page import ReportFiles
     from recipes.report.page import report as write
     from robustness.files import ownership
     from robustness.files.netcdf import save_with_lock
@@ -120,17 +120,17 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
         raise click.UsageError("--out is the file of numbers, and ends in .nc")
     page = out.with_suffix(".html")
     ownership.check(out, KIND)
-    check_places(page, None, figures)
+    left = ReportFiles(page, figures=figures)
+    left.check()
     what = f"a file in {' or '.join(map(str, directories))}"
     with reading(what, REMEDY):
         dataset = run(side_by_side(directories), command_line())
     save_with_lock(dataset, out)
     with reading(what, REMEDY), progress(None, "figure") as show:
         write(
-            directories,
-            page,
+            side_by_side(directories),
+            left,
             comparison=dataset,
-            figures=figures,
             command=command_line(),
             progress=show,
         )

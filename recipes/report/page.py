@@ -1,13 +1,14 @@
 """The report: verdicts and figures from the files of one model or several, in one HTML page."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import xarray as xr
 from markupsafe import Markup
 
-from recipes.evidence.files import Absent, Files, side_by_side
+from recipes.evidence.files import Absent, Files
 from recipes.experiments.catalogue import every_picture
 from recipes.figures import draw
 from recipes.judging.verdicts import CLAIMS, Verdict, judge, to_dataset
@@ -22,15 +23,47 @@ Progress = Callable[[int, int], object]
 """Told how many figures are drawn, and how many there are."""
 
 
+@dataclass(frozen=True)
+class ReportFiles:
+    """Paths of the files that a report leaves."""
+
+    page: Path
+    """Path of the page."""
+    claims: Path | None = None
+    """Path of the NetCDF file of verdicts, if they are saved."""
+    figures: Path | None = None
+    """Path of a directory in which every figure is left as `.svg` too."""
+
+    def kinds(self) -> Iterator[tuple[Path, str]]:
+        """Yield every file that a report may leave, and its kind."""
+        yield self.page, ownership.PAGE
+        if self.claims is not None:
+            yield self.claims, CLAIMS
+        if self.figures is not None:
+            for picture in every_picture():
+                yield self.figures / f"{picture.name}.svg", ownership.FIGURE
+
+    def check(self) -> None:
+        """Refuse a report that would replace files of others.
+
+        Raises
+        ------
+        Unwritable
+            If any of its files is in the way, or the directory of the figures is a file.
+        """
+        figures = self.figures
+        if figures is not None and figures.exists() and not figures.is_dir():
+            raise Unwritable(f"{figures} is a file, and figures go into a directory: name another")
+        for path, kind in self.kinds():
+            ownership.check(path, kind)
+
+
 def report(
-    directories: Sequence[str | Path],
-    out: str | Path,
+    models: Sequence[Files],
+    out: ReportFiles,
     *,
-    claims: str | Path | None = None,
-    figures: str | Path | None = None,
     comparison: xr.Dataset | None = None,
-    left_out: dict[str, str] | None = None,
-    settings: dict[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
     command: str = "",
     progress: Progress | None = None,
 ) -> list[Verdict]:
@@ -38,19 +71,13 @@ def report(
 
     Parameters
     ----------
-    directories : sequence of str or path
-        A model's directory, or those of several, which then are set side by side.
-    out : str or path
-        The page.
-    claims : str or path, optional
-        Where the verdicts are saved as NetCDF.
-    figures : str or path, optional
-        A directory in which every figure is left as `.svg` too.
+    models : sequence of Files
+        One model, or several that are set side by side.
+    out : ReportFiles
+        Paths of the files to write.
     comparison : Dataset, optional
-        Of several models, as from `recipes.judging.compare`.
-    left_out : dict, optional
-        Why files are not there, by name.
-    settings : dict, optional
+        The models side by side, as from `recipes.judging.compare`.
+    settings : mapping, optional
         Further attributes of the verdicts' file.
     command : str
         The command line, for the record.
@@ -65,46 +92,17 @@ def report(
     Raises
     ------
     Refusal
-        If a directory has no files of a model, or `out` cannot be written.
+        If a file of `out` cannot be written.
     """
-    models = (
-        [Files(directories[0], left_out)] if len(directories) == 1 else side_by_side(directories)
-    )
-    check_places(Path(out), claims, figures)
+    out.check()
     verdicts = judge(models)
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})
-    drawn = dict(_draw_all(models, None if figures is None else Path(figures), progress))
+    drawn = dict(_draw_all(models, out.figures, progress))
     page = render(models, verdicts, drawn, dataset, comparison)
-    write_with_lock(Path(out), partial(_write, page))
-    if claims is not None:
-        netcdf.save_with_lock(dataset, Path(claims))
+    write_with_lock(out.page, partial(_write, page))
+    if out.claims is not None:
+        netcdf.save_with_lock(dataset, out.claims)
     return verdicts
-
-
-def places(
-    page: Path, claims: str | Path | None, figures: str | Path | None
-) -> Iterator[tuple[Path, str]]:
-    """Yield every file that a report may leave, and its kind."""
-    yield page, ownership.PAGE
-    if claims is not None:
-        yield Path(claims), CLAIMS
-    if figures is not None:
-        for picture in every_picture():
-            yield Path(figures) / f"{picture.name}.svg", ownership.FIGURE
-
-
-def check_places(page: Path, claims: str | Path | None, figures: str | Path | None) -> None:
-    """Refuse a report that would replace what is not ours.
-
-    Raises
-    ------
-    Unwritable
-        If any of its files is in the way, or the directory of the figures is none.
-    """
-    if figures is not None and Path(figures).exists() and not Path(figures).is_dir():
-        raise Unwritable(f"{figures} is a file, and figures go into a directory: name another")
-    for path, kind in places(page, claims, figures):
-        ownership.check(path, kind)
 
 
 def _write(text: str, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from recipes.evidence.files import Files
 from recipes.evidence.stages import stages
 from recipes.recipe import SOURCES, STAGES, SWEEP, Recipe, Source
-from recipes.report.page import check_places, places, report
+from recipes.report.page import ReportFiles, report
 from recipes.reproduce.measuring import Session, Watch, measure_sources, unwatched
 from recipes.reproduce.settings import ReproduceSettings
 from robustness.errors import InUse, OtherSettings, Refusal, Unwritable, reading
@@ -44,10 +44,15 @@ class Outputs:
         """Path of the directory of figures."""
         return self.directory / "figures"
 
+    @property
+    def of_report(self) -> ReportFiles:
+        """Paths of all that the report leaves."""
+        return ReportFiles(self.page, self.claims, self.figures)
+
     def check(self) -> None:
         """Refuse places that hold other things, and remove what interrupted runs left there."""
-        check_places(self.page, self.claims, self.figures)
-        for path, _ in places(self.page, self.claims, self.figures):
+        self.of_report.check()
+        for path, _ in self.of_report.kinds():
             remove_leftovers_with_lock(path)
 
     def are_of(self, fingerprint: str, left_out: Mapping[str, str]) -> bool:
@@ -207,11 +212,8 @@ def _report(
         watch("report", "figure") as progress,
     ):
         report(
-            [outputs.directory],
-            outputs.page,
-            claims=outputs.claims,
-            figures=outputs.figures,
-            left_out=Files(outputs.directory, left_out).left_out,
+            [Files(outputs.directory, left_out)],
+            outputs.of_report,
             settings={"asked": fingerprint},
             command=options.command,
             progress=progress,

@@ -113,9 +113,19 @@ def _fitted(blocks: list[_Block], width: int | None) -> tuple[list[_Block], list
 
     Long texts are cut first, the longest first; then columns are left out from the right.
     """
-    shown = list(blocks)
     if width is None:
-        return shown, []
+        return blocks, []
+    shown = _with_texts_cut(blocks, width)
+    while _total(shown) > width and len(shown) > 2:
+        shown.pop()
+    if (excess := _total(shown) - width) > 0 and shown[-1].is_text:
+        shown[-1] = shown[-1].cut(max(1, shown[-1].width - excess))
+    return shown, [block.cells[0] for block in blocks[len(shown) :]]
+
+
+def _with_texts_cut(blocks: list[_Block], width: int) -> list[_Block]:
+    """Return columns whose long texts are cut as far as a width asks for, the longest first."""
+    shown = list(blocks)
     while (excess := _total(shown) - width) > 0:
         long = [block for block in shown if block.is_text and block.width > NARROWEST_TEXT]
         if not long:
@@ -126,11 +136,7 @@ def _fitted(blocks: list[_Block], width: int | None) -> tuple[list[_Block], list
         least = max([NARROWEST_TEXT, widest.width - excess, *others])
         least = least if least < widest.width else widest.width - 1
         shown[shown.index(widest)] = widest.cut(least)
-    while _total(shown) > width and len(shown) > 2:
-        shown.pop()
-    if (excess := _total(shown) - width) > 0 and shown[-1].is_text:
-        shown[-1] = shown[-1].cut(max(1, shown[-1].width - excess))
-    return shown, [block.cells[0] for block in blocks[len(shown) :]]
+    return shown
 
 
 def _total(blocks: Sequence[_Block]) -> int:
