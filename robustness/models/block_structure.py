@@ -23,7 +23,7 @@ MOST_HEADS = 10_000
 """Maximum number of attention heads that a block may have by what a server says."""
 
 SUBLAYERS = ("attention", "mlp", "context")
-"""What is captured of the sublayers of a block."""
+"""What is captured of the sublayers of a block: their outputs, and the context of attention."""
 
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
 """Relative error with which sublayers, put together, may miss their block, by type of the weights;
@@ -41,8 +41,8 @@ class BlockStructure:
     centres: bool
     """Whether the final norm takes the mean over features out, as LayerNorm does."""
     factors: tuple[tuple[float, ...], ...]
-    """By what the outputs of attention and MLP are multiplied when they are added to the residual
-    stream, for each block; empty where sublayers cannot be told apart."""
+    """Factors with which the outputs of attention and MLP are added to the residual stream, for
+    each block; empty where sublayers cannot be told apart."""
     epsilon: float
     """What the final norm adds to the variance or the mean square."""
     heads: tuple[int, ...]

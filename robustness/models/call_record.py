@@ -1,4 +1,4 @@
-"""Which modules a forward pass calls, in which order, and which reads what another has written."""
+"""Records of a forward pass: which modules it calls, and which reads what another has written."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -27,13 +27,13 @@ class Call:
     read: Tensor | None
     """The first tensor among its arguments."""
     handed: int | None
-    """The place, among its further arguments, of another tensor of the same shape: some sublayers
-    are handed the residual stream, and add what they write to it themselves."""
+    """Place, among its further arguments, of another tensor of the same shape: some sublayers are
+    handed the residual stream, and add what they write to it themselves."""
     wrote: Tensor | None
     """What it returned, or the first part of it."""
     began: int
     ended: int
-    """Its place among the beginnings and ends of all calls."""
+    """Its place among the beginnings and ends of all calls, as that of its beginning is."""
 
 
 def record(module: Any, tokens: Sequence[int]) -> list[Call]:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk and on the hub: what a name stands for, its configuration, its weights."""
+"""Checkpoints on disk and on the hub: their names, configurations, weights and tokenizers."""
 
 import copy
 import math
@@ -30,7 +30,7 @@ from robustness.models import contract
 from robustness.models.hashes import stored_tensors
 
 BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
-"""The models shipped with the project, and their directories."""
+"""Directories of the models shipped with the project, by name."""
 
 LESS_MEMORY = (
     "give `dtype` bfloat16, or `device_map` auto, which keeps on the disk what does not fit"
@@ -38,7 +38,8 @@ LESS_MEMORY = (
 """What to ask for where weights do not fit into memory."""
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
-"""What transformers raises over a checkpoint that is damaged or does not fit its configuration."""
+"""Errors that transformers raises over a checkpoint that is damaged or does not fit its
+configuration."""
 
 
 def resolve(source: str | Path) -> tuple[str, str]:

@@ -57,7 +57,7 @@ class Model:
         What is applied to the last residual stream before the head: mostly one norm, or nothing;
         some models of the OPT family have a projection.
     head : Envoy
-        From states to what becomes logits.
+        The module from states to what becomes logits.
     tokenizer
         The tokenizer, or None for a module that was given without one.
     identity : dict of str to str
@@ -65,13 +65,13 @@ class Model:
     grows : dict of tuple to bool
         Which parts of a block's context grow with the batch; see `interpreter.widen`.
     returns : int
-        How many values a block returns in a tuple; 0 where it returns the residual stream alone.
+        Number of values that a block returns in a tuple; 0 for the residual stream alone.
     request : dict
-        Keyword arguments of every trace: where and how it runs. Empty on this machine.
+        Keyword arguments of every trace, which say where it runs; empty on this machine.
     sandboxed : bool
         Whether traces run apart from the weights, so that every call crosses a socket.
     squash : tuple
-        By what logits are scaled and where they are capped; see `robustness.trace.unembedding`.
+        Scale and soft cap of the logits; see `robustness.trace.unembedding`.
     facts : Facts
         What has been found out by running the model; see `once`. Copies share it.
     """
@@ -134,32 +134,32 @@ class Model:
 
     @property
     def layers(self) -> int:
-        """How many blocks the model has."""
+        """Number of blocks."""
         return len(self.blocks)
 
     @property
     def width(self) -> int:
-        """Features of the residual stream."""
+        """Number of features of the residual stream."""
         return int(self.config.hidden_size)
 
     @property
     def heads(self) -> int:
-        """Attention heads of a block, counted by their queries."""
+        """Number of attention heads of a block, counted by their queries."""
         return int(self.config.num_attention_heads)
 
     @property
     def head_width(self) -> int:
-        """Features of an attention head."""
+        """Number of features of an attention head."""
         return int(getattr(self.config, "head_dim", None) or self.width // self.heads)
 
     @property
     def block_parameters(self) -> tuple[int, ...]:
-        """How many numbers the matrices of every block hold."""
+        """Number of parameters in the matrices of each block."""
         return tuple(count_numbers(block) for block in self.blocks)
 
     @property
     def sublayer_parameters(self) -> tuple[tuple[int, ...], ...]:
-        """How many numbers the matrices of attention and MLP of every block hold."""
+        """Number of parameters in the matrices of attention and MLP, for each block that has both."""
         counts = []
         for pair in self.sublayers:
             modules = [(*before, main, *after) for before, main, after, _ in pair]
@@ -174,12 +174,12 @@ class Model:
 
     @property
     def vocabulary(self) -> int:
-        """How many logits a token has."""
+        """Number of logits of a token."""
         return int(self.config.vocab_size)
 
     @property
     def context(self) -> int | None:
-        """The most tokens a sequence may have, or None where the model sets no limit."""
+        """Maximum number of tokens of a sequence, or None where the model sets no limit."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
@@ -190,7 +190,7 @@ class Model:
 
     @property
     def numbers(self) -> list[float]:
-        """Numbers of the configuration, one of which a factor that is measured may be; 1 first."""
+        """Numbers of the configuration, 1 first: a factor that is measured is likely one of them."""
         values = self.config.to_dict().values()
         return [1.0, *(float(v) for v in values if type(v) in (int, float) and v)]
 
@@ -201,13 +201,13 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens are made: with the weights, or here where those are on a server."""
+        """Device on which tokens are made: that of the weights, or the CPU where they are on a server."""
         device: torch.device = self.traced._module.device
         return torch.device("cpu") if device.type == "meta" else device
 
     @property
     def offloaded(self) -> bool:
-        """Whether there are weights that are loaded for each call of their part."""
+        """Whether some weights are loaded for each call of their module."""
         return any(weight.is_meta for weight in self.traced._module.parameters())
 
     @property
@@ -219,8 +219,8 @@ class Model:
     def bends(self) -> tuple[int, ...]:
         """Lengths above which rotary embeddings have other frequencies, for all tokens of a text.
 
-        Those of the kind `longrope` do. The kind `dynamic` does above the context, which no text
-        exceeds.
+        Embeddings of the kind `longrope` have such a length. Those of the kind `dynamic` have it at
+        the end of the context, which no text exceeds.
         """
         settings = getattr(self.config, "rope_parameters", None) or {}
         # Some families have settings for every kind of layer.

@@ -104,7 +104,7 @@ def open_model(
         answer_limit=answer_limit,
     )
     if isinstance(source, Module):
-        return _understand(_wrap_module(source, tokenizer, settings))
+        return _make_model(_wrap_module(source, tokenizer, settings))
     return open_settings(settings, notify)
 
 
@@ -124,8 +124,8 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
         As for `open_model`.
     """
     if settings.remote:
-        return _understand(remote_model.build(settings, notify))
-    return _understand(_load(settings))
+        return _make_model(remote_model.build(settings, notify))
+    return _make_model(_load(settings))
 
 
 def _load(settings: ModelSettings) -> Wrapped:
@@ -178,7 +178,7 @@ def _wrap_module(module: Module, tokenizer: Any, settings: ModelSettings) -> Wra
     return Wrapped(wrap(module, tokenizer), tokenizer, identity)
 
 
-def _understand(wrapped: Wrapped) -> Model:
+def _make_model(wrapped: Wrapped) -> Model:
     """Find the parts of a model, and refuse one that they do not make up."""
     module = wrapped.traced._module
     if module.dtype == torch.float64:

@@ -13,10 +13,10 @@ FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
 STATES = (*FLOATS, torch.float16, torch.bfloat16)
 NUMBERS = (*FLOATS, *INTEGERS, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
-"""Types of tensors that become numbers of a file."""
+"""Types of tensors that are written into files."""
 
 Wanted = Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
-"""The shape and the possible types of every tensor of an answer."""
+"""Shape and possible types of each tensor of an answer, by name."""
 
 
 def take(found: Any, wanted: Wanted) -> dict[str, Tensor]:
