@@ -159,7 +159,7 @@ class Model:
 
     @property
     def sublayer_parameters(self) -> tuple[tuple[int, ...], ...]:
-        """Number of parameters in the matrices of attention and MLP, for each block that has both."""
+        """Number of parameters in the matrices of attention and MLP of each block with both."""
         counts = []
         for pair in self.sublayers:
             modules = [(*before, main, *after) for before, main, after, _ in pair]
@@ -190,7 +190,7 @@ class Model:
 
     @property
     def numbers(self) -> list[float]:
-        """Numbers of the configuration, 1 first: a factor that is measured is likely one of them."""
+        """Numbers of the configuration, 1 first: a measured factor is likely one of them."""
         values = self.config.to_dict().values()
         return [1.0, *(float(v) for v in values if type(v) in (int, float) and v)]
 
@@ -201,7 +201,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device on which tokens are made: that of the weights, or the CPU where they are on a server."""
+        """Device on which tokens are made: that of the weights, or the CPU for a server."""
         device: torch.device = self.traced._module.device
         return torch.device("cpu") if device.type == "meta" else device
 
