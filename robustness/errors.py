@@ -1,21 +1,24 @@
-"""The one exception for an input that cannot be used, and the door at which input is read."""
+"""Errors of users: refusals of inputs that cannot be used, and a last catch while input is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LONGEST = 300
-"""Letters of another library's message that are told."""
+LONGEST_MESSAGE = 300
+"""Most letters of another library's message that are repeated."""
 
 
 class Refusal(ValueError):
-    """An input that cannot be used; the message says what was asked, what is there, what would do.
+    """An input that cannot be used.
 
-    The command line prints it as one line and exits with status 1.
+    The message is one line that says what was asked for, what exists, and what would work. It names
+    a setting by its Python name in backticks, as in "ask for `context` 64 or less", and has nothing
+    else in backticks. The command line prints the line with the option in the setting's place
+    (`--context`), and exits with status 1.
     """
 
 
 class OtherSettings(Refusal):
-    """A file of other settings stands where a run would save."""
+    """A file of a run with other settings exists where a run would save its own."""
 
 
 class Unwritable(Refusal):
@@ -23,40 +26,41 @@ class Unwritable(Refusal):
 
 
 class InUse(Refusal):
-    """Another run writes where a run would save."""
+    """An output that another run is writing."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its name if it has none.
+    """Return the first line of an error's message, or the error's name where it has no message.
 
-    With the next where the first ends in a colon; printable, and cut where it is long. A missing
-    key, whose message is the key alone, is said to be missing.
+    The second line is added where the first ends in a colon. What cannot be printed becomes a
+    question mark, and a long line is cut. The message of a missing key is the key alone, so it is
+    said that there is none.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if isinstance(error, KeyError) and " " not in text:
         text = f"there is no {text}"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…"
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error: what it says, where it was raised in a trace."""
+    """Return the last line of an error that was raised in a trace, which is its own message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()
 
 
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
-    """Refuse input from outside whose reading fails in a way that no check foresaw.
+    """Refuse input whose reading fails in a way that no check foresaw.
 
-    The last catch behind the checks of a door, never in their place. The error stays the
-    refusal's cause, which `stages --debug` shows. Lack of memory is no fault of the input.
+    The last catch after the checks of an input, never in their place. The error stays the refusal's
+    cause, which `stages --debug` shows. Lack of memory is not blamed on the input.
 
     Parameters
     ----------
     what : str
-        Name of the input: a file, a model, a server's answer.
+        Name of the input, such as a file, a model or a server's answer.
     remedy : str
         What the user can do about it.
 

@@ -26,26 +26,26 @@ REMEDIES = {
     errno.EISDIR: "move the directory that has its name",
     errno.ENAMETOOLONG: "give it a shorter name",
 }
-"""What would do where a file cannot be written, by the kind of error."""
+"""Remedy where a file cannot be written, by the error's number."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file by way of a temporary neighbour, so that `path` is never half-written.
 
-    For one who has the lock of the output. Of a link, the target is written.
+    The caller has the lock of the output. If `path` is a link, its target is written.
 
     Parameters
     ----------
     path : path
-        The file.
+        Path of the file to write.
     write : callable
-        Given the temporary path, writes it.
+        Writes the content to the temporary path that it is given.
 
     Raises
     ------
     Unwritable
-        If the directory cannot be written, or another file would be replaced than one of ours of
-        the same kind.
+        If the directory cannot be written, or a file would be replaced that is not a file of
+        stages of the same kind.
     """
     with temporary_file(path) as temporary:
         place = follow(path)
@@ -58,7 +58,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_with_lock(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that no run is under way for: as `write_whole`, under a lock of its own."""
+    """Write a file as `write_whole` does, under a lock of its own if the caller has none."""
     with nullcontext() if is_held(path) else Lock(path):
         if is_held(path):
             remove_leftovers(path)
@@ -66,9 +66,9 @@ def write_with_lock(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed while it wrote a file has left of it.
+    """Remove what processes that were killed while they wrote a file have left.
 
-    For one who has the lock of the output alone. What another user left, and nobody else may
+    Only the holder of the output's lock may call this. What another user left, and this one may not
     remove, stays.
     """
     for leftover in ownership.leftovers(path):
@@ -77,7 +77,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove_leftovers_with_lock(path: Path) -> None:
-    """Remove what is left of a file, and of its lock, where no run is under way for it."""
+    """Remove what is left of a file and of its lock, where no run is writing it."""
     if path.parent.is_dir() and not is_held(path):
         with suppress(InUse), Lock(path) as lock:
             if lock.held:
@@ -86,11 +86,11 @@ def remove_leftovers_with_lock(path: Path) -> None:
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """Make an empty file beside another; say what is the matter where it cannot be written."""
+    """Make an empty file beside another, and refuse a place that cannot be written."""
     temporary = ownership.temporary(follow(path))
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        # Nobody else's, and through no link, even where others may write too.
+        # Exclusively, so that it is nobody else's file and no link, even in a shared directory.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
     except BaseException as error:
@@ -104,7 +104,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 def _sync(directory: Path) -> None:
-    """Force to the disk which files a directory has, where that can be done."""
+    """Force the entries of a directory to the disk, where that is possible."""
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -114,18 +114,18 @@ def _sync(directory: Path) -> None:
 
 
 def _reason(error: BaseException, temporary: Path) -> str:
-    """Say why a file cannot be written, and what would do.
+    """Return why a file cannot be written, and a remedy.
 
     The NetCDF library reports a full disk as an error of its own, and a read-only one as a lack of
-    permission, so it is tried again without it.
+    permission, so writing is tried again without that library.
     """
     if not isinstance(error, OSError) or error.errno in (None, errno.EACCES):
         try:
             with temporary.open("ab", buffering=0) as file:
                 file.write(bytes(2**20))
                 os.fsync(file.fileno())
-        except OSError as found:
-            error = found
+        except OSError as cause:
+            error = cause
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return f"({first_line(error)}): mend that"
     return f"({os.strerror(error.errno or 0)}): {REMEDIES[error.errno or 0]}"

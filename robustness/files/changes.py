@@ -1,7 +1,7 @@
-"""What changed while a run went on: how much of it is run at once, from which sequence on.
+"""Changes during a run: how much of it is run at once, from which sequence on.
 
-The numbers of a sequence do not depend on that but by rounding. So a run may go on with other
-batches than it began with, and takes less at once where memory runs out; its file says so.
+The numbers of a sequence depend on that by rounding alone. So a run may go on with other batches
+than it began with, and takes less at once where memory runs out; its file says so.
 """
 
 import re
@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 ADJUSTABLE = ("batch_tokens", "state_cap")
-"""Settings that a run which is gone on with need not share with its beginning.
-
-A file has those that it began with."""
+"""Settings that may change when a run goes on. A file has those that its run began with."""
 
 CHANGED = "batches_changed"
-"""The attribute that says from which sequence on these were others."""
+"""Name of the attribute that says from which sequence on these settings were others."""
 
 LOST = "out_of_memory"
-"""The attribute that says from which sequence on less was run at once than was asked for."""
+"""Name of the attribute that says from which sequence on less was run at once."""
 
 NOTES = (CHANGED, LOST)
 
@@ -27,47 +25,47 @@ _SETTING = re.compile(rf"({'|'.join(ADJUSTABLE)}) (\w+)")
 
 
 def noted(attrs: Mapping[str, Any], name: str, sequence: int, text: str) -> dict[str, str]:
-    """Return an attribute with one note more: that something is so from a sequence on."""
+    """Return an attribute with one more note, which holds from a sequence on."""
     note = f"from sequence {sequence} on {text}"
     return {name: f"{attrs[name]}; {note}" if attrs.get(name) else note}
 
 
 def lowered(attrs: Mapping[str, Any]) -> str:
-    """Return what was recorded where memory ran out, since other batches were last asked for."""
+    """Return the notes of where memory ran out since batches were last changed."""
     changed = max((sequence for sequence, _ in _notes(attrs, CHANGED)), default=-1)
     return "; ".join(text for sequence, text in _notes(attrs, LOST) if sequence > changed)
 
 
 def began_with(attrs: Mapping[str, Any]) -> int | None:
     """Return the tokens of text in a batch that a run began with, if it has begun."""
-    found = str(attrs.get("batch_tokens", ""))
-    return int(found) if re.fullmatch("[1-9][0-9]{0,17}", found) else None
+    tokens = str(attrs.get("batch_tokens", ""))
+    return int(tokens) if re.fullmatch("[1-9][0-9]{0,17}", tokens) else None
 
 
-def carried(found: Mapping[str, Any], wanted: Mapping[str, Any], done: int) -> dict[str, Any]:
-    """Return what a run takes over from its beginning: what it began with, and what changed since.
+def carried(earlier: Mapping[str, Any], wanted: Mapping[str, Any], done: int) -> dict[str, Any]:
+    """Return the attributes that a run takes over from its beginning, and a note of what changes.
 
     Parameters
     ----------
-    found, wanted : mapping
-        Attributes of what is there, and of the run that goes on from it.
+    earlier, wanted : mapping
+        Attributes of the file that a run goes on from, and of the run.
     done : int
-        How many sequences are there.
+        Number of sequences in the file.
     """
-    kept = {name: found[name] for name in (*ADJUSTABLE, *NOTES) if name in found}
-    if CHANGED in wanted:  # several runs were put together: each has its own
+    kept = {name: earlier[name] for name in (*ADJUSTABLE, *NOTES) if name in earlier}
+    # Of several runs that were merged, each has notes of its own.
+    if CHANGED in wanted:
         return kept
-    before = {name: str(found.get(name)) for name in ADJUSTABLE}
-    for _, text in _notes(found, CHANGED):
+    before = {name: str(earlier.get(name)) for name in ADJUSTABLE}
+    for _, text in _notes(earlier, CHANGED):
         before |= dict(_SETTING.findall(text))
-    others = [
-        f"{name} {wanted[name]}"
-        for name in ADJUSTABLE
-        if name in wanted and str(wanted[name]) != before[name]
-    ]
-    return kept | (noted(kept, CHANGED, done, ", ".join(others)) if others else {})
+    changed = []
+    for name in ADJUSTABLE:
+        if name in wanted and str(wanted[name]) != before[name]:
+            changed.append(f"{name} {wanted[name]}")
+    return kept | (noted(kept, CHANGED, done, ", ".join(changed)) if changed else {})
 
 
 def _notes(attrs: Mapping[str, Any], name: str) -> list[tuple[int, str]]:
-    found = _NOTE.findall(str(attrs.get(name, "")))
-    return [(int(sequence), text) for sequence, text in found]
+    notes = _NOTE.findall(str(attrs.get(name, "")))
+    return [(int(sequence), text) for sequence, text in notes]

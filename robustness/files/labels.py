@@ -15,16 +15,16 @@ from robustness.schedules.interventions import Place
 
 @dataclass(frozen=True)
 class Labels:
-    """How schedules are laid out in a dataset.
+    """Layout of schedules in a dataset.
 
     Attributes
     ----------
     dims : tuple of str
-        The dimensions that tell schedules apart.
+        Dimensions that tell schedules apart.
     coords : dict
-        Coordinates over them.
+        Coordinates along these dimensions.
     places : tuple
-        Of every schedule, its index along each of `dims`.
+        Indices of every schedule along `dims`.
     """
 
     dims: tuple[str, ...]
@@ -33,7 +33,8 @@ class Labels:
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Lay out values (schedule, …) as (*dims, …), NaN (or 0) where there is no schedule."""
-        shape = (*(len(self.coords[dim]) for dim in self.dims), *values.shape[1:])
+        sizes = [len(self.coords[dim]) for dim in self.dims]
+        shape = (*sizes, *values.shape[1:])
         missing = np.nan if np.issubdtype(values.dtype, np.floating) else 0
         spread = np.full(shape, missing, values.dtype)
         for place, value in zip(self.places, values, strict=True):
@@ -48,27 +49,27 @@ def sweep_labels(
 ) -> Labels:
     """Lay out the schedules of a sweep as (intervention, layer), over all layers or some.
 
-    Those of interventions on two layers as (intervention, layer, layer_to).
+    Schedules of interventions on two layers are laid out as (intervention, layer, layer_to).
     """
     names = list(dict.fromkeys(name for name, *_ in schedules))
-    there = range(layers) if chosen is None else sorted(set(chosen))
+    swept = range(layers) if chosen is None else sorted(set(chosen))
     dims = ("intervention", "layer", "layer_to")[: len(next(iter(schedules)))]
-    places = tuple((names.index(name), *map(there.index, at)) for name, *at in schedules)
-    texts = np.full((len(names), *[len(there)] * len(dims[1:])), "", dtype=object)
+    places = tuple((names.index(name), *map(swept.index, at)) for name, *at in schedules)
+    texts = np.full((len(names), *[len(swept)] * len(dims[1:])), "", dtype=object)
     for place, schedule in zip(places, schedules.values(), strict=True):
         texts[place] = to_text(schedule)
-    coords = {"intervention": names, **layer_coords(layers, there), "schedule": (dims, texts)}
+    coords = {"intervention": names, **layer_coords(layers, swept), "schedule": (dims, texts)}
     if "layer_to" in dims:
         coords["layer_to"] = coords["layer"]
     return Labels(dims, coords, places)
 
 
 def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return the coordinates of layers: their index, and where between first and last they are."""
+    """Return the coordinates of layers: their index, and their depth between first and last."""
     described = {"units": "1", "long_name": "layer over the last layer"}
-    there = np.array(range(layers) if chosen is None else chosen)
-    depth = there / max(1, layers - 1)
-    return {"layer": there, "relative_depth": ("layer", depth, described)}
+    index = np.array(range(layers) if chosen is None else chosen)
+    depth = index / max(1, layers - 1)
+    return {"layer": index, "relative_depth": ("layer", depth, described)}
 
 
 def schedule_labels(schedules: Sequence[Schedule]) -> Labels:
@@ -88,13 +89,13 @@ def blank_dataset(
     Parameters
     ----------
     variables : mapping of str to tuple
-        Of every variable its metric and its dimensions.
+        Metric and dimensions of every variable.
     coords : mapping
-        Coordinates, one along each dimension at least.
+        Coordinates, at least one along each dimension.
     attrs : mapping
-        Settings and provenance, as from `provenance`.
+        Settings and provenance, as from `file_attributes`.
     dtype : dtype
-        Of the variables that are no counts.
+        Type of the variables that are no counts.
     """
     empty = xr.Dataset(coords=dict(coords), attrs=dict(attrs))
     for name, (metric, dims) in variables.items():

@@ -20,15 +20,15 @@ from robustness.files.tally import TALLY_GROUP, dense_counts, sparse_counts
 
 
 def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
-    """Write a dataset as NetCDF, and counts, of which most are 0, into a group of the file.
+    """Write a dataset as NetCDF, with counts, of which most are 0, in a group of the file.
 
-    For one who has the lock of the output: see `save_with_lock`.
+    The caller has the lock of the output; without one, see `save_with_lock`.
     """
     write_whole(path, partial(write_netcdf, dataset, tally))
 
 
 def save_with_lock(dataset: xr.Dataset, path: Path) -> None:
-    """Write a dataset as NetCDF where no run is under way."""
+    """Write a dataset as NetCDF, under a lock of its own if the caller has none."""
     write_with_lock(path, partial(write_netcdf, dataset, None))
 
 
@@ -41,20 +41,20 @@ def write_netcdf(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Pat
 
 @contextmanager
 def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
-    """Open a file that this project wrote, as a netCDF4.Dataset of which nothing is read yet.
+    """Open a file that stages wrote, as a netCDF4.Dataset of which nothing is read yet.
 
     Parameters
     ----------
     path : path
-        The file.
+        Path of the file.
     whole : bool
         Whether all of it will be read at once, for which there must be memory.
 
     Raises
     ------
     Refusal
-        If there is no such file, it is no NetCDF, not ours, of a newer schema, or it would have the
-        library read other files, or more than memory holds.
+        If there is no such file, it is no NetCDF, stages did not write it, its schema is newer, or
+        it would make the library read other files, or more than memory holds.
     """
     with opened_part(path, whole=whole) as file:
         with reading(str(path), REMEDY):
@@ -63,12 +63,12 @@ def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
 
 
 def load(path: Path) -> xr.Dataset:
-    """Read a dataset that this project wrote.
+    """Read a dataset that stages wrote.
 
     Raises
     ------
     Refusal
-        As `opened`; and if it does not hold what a file of its kind holds.
+        As from `opened`, or if the file does not hold what a file of its kind holds.
     """
     with opened(path), reading(str(path), REMEDY):
         try:
@@ -84,7 +84,7 @@ def load(path: Path) -> xr.Dataset:
 
 
 def _read(path: Path, **options: Any) -> xr.Dataset:
-    """Read a file or a group of it as it stands: no units are made into times."""
+    """Read a file or a group of it without decoding: no units are made into times."""
     return xr.load_dataset(
         place(path), engine="netcdf4", decode_times=False, decode_timedelta=False, **options
     )
@@ -97,7 +97,7 @@ def place(path: Path) -> str:
 
 @contextmanager
 def opened_part(path: Path, *, whole: bool = True) -> Iterator[Any]:
-    """Open a part of a file, which has no provenance of its own, as a netCDF4.Dataset."""
+    """Open a part of a file of tokens, which has no provenance, as a netCDF4.Dataset."""
     hdf5_bytes.check_bytes(path)
     with reading(str(path), REMEDY):
         file = netCDF4.Dataset(place(path))

@@ -23,7 +23,7 @@ LIBRARIES = (
 
 
 def file_attributes(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
-    """Return the attributes of a file: its settings, and when and with what it was made."""
+    """Return the attributes of a file: its settings, and the time, command and versions."""
     versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return {
         "stages_schema": SCHEMA,
@@ -33,7 +33,7 @@ def file_attributes(settings: Mapping[str, Any], command: str = "") -> dict[str,
             "means over the tokens of a sequence"
         ),
         "versions": ", ".join((*versions, f"python {platform.python_version()}")),
-        # A word that names a file whose name is no text holds halves of surrogate pairs.
+        # A word of the command holds halves of surrogate pairs if a file's name is no UTF-8.
         "command": (command or "python").encode("utf-8", "backslashreplace").decode(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -45,11 +45,11 @@ def project_version() -> str:
 
 
 def value_digest(value: Any) -> str:
-    """Return the SHA-256 of what is measured on, where that is no corpus: of its text form."""
+    """Return the SHA-256 of the text form of a value, for what is measured on and is no corpus."""
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of what is in a file."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from robustness.errors import Refusal
 from robustness.files.metrics import METRICS
 
 COUNTED = "tokens_counted"
-"""The coordinate of sequences that are not of one length."""
+"""Name of the coordinate that says how many tokens the means of a sequence are over."""
 
 
 def sequence_coords(
@@ -21,28 +21,29 @@ def sequence_coords(
     Parameters
     ----------
     document : array of shape (sequence,)
-        The document that each was cut from.
+        Index of the document that each sequence was cut from.
     first : int
-        The index of the first of them.
+        Index of the first sequence.
     counted : array of shape (sequence,), optional
-        Over how many tokens their means are, where that is not the same for all.
+        Number of tokens that the means of each sequence are over, where it is not the same for all.
     """
-    described = {"long_name": "index of the document in the corpus"}
-    found: dict[str, Any] = {
+    of_document = {"long_name": "index of the document in the corpus"}
+    coords: dict[str, Any] = {
         "sequence": np.arange(first, first + len(document)),
-        "document": ("sequence", document, described),
+        "document": ("sequence", document, of_document),
     }
     if counted is not None:
-        weighs = {"units": "1", "long_name": "tokens that the means of a sequence are over"}
-        found[COUNTED] = ("sequence", counted, weighs)
-    return found
+        of_count = {"units": "1", "long_name": "tokens that the means of a sequence are over"}
+        coords[COUNTED] = ("sequence", counted, of_count)
+    return coords
 
 
 def mean_over_tokens(values: xr.DataArray) -> xr.DataArray:
-    """Return the mean over tokens, (…), of values that are means over sequences, (…, sequence).
+    """Return the mean over tokens, (…), of values that are means of sequences, (…, sequence).
 
-    Where sequences are documents, `values.mean("sequence")` is the mean over documents instead, of
-    which a short one weighs as much as a long one. Where they are windows, the two are the same.
+    Where sequences are documents, `values.mean("sequence")` is the mean over documents instead, in
+    which a short document weighs as much as a long one. Where sequences are windows, the two are
+    the same.
     """
     if COUNTED not in values.coords:
         return values.mean("sequence", skipna=False)
@@ -54,7 +55,12 @@ def mean_over_tokens(values: xr.DataArray) -> xr.DataArray:
 def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
     """Return the sequences of a file that are measured: all, unless its run is not finished.
 
-    Of one with values of single tokens, their means.
+    Values of single tokens are averaged over the tokens of a sequence.
+
+    Raises
+    ------
+    Refusal
+        If nothing is measured yet.
     """
     if "token" in dataset.dims:
         dataset = _over_tokens(dataset)
@@ -71,7 +77,7 @@ def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """Return which positions a readout of single tokens is of, (sequence, token)."""
+    """Return the mask (sequence, token) of the positions at which a readout is measured."""
     which = "predicted" if name.removeprefix("clean_") in {"loss", "accuracy"} else "compared"
     if which not in dataset:
         raise Refusal(
@@ -82,12 +88,12 @@ def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
-    """Return means over the positions that count, of which one without a number is no number."""
-    found = {}
+    """Return means over the positions that count; NaN where the value of one of them is NaN."""
+    means = {}
     for name, values in dataset.data_vars.items():
         if name in METRICS:
             counts = counted_positions(dataset, str(name))
             total = values.where(counts, 0).sum("token", skipna=False, dtype=np.float64)
             mean = total / counts.sum("token")
-            found[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
-    return dataset.drop_dims("token").assign(found)
+            means[name] = mean.astype(values.dtype).assign_attrs(values.attrs)
+    return dataset.drop_dims("token").assign(means)

@@ -16,7 +16,7 @@ TALLY_GROUP = "tally"
 
 
 def modal_share(tally: NDArray[np.int32], dtype: DTypeLike) -> NDArray[Any]:
-    """Return the share of the most frequent token, of counts (run, token); NaN where none is."""
+    """Return the share of the most frequent token of counts (run, token); NaN where all are 0."""
     share = (tally.max(1) / tally.sum(1).clip(1)).astype(dtype)
     share[share == 0] = np.nan
     return share
