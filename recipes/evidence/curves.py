@@ -39,6 +39,7 @@ def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
     """The part of a curve between two relative depths, both included."""
     dim = along(values)
     place = position(values)
+    # Depths that should be equal differ in their last digits, as 1/3 and 8/24 do.
     chosen = values.isel({dim: np.flatnonzero((place >= begin - 1e-9) & (place <= end + 1e-9))})
     if not chosen.sizes[dim]:
         raise Absent(
@@ -63,6 +64,7 @@ def position(values: xr.DataArray) -> Any:
 def place_of_largest(values: xr.DataArray) -> xr.DataArray:
     """Relative depth at which a curve is largest; NaN where a point of it is not finite."""
     dim = along(values)
+    # argmax refuses NaN; where a point is missing, the place is made NaN below.
     where = values.fillna(-np.inf).argmax(dim)
     place = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
     finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)

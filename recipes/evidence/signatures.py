@@ -45,6 +45,7 @@ class Measured:
         if "sequence" in self.values.dims:
             means = drawn(self.values, draws=draws, seed=seed)
             return means.transpose("draw", "layer").values
+        # What is of weights alone does not depend on which documents are drawn.
         shape = (draws + 1, self.values.sizes["layer"])
         return np.broadcast_to(self.values.values.astype(np.float64), shape)
 

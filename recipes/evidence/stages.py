@@ -118,6 +118,7 @@ def _divide(signatures: Sequence[Measured], samples: NDArray[np.float64]) -> _Di
     standardised = _standardised(signatures, values)
     every = partitions(standardised)
     starts = {"chosen": min(every, key=lambda one: one.criterion).starts}
+    # With fewer than two layers a stage there are no four stages to speak of.
     if values.shape[1] >= 2 * FOUR:
         starts["four"] = segment(standardised, FOUR).starts
     intervals = _intervals(signatures, samples[1:], starts)
@@ -151,6 +152,7 @@ def _segment_means(division: _Division) -> NDArray[np.float64]:
     for row, starts in enumerate(division.starts.values()):
         ends = [*starts[1:], values.shape[1]]
         for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
+            # The last layer has no swap: its mean is over the layers that have a value.
             known = ~np.isnan(values[:, begin:end])
             sums = np.where(known, values[:, begin:end], 0).sum(1)
             means[row, place] = np.where(known.any(1), sums / known.sum(1).clip(1), np.nan)

@@ -39,6 +39,7 @@ def _milder(files: Files) -> xr.DataArray:
 
 def _milder_than_both(files: Files) -> xr.DataArray:
     kl = files[SWEEP]["kl"]
+    # A swap changes two blocks: it is compared with what dropping each of them does.
     both = (kl + kl.shift(layer=-1)).sel(intervention="drop") / 2
     difference = both - kl.sel(intervention="swap")
     return drawn(difference.isel(layer=interior(files)).mean("layer", skipna=False))

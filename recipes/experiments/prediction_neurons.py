@@ -61,12 +61,13 @@ def _apart(files: Files) -> xr.DataArray:
     kl = lens_kl(files)
     if files.layers < 3:
         raise Absent(f"{files.layers} layers have no steepest rise")
+    # A fall is placed between its two depths, a rise at the layer that it leads to.
     falls = -kl.diff("depth").values
     fall = (falls.argmax(-1) + 0.5) / (kl.sizes["depth"] - 1)
     rises = np.diff(share(files, "prediction").values)
     rise = (rises.argmax() + 1) / max(1, len(rises))
-    found = np.where(np.isfinite(falls).all(-1), np.abs(fall - rise), np.nan)
-    return xr.DataArray(found, dims="draw", coords=drawn_as(kl))
+    apart = np.where(np.isfinite(falls).all(-1), np.abs(fall - rise), np.nan)
+    return xr.DataArray(apart, dims="draw", coords=drawn_as(kl))
 
 
 def _named(models: Sequence[Files], names: Sequence[str]) -> list[Files]:

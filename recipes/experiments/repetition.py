@@ -21,6 +21,7 @@ def _change(metric: str, late: bool, files: Files) -> xr.DataArray:
     dataset = files[REPEAT]
     change = dataset[metric].sel(intervention=f"repeat-{SPAN}") - dataset[f"clean_{metric}"]
     change = change.isel(layer=slice(0, files.layers - SPAN + 1))
+    # By its middle, so that every span is in one half and none in both.
     in_half = (change["layer"] + SPAN / 2 > files.layers / 2) == late
     return drawn(change.isel(layer=in_half.values))
 

@@ -22,6 +22,7 @@ def _cosine(component: str, files: Files) -> xr.DataArray:
     if files.layers < 2:
         raise Absent("one layer has none to be swapped with")
     values = files[SIMILARITY]["cosine"].isel(processing=-1).sel(component=component)
+    # The last layer has none to be swapped with, and would make every mean NaN.
     return drawn(values.isel(layer=slice(0, files.layers - 1)))
 
 

@@ -26,6 +26,7 @@ def _able(files: Files) -> str:
     """Why nothing can be said, if the model itself does not know."""
     if not files.has(SUFFIX):
         return ""
+    # Balanced windows: half is chance.
     low = float(files[SUFFIX]["model_accuracy_low"].sel(reading="hard"))
     return "the model itself does no better than chance" if low <= 0.5 else ""
 

@@ -60,6 +60,7 @@ def curve(axis: Axes, values: xr.DataArray, index: int, label: str, **options: A
 
 def make_logarithmic(axis: Axes) -> None:
     """Make an axis logarithmic, if there is anything above 0 on it."""
+    # A logarithmic axis with nothing above 0 cannot be drawn.
     if any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in axis.lines):
         axis.set_yscale("log")
 

@@ -91,6 +91,7 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
 
 def _quantities(models: Sequence[Files]) -> xr.Dataset:
     """Return what characterises each model, with 95 % intervals, (quantity, model)."""
+    # Value, low and high of every quantity.
     shape = (3, len(QUANTITIES), len(models))
     values = np.full(shape, nan)
     for row, check in enumerate(QUANTITIES):

@@ -94,6 +94,7 @@ def report(
     Refusal
         If a file of `out` cannot be written.
     """
+    # Before the minutes that drawing takes.
     out.check()
     verdicts = judge(models)
     dataset = to_dataset(verdicts, models, command).assign_attrs(settings or {})

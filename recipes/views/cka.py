@@ -43,6 +43,7 @@ def figure(dataset: xr.Dataset) -> Figure:
     kinds = dataset["processing"].values
     figure = style.new_figure(5.2 * len(kinds) + 0.8, 4.8)
     axes = np.atleast_1d(figure.subplots(1, len(kinds)))
+    # One scale for both, so that colours can be compared.
     low = float(dataset["cka"].min())
     for axis, kind in zip(axes, kinds, strict=True):
         chosen = dataset["cka"].sel(processing=kind)

@@ -120,6 +120,7 @@ def figure_title(dataset: xr.Dataset) -> str:
         amounts.append(counted(documents, "document"))
         bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
         bands = "" if bare or documents == 1 else ", 95 % bands"
+    # A run that was interrupted is drawn too, from what it has.
     unfinished = f" (unfinished: {share:.0%})" if share < 1 else ""
     return f"{text}: {' of '.join(amounts)}{bands}{unfinished}"
 

@@ -50,6 +50,7 @@ def _sections_of(chosen: xr.Dataset, intervention: str) -> Iterator[Section]:
 def _order(flat: xr.Dataset, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the pairs that fit into the model by a readout, and which are of a single layer."""
     mean = flat[name].mean("sequence", skipna=False)
+    # Without schedules, as in a difference, what does not fit is NaN.
     fits = flat["schedule"] != "" if "schedule" in flat.coords else mean.notnull()
     order = np.argsort(mean.values, kind="stable")
     order = order[fits.values[order]]

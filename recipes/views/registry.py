@@ -107,6 +107,7 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Tables:
     Refusal
         If the file holds nothing that is tabulated.
     """
+    # Before sequences that are still to be measured are left out.
     planned = dataset.sizes.get("sequence", 0)
     dataset = measured_sequences(dataset)
     sections = list(view_of(dataset).sections(dataset))

@@ -52,6 +52,7 @@ def is_uneven(values: xr.Dataset | xr.DataArray) -> bool:
 
 def _column(name: str, values: xr.DataArray, *, by_bootstrap: bool = False) -> Column:
     unit = str(values.attrs.get("units", "1"))
+    # Weights, neurons and boundaries have no sequences, and so no error by documents.
     if "sequence" not in values.dims:
         return Column(name, _values(values.values), unit)
     means = _values(values.mean("sequence", skipna=False).values)

@@ -21,6 +21,7 @@ def figure(dataset: xr.Dataset) -> Figure:
     """Draw two readouts over layers and positions, a row of heat maps an intervention."""
     shown, names = readouts.drawn_names(dataset), dataset["intervention"].values
     figure, axes = style.panels(len(names), len(shown), (6, 3.8))
+    # Rounded up, so that there are no more bins than that.
     width = -(-dataset.sizes["token"] // MOST_POSITIONS)
     means = {
         name: _binned(dataset[name], counted_positions(dataset, name), width) for name in shown
@@ -47,5 +48,6 @@ def _binned(values: xr.DataArray, counts: xr.DataArray, width: int) -> xr.DataAr
     starts = np.arange(0, values.sizes["token"], width)
     sums = np.add.reduceat(total.values, starts, axis=-1)
     numbers = np.add.reduceat(counts.sum("sequence").values, starts, axis=-1)
+    # Positions that never count, as the first and the last, have no mean.
     with np.errstate(invalid="ignore"):
         return total.isel(token=starts).copy(data=sums / numbers)
