@@ -15,22 +15,36 @@ from robustness.statistics import uncertainty
 from robustness.statistics.uncertainty import DRAWN_FROM
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths of the L2 penalty that are tried."""
+"""Inverse strengths of the L2 penalty to try."""
 
 REPETITIONS = 1000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples of an interval."""
 
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.bool_]
+
+Part = tuple[Floats, Labels]
+"""Features (item, feature) and labels (item,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Features (item, feature) and labels (item,) of the three parts."""
 
-    train: tuple[Floats, Labels]
-    dev: tuple[Floats, Labels]
-    test: tuple[Floats, Labels]
+    train: Part
+    """Items that probes are fitted on."""
+    dev: Part
+    """Items by which strengths, thresholds and orders are chosen."""
+    test: Part
+    """Items that accuracies are of."""
+
+    @classmethod
+    def by_part(
+        cls, features: Floats, labels: Labels, parts: NDArray[Any], names: Sequence[str]
+    ) -> "Split":
+        """Divide features (item, feature) by the names of the three parts."""
+        train, dev, test = ((features[parts == name], labels[parts == name]) for name in names)
+        return cls(train, dev, test)
 
     def shuffled(self, seed: int) -> "Split":
         """Return the split with the labels of each part in random order: a control.
@@ -39,18 +53,19 @@ class Split:
         direction that tells the true labels apart, in either sense.
         """
         random = np.random.default_rng(seed)
-        parts = (
-            (features, random.permutation(labels))
-            for features, labels in (self.train, self.dev, self.test)
-        )
-        return Split(*parts)
+
+        def shuffle(part: Part) -> Part:
+            return part[0], random.permutation(part[1])
+
+        return Split(shuffle(self.train), shuffle(self.dev), shuffle(self.test))
 
     def only(self, columns: Sequence[int]) -> "Split":
         """Return the split with some of the features."""
-        parts = (
-            (features[:, columns], labels) for features, labels in (self.train, self.dev, self.test)
-        )
-        return Split(*parts)
+
+        def keep(part: Part) -> Part:
+            return part[0][:, columns], part[1]
+
+        return Split(keep(self.train), keep(self.dev), keep(self.test))
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +73,11 @@ class Probe:
     """What a fitted probe does on the held-out parts."""
 
     correct: Labels
-    """Of every test item, whether it is told right."""
+    """Whether every test item is classified correctly."""
     dev_accuracy: float
+    """Share of dev items that are classified correctly."""
     chosen: float
-    """The strength that was best on dev, or for a threshold the threshold."""
+    """Strength that was best on dev, or for a threshold the threshold."""
 
 
 def fit(split: Split) -> Probe:
@@ -72,9 +88,10 @@ def fit(split: Split) -> Probe:
     not prefer directions, and makes the fit as small as there are items.
     """
     # In float64: in float32 the solver stalls on small gradients.
-    features = [part[0].astype(np.float64) for part in (split.train, split.dev, split.test)]
-    scaler = StandardScaler().fit(features[0])
-    train, dev, test = (scaler.transform(values) for values in features)
+    scaler = StandardScaler().fit(split.train[0].astype(np.float64))
+    train = scaler.transform(split.train[0].astype(np.float64))
+    dev = scaler.transform(split.dev[0].astype(np.float64))
+    test = scaler.transform(split.test[0].astype(np.float64))
     if train.shape[1] > train.shape[0]:
         axes = np.linalg.svd(train, full_matrices=False)[2].T
         train, dev, test = train @ axes, dev @ axes, test @ axes

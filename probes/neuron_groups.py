@@ -58,8 +58,8 @@ def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: in
     answers = labelled(_answers(activations, task), "reading", cluster, seed)
     together = [
         _joined(groups),
-        single.rename({name: f"single_{name}" for name in single.data_vars}),
-        answers.rename({name: f"model_{name}" for name in answers.data_vars}),
+        _prefixed(single, "single"),
+        _prefixed(answers, "model"),
         chosen,
     ]
     coords = {
@@ -69,6 +69,11 @@ def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: in
         "document": ("item", cluster),
     }
     return xr.merge(together).assign_coords(coords).assign_attrs(activations.attrs)
+
+
+def _prefixed(dataset: xr.Dataset, prefix: str) -> xr.Dataset:
+    """Return a dataset whose variables have a prefix in their names."""
+    return dataset.rename({name: f"{prefix}_{name}" for name in dataset.data_vars})
 
 
 def _members(chosen: xr.Dataset) -> dict[str, list[int]]:
@@ -82,7 +87,7 @@ def _members(chosen: xr.Dataset) -> dict[str, list[int]]:
 
 def _joined(groups: list[xr.Dataset]) -> xr.Dataset:
     """Join groups of different sizes; what a smaller one lacks is NaN, or -1 where it is whole."""
-    missing = {name: np.nan for name in groups[0].data_vars}
+    missing = dict.fromkeys(map(str, groups[0].data_vars), np.nan)
     return xr.concat(groups, "kind", join="outer", fill_value=missing | {"correct": np.int8(-1)})
 
 
@@ -96,7 +101,4 @@ def _answers(activations: xr.Dataset, task: Task) -> list[Probe]:
 
 def _split(features: Floats, task: Task) -> Split:
     """Divide features (window, feature) as the windows are."""
-    train, dev, test = (
-        (features[task.part == name], task.label[task.part == name]) for name in SHARES
-    )
-    return Split(train, dev, test)
+    return Split.by_part(features, task.label, task.part, list(SHARES))

@@ -282,5 +282,4 @@ def _standardised_cosine(g: Floats, h: Floats, parts: NDArray[Any]) -> Floats:
 
 
 def _split(features: Floats, labels: NDArray[np.bool_], parts: NDArray[Any]) -> Split:
-    train, dev, test = ((features[parts == part], labels[parts == part]) for part in PARTS)
-    return Split(train, dev, test)
+    return Split.by_part(features, labels, parts, PARTS)

@@ -21,17 +21,17 @@ CHOICES = ("query", "choices", "gold")
 CONTINUATION = ("context", "continuation")
 """Fields of an item with one continuation."""
 
-LONGEST = 2**20
-"""Bytes of the longest line."""
+LONGEST_LINE = 2**20
+"""Maximum number of bytes in a line."""
 
-MOST = 10**6
-"""Items of a file."""
+MOST_ITEMS = 10**6
+"""Maximum number of items in a file."""
 
 MOST_FIELDS = 100
-"""Fields of an item."""
+"""Maximum number of fields of an item."""
 
 DEEPEST = 8
-"""Lists and objects within one another in an item."""
+"""Maximum depth of lists and objects within one another in an item."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,32 @@ def read_items(path: Path) -> Items:
         If there is no such file, or an item cannot be used; its line is named.
     """
     if file_kind(path) is None:
-        there = ", ".join(sorted(printable_name(file) for file in path.parent.glob("*.jsonl"))[:9])
-        raise Refusal(
-            f"there is no {printable_name(path)} in {printable_name(path.parent)}, which has "
-            f"{there or 'no .jsonl'}: give `data` with a file for each task"
-        )
-    name, rows, numbers = printable_name(path), [], []
+        raise _missing(path)
+    name = printable_name(path)
+    rows, numbers = _read_rows(path, name)
+    if not rows:
+        raise Refusal(f"{name} holds no items: write one a line")
+    form = _form(rows[0])
+    for number, row in zip(numbers, rows, strict=True):
+        _check_item(row, form, f"{name}, line {number}")
+    return Items(name, form, _with_fields(rows, form), numbers)
+
+
+def _missing(path: Path) -> Refusal:
+    """Return what is said where there is no such file."""
+    names = sorted(printable_name(file) for file in path.parent.glob("*.jsonl"))
+    return Refusal(
+        f"there is no {printable_name(path)} in {printable_name(path.parent)}, which has "
+        f"{', '.join(names[:9]) or 'no .jsonl'}: give `data` with a file for each task"
+    )
+
+
+def _read_rows(path: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the objects of a file, and the line of each."""
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
     with open_file(path) as file:
-        for number, _, line in numbered_lines(file, name, LONGEST):
+        for number, _, line in numbered_lines(file, name, LONGEST_LINE):
             for row in parse_values(decode_line(line, name, number), name, number):
                 if not isinstance(row, dict) or not 0 < len(row) <= MOST_FIELDS:
                     raise Refusal(
@@ -81,16 +99,22 @@ def read_items(path: Path) -> Items:
                     )
                 rows.append(row)
                 numbers.append(number)
-            if len(rows) > MOST:
-                raise Refusal(f"{name} has more than {MOST} items: take some of them")
-    if not rows:
-        raise Refusal(f"{name} holds no items: write one a line")
-    form = _form(rows[0])
-    for number, row in zip(numbers, rows, strict=True):
-        _check(row, form, f"{name}, line {number}")
-    fields = form or tuple(dict.fromkeys(field for row in rows for field in row))
-    rows = [{field: row.get(field) for field in fields} for row in rows]
-    return Items(name, form, rows, numbers)
+            if len(rows) > MOST_ITEMS:
+                raise Refusal(f"{name} has more than {MOST_ITEMS} items: take some of them")
+    return rows, numbers
+
+
+def _with_fields(rows: list[dict[str, Any]], form: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return items that all have the same fields: those of the form, or all that any has."""
+    fields = dict.fromkeys(form)
+    if not form:
+        for row in rows:
+            fields |= dict.fromkeys(row)
+    return [dict.fromkeys(fields) | _chosen(row, fields) for row in rows]
+
+
+def _chosen(row: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in row.items() if field in fields}
 
 
 def _form(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -100,7 +124,7 @@ def _form(row: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _check(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> None:
+def _check_item(row: Mapping[str, Any], form: tuple[str, ...], where: str) -> None:
     missing = [field for field in form if field not in row]
     if missing:
         raise Refusal(f"{where}: there is no {missing[0]}, which the first item has: add it")
@@ -144,16 +168,23 @@ def check_choices(choices: Any, gold: Any, where: str) -> None:
 
 
 def _check_depth(row: Mapping[str, Any], where: str) -> None:
+    """Refuse values that are nested deeply, and texts that cannot be encoded."""
     level: list[Any] = [row]
     for _ in range(DEEPEST):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, (dict, list))
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        half = next((each for each in level if isinstance(each, str) and not is_text(each)), None)
-        if half is not None:
-            raise Refusal(f"{where}: half of a surrogate pair is in a text: take it out")
+        level = _inner(level)
+        for value in level:
+            if isinstance(value, str) and not is_text(value):
+                raise Refusal(f"{where}: half of a surrogate pair is in a text: take it out")
     if level:
         raise Refusal(f"{where}: lists and objects are nested {DEEPEST} deep: write plain fields")
+
+
+def _inner(level: list[Any]) -> list[Any]:
+    """Return what is directly inside the lists and objects among some values."""
+    inner: list[Any] = []
+    for value in level:
+        if isinstance(value, dict):
+            inner += value.values()
+        elif isinstance(value, list):
+            inner += value
+    return inner
