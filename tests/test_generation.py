@@ -11,7 +11,7 @@ from tokenizers_for_tests import byte_tokenizer
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
 from robustness.reordered import generation
-from robustness.reordered.generation import generate
+from robustness.reordered.generation import Sampling, generate
 from robustness.reordered.rebuilding import rebuild
 from robustness.schedules import clean, drop, repeat, swap
 
@@ -31,7 +31,7 @@ def test_what_is_written_is_what_surgery_writes(monkeypatch, name, cached):
     if not cached:
         monkeypatch.setattr(generation, "rebuild", no_plain_model)
     prompt = random_tokens(1, 9)
-    found = generate(model, prompt[0].tolist(), SCHEDULES, tokens=6)
+    found = generate(model, prompt[0].tolist(), SCHEDULES, Sampling(tokens=6))
     assert [each.schedule for each in found] == list(SCHEDULES)
     for each in found:
         expected = greedy(surgery(monkeypatch, net, each.schedule), prompt, 6)[9:]
@@ -55,20 +55,22 @@ def test_with_a_cache_every_token_goes_through_a_block_once(model, family, monke
         return net
 
     monkeypatch.setattr(generation, "rebuild", watched)
-    generate(model, [5] * 4, [(0, 1, 1)], tokens=5)
+    generate(model, [5] * 4, [(0, 1, 1)], Sampling(tokens=5))
     assert widths == [4] * 3 + [1] * 3 * 4
 
 
 def test_draws_are_seeded_and_alike_with_and_without_a_cache(gpt2, monkeypatch):
     def draw(seed):
-        found = generate(gpt2, [3, 4, 5], SCHEDULES, tokens=8, temperature=1.5, seed=seed)
+        found = generate(gpt2, [3, 4, 5], SCHEDULES, Sampling(tokens=8, temperature=1.5, seed=seed))
         return [each.tokens for each in found]
 
     state = torch.get_rng_state()
     first = draw(0)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are untouched"
     assert draw(0) == first != draw(1)
-    assert first != [each.tokens for each in generate(gpt2, [3, 4, 5], SCHEDULES, tokens=8)]
+    assert first != [
+        each.tokens for each in generate(gpt2, [3, 4, 5], SCHEDULES, Sampling(tokens=8))
+    ]
     monkeypatch.setattr(generation, "rebuild", no_plain_model)
     assert draw(0) == first
 
@@ -81,7 +83,9 @@ def test_draws_have_the_models_probabilities():
     with torch.no_grad():
         shares = (net(torch.tensor([[3, 4, 5]])).logits[0, -1] / 2).softmax(-1)
     drawn = [
-        generate(model, [3, 4, 5], [clean(4)], tokens=1, temperature=2.0, seed=seed)[0].tokens[0]
+        generate(model, [3, 4, 5], [clean(4)], Sampling(tokens=1, temperature=2.0, seed=seed))[
+            0
+        ].tokens[0]
         for seed in range(300)
     ]
     counts = torch.bincount(torch.tensor(drawn), minlength=101)
@@ -95,17 +99,19 @@ def test_a_text_is_given_its_bos_and_ends_where_the_model_ends_it():
     net.resize_token_embeddings(257)
     model = open_model(net, tokenizer=byte_tokenizer())
     ids = [model.tokenizer.bos_token_id, *model.tokenizer("on", add_special_tokens=False).input_ids]
-    (found,) = generate(model, "on", [(0, 2)], tokens=5)
-    assert found == generate(model, ids, [(0, 2)], tokens=5)[0]
+    (found,) = generate(model, "on", [(0, 2)], Sampling(tokens=5))
+    assert found == generate(model, ids, [(0, 2)], Sampling(tokens=5))[0]
     assert found.text == model.tokenizer.decode(found.tokens, skip_special_tokens=True)
     net.generation_config.eos_token_id = [found.tokens[2], 256]
-    (ended,) = generate(model, "on", [(0, 2)], tokens=5)
+    (ended,) = generate(model, "on", [(0, 2)], Sampling(tokens=5))
     assert ended.tokens == found.tokens[: found.tokens.index(found.tokens[2]) + 1]
 
 
 def test_progress_counts_tokens(gpt2):
     told = []
-    generate(gpt2, [1, 2], [(0, 1), (1, 0)], tokens=3, progress=lambda *each: told.append(each))
+    generate(
+        gpt2, [1, 2], [(0, 1), (1, 0)], Sampling(tokens=3), progress=lambda *each: told.append(each)
+    )
     assert told[0] == (0, 6) and told[-1] == (6, 6)
     assert told == sorted(told) and {each for each in told} >= {(1, 6), (2, 6), (3, 6)}
 
@@ -119,10 +125,10 @@ def test_what_cannot_be_continued_is_refused(gpt2, llama):
         ([1], 0, "one token or more"),
     ):
         with pytest.raises(Refusal, match=problem):
-            generate(gpt2, prompt, [(0, 1)], tokens=tokens)
-    generate(gpt2, [1] * 27, [(0, 1)], tokens=5)
-    with pytest.raises(Refusal, match="at a temperature of 0 or more"):
-        generate(gpt2, [1], [(0, 1)], temperature=float("nan"))
+            generate(gpt2, prompt, [(0, 1)], Sampling(tokens=tokens))
+    generate(gpt2, [1] * 27, [(0, 1)], Sampling(tokens=5))
+    with pytest.raises(Refusal, match="at a `temperature` of 0 or more"):
+        generate(gpt2, [1], [(0, 1)], Sampling(temperature=float("nan")))
     with pytest.raises(Refusal, match="there is no block 4"):
         generate(gpt2, [1], [(0, 4)])
     with pytest.raises(Refusal, match="the prompt is empty"):
@@ -136,21 +142,24 @@ def test_a_server_writes_what_this_machine_writes(llama, monkeypatch, tmp_path):
         configure(monkeypatch, *both, tmp_path)
         there = open_model("stages/tiny", remote=True)
         before = both[1].requests
-        found = generate(there, "The cat", schedules, tokens=6)
+        found = generate(there, "The cat", schedules, Sampling(tokens=6))
         assert both[1].requests - before == 2
         with pytest.raises(Refusal, match="random numbers of a server cannot be seeded"):
-            generate(there, "The cat", schedules, temperature=1.0)
-    assert found == generate(here, "The cat", schedules, tokens=6)
+            generate(there, "The cat", schedules, Sampling(temperature=1.0))
+    assert found == generate(here, "The cat", schedules, Sampling(tokens=6))
 
 
 def test_the_command_prints_each_order_and_what_is_written(run, monkeypatch):
     words = ("generate", "builtin", "--schedule", "0..5-7..", "--tokens", 12)
     code, out, err = run(*words, "Once upon a time")
-    assert code == 0 and "stages" not in err, err
+    assert code == 0, err
     lines = out.splitlines()
     assert [line for line in lines if not line.startswith("    ")] == ["0..11:", "0..5-7..11:"]
     found = generate(
-        open_model("builtin"), "Once upon a time", [clean(12), drop(clean(12), 6)], tokens=12
+        open_model("builtin"),
+        "Once upon a time",
+        [clean(12), drop(clean(12), 6)],
+        Sampling(tokens=12),
     )
     assert [line.removeprefix("    ") for line in lines if line.startswith("    ")] == [
         line for each in found for line in each.text.splitlines() if line.strip()
@@ -159,9 +168,8 @@ def test_the_command_prints_each_order_and_what_is_written(run, monkeypatch):
     assert run(*words[:-2], "--max-new-tokens", 12, "-")[1] == out
     for wrong, problem in (
         ((*words, " "), "the prompt is empty"),
-        ((*words, "a " * 300), "shorten the prompt, or ask for fewer tokens"),
+        ((*words, "a " * 300), "shorten the prompt, or ask for fewer --tokens"),
         (("generate", "builtin", "--schedule", "0..99", "a"), "there is no block 99"),
     ):
         code, out, err = run(*wrong)
-        assert (code, out) == (1, "") and problem in err
-        assert len(err.strip().splitlines()) == 1
+        assert (code, out) == (1, "") and problem in err.splitlines()[-1]

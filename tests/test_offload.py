@@ -19,7 +19,7 @@ from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.reordered.exporting import export
-from robustness.reordered.generation import generate
+from robustness.reordered.generation import Sampling, generate
 from robustness.schedules import clean, swap
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import RUN, compile_plan
@@ -108,8 +108,8 @@ def test_what_is_rewired_observed_and_generated_is_the_same(offloaded, saved, pl
     for name in wanted:
         assert_same(found[name], wanted[name])
     prompt = [1, 2, 3]
-    assert generate(offloaded, prompt, [schedule], tokens=6) == generate(
-        here, prompt, [schedule], tokens=6
+    assert generate(offloaded, prompt, [schedule], Sampling(tokens=6)) == generate(
+        here, prompt, [schedule], Sampling(tokens=6)
     )
 
 
@@ -132,7 +132,7 @@ def test_parts_may_be_in_different_places(saved, family, plain):
 def test_without_a_gpu_a_model_with_room_is_in_memory(saved, name):
     model = open_model(saved, dtype="auto", device_map=name)
     assert not model.offloaded and model.identity["device_map"] == name
-    assert generate(model, [1, 2], [clean(LAYERS)], tokens=2)
+    assert generate(model, [1, 2], [clean(LAYERS)], Sampling(tokens=2))
 
 
 def test_a_module_that_was_offloaded_before_is_used_as_it_is(family):

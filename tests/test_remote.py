@@ -30,7 +30,7 @@ from robustness.measurements.requirements import unfit
 from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.ndif import backend
-from robustness.reordered.generation import generate
+from robustness.reordered.generation import Sampling, generate
 from robustness.runs.remote_traffic import of_plan
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop
@@ -526,7 +526,7 @@ def test_what_was_not_asked_for_is_refused(server, corpus, case):
         elif task == "sweep":
             sweep(there, corpus, ("drop",))
         elif task == "generate":
-            generate(there, tokens, [clean(4)], tokens=3)
+            generate(there, tokens, [clean(4)], Sampling(tokens=3))
         else:
             observe(there, corpus, (task,))
 

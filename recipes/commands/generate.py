@@ -78,7 +78,7 @@ def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: S
     stages generate builtin --schedule "0..3-5-4-6.." --schedule "0..5-7.." "Once upon"
     """
     announce(model)
-    from robustness.reordered.generation import generate as run
+    from robustness.reordered import generation
     from robustness.schedules import clean, from_text, to_text
 
     if prompt == "-":
@@ -87,7 +87,8 @@ def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: S
     schedules = [clean(opened.layers)]
     schedules += [from_text(text, opened.layers) for text in texts]
     with progress(None, "token") as show:
-        written = run(opened, prompt, list(dict.fromkeys(schedules)), **how, progress=show)
+        settings, distinct = generation.Sampling(**how), list(dict.fromkeys(schedules))
+        written = generation.generate(opened, prompt, distinct, settings, progress=show)
     rows = [(to_text(each.schedule), each.text) for each in written]
     if chosen_form() is None:
         for schedule, text in rows:

@@ -33,14 +33,34 @@ class Continuation:
     """The same in words; empty for a model without a tokenizer."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    tokens: int = 40
+    """Maximum number of tokens to generate; fewer where the model ends the text."""
+    temperature: float = 0.0
+    """Temperature at which tokens are drawn; 0 takes the most likely token each time."""
+    seed: int = 0
+    """Seed of the draws, the same for every schedule."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers by which nothing can be generated."""
+        if self.tokens < 1 or not 0 <= self.temperature < float("inf"):
+            raise Refusal("one token or more is generated, at a `temperature` of 0 or more")
+        if 0 < self.temperature < COLDEST:
+            raise Refusal(
+                f"a `temperature` of {self.temperature:g} is too low to draw at: it takes "
+                f"{COLDEST:g} or more, or 0 for the most likely token each time"
+            )
+
+
 def generate(
     model: Model,
     prompt: str | Sequence[int],
     schedules: Sequence[Schedule | str],
+    sampling: Sampling | None = None,
     *,
-    tokens: int = 40,
-    temperature: float = 0.0,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Continuation]:
     """Continue a prompt under several schedules.
@@ -57,14 +77,10 @@ def generate(
         A text, which is given the tokenizer's BOS where it has one, or token ids.
     schedules : sequence of tuple or str
         What is executed, one after the other.
-    tokens : int
-        The most that are generated; fewer where a text is ended by the model.
-    temperature : float
-        0 takes the most likely token each time; above, tokens are drawn.
-    seed : int
-        Of the draws, for every schedule anew.
+    sampling : Sampling, optional
+        How tokens are chosen: 40 tokens, the most likely one each time, without it.
     progress : callable, optional
-        Told how many tokens are generated, and how many there will be at most.
+        Called with the number of tokens generated, and the maximum of all.
 
     Returns
     -------
@@ -78,53 +94,55 @@ def generate(
         tokenizer; a schedule is not possible; or draws are asked of a server, whose random numbers
         have no seed.
     """
+    sampling = sampling or Sampling()
     checked = [check(schedule, model.layers) for schedule in schedules]
-    if tokens < 1 or not 0 <= temperature < float("inf"):
-        raise Refusal("one token or more is generated, at a temperature of 0 or more")
-    if 0 < temperature < COLDEST:
-        raise Refusal(
-            f"a temperature of {temperature:g} is too low to draw at: it takes {COLDEST:g} or "
-            "more, or 0 for the most likely token each time"
-        )
-    if temperature and model.request:
-        raise Refusal("random numbers of a server cannot be seeded: leave the temperature at 0")
+    if sampling.temperature and model.request:
+        raise Refusal("random numbers of a server cannot be seeded: leave `temperature` at 0")
     ids = _encode(model, prompt)
-    if model.context is not None and ids.shape[1] + tokens > model.context:
+    tokens, before = sampling.tokens, ids.shape[1]
+    if model.context is not None and before + tokens > model.context:
         raise Refusal(
-            f"a prompt of {ids.shape[1]} tokens and {tokens} more are longer than {model.name} "
-            f"takes, {model.context}: shorten the prompt, or ask for fewer tokens"
+            f"a prompt of {before} tokens and {tokens} more are longer than {model.name} takes, "
+            f"{model.context}: shorten the prompt, or ask for fewer `tokens`"
         )
-    options: dict[str, Any] = {
-        "max_new_tokens": tokens,
-        "num_beams": 1,
-        "repetition_penalty": 1.0,
-        "pad_token_id": _padding(model),
-        "do_sample": bool(temperature),
-    }
-    if temperature:
-        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    crossings = [
-        remote_traffic.of_generation(model, len(schedule), ids.shape[1], tokens)
-        for schedule in checked
-    ]
-    remote_traffic.allow(model, crossings, "fewer tokens")
-    told = progress or (lambda done, whole: None)
-    found, whole = [], tokens * len(checked)
+    crossings = []
+    for schedule in checked:
+        crossings.append(remote_traffic.of_generation(model, len(schedule), before, tokens))
+    remote_traffic.allow(model, crossings, "fewer `tokens`")
+    report = progress or (lambda done, whole: None)
+    options = _generation_options(model, sampling)
+    continuations, whole = [], tokens * len(checked)
     devices = [model.device] if model.device.type == "cuda" else []
     for number, schedule in enumerate(checked):
 
-        def tell(done: int, before: int = number * tokens) -> None:
-            told(before + done, whole)
+        def tell(done: int, earlier: int = number * tokens) -> None:
+            report(earlier + done, whole)
 
         tell(0)
+        # Seeded anew for each schedule, and without a trace in the caller's random numbers.
         with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(seed)
+            torch.manual_seed(sampling.seed)
             written = _write(model, schedule, ids, options, tell)
-        new = tuple(written[0, ids.shape[1] :].tolist())
+        new = tuple(written[0, before:].tolist())
         text = model.tokenizer.decode(new, skip_special_tokens=True) if model.tokenizer else ""
-        found.append(Continuation(schedule, new, text))
-    told(whole, whole)
-    return found
+        continuations.append(Continuation(schedule, new, text))
+    report(whole, whole)
+    return continuations
+
+
+def _generation_options(model: Model, sampling: Sampling) -> dict[str, Any]:
+    """Return what transformers is told of how tokens are chosen."""
+    options: dict[str, Any] = {
+        "max_new_tokens": sampling.tokens,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "pad_token_id": _padding(model),
+        "do_sample": bool(sampling.temperature),
+    }
+    if sampling.temperature:
+        # A model's own settings may leave out tokens that are less likely.
+        options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    return options
 
 
 class _Counter:
