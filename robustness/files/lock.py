@@ -1,9 +1,9 @@
-"""One run at a time into an output: a lock that its holder's end releases, however it ends.
+"""Locks of outputs: one run at a time writes a file, and its end releases the lock.
 
 The lock is the operating system's, on a hidden file beside the output that says who holds it. A
-process that is killed leaves the file, and no lock. It is honoured whoever made the file: to lock
-it, it need only be read. Where the system or the file system has no such locks, or a file cannot be
-made in the directory, there is none, and runs are not kept apart.
+process that is killed leaves the file, and no lock. The file may be another user's: to lock it, it
+need only be readable. Where the system or the file system has no such locks, or a file cannot be
+made in the directory, there is no lock, and runs are not kept apart.
 """
 
 import errno
@@ -25,34 +25,34 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 HOLDER = re.compile(rb"(process \d+ on [^\n]*)?")
-"""What a lock has in it: who holds it, or nothing where its holder was killed at once."""
+"""Content of a lock: its holder, or nothing if the holder was killed at once."""
 
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-"""How a lock is opened: a link is not followed, and a pipe not waited for."""
+"""Flags for opening a lock: a link is not followed, and a pipe not waited for."""
 
 _held: set[Path] = set()
-"""Files of the locks that this process has."""
+"""Paths of the locks that this process holds."""
 
 
 class Lock:
-    """The lock of an output, held from here on until `release`, or until nothing refers to it.
+    """Lock of an output, held until `release`, or until nothing refers to it.
 
     Parameters
     ----------
     path : path
-        The output; it need not be there. Of a link, that which it leads to.
+        Path of the output, which need not exist. If it is a link, its target is locked.
 
     Attributes
     ----------
     held : bool
-        Whether there is a lock at all; see the module.
+        Whether there is a lock; some systems have none.
 
     Raises
     ------
     InUse
         If another run holds it.
     Unwritable
-        If what has the name of the lock is none.
+        If another file has the name of the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,7 @@ class Lock:
         self._release = weakref.finalize(self, _give_back, descriptor, file, made, os.getpid())
 
     def release(self) -> None:
-        """Let others have the output; nothing is left beside it."""
+        """Release the output, and leave nothing beside it."""
         self._release()
 
     def __enter__(self) -> "Lock":
@@ -81,7 +81,7 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether this process has the lock of an output."""
+    """Whether this process holds the lock of an output."""
     return _beside(path).absolute() in _held
 
 

@@ -1,7 +1,7 @@
-"""The mark of a directory that a command wrote: which files in it are the project's own.
+"""Manifest of a directory that a command wrote: a list of the files in it that stages wrote.
 
-`stages.json` names them with the SHA-256 of what is in each, and says what they were made of. A
-command replaces or removes what the mark names, unchanged, and nothing else.
+`stages.json` lists them with the SHA-256 of each, and says what they were made of. A command
+replaces or removes files that the manifest lists and nobody changed, and nothing else.
 """
 
 import json
@@ -16,51 +16,56 @@ from robustness.errors import Refusal, reading
 from robustness.files.provenance import file_digest
 
 MANIFEST = "stages.json"
-"""The name of the mark."""
+"""File name of the manifest."""
 
-FORM = 1
-"""Version of what is in it; one with a higher version is refused."""
+MANIFEST_VERSION = 1
+"""Version of the manifest's layout; a manifest of a later version is refused."""
 
-LONGEST = 2**22
-"""Bytes of a mark, at most."""
+LARGEST_MANIFEST = 2**22
+"""Most bytes of a manifest."""
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a directory holds of the project's, and what it was made of."""
+    """Files that stages wrote into a directory, and what they were made of."""
 
     kind: str
-    """What wrote it: `export` or `pretraining`."""
+    """Kind of command that wrote them: `export` or `pretraining`."""
     made_of: Mapping[str, str]
-    """Model, text and settings: equal where what is written is the same."""
+    """Model, text and settings: equal where the files would be the same."""
     files: Mapping[str, str]
-    """Of every file its path in the directory, divided by `/`, and its SHA-256."""
+    """SHA-256 of every file, by its path in the directory, divided by `/`."""
 
     def missing(self, directory: Path) -> list[str]:
-        """Return the files that are not there."""
+        """Return the files that do not exist."""
         return [name for name in self.files if not os.path.lexists(directory / name)]
 
     def changed(self, directory: Path) -> list[str]:
-        """Return the files that are there with something else in them."""
-        return [
-            name
-            for name, digest in self.files.items()
-            if os.path.lexists(directory / name) and not _holds(directory, name, digest)
-        ]
+        """Return the files that exist with other content."""
+        names = []
+        for name, digest in self.files.items():
+            if os.path.lexists(directory / name) and not _holds(directory, name, digest):
+                names.append(name)
+        return names
 
     def strangers(self, directory: Path) -> list[str]:
-        """Return what is in the directory and not in the mark: files, links, empty directories."""
-        own = {*self.files, MANIFEST}
-        parents = {str(parent) for name in own for parent in PurePosixPath(name).parents}
-        there = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
-        folders = {name for name in there if _is_folder(directory / name)}
-        return [name for name in there if name not in (parents if name in folders else own)]
+        """Return what the manifest does not list: files, links, directories without its files."""
+        listed = {*self.files, MANIFEST}
+        parents: set[str] = set()
+        for name in listed:
+            parents |= set(map(str, PurePosixPath(name).parents))
+        strangers = []
+        for path in directory.rglob("*"):
+            name = path.relative_to(directory).as_posix()
+            if name not in (parents if _is_folder(path) else listed):
+                strangers.append(name)
+        return sorted(strangers)
 
 
 def describe(directory: Path, kind: str, made_of: Mapping[str, str]) -> Manifest:
-    """Return the manifest of a directory in which every file is the project's own."""
+    """Return the manifest of a directory in which stages wrote every file."""
     files = sorted(filter(Path.is_file, directory.rglob("*")))
     digests = {file.relative_to(directory).as_posix(): file_digest(file) for file in files}
     return Manifest(kind, dict(made_of), digests)
@@ -72,21 +77,21 @@ def read(directory: Path) -> Manifest | None:
     Raises
     ------
     Refusal
-        If a file has its name and is none, or is one of a later version.
+        If there is a file of its name that is no manifest, or one of a later version.
     """
     path = directory / MANIFEST
     if not os.path.lexists(path):
         return None
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > LONGEST:
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > LARGEST_MANIFEST:
         raise Refusal(f"{path} is not a file that stages wrote: move it, or choose another place")
     with reading(str(path), "move it, or choose another place"):
         return _parse(json.loads(path.read_bytes()))
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Write the manifest of a directory that is not yet in its place."""
+    """Write the manifest of a new directory before it is put in its place."""
     content = {
-        "stages": FORM,
+        "stages": MANIFEST_VERSION,
         "kind": manifest.kind,
         "made_of": dict(manifest.made_of),
         "files": dict(manifest.files),
@@ -95,9 +100,9 @@ def write(manifest: Manifest, directory: Path) -> None:
 
 
 def difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Say in what one thing was made of something else than another; empty where in nothing.
+    """Return in which setting two manifests differ, in words; empty where in none.
 
-    A hash is named last, since it says less than what it is of.
+    A hash is named only where nothing else differs, since it says less than what it is of.
     """
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
     for name in sorted(names, key=lambda name: "sha256" in name)[:1]:
@@ -109,17 +114,18 @@ def difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
 
 
 def _parse(content: Any) -> Manifest:
-    """Return what a mark says, and raise ValueError where it is none."""
+    """Return the manifest of parsed JSON, and raise ValueError where it is none."""
     if not isinstance(content, dict) or not isinstance(content.get("stages"), int):
         raise ValueError("it does not say which version of stages wrote it")
-    if content["stages"] > FORM:
+    if content["stages"] > MANIFEST_VERSION:
         raise ValueError(f"a later version of stages wrote it: {content['stages']}")
     kind, made_of, files = (content.get(name) for name in ("kind", "made_of", "files"))
     if not isinstance(kind, str) or not _is_text(made_of) or not _is_text(files):
         raise ValueError("it names no files, or not what they are of")
     for name, digest in files.items():
         parts = PurePosixPath(name).parts
-        name.encode()  # half a surrogate pair is no name
+        # Raises UnicodeEncodeError, a ValueError, over half of a surrogate pair.
+        name.encode()
         odd = not parts or ".." in parts or parts[0] == "/" or "\0" in name
         if odd or not SHA256.fullmatch(digest):
             raise ValueError("it names files in a way that stages does not")
@@ -131,7 +137,7 @@ def _is_text(mapping: Any) -> TypeGuard[dict[str, str]]:
 
 
 def _holds(directory: Path, name: str, digest: str) -> bool:
-    """Return whether a file has this content, and is reached without following a link."""
+    """Whether a file has this content, and is reached without following a link."""
     path = directory / name
     parents = [directory / parent for parent in PurePosixPath(name).parents[:-1]]
     if any(each.is_symlink() for each in (path, *parents)):

@@ -1,10 +1,10 @@
-"""Whose a file is: nothing is replaced or removed that does not say that it was written here.
+"""Ownership of files: only files that say that stages wrote them are replaced or removed.
 
-What this project writes carries a mark: NetCDF the attribute `stages_schema`, a page its generator,
-a figure the program that made it, a card a comment, a checkpoint an entry of its metadata. A mark
-is read back where it belongs and nowhere else, so that a text about this project is not taken for
-one of its own. A file without one stays as it is, and so does one of another kind; an empty file
-is nobody's loss.
+Every file that stages writes carries a mark: NetCDF the attribute `stages_schema`, a page its
+generator, a figure the program that made it, a card a comment, a checkpoint an entry of its
+metadata. A mark is read only where it belongs, so that a text about this project is not taken for a
+file of its own. A file without a mark stays as it is, and so does a file of another kind; an empty
+file may be replaced.
 """
 
 import errno
@@ -27,16 +27,16 @@ from robustness.errors import Refusal, Unwritable, reading
 from robustness.files import hdf5_bytes
 
 MARK = "stages-of-inference"
-"""The name by which a page, a figure or a card is known as ours."""
+"""Program name that marks a page, a figure or a card."""
 
 COMMENT = f"<!-- written by {MARK} -->"
-"""The mark of a card."""
+"""Comment that marks a card."""
 
 PAGE, FIGURE, CARD, CHECKPOINT = "a page", "a figure", "a card", "a checkpoint"
 """Kinds of files that are not NetCDF."""
 
 FIGURES = (".png", ".svg", ".pdf")
-"""How names of figures end."""
+"""File name suffixes of figures."""
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     PAGE: (".html", ".htm"),
@@ -44,36 +44,36 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     CARD: (".md",),
     CHECKPOINT: (".safetensors",),
 }
-"""How the names of files of a kind end; those of numbers in `.nc`."""
+"""File name suffixes by the kind of file; NetCDF files end in `.nc`."""
 
 SWEEPS = {"sweep", "schedules", "pairs"}
-"""What `stages sweep` leaves, which is one kind: `--fresh` puts one in the place of another."""
+"""Kinds of files that `sweep` writes, of which each may replace another."""
 
-HEAD = 2**20
-"""Bytes at the beginning, or the end, of a file in which its mark is found."""
+MARKED_BYTES = 2**20
+"""Number of bytes at the beginning, or the end, of a file in which its mark is found."""
 
 ELSEWHERE = "choose another place"
-"""What would do for every file that is in the way."""
+"""Remedy for every file that is in the way."""
 
 _numbers = count()
 
 
 def kind_of(attributes: Mapping[Any, Any], dimensions: Any = ()) -> str:
-    """Return the kind of a NetCDF file of ours: what it measures, and if it is of tokens."""
+    """Return the kind of a NetCDF file: what it measures, and whether it is of single tokens."""
     name = str(attributes.get("measurement", "numbers"))
     name = "sweep" if name in SWEEPS else name
     return f"tokens of {name}" if "token" in dimensions else name
 
 
 def kind(path: Path, suffix: str | None = None) -> str | None:
-    """Return what kind of file of ours is there, or None if it is not known to be ours.
+    """Return the kind of a file that stages wrote, or None if it is not known to be one.
 
-    `suffix` is that of the name that the file will have, if not its own.
+    `suffix` is that of the name that the file will have, if it is not its own.
     """
     suffix = (path.suffix if suffix is None else suffix).lower()
     read = READERS.get(suffix)
     found = None
-    # What cannot be read is not known to be ours, whatever is the matter.
+    # A file that cannot be read is not known to be of stages, whatever the reason.
     with suppress(Refusal), reading(str(path), ""):
         if read is not None and stat.S_ISREG(path.stat().st_mode):
             found = read(path)
@@ -86,8 +86,8 @@ def check(path: Path, wanted: str | None) -> None:
     Raises
     ------
     Unwritable
-        If the name does not fit the kind, or anything is there but an empty file, or one of ours of
-        the same kind, or a link to such a place.
+        If the name does not fit the kind, or if there is anything but an empty file, a file that
+        stages wrote of the same kind, or a link to either.
     """
     ends = (".nc",) if wanted is None else SUFFIXES.get(wanted, (".nc",))
     if wanted is not None and path.suffix.lower() not in ends:
@@ -118,13 +118,13 @@ def check(path: Path, wanted: str | None) -> None:
 
 
 def remove(path: Path, wanted: str) -> None:
-    """Remove a file if it is ours and of a kind; anything else stays."""
+    """Remove a file if stages wrote it and it is of a kind; anything else stays."""
     if kind(path) == wanted:
         follow(path).unlink(missing_ok=True)
 
 
 def check_directory(directory: Path, wanted: str) -> None:
-    """Refuse a directory in which there is anything but files of a kind, of ours.
+    """Refuse a directory in which there is anything but files of a kind that stages wrote.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def check_directory(directory: Path, wanted: str) -> None:
 
 
 def remove_directory(directory: Path, wanted: str) -> None:
-    """Remove a directory in which there is nothing but files of a kind, of ours.
+    """Remove a directory in which there is nothing but files of a kind that stages wrote.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def remove_directory(directory: Path, wanted: str) -> None:
 
 
 def follow(path: Path) -> Path:
-    """Return the place that a path leads to: the target of a link, and else the path itself.
+    """Return the target of a link, and any other path itself.
 
     Raises
     ------
@@ -174,12 +174,12 @@ def follow(path: Path) -> Path:
 
 
 def temporary(path: Path) -> Path:
-    """Return a hidden name beside a file that no other process and no other call has."""
+    """Return a hidden path beside a file that no other process and no other call uses."""
     return path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.writing")
 
 
 def leftovers(path: Path) -> Iterator[Path]:
-    """Yield what processes that were killed while they wrote a file have left of it."""
+    """Yield the temporary files of processes that were killed while they wrote a file."""
     place = follow(path)
     with suppress(OSError):
         for each in sorted(place.parent.iterdir()):
@@ -212,7 +212,7 @@ def _page(path: Path) -> str | None:
 
     head = Head()
     with path.open("rb") as file:
-        head.feed(file.read(HEAD).decode(errors="replace"))
+        head.feed(file.read(MARKED_BYTES).decode(errors="replace"))
     return PAGE if head.ours else None
 
 
@@ -234,7 +234,7 @@ def _png(path: Path) -> str | None:
             return None
         while len(head := file.read(8)) == 8:
             size, name = struct.unpack(">I4s", head)
-            if name == b"IDAT" or size > HEAD:
+            if name == b"IDAT" or size > MARKED_BYTES:
                 return None
             key, _, value = file.read(size).partition(b"\0")
             file.read(4)
@@ -246,7 +246,7 @@ def _png(path: Path) -> str | None:
 def _pdf(path: Path) -> str | None:
     """Look for the program in the object that the trailer names as what is said of the file."""
     with path.open("rb") as file:
-        data = file.read(16 * HEAD)
+        data = file.read(16 * MARKED_BYTES)
     named = re.search(rb"/Info (\d+) 0 R\b[^%]*startxref\s+\d+\s+%%EOF\s*$", data[-1024:])
     if not data.startswith(b"%PDF-") or named is None:
         return None
@@ -257,14 +257,14 @@ def _pdf(path: Path) -> str | None:
 
 def _card(path: Path) -> str | None:
     with path.open("rb") as file:
-        lines = file.read(HEAD).decode(errors="replace").splitlines()
+        lines = file.read(MARKED_BYTES).decode(errors="replace").splitlines()
     return CARD if COMMENT in lines else None
 
 
 def _safetensors(path: Path) -> str | None:
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size)) if size <= 100 * HEAD else {}
+        header = json.loads(file.read(size)) if size <= 100 * MARKED_BYTES else {}
     return CHECKPOINT if "stages" in header.get("__metadata__", {}) else None
 
 
@@ -283,4 +283,4 @@ READERS: Mapping[str, Callable[[Path], str | None]] = {
     ".md": _card,
     ".safetensors": _safetensors,
 }
-"""By the end of a file's name, what tells whether it is ours, and of which kind."""
+"""Functions that return the kind of a file that stages wrote, by the suffix of its name."""
