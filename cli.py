@@ -23,6 +23,7 @@ def check_package(name: str) -> None:
         )
 
 
+# Before anything of ours is imported, which would fail in words of another package.
 for package in ("robustness", "probes", "recipes"):
     check_package(package)
 

@@ -30,6 +30,7 @@ def changes(values: Values) -> Changes:
     names += [f"repeat-{length}" for length in values["repeat"]]
     names += values["named"]
     layers = values["layers"]
+    # Checked here, because layers are only read once the model is open.
     if values["texts"] and (names or layers is not None):
         raise click.UsageError(
             "--schedule goes without interventions, such as --drop, and without --layers"

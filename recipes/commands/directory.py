@@ -38,6 +38,7 @@ def _results(directory: Path) -> Iterator[tuple[Path, str, str, str, str]]:
     from robustness.files import ownership
 
     for path in sorted(directory.iterdir()):
+        # Temporary files of runs that are under way.
         if path.name.startswith("."):
             continue
         if path.suffix.lower() == ".nc":
@@ -54,6 +55,7 @@ def _described(path: Path) -> tuple[str, str, str, str]:
         with opened(path, whole=False) as file:
             attrs = {name: file.getncattr(name) for name in file.ncattrs()}
     except Refusal as error:
+        # What is wrong with one file must not hide the others.
         return str(error).removeprefix(f"{path} ").partition(":")[0], "", "", ""
     made = str(attrs.get("created", ""))[:16].replace("T", " ")
     return str(attrs.get("measurement")), str(attrs.get("model", "")), _state(attrs), made

@@ -44,6 +44,7 @@ def run_and_exit(group: click.Group) -> None:
         let_go()
         if error.broken:
             sys.exit(READER_GONE)
+        # A full disk or device, unlike a reader that had enough.
         note(f"stages: standard output takes no more ({error}): send it elsewhere")
         sys.exit(1)
     except Exception as error:

@@ -41,6 +41,7 @@ def gather(
     uses : tuple of str
         Names of what else the object is made of, which the command takes too.
     """
+    # Parameters are declared on a command that is never run, to learn their names from click.
     declared: Any = click.Command(None)
     for parameter in parameters:
         declared = parameter(declared)
@@ -50,6 +51,7 @@ def gather(
         @wraps(command)
         def gathered(**values: Any) -> Any:
             own = {key: values.pop(key) for key in keys}
+            # What other objects are made of too stays among the values.
             own |= {key: values[key] for key in uses}
             with misuse():
                 values[name] = make(own)
@@ -64,6 +66,7 @@ def together(*parameters: Decorator) -> Decorator:
     """Make one decorator of several parameters, which stay in their order."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        # The decorator that is applied last comes first in the help.
         for parameter in reversed(parameters):
             command = parameter(command)
         return command

@@ -84,6 +84,7 @@ def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: S
     if prompt == "-":
         prompt = hear().rstrip("\n")
     opened = open_model(model)
+    # The model as it is comes first, to compare with.
     schedules = [clean(opened.layers)]
     schedules += [from_text(text, opened.layers) for text in texts]
     with progress(None, "token") as show:

@@ -42,5 +42,6 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from their entries, so that none is imported."""
+        # click would import every command for the first line of its docstring.
         with formatter.section("Commands"):
             formatter.write_dl([(name, help) for name, (_, help) in self._entries.items()])

@@ -162,6 +162,7 @@ class _Observation:
                     revision=self.model.revision,
                     trust_remote_code=self.model.trust_remote_code,
                 )
+        # These are no property of the model: nothing is left out for them.
         except (InUse, OtherSettings, Unwritable):
             raise
         except Refusal as error:

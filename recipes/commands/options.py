@@ -153,6 +153,7 @@ def run_settings(values: Values) -> "RunOptions":
     """Return the options of a run, which is told of unless the user asked for quiet."""
     from robustness.runs.settings import RunOptions, silent
 
+    # One flag with two names at the command line; the library knows one of them.
     fresh = not values.pop("resume")
     told = silent if is_quiet() else tell
     return RunOptions(fresh=fresh, command=command_line(), tell=told, **given(values))

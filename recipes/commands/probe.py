@@ -48,6 +48,7 @@ class ProbeOptions:
             raise click.UsageError("--suffix goes with ing")
         if self.task == "wic" and (self.items or self.field != "text"):
             raise click.UsageError("--items and --field go with ing and subjoiner")
+        # The suffix becomes part of a file's name.
         if not self.stem.replace("-", "").isalnum():
             raise click.UsageError("a suffix is made of letters and digits")
 

@@ -58,6 +58,12 @@ def advise(command: str) -> None:
         note(f"next: stages {command}")
 
 
+def advise_reading(page: Path) -> None:
+    """Tell that a page can be read."""
+    if not is_quiet():
+        note(f"next: open {page} in a browser")
+
+
 def quoted(path: Path | str) -> str:
     """Return a path as a shell takes it."""
     return shlex.quote(str(path))

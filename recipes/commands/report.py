@@ -9,7 +9,7 @@ from recipes.commands.errors import REMEDY
 from recipes.commands.opening import OUTPUTS
 from recipes.commands.options import SEEDS
 from recipes.commands.parameters import Place
-from recipes.commands.progress import advise, progress, quiet_option, quoted, tell
+from recipes.commands.progress import advise, advise_reading, progress, quiet_option, quoted, tell
 from recipes.commands.show import say_table
 from recipes.commands.tables import table_options
 from recipes.terminal import say
@@ -43,10 +43,10 @@ def segment(directory: Path, seed: int, out: Path | None) -> None:
     \b
     stages segment outputs/builtin
     """
+    tell(f"reading {directory}")
     from recipes.evidence.stages import stages as run
 
     path = out or directory / "stages.nc"
-    tell(f"reading {directory}")
     with reading(f"a file in {directory}", REMEDY):
         run(directory, seed=seed, out=path, command=command_line())
     say(path)
@@ -69,6 +69,7 @@ def report(directory: Path, out: Path | None, figures: Path | None) -> None:
     \b
     stages report outputs/builtin
     """
+    tell(f"reading {directory}")
     from recipes.evidence.files import Files
     from recipes.report.page import ReportFiles
     from recipes.report.page import report as run
@@ -108,6 +109,7 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
     \b
     stages compare outputs/builtin outputs/builtin-parallel
     """
+    tell(f"reading {len(directories)} directories")
     from recipes.evidence.files import side_by_side
     from recipes.judging.compare import KIND
     from recipes.judging.compare import compare as run
@@ -135,4 +137,4 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
             progress=show,
         )
     say_table(dataset, {"numbers": out, "report": page})
-    advise(f"show {quoted(out)}")
+    advise_reading(page)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import click
 
-from recipes.commands.gathering import Values, gather, misuse
+from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import OUTPUTS, directory_of, silence_libraries
 from recipes.commands.options import (
     batch_option,
@@ -103,9 +103,7 @@ def reproduce(
     tell(f"running experiments on {model.source}")
     from recipes.reproduce import ReproduceSettings
 
-    with misuse():
-        settings = ReproduceSettings(model, text, experiments, **items)
-    page = _reproduce(settings, run)
+    page = _reproduce(ReproduceSettings(model, text, experiments, **items), run)
     say(page)
     advise(f"show {quoted(page.parent / 'claims.nc')}")
 
@@ -150,6 +148,7 @@ def _say_experiments() -> None:
     from recipes.experiments.catalogue import RECIPES
 
     rows = [_experiment(recipe) for recipe in RECIPES]
+    # For readers a list, since a table of these sentences fits no terminal.
     if chosen_form() is not None:
         say_rows(EXPERIMENT_COLUMNS, rows)
         return

@@ -11,13 +11,16 @@ from recipes.commands.directory import say_directory
 from recipes.commands.errors import REMEDY
 from recipes.commands.gathering import together
 from recipes.commands.parameters import Named, Place
-from recipes.commands.progress import advise, quiet_option, quoted, tell
+from recipes.commands.progress import advise, advise_reading, quiet_option, quoted, tell
 from recipes.commands.tables import chosen_form, say_tables, table_options
 from recipes.terminal import say
 from robustness.errors import reading
 
 if TYPE_CHECKING:
     import xarray as xr
+
+PAGES = {"claims": "report.html", "compare": "{stem}.html"}
+"""Name of the page that belongs to a file, by its kind."""
 
 statistics_options = together(
     click.option(
@@ -59,7 +62,12 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     with reading(str(file), REMEDY):
         dataset = _read(file, minus)
         say_table(dataset, by_bootstrap=bootstrap)
-    advise(f"plot {quoted(file)}")
+    # Verdicts and comparisons have no figure of their own, but a page beside them.
+    page = PAGES.get(str(dataset.attrs.get("measurement")))
+    if page is None:
+        advise(f"plot {quoted(file)}")
+    else:
+        advise_reading(file.with_name(page.format(stem=file.stem)))
 
 
 @click.command()

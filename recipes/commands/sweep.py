@@ -121,10 +121,11 @@ def sweep(
     stages sweep openai-community/gpt2 --dry-run
     stages sweep meta-llama/Llama-3.1-70B --remote --layers 0..7 --tokens 20000
     """
-    announce(model)
+    announce(model)  # first of all, since what follows loads libraries for seconds
     from robustness.sweeps.execution import run_sweep
     from robustness.text.corpus import read_text
 
+    # Before the model is opened, which may take minutes.
     with misuse():
         settings = asked.settings(changes)
     opened = open_model(model)

@@ -68,6 +68,7 @@ def say_rows(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
 
 def _terminal_width() -> int | None:
     """Return the width of the terminal that is printed to, if it is one."""
+    # A file or a pipe gets all columns, however wide.
     if sys.stdout is None or not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns

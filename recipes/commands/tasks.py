@@ -96,6 +96,7 @@ def tasks(model: "ModelSettings", asked: TaskOptions, changes: Changes, run: "Ru
     announce(model)
     from robustness.tasks.evaluation import evaluate_tasks, prepare_tasks
 
+    # Before the model is opened, which may take minutes.
     with misuse():
         settings = asked.settings(changes)
     opened = open_model(model)
