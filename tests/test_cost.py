@@ -152,7 +152,7 @@ def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
             cost.measure_batch(work, slice(0, count), plan, matrix)
         most[count] = live.most
     alone, all_of_them = (
-        cost.STRIPS * cost._piece_bytes(gpt2, work, plan, count, 12) for count in (1, 8)
+        cost.STRIPS_AT_ONCE * cost._strip_bytes(gpt2, work, plan, count, 12) for count in (1, 8)
     )
     assert (most[1] - alone) * 8 + all_of_them == pytest.approx(most[8], rel=0.2)
 

@@ -33,13 +33,13 @@ from robustness.sweeps.preparation import PreparedSweep, tally_bytes
 from robustness.sweeps.tracing import measure_batch
 from robustness.trace import readout
 
-SHORT = 64
-"""Tokens of the shorter sequence of the calibration."""
+SHORT_SEQUENCE = 64
+"""Number of tokens of the shorter sequence of the calibration."""
 
-STRIPS = 2
-"""Pieces of logits that a reading holds at once."""
+STRIPS_AT_ONCE = 2
+"""Number of strips of logits that a reading holds at once."""
 
-HEAP = {"cpu": 1.75}
+HEAP_FACTOR = {"cpu": 1.75}
 """Memory taken from the system for a byte of tensors, by kind of device: on a CPU the C library
 keeps what is freed in pieces that later tensors do not fit into, as `benchmarks/cost.py` shows."""
 
@@ -62,19 +62,19 @@ class Cost:
     states: int
     """The largest number of states alive at once, each of all sequences of a batch."""
     state_bytes: int
-    """Of all these states."""
+    """Bytes of all these states."""
     file_bytes: int
-    """Of the file that is left; on the way there are two of them."""
+    """Bytes of the file that is left; while it is saved there are two of them."""
     token_bytes: int
-    """Of the file of single tokens before it is compressed; 0 where they are not kept."""
+    """Bytes of the file of single tokens before compression; 0 where they are not kept."""
     at_most: bool
     """Whether the run may stop before it has read all of the text."""
     memory_bytes: int | None
-    """At the peak, of the process, or on a GPU of its tensors; None for a model on a server."""
+    """Bytes of the process at the peak, or of tensors on a GPU; None for a model on a server."""
     seconds: float | None
-    """None for a model on a server."""
+    """Duration of the run; None for a model on a server."""
     calibration: float
-    """Seconds that the calibration took."""
+    """Duration of the calibration in seconds."""
 
 
 def estimate(prepared: PreparedSweep) -> Cost:
@@ -86,8 +86,8 @@ def estimate(prepared: PreparedSweep) -> Cost:
         As from `prepare`.
     """
     model, plan = prepared.model, prepared.plan(prepared.state_cap)
-    called = [part for kind, step, *_ in plan.rows if kind == RUN for part in parts_of(step)]
-    alone = sum(isinstance(part, tuple) for part in called)
+    called = [leaf for kind, step, *_ in plan.rows if kind == RUN for leaf in leaves_of(step)]
+    alone = sum(isinstance(leaf, tuple) for leaf in called)
     sequences = len(prepared.corpus.tokens)
     blocks = [_block_flops(model, plan, *shape) for shape in _shapes(prepared)]
     heads = [_head_flops(model, prepared, plan, *shape) for shape in _shapes(prepared)]
@@ -181,24 +181,24 @@ def _block_flops(model: Model, plan: Plan, sequences: int, width: int) -> int:
     each = [2 * tokens * size + attention for size in model.block_parameters]
     alone = [(2 * tokens * a + attention, 2 * tokens * m) for a, m in model.sublayer_parameters]
 
-    def of_part(part: Any) -> int:
-        if isinstance(part, int):
-            return each[part]
-        kind, layer = part
+    def of_part(leaf: Any) -> int:
+        if isinstance(leaf, int):
+            return each[leaf]
+        kind, layer = leaf
         return alone[layer][kind == "mlp"]
 
     run = sum(
-        sum(map(of_part, parts_of(step))) * len(sources)
+        sum(map(of_part, leaves_of(step))) * len(sources)
         for kind, step, sources, *_ in plan.rows
         if kind == RUN
     )
     return sum(each) + run
 
 
-def parts_of(step: Any) -> list[Any]:
+def leaves_of(step: Any) -> list[Any]:
     """Return the blocks and sublayers that a plain step calls."""
     if isinstance(step, tuple) and step[0] == "parallel":
-        return [part for member in step[1] for part in parts_of(member)]
+        return [leaf for member in step[1] for leaf in leaves_of(member)]
     return [step]
 
 
@@ -233,13 +233,13 @@ def _calibrate(model: Model, prepared: PreparedSweep, plan: Plan) -> tuple[int, 
     with live:
         _measure(model, prepared, one, plan, matrix)
     alone, all_of_them = (
-        STRIPS * _piece_bytes(model, prepared, plan, size, width) for size in (1, count)
+        STRIPS_AT_ONCE * _strip_bytes(model, prepared, plan, size, width) for size in (1, count)
     )
     kept = prepared.blank.nbytes + tally_bytes(prepared)
     tensors = max(0, live.most - alone) * count + all_of_them
-    memory = held + kept + int(HEAP.get(model.identity["device"], 1.0) * tensors)
+    memory = held + kept + int(HEAP_FACTOR.get(model.identity["device"], 1.0) * tensors)
     points = []
-    for length in (max(3, min(SHORT, width // 2)), width):
+    for length in (max(3, min(SHORT_SEQUENCE, width // 2)), width):
         lengths = one.lengths.clip(max=length)
         cut = replace(one, tokens=one.tokens[:, :length], lengths=lengths)
         flops = _block_flops(model, plan, 1, length) + _head_flops(model, prepared, plan, 1, length)
@@ -258,7 +258,7 @@ def _measure(model: Model, prepared: PreparedSweep, corpus: Any, plan: Plan, mat
     measure_batch(replace(prepared, corpus=corpus), slice(0, 1), plan, matrix)
 
 
-def _piece_bytes(
+def _strip_bytes(
     model: Model, prepared: PreparedSweep, plan: Plan, sequences: int, width: int
 ) -> int:
     """Bytes of the logits that the largest reading holds at once; see `readout`."""

@@ -27,7 +27,7 @@ from robustness.runs.batching import query_positions
 from robustness.text.corpus import Corpus
 
 PREFIX = "token_"
-"""Of what is measured of single tokens, among what a batch yields."""
+"""Prefix of the readouts of single tokens among the values of a batch."""
 
 
 KNOWN = {
@@ -38,13 +38,13 @@ KNOWN = {
 """What is known of every position before anything is measured."""
 
 KNOWN_BYTES = 4 + 1 + 1
-"""Bytes of that for a position."""
+"""Bytes of what is known of one position."""
 
 PART = ownership.kind_of({"measurement": "part"}, ("token",))
 """The kind of the file of a part."""
 
-TOGETHER = 64
-"""Sequences that are copied at once."""
+SEQUENCES_COPIED = 64
+"""Number of sequences that are copied at once."""
 
 
 def beside(path: Path) -> Path:
@@ -273,8 +273,8 @@ def merge(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> None:
             begin = 0
             for part in parts:
                 count = len(part.dimensions["sequence"])
-                for first in range(0, count, TOGETHER):
-                    rows = slice(first, min(first + TOGETHER, count))
+                for first in range(0, count, SEQUENCES_COPIED):
+                    rows = slice(first, min(first + SEQUENCES_COPIED, count))
                     there = slice(begin + rows.start, begin + rows.stop)
                     for name in kinds:
                         whole[name][..., there, :] = part[name][..., rows, :]
