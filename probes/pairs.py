@@ -25,19 +25,19 @@ from robustness.text.local_file import expanded, file_kind, open_file, printable
 PARTS = ("train", "dev", "test")
 
 HUB_PARTS = ("train", "validation")
-"""Of SuperGLUE, with labels."""
+"""Splits of SuperGLUE that have labels."""
 
 FEWEST = 20
-"""Pairs that each part must have."""
+"""Minimum number of pairs in each part."""
 
 MOST = 10**6
-"""Pairs that a part may have."""
+"""Maximum number of pairs in a part."""
 
 LONGEST = 2**16
-"""Bytes of the longest line."""
+"""Maximum number of bytes in a line."""
 
 LONGEST_WORD = 100
-"""Characters of the longest word."""
+"""Maximum number of characters in a word."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pair:
     word: str
     sentences: tuple[str, str]
     spans: tuple[tuple[int, int], tuple[int, int]]
-    """Of the word in each sentence, the first character and the one after the last."""
+    """Place of the word in each sentence: its first character and the one after its last."""
     same: bool
 
 

@@ -17,10 +17,10 @@ from robustness.trace import attention, cka, lens, norms, similarity
 from robustness.trace.types import Captured, TokenFacts
 
 OFFSETS = 32
-"""The farthest token back whose attention weight is kept apart."""
+"""Number of tokens back whose attention weights are kept apart."""
 
 WINDOWS = (1, 2, 4, 5, 8, 16)
-"""Of how many previous tokens the attention weight is added up."""
+"""Numbers of previous tokens over which the attention weight is summed."""
 
 Taken = dict[str, Tensor]
 
@@ -34,15 +34,15 @@ class Measurement:
     """
 
     name: str
-    """As on the command line, and of the file."""
+    """Name on the command line, and of the file."""
     variables: Mapping[Metric, tuple[str, ...]]
-    """Of every variable its metric and its dimensions, in the order of the tensors that come out,
-    `sequence` last. A dimension that no sequence, layer or depth is has its labels in `coords`."""
+    """Dimensions of every variable by its metric, in the order of the tensors that come out, with
+    `sequence` last. Other dimensions than sequence, layer and depth have labels in `coords`."""
     measure: Callable[[Captured, TokenFacts], dict[str, Any]]
-    """From what is captured at a layer, and what is known of the text, to tensors by name, which
-    are stacked over the layers."""
+    """Function of what is captured at a layer, and of what is known of the text, that returns
+    tensors by name. They are stacked over the layers."""
     finish: Callable[..., Taken] | None = None
-    """From the list of these, the model's parts and the text, to the tensors that are wanted."""
+    """Function of the list of these, the model's parts and the text, that returns the result."""
     needs: tuple[str, ...] = ()
     """What is captured besides the residual stream: see `robustness.trace.types.Captured`.
     `prediction` says that `finish` reads residual streams with the final norm and the head."""
@@ -51,19 +51,19 @@ class Measurement:
     coords: Callable[[Model, BlockStructure], dict[str, Any]] = lambda model, structure: {}
     """Labels of further dimensions."""
     grouped: Callable[[Tensor, BlockStructure], NDArray[Any]] | None = None
-    """For what is of many sequences together: from the one tensor that is taken, of many sequences,
-    to the values of the one variable there is, without its last dimension, `batch`."""
+    """Function for a statistic of many sequences together: of the one tensor that is taken, to the
+    values of the one variable, without its last dimension, `batch`."""
     sequential: tuple[str, ...] = ()
     """Variables that are not defined where attention and MLP read the same residual stream."""
     complete: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset
-    """Adds what follows from a finished dataset."""
+    """Function that adds derived variables to a finished dataset."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Recorded with the file, and known in the trace as entries of the text."""
+    """Entries that are recorded in the file, and that traces find in the text."""
     partly: bool = False
     """Whether it can be taken where some blocks do not have all that it needs: `finish` then puts
     NaN in their place."""
     shortest: int = 3
-    """Tokens that a sequence must have."""
+    """Minimum number of tokens in a sequence."""
 
 
 def _processing(structure: BlockStructure) -> list[str]:
@@ -230,4 +230,4 @@ MEASUREMENTS = {
         ),
     )
 }
-"""What `observe` knows by name."""
+"""Measurements that `observe` knows by name."""
