@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import cli
 import robustness
@@ -51,6 +53,7 @@ def test_an_installed_wheel_opens_the_builtin_model_anywhere(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     code = f"""
 import sys
+import tomllib
 sys.path[:0] = [{str(site)!r}]
 import robustness
 assert robustness.__file__.startswith({str(site)!r}), robustness.__file__
@@ -68,3 +71,15 @@ for name in ("builtin", "builtin-parallel"):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(float(line) > 0 for line in done.stdout.split()) and done.stdout.count("\n") == 2
+
+
+def test_what_is_built_on_is_what_is_tested():
+    """Traces rest on what nnsight does inside, so that no other version may be installed."""
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    bounded = {Requirement(bound).name: Requirement(bound).specifier for bound in bounds}
+    for name in ("nnsight", "transformers"):
+        assert pinned[name] in bounded[name]
+        major, minor, patch = map(int, pinned[name].split("."))
+        others = [f"{major}.{minor}.{patch - 1}", f"{major}.{minor + 1}.0"]
+        assert not [other for other in others if other in bounded[name]], name
