@@ -114,7 +114,7 @@ def project(run, llama, stories, gpt2, tmp_path):
     for name in ("whole", "other"):
         (tmp_path / name).mkdir()
         netcdf.save(sweep(gpt2, corpus(), ("drop", "swap")), tmp_path / name / "sweep.nc")
-    text = ("--data", stories, "--context", 32, "--tokens", 100, "--quiet")
+    text = ("--data", stories, "--context", 32, "--tokens", 100)
 
     def call(*words):
         if words[0] == "merge":
@@ -122,7 +122,6 @@ def project(run, llama, stories, gpt2, tmp_path):
                 shard = ("--shard", f"{index}/2", "--out", f"s{index}.nc", "--batch-tokens", 32)
                 assert run("sweep", llama, *text, *shard)[0] == 0
         more = text if words[0] in {"sweep", "observe", "reproduce"} else ()
-        more = ("--quiet",) if words[0] in {"probe", "report"} else more
         return run(*(llama if word == "MODEL" else word for word in words), *more)
 
     return call
@@ -140,7 +139,7 @@ def test_no_command_touches_a_file_that_is_not_ours(project, tmp_path, name):
     if name.startswith("figures"):
         place = place.with_name(f"{picture_names()[-1]}.svg")
     before = foreign(place)
-    code, printed, err = project(*OUTPUTS[name])
+    code, printed, err = project(*OUTPUTS[name], "--quiet")
     assert (code, printed) == (1, "") and err.count("\n") == 1, err
     assert place.name in err and ("move it" in err or "must end in" in err), err
     assert place.read_bytes() == before
