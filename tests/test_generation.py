@@ -11,8 +11,9 @@ from tokenizers_for_tests import byte_tokenizer
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
 from robustness.reordered import generation
-from robustness.reordered.generation import Sampling, generate
+from robustness.reordered.generation import generate
 from robustness.reordered.rebuilding import rebuild
+from robustness.reordered.settings import Sampling
 from robustness.schedules import clean, drop, repeat, swap
 
 SCHEDULES = (clean(4), drop(clean(4), 1), swap(clean(4), 0), repeat(clean(4), 1, 2), (3, 3, 3))

@@ -19,7 +19,8 @@ from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.reordered.exporting import export
-from robustness.reordered.generation import Sampling, generate
+from robustness.reordered.generation import generate
+from robustness.reordered.settings import Sampling
 from robustness.schedules import clean, swap
 from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import RUN, compile_plan

@@ -30,7 +30,8 @@ from robustness.measurements.requirements import unfit
 from robustness.models.opening import open_model
 from robustness.models.weight_processing import process
 from robustness.ndif import backend
-from robustness.reordered.generation import Sampling, generate
+from robustness.reordered.generation import generate
+from robustness.reordered.settings import Sampling
 from robustness.runs.remote_traffic import of_plan
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop

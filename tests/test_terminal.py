@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from recipes.commands.parameters import Finite, Place
 from recipes.terminal import Forgiving, printable
-from robustness.reordered.generation import COLDEST
+from robustness.reordered.settings import COLDEST
 
 ROOT = Path(__file__).parents[1]
 STAGES = [sys.executable, str(ROOT / "cli.py")]
@@ -145,7 +145,7 @@ def test_a_prompt_that_is_no_text_is_refused(run, llama):
 @pytest.mark.parametrize("temperature", ["1e-300", "0.0009", "5e-324"])
 def test_a_temperature_that_overflows_is_refused(run, llama, temperature):
     code, _, err = run("generate", llama, "a", "--schedule", "0..", "--temperature", temperature)
-    assert code == 1 and f"{COLDEST:g}" in err
+    assert code == 2 and f"{COLDEST:g}" in err
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN", "1e999"])

@@ -1,7 +1,7 @@
 """The command that lets a model write with its blocks in other orders."""
 
 from textwrap import indent
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,19 +15,14 @@ from recipes.terminal import hear, say
 
 if TYPE_CHECKING:
     from robustness.models.settings import ModelSettings
+    from robustness.reordered.settings import Sampling
 
 
-class Sampling(TypedDict):
-    """How tokens are chosen."""
+def sampling_settings(values: Values) -> "Sampling":
+    """Return the settings of how tokens are chosen."""
+    from robustness.reordered.settings import Sampling
 
-    tokens: int
-    temperature: float
-    seed: int
-
-
-def sampling(values: Values) -> Sampling:
-    """Return how tokens are chosen."""
-    return Sampling(**values)  # type: ignore[typeddict-item]
+    return Sampling(**values)
 
 
 @click.command()
@@ -42,8 +37,8 @@ def sampling(values: Values) -> Sampling:
     help='Order in which the blocks run, as in "0..3-5-4-6.."; may be given several times.',
 )
 @gather(
-    "how",
-    sampling,
+    "sampling",
+    sampling_settings,
     click.option(
         "--tokens",
         "--max-new-tokens",
@@ -67,7 +62,9 @@ def sampling(values: Values) -> Sampling:
 @model_options
 @table_options
 @quiet_option
-def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: Sampling) -> None:
+def generate(
+    model: "ModelSettings", prompt: str, texts: tuple[str, ...], sampling: "Sampling"
+) -> None:
     """Continue PROMPT with MODEL as it is, and with its blocks in other orders.
 
     A PROMPT of - is read from standard input. The tokenizer's BOS precedes it if there is one. Each
@@ -88,9 +85,9 @@ def generate(model: "ModelSettings", prompt: str, texts: tuple[str, ...], how: S
     schedules = [clean(opened.layers)]
     schedules += [from_text(text, opened.layers) for text in texts]
     with progress(None, "token") as show:
-        settings, distinct = generation.Sampling(**how), list(dict.fromkeys(schedules))
-        written = generation.generate(opened, prompt, distinct, settings, progress=show)
-    rows = [(to_text(each.schedule), each.text) for each in written]
+        distinct = list(dict.fromkeys(schedules))
+        continuations = generation.generate(opened, prompt, distinct, sampling, progress=show)
+    rows = [(to_text(written.schedule), written.text) for written in continuations]
     if chosen_form() is None:
         for schedule, text in rows:
             say(f"{schedule}:\n{indent(text.strip(chr(10)), '    ')}")
