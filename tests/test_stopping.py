@@ -226,5 +226,5 @@ def test_what_was_reached_is_told(run, llama, stories):
     assert run(*words, "--until-se", "nan")[0] == 2
     for text in ("0", "-1"):
         code, _, err = run(*words, "--until-se", text)
-        assert code == 1 and f"--until-se {text}: the relative standard error" in err
+        assert code == 2 and f"--until-se {text}: the relative standard error" in err
     assert stopping.FEWEST_DOCUMENTS == 30

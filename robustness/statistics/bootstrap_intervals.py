@@ -14,39 +14,39 @@ from robustness.statistics.uncertainty import DRAWS, LEVEL, expanded_percentile
 def bootstrap(
     values: xr.DataArray, *, level: float = LEVEL, draws: int = DRAWS - 1, seed: int = 0
 ) -> xr.DataArray:
-    """Bootstrap interval of the mean over sequences, whole documents drawn at a time.
+    """Bootstrap interval of the mean over sequences; whole documents are resampled.
 
-    scipy's bias-corrected and accelerated interval (Efron 1987), which need not be symmetric: the
-    one to look at where few documents are far from the rest. Its percentile interval where that is
-    not defined, as for values that are all alike. It is wider where documents are few, as
-    `uncertainty.interval` is.
+    The interval is scipy's bias-corrected and accelerated one (Efron 1987). It need not be
+    symmetric, which matters where a few documents are far from the rest. Where it is not defined,
+    as for values that are all alike, scipy's percentile interval takes its place. Both are widened
+    where documents are few, as `uncertainty.interval` is.
 
     Parameters
     ----------
     values : DataArray
-        With a dimension `sequence` and a coordinate `document` along it; perhaps a difference, from
-        `robustness.statistics.paired`, whose interval is then that of paired data.
+        Array with a dimension `sequence` and a coordinate `document` along it. A difference from
+        `robustness.statistics.paired` gives the interval of paired data.
     level : float
-        Confidence.
+        Confidence level.
     draws : int
-        Number of samples.
+        Number of bootstrap samples.
     seed : int
         Seed of the samples.
 
     Returns
     -------
     DataArray
-        Without `sequence`, with `end` (low, high) last; NaN where there are fewer than two
+        Interval without `sequence`, with `end` (low, high) last; NaN where there are fewer than two
         documents, or a value is missing.
     """
     rest = values.isel(sequence=0, drop=True)
     numbers = values.transpose(..., "sequence").values.astype(np.float64)
     rows = numbers.reshape(-1, numbers.shape[-1])
-    known = np.isfinite(rows).all(1)
+    finite = np.isfinite(rows).all(1)
     ends = np.full((len(rows), 2), np.nan)
-    documents = Documents.of(rows[known], values["document"].values)
-    if len(documents.sizes) > 1 and known.any():
-        ends[known] = _bootstrap_ends(documents, level, draws, seed)
+    documents = Documents.of(rows[finite], values["document"].values)
+    if len(documents.sizes) > 1 and finite.any():
+        ends[finite] = _bootstrap_ends(documents, level, draws, seed)
     return xr.DataArray(
         ends.reshape(*rest.shape, 2),
         dims=(*rest.dims, "end"),
@@ -72,10 +72,10 @@ def _bootstrap_ends(
 
 
 def _two_digits(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Round positive numbers to two significant digits; 1 for what is no number."""
-    known = np.where(np.isfinite(numbers), numbers, 1.0)
-    digit = 10.0 ** (np.floor(np.log10(known)) - 1)
-    return np.round(known / digit) * digit
+    """Round positive numbers to two significant digits; NaN and infinity become 1."""
+    finite = np.where(np.isfinite(numbers), numbers, 1.0)
+    digit = 10.0 ** (np.floor(np.log10(finite)) - 1)
+    return np.round(finite / digit) * digit
 
 
 def _bca_ends(
@@ -85,13 +85,16 @@ def _bca_ends(
     draws: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """Return the ends of BCa intervals of ratios of sums (mean, document), else of percentiles."""
+    """Return the ends of BCa intervals of means, or of percentile intervals where BCa has none.
+
+    A mean is a ratio of sums over documents: of the values (mean, document), and of their number.
+    """
     ends = np.full((len(sums), 2), np.nan)
     # The later method wins where it is defined.
     for method in ("percentile", "BCa"):
         with warnings.catch_warnings(), np.errstate(invalid="ignore"):
             warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)
-            found = scipy.stats.bootstrap(
+            confidence_interval = scipy.stats.bootstrap(
                 (sums, counts),
                 lambda total, count, axis: total.sum(axis) / count.sum(axis),
                 n_resamples=draws,
@@ -103,8 +106,8 @@ def _bca_ends(
                 method=method,
                 rng=np.random.default_rng(seed),
             ).confidence_interval
-        both = np.stack([found.low, found.high], -1)
-        ends = np.where(np.isfinite(both), both, ends)
+        by_method = np.stack([confidence_interval.low, confidence_interval.high], -1)
+        ends = np.where(np.isfinite(by_method), by_method, ends)
     return ends
 
 
@@ -116,12 +119,12 @@ def intervals(dataset: xr.Dataset, *, level: float = LEVEL, seed: int = 0) -> xr
     Dataset
         Every variable NAME that has sequences, averaged over them, and `NAME_low` and `NAME_high`.
     """
-    found = {}
+    variables = {}
     for name, values in dataset.data_vars.items():
         if "sequence" in values.dims and values.dtype.kind == "f":
             ends = bootstrap(values, level=level, seed=seed)
-            found[str(name)] = values.mean("sequence", skipna=False, keep_attrs=True)
+            variables[str(name)] = values.mean("sequence", skipna=False, keep_attrs=True)
             for end in ("low", "high"):
                 attrs = {**values.attrs, "long_name": f"{end} end of the {level:.0%} interval"}
-                found[f"{name}_{end}"] = ends.sel(end=end, drop=True).assign_attrs(attrs)
-    return xr.Dataset(found, attrs=dataset.attrs)
+                variables[f"{name}_{end}"] = ends.sel(end=end, drop=True).assign_attrs(attrs)
+    return xr.Dataset(variables, attrs=dataset.attrs)

@@ -1,18 +1,18 @@
 """Stages: where along the layers their signatures change, by exact dynamic programming.
 
-Layers are divided into segments within which a model's signatures stay alike. With x(l, s) the
-signature s of layer l, each with mean 0 and variance 1 over layers, a partition costs
+Layers are divided into segments within which a model's signatures stay alike. Let x(l, s) be
+signature s of layer l, standardised to mean 0 and variance 1 over layers. A partition costs
 
     sum over segments, signatures and layers of (x(l, s) - mean of s over the segment)²
 
-and the cheapest of all partitions into k segments is found exactly (Bellman 1961; Auger and
-Lawrence 1989). How many segments there are is chosen by the Bayesian information criterion (Yao
-1988): with n values of which the share c is left,
+The cheapest of all partitions into k segments is found exactly (Bellman 1961; Auger and Lawrence
+1989). The number of segments is the one with the lowest Bayesian information criterion (Yao 1988).
+For n values, the share c of whose variance is left within segments, the criterion is
 
     n log c + (means + 2 boundaries) log n
 
-A boundary counts twice because it is searched among all layers; with that, none of 100 sets of four
-or nine noisy signatures was divided. The criterion may choose one segment, which means no stages.
+A boundary counts twice because it is searched among all layers. With this penalty, none of 100 sets
+of four or nine noisy signatures was divided. The criterion may choose one segment: no stages.
 """
 
 from dataclasses import dataclass
@@ -45,11 +45,12 @@ def standardise(signatures: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
         centred = signatures - np.nanmean(signatures, 1, keepdims=True)
         spread = np.sqrt(np.nanmean(centred**2, 1, keepdims=True))
+    # Not `spread > 0`: equal values leave a spread of rounding errors.
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-12)
 
 
 def segment(signatures: NDArray[np.float64], count: int) -> Segmentation:
-    """Divide layers into a number of segments, at the least cost.
+    """Divide layers into a given number of segments, at the least cost.
 
     Parameters
     ----------
@@ -71,8 +72,8 @@ def segment(signatures: NDArray[np.float64], count: int) -> Segmentation:
     if cost == inf:
         raise ValueError(f"{layers} layers cannot be divided into {count} segments")
     starts, end = [], layers
-    for used in range(count, 0, -1):
-        end = int(last_start[used, end])
+    for segments in range(count, 0, -1):
+        end = int(last_start[segments, end])
         starts.append(end)
     values = max(1, int((~np.isnan(signatures)).sum()))
     parameters = count * len(signatures) + 2 * (count - 1)
@@ -87,7 +88,7 @@ def segment(signatures: NDArray[np.float64], count: int) -> Segmentation:
 def _cheapest(
     costs: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the least cost of dividing the layers before each, by the number of segments.
+    """Return the least cost of dividing layers 0 to end - 1 into segments, for every end.
 
     Parameters
     ----------
@@ -99,28 +100,36 @@ def _cheapest(
     Returns
     -------
     float64 array of shape (segments, end)
-        The costs, infinite where there are too few layers.
+        Least costs, infinite where there are too few layers.
     int64 array of shape (segments, end)
-        Where the last of these segments starts.
+        Start of the last segment in the cheapest partition.
     """
     layers = costs.shape[1] - 1
     best = np.full((count + 1, layers + 1), inf)
     last_start = np.zeros((count + 1, layers + 1), np.int64)
     best[0, 0] = 0
-    for used in range(1, count + 1):
+    for segments in range(1, count + 1):
         for end in range(1, layers + 1):
-            shortest = 1 if used == 1 or end == layers else SHORTEST_SEGMENT
+            at_an_edge = segments == 1 or end == layers
+            shortest = 1 if at_an_edge else SHORTEST_SEGMENT
             for start in range(end - shortest + 1):
-                cost = best[used - 1, start] + costs[start, end]
-                if cost < best[used, end]:
-                    best[used, end], last_start[used, end] = cost, start
+                cost = best[segments - 1, start] + costs[start, end]
+                if cost < best[segments, end]:
+                    best[segments, end], last_start[segments, end] = cost, start
     return best, last_start
 
 
 def partitions(signatures: NDArray[np.float64], most: int = 8) -> list[Segmentation]:
-    """Return the cheapest partitions into 1, 2, … segments of at least three layers on average.
+    """Return the cheapest partition into each number of segments, from 1 upwards.
 
-    The best of them is the one with the lowest criterion.
+    Segments have at least three layers on average. The best partition has the lowest criterion.
+
+    Parameters
+    ----------
+    signatures : float64 array of shape (signature, layer)
+        Standardised signatures; NaN is ignored.
+    most : int
+        Maximum number of segments.
     """
     cheapest = []
     for count in range(1, max(1, min(most, signatures.shape[1] // 3)) + 1):
@@ -132,12 +141,13 @@ def partitions(signatures: NDArray[np.float64], most: int = 8) -> list[Segmentat
 
 
 def segment_costs(signatures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the cost of every segment, (start, end): layers start to end - 1."""
-    known = ~np.isnan(signatures)
-    values = np.where(known, signatures, 0.0)
-    count = _sums_of_segments(known * 1.0)
+    """Return the cost of every segment, (start, end), which holds layers start to end - 1."""
+    measured = ~np.isnan(signatures)
+    values = np.where(measured, signatures, 0.0)
+    count = _sums_of_segments(measured * 1.0)
     total = _sums_of_segments(values)
     squares = _sums_of_segments(values**2)
+    # Squared distances from the mean are Σx² - (Σx)²/n: all segments at once, from running sums.
     explained = np.divide(total**2, count, out=np.zeros_like(count), where=count > 0)
     costs: NDArray[np.float64] = (squares - explained).sum(0)
     return costs

@@ -16,14 +16,14 @@ from robustness.errors import Refusal
 from robustness.statistics.uncertainty import standard_error
 
 FEWEST_DOCUMENTS = 30
-"""Fewest documents of which a standard error that is clustered by document can be trusted."""
+"""Minimum number of documents before a standard error clustered by document stops a run."""
 
 ROUNDING = 1e-6
-"""Mean KL in nats below which it is rounding, and its relative error means nothing."""
+"""Mean KL in nats below which a mean is a rounding error, and has no relative error."""
 
 
 def check_bound(bound: float) -> float:
-    """Return the bound of a relative standard error, or refuse it.
+    """Return a bound for the relative standard error, if it is above 0 and finite.
 
     Raises
     ------
@@ -32,7 +32,8 @@ def check_bound(bound: float) -> float:
     """
     if not (isfinite(bound) and bound > 0):
         raise Refusal(
-            f"`until_se` {bound:g}: the relative standard error to reach is above 0, as in 0.02"
+            f"`until_se` {bound:g}: the relative standard error to reach must be above 0, as in "
+            "0.02"
         )
     return bound
 
@@ -43,37 +44,39 @@ def relative_error(dataset: xr.Dataset) -> float:
     Parameters
     ----------
     dataset : Dataset
-        `kl` (…, sequence) of a sweep or of schedules, of the sequences that are measured.
+        Dataset of a sweep or of schedules, with `kl` (…, sequence) of the measured sequences.
 
     Returns
     -------
     float
-        Largest ratio of standard error to mean over all schedules; NaN where one is not known,
-        because there is only one document, or a prediction was not finite.
+        Largest ratio of standard error to mean over all schedules. NaN if the error of one of them
+        is not defined, because there is only one document, or a prediction was not finite.
     """
     kl = dataset["kl"]
+    # float32, in which files keep their values, would add up rounding errors over long runs.
     mean = kl.mean("sequence", dtype="float64", skipna=False)
     relative = standard_error(kl) / mean.clip(ROUNDING)
     # At some layers there is no schedule, as with a swap at the last.
     exists = dataset["schedule"] != "" if "schedule" in dataset.coords else True
+    # A schedule without an error must keep the run going, not be left out of the maximum.
     return float(relative.where(exists, 0.0).max(skipna=False))
 
 
 def is_enough(dataset: xr.Dataset, bound: float) -> bool:
-    """Whether the measured sequences are of enough documents, and their errors below a bound."""
+    """Whether enough documents are measured, and the relative standard error is below a bound."""
     documents = np.unique(dataset["document"]).size
     return documents >= FEWEST_DOCUMENTS and relative_error(dataset) < bound
 
 
 def stopping_attributes(dataset: xr.Dataset, tokens: int) -> dict[str, Any]:
-    """Return the attributes of a run that could stop early: its extent, and the error reached.
+    """Return the attributes of a run that could stop early: its extent and the error it reached.
 
     Parameters
     ----------
     dataset : Dataset
         Dataset of the measured sequences, with the settings of the whole run.
     tokens : int
-        Number of tokens in these sequences.
+        Number of tokens in the measured sequences.
     """
     return {
         "until_se_reached": relative_error(dataset),
@@ -86,7 +89,7 @@ def stopping_attributes(dataset: xr.Dataset, tokens: int) -> dict[str, Any]:
 
 
 def settings_before_stopping(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run was started with, from the attributes that it left."""
+    """Return the settings that a run was started with, from the attributes of its file."""
     settings = dict(attrs)
     if "until_se_reached" not in settings:
         return settings
@@ -98,14 +101,14 @@ def settings_before_stopping(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def goes_further(earlier: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run could stop early, and one that is wanted stops later or not at all.
+def goes_further(earlier: Mapping[str, Any], requested: Mapping[str, Any]) -> bool:
+    """Whether an earlier run could stop early, and the requested one stops later or not at all.
 
     Parameters
     ----------
-    earlier, wanted : mapping
+    earlier, requested : mapping
         Attributes of the two runs.
     """
     if "until_se" not in earlier:
         return False
-    return "until_se" not in wanted or float(wanted["until_se"]) < float(earlier["until_se"])
+    return "until_se" not in requested or float(requested["until_se"]) < float(earlier["until_se"])
