@@ -20,7 +20,7 @@ from robustness.files.netcdf import load, load_tally, save
 from robustness.files.provenance import file_attributes
 from robustness.files.sequences import sequence_coords
 from robustness.files.structure import DECODING_ATTRIBUTES
-from robustness.sweeps import token_file
+from robustness.sweeps import token_layout
 
 SETTINGS = {
     "model": "planted",
@@ -363,10 +363,10 @@ def test_ids_of_tokens_that_look_like_a_link_are_read(tmp_path):
         coords={"sequence": [0], "document": ("sequence", [0]), "schedule": ["0"]},
         attrs={"stages_schema": 1},
     )
-    known = {name: np.zeros((1, 64), np.int64) for name in token_file.KNOWN}
+    known = {name: np.zeros((1, 64), np.int64) for name in token_layout.COLUMNS}
     known["token_id"][0, 10:13] = 71681, 0x14101, 0x41
     path = tmp_path / "x.tokens.nc"
-    token_file._frame(frame, ("schedule",), known).to_netcdf(path, engine="netcdf4")
+    token_layout.frame(frame, ("schedule",), known).to_netcdf(path, engine="netcdf4")
     hdf5_bytes.check_bytes(path)
     raw = known["token_id"].astype(np.int32).tobytes()
     assert hdf5_bytes.LINK.search(raw) and raw not in path.read_bytes()

@@ -12,8 +12,9 @@ from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, reverse
 from robustness.schedules.plan import compile_plan
-from robustness.sweeps import cost, sweep
+from robustness.sweeps import calibration, sweep
 from robustness.sweeps.cost import describe, estimate
+from robustness.sweeps.live_bytes import LiveBytes
 from robustness.sweeps.preparation import prepare
 from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
 
@@ -128,7 +129,7 @@ def test_the_size_of_the_file_is_foretold(gpt2, tmp_path, sequences):
 
 
 def test_live_bytes_are_those_of_the_tensors_that_are_there():
-    with cost._Live() as live:
+    with LiveBytes() as live:
         first = torch.ones(1000, dtype=torch.float64)
         second = first + 1
         view = second[:10]
@@ -148,11 +149,12 @@ def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
     work = prepared(gpt2, text, batch_tokens=96, state_cap=8)
     plan, most = work.plan(8), {}
     for count in (1, 8):
-        with cost._Live() as live:
-            cost.measure_batch(work, slice(0, count), plan, matrix)
+        with LiveBytes() as live:
+            calibration.measure_batch(work, slice(0, count), plan, matrix)
         most[count] = live.most
     alone, all_of_them = (
-        cost.STRIPS_AT_ONCE * cost._strip_bytes(gpt2, work, plan, count, 12) for count in (1, 8)
+        calibration.STRIPS_AT_ONCE * calibration.strip_bytes(work, plan, count, 12)
+        for count in (1, 8)
     )
     assert (most[1] - alone) * 8 + all_of_them == pytest.approx(most[8], rel=0.2)
 

@@ -85,9 +85,11 @@ KNOWN = {
     ("robustness.reordered.exporting", "save_pretrained"),
     ("robustness.reordered.exporting", "write_text"),
     ("robustness.sweeps.token_file", "Dataset"),
-    ("robustness.sweeps.token_file", "rename"),
     ("robustness.sweeps.token_file", "to_netcdf"),
-    ("robustness.sweeps.token_file", "unlink"),  # a part, in a directory that is checked
+    ("robustness.sweeps.token_merging", "Dataset"),
+    ("robustness.sweeps.token_merging", "to_netcdf"),
+    ("robustness.sweeps.token_parts", "rename"),
+    ("robustness.sweeps.token_parts", "unlink"),  # a part, in a directory that is checked
     ("recipes.report.svg", "savefig"),  # into memory
     ("recipes.report.page", "write_text"),
     ("recipes.training.pretraining", "mkdir"),

@@ -12,7 +12,7 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.files import netcdf, resumable
 from robustness.schedules import clean, swap
-from robustness.sweeps import sweep, token_file
+from robustness.sweeps import sweep, token_layout, token_merging
 from robustness.sweeps.merging import merge
 from robustness.sweeps.shards import Shard, parse_shard
 
@@ -111,21 +111,21 @@ def test_the_unsharded_command_finds_its_run_done_when_shards_are_merged(gpt2, t
 
 
 def test_tokens_of_shards_are_merged_too_bit_for_bit(gpt2, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_file, "TOGETHER", 2)
+    monkeypatch.setattr(token_merging, "SEQUENCES_COPIED", 2)
     text, path = corpus(sequences=7), tmp_path / "sweep.nc"
     options = {"per_token": True, "batch_tokens": BATCH}
     whole = tmp_path / "whole" / "sweep.nc"
     sweep(gpt2, text, out=whole, **options)
     files = run_shards(gpt2, text, tmp_path, 2, per_token=True)
-    merge([*files, token_file.beside(files[0])], path)  # as a pattern of names finds them
-    one, other = (xr.load_dataset(token_file.beside(file)) for file in (whole, path))
+    merge([*files, token_layout.beside(files[0])], path)  # as a pattern of names finds them
+    one, other = (xr.load_dataset(token_layout.beside(file)) for file in (whole, path))
     assert_same_bits(one, other)
     sweep(gpt2, text, out=path, **options)  # finds its run done
 
 
 def test_tokens_that_are_missing_are_missed(gpt2, tmp_path):
     files = run_shards(gpt2, corpus(sequences=7), tmp_path, 2, per_token=True)
-    tokens = token_file.beside(files[1])
+    tokens = token_layout.beside(files[1])
     with pytest.raises(Refusal, match=r"shard-2-of-2\.tokens\.nc holds single tokens: give"):
         merge([files[0], tokens])
     tokens.unlink()
@@ -155,7 +155,7 @@ def test_what_an_interrupted_merge_left_is_not_gone_on_with(gpt2, tmp_path, monk
 
 def test_a_merge_keeps_tokens_in_step_with_the_whole(gpt2, tmp_path):
     text, path = corpus(sequences=7), tmp_path / "sweep.nc"
-    tokens, torn = token_file.beside(path), tmp_path / ".sweep.tokens.nc.1.writing"
+    tokens, torn = token_layout.beside(path), tmp_path / ".sweep.tokens.nc.1.writing"
     files = run_shards(gpt2, text, tmp_path, 2, per_token=True)
     torn.write_bytes(b"x")
     merge(files, path)

@@ -16,13 +16,13 @@ from robustness.files.netcdf import load
 from robustness.files.sequences import measured_sequences
 from robustness.models.opening import open_model
 from robustness.schedules import clean, drop
-from robustness.sweeps import execution, sweep, token_file
+from robustness.sweeps import execution, sweep, token_file, token_layout
 
 NAMES = ("kl", "agreement", "loss", "entropy", "accuracy")
 
 
 def of_tokens(path):
-    return xr.load_dataset(token_file.beside(path))
+    return xr.load_dataset(token_layout.beside(path))
 
 
 def test_every_token_is_that_of_a_rebuilt_model(family, tmp_path):
@@ -56,7 +56,7 @@ def test_means_of_tokens_are_what_the_file_of_sequences_holds(gpt2, tmp_path, le
         assert data[name].attrs["units"] == whole[name].attrs["units"]
     assert data.document.values.tolist() == whole.document.values.tolist()
     assert data.attrs["created"] and data.attrs["per_token"] == "yes"
-    averaged = measured_sequences(load(token_file.beside(tmp_path / "a.nc")))
+    averaged = measured_sequences(load(token_layout.beside(tmp_path / "a.nc")))
     np.testing.assert_allclose(averaged.kl, whole.kl, atol=1e-12)
     assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
 

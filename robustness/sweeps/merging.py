@@ -17,6 +17,8 @@ from robustness.files.provenance import file_attributes
 from robustness.files.tally import modal_share
 from robustness.sweeps import token_file
 from robustness.sweeps.shards import Shard, parse_shard
+from robustness.sweeps.token_layout import beside
+from robustness.sweeps.token_merging import check_token_files, merge_token_files
 
 OWN = (
     *(name for name in matching.FREE_ATTRIBUTES if name not in changes.ADJUSTABLE),
@@ -64,7 +66,7 @@ def merge(
     # Without a path for the whole there is nowhere to put single tokens.
     keeps_tokens = first.attrs.get("per_token") is not None and out is not None
     if keeps_tokens:
-        token_file.check_there(list(shards))
+        check_token_files(list(shards))
     attributes = _whole(shards) | _provenance(shards, command)
     tallies = _load_tallies(shards)
     share, fits = first[MODAL_SHARE.name], _fits(first)
@@ -87,9 +89,9 @@ def merge(
     with run:
         _add_shards(run, measured, list(shards.values()), tallies)
         if out is not None and keeps_tokens:
-            if not (run.finished and token_file.beside(out).exists()):
+            if not (run.finished and beside(out).exists()):
                 # Before the file that says that they are there.
-                token_file.merge(list(shards), out, run.dataset)
+                merge_token_files(list(shards), out, run.dataset)
         dataset = run.finish()
         if out is not None and not keeps_tokens:
             token_file.remove(out)
@@ -104,7 +106,7 @@ def _load_shards(files: Sequence[Path], out: Path | None) -> dict[Path, xr.Datas
     for file in files:
         if files.count(file) > 1:
             raise Refusal(f"{file} was given twice")
-    tokens = {token_file.beside(file) for file in files}
+    tokens = {beside(file) for file in files}
     shards = _in_order({file: _load(file) for file in files if file not in tokens})
     if out is not None and out.resolve() in {file.resolve() for file in shards}:
         raise Refusal(f"{out} is one of the shards: choose another `out`")
