@@ -18,7 +18,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.statistics.bootstrap_intervals import bootstrap
-from robustness.statistics.uncertainty import band, drawn, interval
+from robustness.statistics.uncertainty import band, bootstrap_means, interval
 
 DOCUMENTS = (8, 15, 30)
 SPREADS = {"equal": 0.0, "unequal": 0.8, "very unequal": 1.3}
@@ -70,7 +70,7 @@ def intervals(values: xr.DataArray, draws: int) -> dict[str, tuple[float, float]
     return {
         "by number": by_number(values),
         "t": (float(low), float(high)),
-        "percentile": interval(drawn(values, draws=draws)),
+        "percentile": interval(bootstrap_means(values, draws=draws)),
         "BCa": (float(first), float(last)),
     }
 

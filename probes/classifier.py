@@ -154,7 +154,7 @@ def interval_of_difference(
     # As wide as for the fewer clusters of the two, since the difference is no better known.
     fewer = min(ones, others, key=lambda draws: float(draws[DRAWN_FROM]))
     difference = (ones.drop_vars(DRAWN_FROM) - others.drop_vars(DRAWN_FROM)).assign_coords(
-        uncertainty.drawn_as(fewer)
+        uncertainty.draw_coordinates(fewer)
     )
     return uncertainty.interval(difference)
 
@@ -164,7 +164,7 @@ def _means(values: NDArray[Any], cluster: NDArray[Any], seed: int) -> xr.DataArr
     items = xr.DataArray(
         values.astype(np.float64), dims="item", coords={"document": ("item", cluster)}
     )
-    return uncertainty.drawn(items, "item", draws=REPETITIONS, seed=seed)
+    return uncertainty.bootstrap_means(items, "item", draws=REPETITIONS, seed=seed)
 
 
 def labelled(

@@ -147,7 +147,7 @@ class Check:
     """Name of the number, in words."""
     value: Callable[..., Any]
     """Function of a model's files, or of those of several models, that returns a DataArray over
-    `draw` (see `uncertainty.drawn`), a float without uncertainty, or value, low and high."""
+    `draw` (see `bootstrap_means`), a float without uncertainty, or value, low and high."""
     least: float | None = None
     most: float | None = None
     """Thresholds that the number must be above and below; without either it is only reported."""

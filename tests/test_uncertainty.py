@@ -7,7 +7,7 @@ from working_model import effective_documents_of_matrices
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import (
     band,
-    drawn,
+    bootstrap_means,
     effective_documents,
     interval,
     standard_error,
@@ -60,7 +60,7 @@ def test_draw_0_is_the_mean_and_the_others_spread_as_the_standard_error():
     documents = np.repeat(np.arange(60), random.integers(1, 6, 60))
     values = random.normal(size=(3, 60))[:, documents] + random.normal(size=(3, len(documents)))
     data = array(values, documents)
-    found = drawn(data, draws=4000)
+    found = bootstrap_means(data, draws=4000)
     assert found.dims == ("draw", "layer") and found.sizes["draw"] == 4001
     np.testing.assert_allclose(found.isel(draw=0), values.mean(1))
     spread = found.isel(draw=slice(1, None)).std("draw")
@@ -71,7 +71,7 @@ def test_draws_equal_means_of_documents_drawn_by_hand():
     random = np.random.default_rng(3)
     documents = np.array([5, 5, 7, 9, 9, 9])
     values = random.normal(size=6)
-    found = drawn(array(values, documents), draws=5, seed=11)
+    found = bootstrap_means(array(values, documents), draws=5, seed=11)
     counts = np.random.default_rng(11).multinomial(3, [1 / 3] * 3, 5)
     for draw, times in enumerate(counts):
         taken = np.concatenate(
@@ -82,21 +82,21 @@ def test_draws_equal_means_of_documents_drawn_by_hand():
 
 def test_two_arrays_over_the_same_documents_are_drawn_alike():
     values = array(np.random.default_rng(4).normal(size=(2, 30)), np.arange(30) // 3)
-    difference = drawn(values + 1) - drawn(values)
+    difference = bootstrap_means(values + 1) - bootstrap_means(values)
     np.testing.assert_allclose(difference, 1)
 
 
 def test_draws_of_one_document_or_of_missing_values_are_missing():
-    found = drawn(array([1.0, 3.0], [4, 4]), draws=3)
+    found = bootstrap_means(array([1.0, 3.0], [4, 4]), draws=3)
     assert float(found[0]) == 2 and found[1:].isnull().all()
-    found = drawn(array([[1.0, np.nan], [1.0, 2.0]], [0, 1]), draws=3)
+    found = bootstrap_means(array([[1.0, np.nan], [1.0, 2.0]], [0, 1]), draws=3)
     assert found.isel(layer=0).isnull().all() and found.isel(layer=1).notnull().all()
 
 
 def test_items_are_drawn_one_by_one_unless_they_have_documents():
     items = xr.DataArray(np.arange(40.0), dims="item")
     grouped = items.assign_coords(document=("item", np.arange(40) // 10))
-    alone, together = (drawn(each, "item")[1:].std() for each in (items, grouped))
+    alone, together = (bootstrap_means(each, "item")[1:].std() for each in (items, grouped))
     assert float(alone) == pytest.approx(float(items.std()) / 40**0.5, rel=0.1)
     assert float(together) > 2 * float(alone)
 
@@ -106,7 +106,9 @@ def test_intervals_of_few_documents_cover_as_often_as_they_say(documents):
     """Plain percentiles of four cover in about 78 of 100 cases, of ten in 90."""
     random, covered, plain = np.random.default_rng(5), 0, 0
     for _ in range(400):
-        found = drawn(array(random.normal(size=documents), np.arange(documents)), draws=999)
+        found = bootstrap_means(
+            array(random.normal(size=documents), np.arange(documents)), draws=999
+        )
         low, high = interval(found)
         covered += low < 0 < high
         low, high = interval(found.drop_vars("drawn_from"))
@@ -117,13 +119,13 @@ def test_intervals_of_few_documents_cover_as_often_as_they_say(documents):
 
 def test_intervals_are_students_for_means_of_normal_values():
     values = np.random.default_rng(6).normal(size=200)
-    low, high = interval(drawn(array(values, np.arange(200)), draws=20_000))
+    low, high = interval(bootstrap_means(array(values, np.arange(200)), draws=20_000))
     expected = stats.t.interval(0.95, 199, values.mean(), stats.sem(values))
     np.testing.assert_allclose([low, high], expected, atol=0.005)
 
 
 def test_one_document_has_no_interval():
-    assert np.isnan(interval(drawn(array([1.0, 2.0], [3, 3])))).all()
+    assert np.isnan(interval(bootstrap_means(array([1.0, 2.0], [3, 3])))).all()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -194,7 +196,7 @@ def test_bootstraps_of_unequal_documents_cover_more_often_than_by_their_number()
         sizes = np.maximum(1, random.lognormal(1.5, 0.8, 12).round()).astype(int)
         documents = np.repeat(np.arange(12), sizes)
         values = array(simulated(random, documents, 0.3, 1)[0], documents)
-        low, high = interval(drawn(values, draws=400))
+        low, high = interval(bootstrap_means(values, draws=400))
         found["interval"] += low < 0 < high
         low, high = bootstrap(values, draws=400).values
         found["bootstrap"] += low < 0 < high

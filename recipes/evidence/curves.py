@@ -8,7 +8,7 @@ import scipy.stats
 import xarray as xr
 
 from recipes.evidence.files import Absent, Files
-from robustness.statistics.uncertainty import drawn_as, interval_of_rank_correlation
+from robustness.statistics.uncertainty import draw_coordinates, interval_of_rank_correlation
 
 FEWEST = 7
 """Minimum number of layers of a model with an interior: three layers, and two at either end."""
@@ -68,7 +68,9 @@ def place_of_largest(values: xr.DataArray) -> xr.DataArray:
     where = values.fillna(-np.inf).argmax(dim)
     place = xr.DataArray(position(values)[where.values].astype(float), dims=where.dims)
     finite = np.isfinite(values.transpose(*where.dims, dim).values).all(-1)
-    return place.where(xr.DataArray(finite, dims=where.dims)).assign_coords(drawn_as(values))
+    return place.where(xr.DataArray(finite, dims=where.dims)).assign_coords(
+        draw_coordinates(values)
+    )
 
 
 def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
@@ -92,7 +94,7 @@ def rank_correlation(values: xr.DataArray) -> xr.DataArray:
     spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
     product = np.tensordot(order, ranks, axes=(0, 0))
     correlation = np.divide(product, spread, out=np.full_like(spread, np.nan), where=spread > 0)
-    return xr.DataArray(correlation, dims=rest, coords=drawn_as(values))
+    return xr.DataArray(correlation, dims=rest, coords=draw_coordinates(values))
 
 
 def rank_correlation_of_models(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recipes.evidence.files import Files
 from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, SWEEP, Source
 from robustness.errors import Refusal
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 FEWEST = 3
 """Number of signatures below which boundaries mean little."""
@@ -43,7 +43,7 @@ class Measured:
     def means(self, draws: int, seed: int) -> NDArray[np.float64]:
         """Return means over sequences, (draw, layer): of the data, and of documents drawn again."""
         if "sequence" in self.values.dims:
-            means = drawn(self.values, draws=draws, seed=seed)
+            means = bootstrap_means(self.values, draws=draws, seed=seed)
             return means.transpose("draw", "layer").values
         # What is of weights alone does not depend on which documents are drawn.
         shape = (draws + 1, self.values.sizes["layer"])

@@ -5,7 +5,7 @@ import xarray as xr
 from recipes.evidence.curves import interior
 from recipes.evidence.files import Absent, Files, task_metric
 from recipes.recipe import TASKS, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn, interval
+from robustness.statistics.uncertainty import bootstrap_means, interval
 
 CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "lambada_openai": 0.0}
 
@@ -17,12 +17,12 @@ def _lost(name: str, files: Files) -> xr.DataArray:
     for task in map(str, dataset["task"].values):
         items = (dataset["item_task"] == task).values
         chosen = dataset.sel(metric=task_metric(dataset, task), drop=True).isel(item=items)
-        low, _ = interval(drawn(chosen["clean_correct"], "item"))
+        low, _ = interval(bootstrap_means(chosen["clean_correct"], "item"))
         if low > CHANCE.get(task, 0.0) + 0.02:
             lost.append(chosen["clean_correct"] - chosen["correct"].sel(intervention=name))
     if not lost:
         raise Absent("the clean model does no better than chance on any of the tasks")
-    return drawn(xr.concat(lost, "item", coords="minimal"), "item")
+    return bootstrap_means(xr.concat(lost, "item", coords="minimal"), "item")
 
 
 def _ends_less_interior(name: str, layer: int, files: Files) -> xr.DataArray:

@@ -8,11 +8,11 @@ from recipes.evidence.curves import interior, rank_correlation_of_models, with_i
 from recipes.evidence.files import Files
 from recipes.paper_models import of
 from recipes.recipe import SWEEP, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def _means(files: Files, metric: str, name: str) -> xr.DataArray:
-    return drawn(files[SWEEP][metric].sel(intervention=name))
+    return bootstrap_means(files[SWEEP][metric].sel(intervention=name))
 
 
 def interior_agreement(name: str, files: Files) -> xr.DataArray:
@@ -28,13 +28,13 @@ def against_interior(name: str, layer: int, files: Files) -> xr.DataArray:
 
 def _entropy_gained(name: str, files: Files) -> xr.DataArray:
     gained = files[SWEEP]["entropy"].sel(intervention=name, layer=0) - files[SWEEP]["clean_entropy"]
-    return drawn(gained)
+    return bootstrap_means(gained)
 
 
 def _milder(files: Files) -> xr.DataArray:
     kl = files[SWEEP]["kl"].isel(layer=interior(files))
     difference = kl.sel(intervention="drop") - kl.sel(intervention="swap")
-    return drawn(difference.mean("layer", skipna=False))
+    return bootstrap_means(difference.mean("layer", skipna=False))
 
 
 def _milder_than_both(files: Files) -> xr.DataArray:
@@ -42,11 +42,11 @@ def _milder_than_both(files: Files) -> xr.DataArray:
     # A swap changes two blocks: it is compared with what dropping each of them does.
     both = (kl + kl.shift(layer=-1)).sel(intervention="drop") / 2
     difference = both - kl.sel(intervention="swap")
-    return drawn(difference.isel(layer=interior(files)).mean("layer", skipna=False))
+    return bootstrap_means(difference.isel(layer=interior(files)).mean("layer", skipna=False))
 
 
 def _share_milder(files: Files) -> xr.DataArray:
-    kl = drawn(files[SWEEP]["kl"].isel(layer=interior(files)))
+    kl = bootstrap_means(files[SWEEP]["kl"].isel(layer=interior(files)))
     less = kl.sel(intervention="drop") - kl.sel(intervention="swap")
     return (less > 0).where(less.notnull()).mean("layer", skipna=False)
 

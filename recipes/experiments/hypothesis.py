@@ -23,7 +23,7 @@ from recipes.recipe import (
     Picture,
     Recipe,
 )
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def bounds(files: Files) -> list[int]:
@@ -63,7 +63,7 @@ def _kl_of_first(name: str, files: Files) -> xr.DataArray:
     kl = files[SWEEP]["kl"].sel(intervention=name)
     # The last layer has no swap.
     kl = kl.isel(layer=slice(0, files.layers - (name == "swap")))
-    values = by_stage(drawn(kl), files)
+    values = by_stage(bootstrap_means(kl), files)
     return values[0] / _largest_of_others(values, 0)
 
 
@@ -79,7 +79,7 @@ def _progress(stage: int, files: Files) -> xr.DataArray:
 
 
 def _probing(files: Files) -> xr.DataArray:
-    return across(drawn(files[WIC]["correct"].sel(probe="pair"), "item"), files)[1]
+    return across(bootstrap_means(files[WIC]["correct"].sel(probe="pair"), "item"), files)[1]
 
 
 def _prediction_appears(files: Files) -> xr.DataArray:

@@ -8,12 +8,12 @@ from recipes.evidence.curves import change, part, place_of_largest, rank_correla
 from recipes.evidence.files import Files
 from recipes.experiments.prediction_neurons import share
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def entropy(lens: str, files: Files) -> xr.DataArray:
     """Entropy of the lens in nats, (draw, depth)."""
-    return drawn(files[LENS]["entropy"].sel(lens=lens))
+    return bootstrap_means(files[LENS]["entropy"].sel(lens=lens))
 
 
 def _lowest_early(lens: str, files: Files) -> xr.DataArray:

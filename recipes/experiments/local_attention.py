@@ -6,12 +6,12 @@ from recipes.evidence import published
 from recipes.evidence.curves import place_of_largest, rank_correlation
 from recipes.evidence.files import Absent, Files
 from recipes.recipe import ATTENTION, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def previous_five(files: Files) -> xr.DataArray:
     """Attention weight on the five tokens before, mean over heads, (draw, layer)."""
-    return drawn(files[ATTENTION]["previous"].sel(window=5).mean("head"))
+    return bootstrap_means(files[ATTENTION]["previous"].sel(window=5).mean("head"))
 
 
 def _only_published(files: Files) -> str:

@@ -5,12 +5,12 @@ import xarray as xr
 from recipes.evidence.curves import place_of_largest, rank_correlation
 from recipes.evidence.files import Files
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def mlp_norm(files: Files) -> xr.DataArray:
     """Mean norm of what the MLP writes, (draw, layer)."""
-    return drawn(files[NORMS]["mlp_norm"].isel(processing=-1).sel(statistic="mean"))
+    return bootstrap_means(files[NORMS]["mlp_norm"].isel(processing=-1).sel(statistic="mean"))
 
 
 RECIPE = Recipe(

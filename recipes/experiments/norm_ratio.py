@@ -6,12 +6,12 @@ from recipes.evidence.curves import change, part
 from recipes.evidence.files import Files
 from recipes.paper_models import FIRST
 from recipes.recipe import NORMS, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def _ratio(files: Files) -> xr.DataArray:
     ratio = files[NORMS]["attention_mlp_ratio"].isel(processing=-1).sel(statistic="median")
-    return drawn(ratio)
+    return bootstrap_means(ratio)
 
 
 def _early_less_late(files: Files) -> xr.DataArray:

@@ -8,7 +8,7 @@ import xarray as xr
 from recipes.evidence.curves import part, place_of_largest
 from recipes.evidence.files import Absent, Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn, drawn_as
+from robustness.statistics.uncertainty import bootstrap_means, draw_coordinates
 
 FEWEST = 10
 """Neurons of both classes without which their place says nothing."""
@@ -38,7 +38,7 @@ def share(files: Files, name: str) -> xr.DataArray:
 
 def lens_kl(files: Files) -> xr.DataArray:
     """KL of the recomputed lens from the final prediction, (draw, depth)."""
-    return drawn(files[LENS]["kl"].sel(lens="recomputed"))
+    return bootstrap_means(files[LENS]["kl"].sel(lens="recomputed"))
 
 
 def _late_rise(files: Files) -> float:
@@ -67,7 +67,7 @@ def _apart(files: Files) -> xr.DataArray:
     rises = np.diff(share(files, "prediction").values)
     rise = (rises.argmax() + 1) / max(1, len(rises))
     apart = np.where(np.isfinite(falls).all(-1), np.abs(fall - rise), np.nan)
-    return xr.DataArray(apart, dims="draw", coords=drawn_as(kl))
+    return xr.DataArray(apart, dims="draw", coords=draw_coordinates(kl))
 
 
 def _named(models: Sequence[Files], names: Sequence[str]) -> list[Files]:

@@ -6,7 +6,7 @@ import xarray as xr
 
 from recipes.evidence.files import Absent, Files, task_metric
 from recipes.recipe import REPEAT, TASKS_REPEAT, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 SPAN = 5
 
@@ -23,7 +23,7 @@ def _change(metric: str, late: bool, files: Files) -> xr.DataArray:
     change = change.isel(layer=slice(0, files.layers - SPAN + 1))
     # By its middle, so that every span is in one half and none in both.
     in_half = (change["layer"] + SPAN / 2 > files.layers / 2) == late
-    return drawn(change.isel(layer=in_half.values))
+    return bootstrap_means(change.isel(layer=in_half.values))
 
 
 def _mean(metric: str, late: bool, files: Files) -> xr.DataArray:
@@ -44,7 +44,7 @@ def _qwen(files: Files) -> xr.DataArray:
     late = gained.isel(layer=((place >= 0.8) & (place <= 0.9)).values).dropna("layer", how="all")
     if not late.sizes["layer"]:
         raise Absent(f"no span of {SPAN} blocks starts between 80 and 90 % of depth")
-    return drawn(late.mean("layer"), "item")
+    return bootstrap_means(late.mean("layer"), "item")
 
 
 def _only_qwen(files: Files) -> str:

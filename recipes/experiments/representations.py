@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recipes.evidence.files import Absent, Files
 from recipes.recipe import CKA, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn, drawn_as
+from robustness.statistics.uncertainty import bootstrap_means, draw_coordinates
 
 SEGMENTS = (2, 3, 4)
 """Numbers of contiguous segments that depths are divided into."""
@@ -66,12 +66,12 @@ def _blocks(files: Files) -> xr.DataArray:
             f"in {files.layers} layers blocks cannot be told from a change that is faster at one "
             f"end: {LEAST_LAYERS} are needed"
         )
-    draws = drawn(files[CKA]["hsic"].isel(processing=0), "batch")
+    draws = bootstrap_means(files[CKA]["hsic"].isel(processing=0), "batch")
     hsic = draws.values
     own = np.diagonal(hsic, axis1=1, axis2=2)
     cka = hsic / np.sqrt(own[:, :, None] * own[:, None, :])
     apart = contrast(cka) - contrast(toeplitz(cka))
-    return xr.DataArray(apart, dims="draw", coords=drawn_as(draws))
+    return xr.DataArray(apart, dims="draw", coords=draw_coordinates(draws))
 
 
 RECIPE = Recipe(

@@ -8,7 +8,7 @@ from recipes.evidence.curves import part
 from recipes.evidence.files import Absent, Files
 from recipes.paper_models import named
 from recipes.recipe import SIMILARITY, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 SELF = ("self_first", "self_second")
 OTHERS = ("index_early", "index_late", "adjacent")
@@ -23,7 +23,7 @@ def _cosine(component: str, files: Files) -> xr.DataArray:
         raise Absent("one layer has none to be swapped with")
     values = files[SIMILARITY]["cosine"].isel(processing=-1).sel(component=component)
     # The last layer has none to be swapped with, and would make every mean NaN.
-    return drawn(values.isel(layer=slice(0, files.layers - 1)))
+    return bootstrap_means(values.isel(layer=slice(0, files.layers - 1)))
 
 
 def _own(component: str, files: Files) -> xr.DataArray:

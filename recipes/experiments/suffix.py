@@ -5,7 +5,7 @@ import xarray as xr
 from recipes.evidence.files import Absent, Files
 from recipes.paper_models import named
 from recipes.recipe import SUFFIX, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def _group(kind: str, size: int, files: Files) -> xr.DataArray:
@@ -15,11 +15,11 @@ def _group(kind: str, size: int, files: Files) -> xr.DataArray:
     if not there.any():
         raise Absent(f"none of the neurons is a {kind} neuron")
     largest = int(dataset["size"].where(there).max())
-    return drawn(dataset["correct"].sel(kind=kind, size=size or largest), "item")
+    return bootstrap_means(dataset["correct"].sel(kind=kind, size=size or largest), "item")
 
 
 def _model(files: Files) -> xr.DataArray:
-    return drawn(files[SUFFIX]["model_correct"].sel(reading="hard"), "item")
+    return bootstrap_means(files[SUFFIX]["model_correct"].sel(reading="hard"), "item")
 
 
 def _able(files: Files) -> str:

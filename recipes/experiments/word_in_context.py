@@ -5,12 +5,12 @@ import xarray as xr
 from recipes.evidence.curves import place_of_largest
 from recipes.evidence.files import Files
 from recipes.recipe import WIC, Check, Claim, Picture, Recipe
-from robustness.statistics.uncertainty import drawn
+from robustness.statistics.uncertainty import bootstrap_means
 
 
 def accuracy(files: Files) -> xr.DataArray:
     """Accuracy of the pair probe on test, (draw, depth)."""
-    return drawn(files[WIC]["correct"].sel(probe="pair"), "item")
+    return bootstrap_means(files[WIC]["correct"].sel(probe="pair"), "item")
 
 
 def at_peak(files: Files) -> xr.DataArray:

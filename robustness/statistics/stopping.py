@@ -53,7 +53,7 @@ def relative_error(dataset: xr.Dataset) -> float:
         is not defined, because there is only one document, or a prediction was not finite.
     """
     kl = dataset["kl"]
-    # float32, in which files keep their values, would add up rounding errors over long runs.
+    # Values are float32, in which a sum over many sequences loses digits.
     mean = kl.mean("sequence", dtype="float64", skipna=False)
     relative = standard_error(kl) / mean.clip(ROUNDING)
     # At some layers there is no schedule, as with a swap at the last.

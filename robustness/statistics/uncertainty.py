@@ -1,9 +1,9 @@
-"""Uncertainty of means over sequences, which within a document are not independent.
+"""Uncertainty of means over sequences; sequences of one document are not independent.
 
 Every band and interval of the project is made here. A curve of means has a band by Student's t
 (`band`, or `band_of` where only the standard error was kept). A number that is computed from means
-has the percentile interval of their bootstrap (`drawn`, then `interval`). A user who asks for a
-bootstrap gets BCa intervals (`robustness.statistics.bootstrap_intervals`).
+has a percentile interval of their bootstrap (`bootstrap_means`, then `interval`). A user who asks
+for a bootstrap gets BCa intervals (`robustness.statistics.bootstrap_intervals`).
 """
 
 from functools import lru_cache
@@ -17,72 +17,75 @@ from numpy.typing import NDArray
 from robustness.statistics.documents import Documents
 
 DRAWS = 1000
-"""Number of samples of a bootstrap."""
+"""Number of bootstrap samples."""
 
 LEVEL = 0.95
-"""Confidence of every band and interval."""
+"""Confidence level of every band and interval."""
 
 TAIL = 0.025
-"""Share of a distribution below an interval of that confidence, and above it."""
+"""Share of a distribution below an interval of that level, and above it."""
 
 NORMAL_QUANTILE = 1.96
-"""Standard deviations of a normal distribution either side of its mean that hold `LEVEL` of it."""
+"""Number of standard deviations either side of a normal mean that hold `LEVEL` of the values."""
 
 DRAWN_FROM = "drawn_from"
-"""Scalar coordinate of draws: how many documents, or other independent units, they are worth."""
+"""Scalar coordinate of bootstrap means: effective number of documents, or of other clusters."""
 
 
 def _labels(values: xr.DataArray, over: str) -> NDArray[Any]:
-    """Return which document each value along a dimension is of; each of its own without any."""
+    """Return the document of each value along a dimension; without documents, a label per value."""
     if over == "sequence" or "document" in values.coords:
         return values["document"].values
     return np.arange(values.sizes[over])
 
 
 def effective_documents(values: xr.DataArray, over: str = "sequence") -> xr.DataArray:
-    """Return how many documents of equal size would tell the mean as well as those there are.
+    """Return the effective number of documents: how many of equal size give the mean as precisely.
 
-    One more than the degrees of freedom of the standard error, which are Satterthwaite's, for
-    values that within a document are correlated as they are found to be (Bell and McCaffrey 2002;
-    Imbens and Kolesár 2016). With documents of equal size, their number; with one that outweighs
-    the rest, little more than one.
+    It is one more than Satterthwaite's degrees of freedom of the standard error, given the
+    correlation within documents that the data show (Bell and McCaffrey 2002; Imbens and Kolesár
+    2016). Documents of equal size count in full. If one document outweighs the rest, the effective
+    number is little more than one.
 
     Parameters
     ----------
     values : DataArray
-        With the dimension `over`, and perhaps a coordinate `document` along it.
+        Array with the dimension `over`, and perhaps a coordinate `document` along it.
     over : str
         Dimension that is averaged.
 
     Returns
     -------
     DataArray
-        Without `over`; 1 for a single document.
+        Effective numbers, without `over`; 1 for a single document.
     """
     numbers = values.transpose(..., over).values.astype(np.float64)
-    found = Documents.of(numbers, _labels(values, over)).effective()
+    effective = Documents.of(numbers, _labels(values, over)).effective()
     rest = values.isel({over: 0}, drop=True)
-    return rest.astype(np.float64, keep_attrs=False).copy(data=found)
+    return rest.astype(np.float64, keep_attrs=False).copy(data=effective)
 
 
 def standard_error(values: xr.DataArray) -> xr.DataArray:
     """Standard error of the mean over sequences, clustered by document.
 
-    The cluster-robust estimator: with n sequences, x̄ the mean and G documents of equal size, or as
-    many as tell as much (`effective_documents`),
+    The estimator is cluster-robust. With n sequences, their mean x̄ and G documents,
 
         se² = G / (G - 1) · Σ_g (Σ_{i in g} (x_i - x̄))² / n²
+
+    G is the number of documents if they are of equal size, and otherwise `effective_documents`.
 
     Parameters
     ----------
     values : DataArray
-        With a dimension `sequence` and a coordinate `document` along it.
+        Array with a dimension `sequence` and a coordinate `document` along it.
 
     Returns
     -------
     DataArray
-        Without `sequence`; NaN where there is a single document, or a value is missing.
+        Standard errors, without `sequence`; NaN where there is a single document, or a value is
+        missing.
     """
+    # Residuals are small differences of large sums: float32, as in files, would lose their digits.
     numbers = values.transpose(..., "sequence").values.astype(np.float64)
     documents = Documents.of(numbers, values["document"].values)
     count = documents.effective()
@@ -95,7 +98,7 @@ def standard_error(values: xr.DataArray) -> xr.DataArray:
 def band(values: xr.DataArray, level: float = LEVEL) -> xr.DataArray:
     """Ends of the interval around a mean over sequences, (…, end), by Student's t.
 
-    As many standard errors either side as Student's t has for so many `effective_documents`.
+    The degrees of freedom are those of `effective_documents`.
     """
     mean = values.mean("sequence", skipna=False)
     return band_of(mean, standard_error(values), effective_documents(values), level)
@@ -112,16 +115,16 @@ def band_of(
     Parameters
     ----------
     mean, error : DataArray
-        Of the same shape; the interval is NaN where the error is.
+        Means and their standard errors, of the same shape; the interval is NaN where the error is.
     independent : DataArray or int
         Number of independent values that the mean is over, such as `effective_documents`.
     level : float
-        Confidence.
+        Confidence level.
 
     Returns
     -------
     DataArray
-        Of the shape of `mean`, with `end` (low, high) first.
+        Interval of the shape of `mean`, with `end` (low, high) first.
     """
     # Below half a degree of freedom the quantiles of Student's t overflow.
     freedom = np.clip(independent - 1, 0.5, None)
@@ -129,32 +132,32 @@ def band_of(
     return xr.concat([mean - half, mean + half], xr.Variable("end", ["low", "high"]))
 
 
-def drawn(
+def bootstrap_means(
     values: xr.DataArray, over: str = "sequence", *, draws: int = DRAWS, seed: int = 0
 ) -> xr.DataArray:
-    """Means of the data, and of data drawn again, whole documents at a time (Efron 1979).
+    """Means of the data, and of bootstrap samples of whole documents (Efron 1979).
 
-    What follows from means (a median over layers, the layer of the largest) can be computed for all
-    draws at once, and its spread over them is its uncertainty. Two arrays over the same documents
-    are drawn alike, so that differences between them are paired.
+    A quantity that follows from means (a median over layers, the layer of the largest value) can be
+    computed for all draws at once; its spread over the draws is its uncertainty. Two arrays over
+    the same documents share their samples, so differences between them are paired.
 
     Parameters
     ----------
     values : DataArray
-        With the dimension `over`, and perhaps a coordinate `document` along it, whose sequences
-        are drawn together.
+        Array with the dimension `over`. With a coordinate `document` along it, the values of a
+        document are resampled together.
     over : str
         Dimension that is averaged: sequences, items, batches.
     draws : int
-        Number of samples.
+        Number of bootstrap samples.
     seed : int
         Seed of the samples.
 
     Returns
     -------
     DataArray
-        With `draw` in the place of `over`, first; draw 0 is the mean of the data themselves. NaN
-        where a value is missing, and, but for draw 0, where there are fewer than two documents.
+        Means with `draw` in the place of `over`, first; draw 0 is the mean of the data themselves.
+        NaN where a value is missing; with fewer than two documents, only draw 0 is a number.
         The coordinate `drawn_from` is the median of `effective_documents`.
     """
     labels = _labels(values, over)
@@ -162,13 +165,13 @@ def drawn(
     documents = Documents.of(numbers.reshape(-1, len(labels)), labels)
     sizes, count = documents.sizes, len(documents.sizes)
     weights = _weights(count, draws, seed)
+    # With documents summed up beforehand, all draws are one product of matrices.
     means = weights @ documents.sums.T / (weights @ sizes)[:, None]
-    rest = values.isel({over: 0}, drop=True)
+    rest = values.isel({over: 0}, drop=True).drop_vars("document", errors="ignore")
     return xr.DataArray(
         means.reshape(-1, *rest.shape),
         dims=("draw", *rest.dims),
-        coords={name: each for name, each in rest.coords.items() if name != "document"}
-        | {DRAWN_FROM: _median(documents.effective())},
+        coords={**rest.coords, DRAWN_FROM: _median(documents.effective())},
         name=values.name,
     )
 
@@ -176,35 +179,35 @@ def drawn(
 # Claims ask for many means over the same documents.
 @lru_cache(maxsize=4)
 def _weights(count: int, draws: int, seed: int) -> NDArray[np.float64]:
-    """Return how often each document counts in the data, first, and in every draw."""
+    """Return how often each document counts: once in the data, first, and then in every draw."""
     random = np.random.default_rng(seed)
     weights = random.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
     if count < 2:
         weights[:] = np.nan
     weights = np.concatenate([np.ones((1, count)), weights])
+    # The cache hands the same array to every caller.
     weights.flags.writeable = False
     return weights
 
 
 def interval(draws: xr.DataArray) -> tuple[float, float]:
-    """Ends of the 95 % interval of what follows from means that were drawn.
+    """Ends of the 95 % interval of a quantity that was computed from bootstrap means.
 
-    Percentiles of the draws, wider where they are of few documents, or of documents of which a few
-    outweigh the rest (`effective_documents`), by as much as an interval by Student's t is wider
-    than one that divides the variance by n (the expanded percentile interval: Hesterberg 2015,
-    What Teachers Should Know About the Bootstrap, section 5.2). Plain percentiles of ten documents
-    would cover in 90 of 100 cases.
+    The interval is the expanded percentile interval (Hesterberg 2015, What Teachers Should Know
+    About the Bootstrap, section 5.2). With few effective documents it is wider than plain
+    percentiles, by as much as an interval by Student's t is wider than one that divides the
+    variance by n. Plain percentiles of ten documents would cover in 90 of 100 cases.
 
     Parameters
     ----------
     draws : DataArray
-        (draw,), as from `drawn` or made of it; draw 0 is left out. Without a coordinate
-        `drawn_from`, documents are taken to be many.
+        Quantity by draw, (draw,), computed from `bootstrap_means`; draw 0 is left out. Without a
+        coordinate `drawn_from`, the number of documents is taken to be large.
 
     Returns
     -------
     tuple of float
-        Both NaN where a draw is.
+        Lower and upper end; both NaN if the quantity is NaN in any draw.
     """
     samples, tail = draws.isel(draw=slice(1, None)).values, TAIL
     if DRAWN_FROM in draws.coords:
@@ -222,16 +225,16 @@ def percentiles(samples: NDArray[np.float64], tail: float = TAIL) -> NDArray[np.
 
 
 def interval_of_share(count: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share, `count` of `total` independent items (Wilson 1927)."""
-    found = scipy.stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    """Return the 95 % interval of the share `count / total` of independent items (Wilson 1927)."""
+    wilson = scipy.stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
+    return float(wilson.low), float(wilson.high)
 
 
 def interval_of_rank_correlation(correlation: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of Spearman's rank correlation of so many pairs, 4 or more.
+    """Return the 95 % interval of Spearman's rank correlation of `count` pairs, 4 or more.
 
-    By Fisher's z with the variance of Bonett and Wright (2000). A correlation of 1 or -1, which
-    Fisher's z cannot take, counts as 0.999.
+    The interval uses Fisher's z with the variance of Bonett and Wright (2000). Fisher's z is not
+    defined for correlations of 1 and -1, which count as ±0.999.
     """
     middle = np.arctanh(np.clip(correlation, -0.999, 0.999))
     half = NORMAL_QUANTILE * np.sqrt((1 + correlation**2 / 2) / (count - 3))
@@ -239,17 +242,18 @@ def interval_of_rank_correlation(correlation: float, count: int) -> tuple[float,
 
 
 def _median(values: NDArray[np.float64]) -> float:
-    """Return the median of the values that are numbers; 1 where none is."""
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if known.size else 1.0
+    """Return the median of the finite values; 1 if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else 1.0
 
 
 def expanded_percentile(level: float, count: float) -> float:
-    """Return the percentile to take of draws of so many documents, for one of Student's t."""
+    """Return the percentile of draws of `count` documents that matches one of Student's t."""
+    # Draws spread as if the variance were divided by n, not by n - 1: hence the factor.
     wider = np.sqrt(count / (count - 1)) * scipy.stats.t.ppf(level, count - 1)
     return float(scipy.stats.norm.cdf(wider))
 
 
-def drawn_as(draws: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Return the coordinate that says what draws are of, for what is made of their values."""
+def draw_coordinates(draws: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Return the coordinate `drawn_from` of draws, for an array made of their bare values."""
     return {DRAWN_FROM: draws[DRAWN_FROM]} if DRAWN_FROM in draws.coords else {}
