@@ -164,7 +164,8 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(run, llama, stor
     words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 640]
     code, out, err = run(*words, "--dry-run")
     assert code == 0, err
-    rows = dict(line.split("  ", 1) for line in out.splitlines())
+    _, *lines = out.splitlines()  # below a line of headings
+    rows = dict(line.split("  ", 1) for line in lines)
     assert rows.keys() == {
         "sequences", "batches", "block calls", "block applications", "floating-point operations",
         "states at the peak", "memory at the peak", "file", "time",

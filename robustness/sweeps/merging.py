@@ -1,6 +1,5 @@
-"""Puts the shards of a sweep together, after a check that they are all of one run."""
+"""Merging: the shards of a sweep joined, after a check that they are all of one run."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,45 +19,46 @@ from robustness.sweeps.shards import Shard, parse_shard
 from robustness.sweeps.token_layout import beside
 from robustness.sweeps.token_merging import check_token_files, merge_token_files
 
-OWN = (
+SHARD_ATTRIBUTES = (
     *(name for name in matching.FREE_ATTRIBUTES if name not in changes.ADJUSTABLE),
     "shard",
     "sequences",
     "tokens",
 )
-"""Attributes in which the shards of one run differ.
+"""Attributes that may differ between the shards of one run.
 
-All began with the same batches, by which it was divided."""
+Of the attributes that a run may change when it resumes, those that set the size of batches are not
+among them: a run is divided by its batches, which are the same for all of its shards."""
 
 
 def merge(
     files: Sequence[Path], out: Path | None = None, *, fresh: bool = False, command: str = ""
 ) -> xr.Dataset:
-    """Put the shards of a run together.
+    """Join the shards of a run.
 
     Parameters
     ----------
     files : sequence of path
-        What `sweep` left of every shard, in any order. The files of their tokens are found beside
-        them, whether they are named or not.
+        Files of all shards, as `sweep` saved them, in any order. Files of single tokens are read
+        from beside them, whether they are named or not.
     out : path, optional
-        Where the whole is saved.
+        Path of the file to write.
     fresh : bool
-        Whether to throw away what is there.
+        Whether to discard an existing file at `out`.
     command : str
-        The command line, for the record.
+        Command line that is recorded in the file.
 
     Returns
     -------
     Dataset
-        What the run would have left without shards: every number of a sequence bit for bit, and
-        shares from the sums of all counts. The attributes `shards_created` and `shards_command`
-        say when and by which commands the shards were made.
+        The dataset that the run would have saved without shards: every number of a sequence bit
+        for bit, and shares from the sums of all counts. The attributes `shards_created` and
+        `shards_command` say when and by which commands the shards were made.
 
     Raises
     ------
     Refusal
-        If a file is no shard or not finished, settings differ, a shard is missing or there twice,
+        If a file is no shard or not finished, settings differ, a shard is missing or given twice,
         or `out` holds something else.
     """
     shards = _load_shards(files, out)
@@ -67,13 +67,13 @@ def merge(
     keeps_tokens = first.attrs.get("per_token") is not None and out is not None
     if keeps_tokens:
         check_token_files(list(shards))
-    attributes = _whole(shards) | _provenance(shards, command)
+    attributes = _settings_of_run(shards) | _provenance(shards, command)
     tallies = _load_tallies(shards)
-    share, fits = first[MODAL_SHARE.name], _fits(first)
+    share, has_schedule = first[MODAL_SHARE.name], _has_schedule(first)
 
     def complete(dataset: xr.Dataset, tally: NDArray[np.int32]) -> xr.Dataset:
         values = np.full(share.shape, np.nan, share.dtype)
-        values[fits] = modal_share(tally, share.dtype)
+        values[has_schedule] = modal_share(tally, share.dtype)
         return dataset.assign({MODAL_SHARE.name: (share.dims, values, MODAL_SHARE.attrs)})
 
     blank = _blank(shards, attributes)
@@ -82,7 +82,7 @@ def merge(
         blank,
         np.zeros_like(tallies[0]),
         path=out,
-        # What an interrupted merge left may be of other files than are there now.
+        # An interrupted merge may have read other shards than are given now: it is not resumed.
         fresh=fresh or out is None or not out.exists(),
         complete=complete,
     )
@@ -90,7 +90,7 @@ def merge(
         _add_shards(run, measured, list(shards.values()), tallies)
         if out is not None and keeps_tokens:
             if not (run.finished and beside(out).exists()):
-                # Before the file that says that they are there.
+                # Saved first: the file of the run says that its tokens exist.
                 merge_token_files(list(shards), out, run.dataset)
         dataset = run.finish()
         if out is not None and not keeps_tokens:
@@ -101,24 +101,30 @@ def merge(
 def _load_shards(files: Sequence[Path], out: Path | None) -> dict[Path, xr.Dataset]:
     """Load the shards in order, after a check that they are all of one run and none is the output.
 
-    The files of their tokens are passed over.
+    Files of single tokens among them are skipped.
     """
     for file in files:
         if files.count(file) > 1:
             raise Refusal(f"{file} was given twice")
+    # A pattern such as `sweep.shard-*.nc` names the files of single tokens too.
     tokens = {beside(file) for file in files}
-    shards = _in_order({file: _load(file) for file in files if file not in tokens})
+    datasets = {file: _load(file) for file in files if file not in tokens}
+    if not datasets:
+        raise Refusal("no shard is given: give the files of all shards of a run")
+    _check_settings(datasets)
+    shards = _in_order(datasets)
     if out is not None and out.resolve() in {file.resolve() for file in shards}:
         raise Refusal(f"{out} is one of the shards: choose another `out`")
-    _alike(shards)
+    _check_structure(shards)
     return shards
 
 
 def _load_tallies(shards: Mapping[Path, xr.Dataset]) -> list[NDArray[np.int32]]:
-    """Load the counts of every shard, which are of the same tokens."""
-    tallies = [_tally(file, dataset) for file, dataset in shards.items()]
-    for file, tally in zip(shards, tallies, strict=True):
-        if tally.shape != tallies[0].shape:
+    """Load the counts of every shard, which must be of one vocabulary."""
+    tallies: list[NDArray[np.int32]] = []
+    for file, dataset in shards.items():
+        tallies.append(_load_tally(file, dataset))
+        if tallies[-1].shape != tallies[0].shape:
             raise Refusal(f"{_damaged(file)} (its counts are of other tokens)")
     return tallies
 
@@ -131,16 +137,16 @@ def _blank(shards: Mapping[Path, xr.Dataset], attributes: Mapping[str, Any]) -> 
     for name, variable in first.data_vars.items():
         if "sequence" in variable.dims and name in METRICS:
             variables[str(name)] = (METRICS[str(name)], tuple(map(str, variable.dims)))
-    coords: dict[Any, Any] = {}
+    shared: dict[Any, Any] = {}
     joined: dict[Any, Any] = {}
     for name, coord in first.coords.items():
         if "sequence" in coord.dims:
-            values = np.concatenate([each[name].values for each in datasets])
+            values = np.concatenate([dataset[name].values for dataset in datasets])
             joined[name] = (coord.dims, values, coord.attrs)
         else:
-            coords[name] = coord
-    kind = next(first[name].dtype for name in variables if not METRICS[name].count)
-    return blank_dataset(variables, coords | joined, attributes, kind)
+            shared[name] = coord
+    dtype = next(first[name].dtype for name in variables if not METRICS[name].count)
+    return blank_dataset(variables, shared | joined, attributes, dtype)
 
 
 def _add_shards(
@@ -149,7 +155,7 @@ def _add_shards(
     datasets: Sequence[xr.Dataset],
     tallies: Sequence[NDArray[np.int32]],
 ) -> None:
-    """Add the values, by name, of every shard that the run does not have yet."""
+    """Add the variables `names` of every shard that the run does not have yet."""
     begin = 0
     for dataset, tally in zip(datasets, tallies, strict=True):
         rows = slice(begin, begin + dataset.sizes["sequence"])
@@ -176,18 +182,20 @@ def _load(file: Path) -> xr.Dataset:
     return dataset
 
 
-def _alike(shards: Mapping[Path, xr.Dataset]) -> None:
-    """Refuse shards that hold other variables or labels than the first."""
+def _check_structure(shards: Mapping[Path, xr.Dataset]) -> None:
+    """Refuse shards whose variables or labels differ from those of the first."""
     first = next(iter(shards.values()))
     if MODAL_SHARE.name not in first or "schedule" not in first.coords:
         raise Refusal(f"{_damaged(next(iter(shards)))} (it has no {MODAL_SHARE.name} or schedule)")
+    readouts = [name for name in first.data_vars if name in METRICS]
     for file, dataset in shards.items():
-        names = [*(name for name in first.data_vars if name in METRICS), *first.coords]
-        for name in names:
+        for name in (*readouts, *first.coords):
             ours, theirs = first[name], dataset.get(name)
-            if theirs is None or ours.dims != theirs.dims or ours.dtype != theirs.dtype:
-                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
-            if "sequence" not in ours.dims and name in first.coords and not ours.equals(theirs):
+            fits = theirs is not None and (ours.dims, ours.dtype) == (theirs.dims, theirs.dtype)
+            # Labels of schedules are those of the run; every shard has sequences of its own.
+            if name in first.coords and "sequence" not in ours.dims:
+                fits = fits and ours.equals(theirs)
+            if not fits:
                 raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
 
 
@@ -195,84 +203,97 @@ def _damaged(file: Path) -> str:
     return f"{file} is damaged or changed: run its command again with `fresh`"
 
 
-def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
-    """Order the shards, of which each must be there once, and all of one run."""
-    files = list(datasets)
-    attrs = {file: datasets[file].attrs for file in files}
-    first = attrs[files[0]]
-    for file in files[1:]:
-        for name in sorted((first.keys() | attrs[file].keys()) - {*OWN}):
-            ours, theirs = first.get(name), attrs[file].get(name)
+def _check_settings(datasets: Mapping[Path, xr.Dataset]) -> None:
+    """Refuse shards whose settings differ from those of the first."""
+    (first, of_first), *others = ((file, dataset.attrs) for file, dataset in datasets.items())
+    for file, attrs in others:
+        for name in sorted((of_first.keys() | attrs.keys()) - {*SHARD_ATTRIBUTES}):
+            ours, theirs = of_first.get(name), attrs.get(name)
             if str(ours) != str(theirs):
-                ours, theirs = ("not set" if each is None else each for each in (ours, theirs))
                 raise OtherSettings(
-                    f"{files[0]} and {file} are not of one run: {name} is {ours} in the first and "
-                    f"{theirs} in the second"
+                    f"{first} and {file} are not of one run: {name} is {_shown(ours)} in the first "
+                    f"and {_shown(theirs)} in the second"
                 )
-    found: dict[Shard, list[Path]] = defaultdict(list)
-    for file in files:
-        found[parse_shard(attrs[file]["shard"])].append(file)
-    counts = sorted({shard.count for shard in found})
+
+
+def _shown(setting: Any) -> str:
+    return "not set" if setting is None else str(setting)
+
+
+def _in_order(datasets: Mapping[Path, xr.Dataset]) -> dict[Path, xr.Dataset]:
+    """Order the shards, and refuse them unless each shard of one division is given once."""
+    files: dict[Shard, Path] = {}
+    for file, dataset in datasets.items():
+        shard = parse_shard(dataset.attrs["shard"])
+        if shard in files:
+            raise Refusal(f"shard {shard} is there twice: {files[shard]} and {file}")
+        files[shard] = file
+    counts = sorted({shard.count for shard in files})
     if len(counts) > 1:
         raise Refusal(
             f"the files are shards of {' and of '.join(map(str, counts))}: give those of one run"
         )
-    for shard, there in found.items():
-        if len(there) > 1:
-            raise Refusal(f"shard {shard} is there twice: {there[0]} and {there[1]}")
-    wanted = [Shard(at + 1, counts[0]) for at in range(counts[0])]
-    missing = [str(shard) for shard in wanted if shard not in found]
+    ordered, missing = {}, []
+    for index in range(1, counts[0] + 1):
+        shard = Shard(index, counts[0])
+        if shard in files:
+            ordered[files[shard]] = datasets[files[shard]]
+        else:
+            missing.append(str(shard))
     if missing:
         raise Refusal(f"shard {', '.join(missing)} is missing: give all {counts[0]} files")
-    return {found[shard][0]: datasets[found[shard][0]] for shard in wanted}
+    return ordered
 
 
-def _whole(shards: Mapping[Path, xr.Dataset]) -> dict[str, Any]:
-    """Return the settings of the run that was divided, its versions among them."""
+def _settings_of_run(shards: Mapping[Path, xr.Dataset]) -> dict[str, Any]:
+    """Return the settings of the run that was divided, its versions included."""
     attrs = next(iter(shards.values())).attrs
-    kept = {
-        name: value
-        for name, value in attrs.items()
-        if name not in {*OWN, "corpus_sequences", "corpus_tokens"}
-    }
+    of_shard = {*SHARD_ATTRIBUTES, "corpus_sequences", "corpus_tokens"}
+    settings = {name: value for name, value in attrs.items() if name not in of_shard}
     measured = sum(dataset.sizes["sequence"] for dataset in shards.values())
     if measured != attrs["corpus_sequences"]:
         raise Refusal(
             f"the shards hold {measured} sequences of {attrs['corpus_sequences']}: a file was "
             "changed, run its command again with `fresh`"
         )
-    return kept | {name: attrs[f"corpus_{name}"] for name in ("sequences", "tokens")}
+    for name in ("sequences", "tokens"):
+        settings[name] = attrs[f"corpus_{name}"]
+    return settings
 
 
 def _provenance(shards: Mapping[Path, xr.Dataset], command: str) -> dict[str, Any]:
+    """Return when and by which commands the whole and its shards were made, and their notes."""
     made = file_attributes({}, command)
-    found = {name: made[name] for name in ("created", "command")}
+    provenance = {name: made[name] for name in ("created", "command")}
     for name in ("created", "command"):
-        found[f"shards_{name}"] = "; ".join(str(each.attrs[name]) for each in shards.values())
+        of_shards = (str(dataset.attrs[name]) for dataset in shards.values())
+        provenance[f"shards_{name}"] = "; ".join(of_shards)
     for name in changes.NOTES:
-        notes = [
-            f"shard {each.attrs['shard']}: {each.attrs[name]}"
-            for each in shards.values()
-            if name in each.attrs
-        ]
-        found |= {name: "; ".join(notes)} if notes else {}
-    return found
+        notes = []
+        for dataset in shards.values():
+            if name in dataset.attrs:
+                notes.append(f"shard {dataset.attrs['shard']}: {dataset.attrs[name]}")
+        if notes:
+            provenance[name] = "; ".join(notes)
+    return provenance
 
 
-def _fits(dataset: xr.Dataset) -> Any:
-    """Return where a schedule stands, in the order in which counts are kept."""
+def _has_schedule(dataset: xr.Dataset) -> Any:
+    """Return which places of the modal share have a schedule; counts are in their order."""
     share = dataset[MODAL_SHARE.name]
     return (dataset["schedule"].transpose(*share.dims) != "").values
 
 
-def _tally(file: Path, dataset: xr.Dataset) -> Any:
-    """Return the counts of a shard, after a check that they give its shares."""
+def _load_tally(file: Path, dataset: xr.Dataset) -> NDArray[np.int32]:
+    """Return the counts of a shard, after a check that they yield its shares."""
     tally, share = netcdf.load_tally(file), dataset[MODAL_SHARE.name].values
     damaged = _damaged(file)
-    if tally is None or len(tally) != _fits(dataset).sum():
+    if tally is None or len(tally) != _has_schedule(dataset).sum():
         raise Refusal(f"{damaged} (its counts are missing)")
-    if not np.array_equal(share[_fits(dataset)], modal_share(tally, share.dtype), equal_nan=True):
+    shares = modal_share(tally, share.dtype)
+    if not np.array_equal(share[_has_schedule(dataset)], shares, equal_nan=True):
         raise Refusal(f"{damaged} (its counts do not give its {MODAL_SHARE.name})")
+    # Counts multiplied by one number yield the same shares.
     if tally.sum(1).max(initial=0) > dataset.attrs["tokens"]:
         raise Refusal(f"{damaged} (it counts more tokens than it has)")
     return tally

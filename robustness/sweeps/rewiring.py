@@ -1,4 +1,4 @@
-"""Runs one schedule: as a rewired model to trace, or for its residual stream after every step."""
+"""Rewiring: one schedule as an nnsight model to trace, or as its residual stream at every step."""
 
 import warnings
 
@@ -17,15 +17,16 @@ from robustness.runs.batching import check_tokens
 from robustness.schedules import Schedule, check, clean, lowest_block, plain, to_text
 from robustness.trace import block_calls, interpreter
 
-# A rewired model asks for its blocks at every step of a generation, and so for one step too many.
+# A rewired model asks for its blocks at every step of a generation. The number of steps is unknown
+# beforehand, so that it asks for one step too many, of which nnsight warns.
 warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
 
 
 def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
-    """Return an nnsight model that executes a schedule; the original is left as it is.
+    """Return an nnsight model that executes a schedule; the original stays as it is.
 
-    In a trace of it, the natural pass hands the entering residual stream from block to block
-    unchanged, and its last block leaves what the schedule makes of it; norm and head follow.
+    In a trace of it, every block of the forward pass hands the embeddings on unchanged, until the
+    last block runs the whole schedule on them. The final norm and the head then run as usual.
 
     Parameters
     ----------
@@ -37,14 +38,14 @@ def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
     Returns
     -------
     TransformersModel
-        To be traced like any other, under the names of the original. It has no cache of keys and
-        values: generate with `use_cache=False`.
+        Model to trace like any other, under the module names of the original. It has no cache of
+        keys and values: generate with `use_cache=False`.
 
     Raises
     ------
     Refusal
-        If the schedule is empty or names a block that is not there, or executes a sublayer alone
-        and blocks are not the sum of theirs.
+        If the schedule is empty or names a block that does not exist, or if it executes a sublayer
+        alone and the blocks are not sums of their sublayers.
     """
     schedule = check(schedule, model.layers)
     sublayer_calls.check_schedules(model, [schedule])
@@ -52,14 +53,16 @@ def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
     modules, attentions = sublayer_calls.called_parts(model, order)
     blocks, returns, last = model.blocks, model.returns, model.layers - 1
     with model.lock, model.traced.edit() as (_, edited):
-        # Not the tracer's own `iter`, which would send the finished tracer along to a server.
+        # Not the tracer's own `iter`: a request for a later trace would contain this finished
+        # tracer, which cannot be pickled.
         for _ in Iterations()[:]:
             of_blocks, of_attentions = [], {}
             for layer, block in enumerate(blocks):
                 entering, context = block_calls.split_inputs(block.inputs)
                 of_blocks.append(context)
                 if layer in attentions:
-                    # It has to run for its attention to be called; what it makes is replaced.
+                    # A skipped block never calls its attention, whose context is needed. So this
+                    # block runs, and its output is replaced below.
                     _, context = block_calls.split_inputs(attentions[layer].inputs)
                     of_attentions[layer] = context
                 if layer == last:
@@ -86,14 +89,14 @@ def residuals(
     tokens : array_like of int, shape (sequence, token)
         Token ids.
     schedule : tuple of int, Attention, Mlp or Parallel, or str, optional
-        The steps to execute; the clean schedule without it.
+        The steps to execute; by default the clean schedule.
 
     Returns
     -------
     DataArray
-        Dimensions (step, sequence, token, feature). Step k is the state after k steps, 0 what
-        enters the first; the coordinate `block` names the block that was executed, the lowest of
-        several, and `executed` the step as text; -1 and nothing at step 0.
+        Dimensions (step, sequence, token, feature). Step k is the state after k steps, and step 0
+        the state that enters the first. The coordinate `block` is the block that was executed, the
+        lowest of several, and `executed` the step as text. At step 0 they are -1 and empty.
 
     Raises
     ------
@@ -107,20 +110,23 @@ def residuals(
     order = [plain(step) for step in schedule]
     modules, attentions = sublayer_calls.called_parts(model, order)
     blocks, head = model.blocks, model.head
-    wanted = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
-    request = model.asking(answer.size(wanted))
+    outputs = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
+    request = model.asking(answer.size(outputs))
     with model.lock, torch.no_grad(), model.traced.trace(ids, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         block_calls.pass_over(head)
         hidden = entering[0]
+        # Moved at once, so that the device holds one state and not one for every step.
         states = [hidden.cpu()]
         for step in order:
             hidden = interpreter.execute(step, hidden, contexts, modules)
             states.append(hidden.cpu())
         stacked = nnsight.save(torch.stack(states))
-    stacked = answer.take({"states": stacked}, wanted)["states"]
+    stacked = answer.take({"states": stacked}, outputs)["states"]
+    # NumPy has no bfloat16.
+    values = stacked.to(torch.promote_types(stacked.dtype, torch.float32)).numpy()
     return xr.DataArray(
-        stacked.to(torch.promote_types(stacked.dtype, torch.float32)).numpy(),
+        values,
         dims=("step", "sequence", "token", "feature"),
         coords={
             "step": np.arange(len(schedule) + 1),

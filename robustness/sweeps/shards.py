@@ -1,8 +1,8 @@
-"""A sweep in shards: the batches of one run, divided among several, and put together again.
+"""Shards of a sweep: the batches of one run, divided among several machines or processes.
 
-A shard runs the very batches that the whole run would, so that what it measures is the same bit for
-bit: the numbers of a sequence depend, in their last digits, on what is in its batch. A document may
-then have sequences in two shards; its index is that in the corpus, so that it stays one document.
+A shard runs the same batches as the whole run, so that its results are the same bit for bit: the
+last digits of a sequence's numbers depend on the other sequences of its batch. A document may have
+sequences in two shards. Its index is that in the corpus, so that it stays one document.
 """
 
 import re
@@ -17,21 +17,22 @@ from robustness.text.corpus import Corpus
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several equal parts of a run."""
+    """One of several parts of a run with about as many batches each."""
 
     index: int
-    """From 1."""
+    """Number of the shard, from 1."""
     count: int
+    """Number of shards."""
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
     def beside(self, path: Path) -> Path:
-        """Return where a shard of a run is saved, given where the whole is."""
+        """Return the path of the shard's file, given the path of the whole run's file."""
         return path.with_name(f"{path.stem}.shard-{self.index}-of-{self.count}{path.suffix}")
 
     def rows(self, batches: Sequence[slice]) -> slice:
-        """Return the sequences of its share of a run's batches, which follow one another.
+        """Return the sequences of the shard, all of its batches in a row.
 
         Raises
         ------
@@ -43,17 +44,18 @@ class Shard:
                 f"{self.count} shards were asked for, and the run has {len(batches)} batch(es): "
                 f"ask for {len(batches)} or fewer, more `tokens`, or lower `batch_tokens`"
             )
-        first, last = (len(batches) * at // self.count for at in (self.index - 1, self.index))
+        first = len(batches) * (self.index - 1) // self.count
+        last = len(batches) * self.index // self.count
         return slice(batches[first].start, batches[last - 1].stop)
 
 
 def parse_shard(text: str) -> Shard:
-    """Read a shard, as in 1/4.
+    """Read a shard from text such as `1/4`.
 
     Raises
     ------
     Refusal
-        If it is none.
+        If the text names no shard.
     """
     match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
     if match is None or int(match[1]) > int(match[2]):
@@ -66,12 +68,11 @@ def parse_shard(text: str) -> Shard:
 
 
 def shard_attributes(whole: Corpus, part: Corpus, shard: Shard) -> dict[str, Any]:
-    """Return what a file records of a corpus of which it holds a part."""
-    described, own = whole.settings(), {"sequences": len(part.tokens)}
-    own["tokens"] = int(part.lengths.sum())
-    return (
-        described
-        | own
-        | {f"corpus_{name}": described[name] for name in own}
-        | {"shard": str(shard)}
-    )
+    """Return the attributes that describe the text of a shard, and the text of its run."""
+    attributes = whole.settings()
+    # Merged shards have the counts of the whole run again.
+    for name in ("sequences", "tokens"):
+        attributes[f"corpus_{name}"] = attributes[name]
+    attributes["sequences"] = len(part.tokens)
+    attributes["tokens"] = int(part.lengths.sum())
+    return attributes | {"shard": str(shard)}
