@@ -200,7 +200,7 @@ def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path, run):
         for words in (["show", name], ["plot", name], ["merge", name, "-o", "all.nc"]):
             code, _, err = run(*words)
             assert code == 1 and f"{name} is no regular file: copy" in err
-    assert "is a directory: name a file in it" in run("show", "folder.nc")[2]
+    assert "is a directory: name a file in it" in run("plot", "folder.nc")[2]
 
 
 def test_a_file_named_like_an_address_is_a_file_of_this_machine(path, run):

@@ -159,7 +159,7 @@ def test_every_command_that_resumes_refuses_an_output_in_use(run, llama, stories
     known = {"MODEL": llama, "DATA": stories}
     with Lock(directory / out):
         before = sorted(Path().rglob("*"))
-        code, printed, err = run(*(known.get(word, word) for word in words))
+        code, printed, err = run(*(known.get(word, word) for word in words), "--quiet")
         assert (code, printed) == (1, "") and err.count("\n") == 1, err
         assert f"{directory / out} is being written by process {os.getpid()} on" in err
         assert sorted(Path().rglob("*")) == before
@@ -241,7 +241,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_disk, monkeypatch):
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64]
-    words += ["--out", small_disk / "a.nc"]
+    words += ["--quiet", "--out", small_disk / "a.nc"]
     write, filler = xr.Dataset.to_netcdf, small_disk / "filler"
 
     def filling(self, path, **options):
