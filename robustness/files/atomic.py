@@ -32,26 +32,28 @@ REMEDIES = {
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file by way of a temporary neighbour, so that `path` is never half-written.
 
-    The caller has the lock of the output. If `path` is a link, its target is written.
+    The caller holds the lock of the output. If `path` is a link, its target is written.
 
     Parameters
     ----------
     path : path
         Path of the file to write.
     write : callable
-        Writes the content to the temporary path that it is given.
+        Function that writes the content to the temporary path that it is given.
 
     Raises
     ------
     Unwritable
-        If the directory cannot be written, or a file would be replaced that is not a file of
-        stages of the same kind.
+        If the directory cannot be written, or if the file to be replaced was not written by
+        stages or is of another kind.
     """
     with temporary_file(path) as temporary:
         place = follow(path)
         write(temporary)
+        # Before the renaming, or a power cut could leave the new name on an empty file.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        # Checked last, since another program may have put a file there while this one was written.
         ownership.check(path, ownership.kind(temporary, path.suffix))
         os.replace(temporary, place)
         _sync(place.parent)
@@ -60,16 +62,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_with_lock(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file as `write_whole` does, under a lock of its own if the caller has none."""
     with nullcontext() if is_held(path) else Lock(path):
+        # Where the system has no locks, a temporary file may be that of a process that still runs.
         if is_held(path):
             remove_leftovers(path)
         write_whole(path, write)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote a file have left.
+    """Remove the temporary files of processes that were killed while they wrote a file.
 
-    Only the holder of the output's lock may call this. What another user left, and this one may not
-    remove, stays.
+    Only the holder of the output's lock may call this. Files of other users that may not be removed
+    stay.
     """
     for leftover in ownership.leftovers(path):
         with suppress(OSError):
@@ -77,7 +80,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove_leftovers_with_lock(path: Path) -> None:
-    """Remove what is left of a file and of its lock, where no run is writing it."""
+    """Remove the temporary files and the lock of a file that no run is writing."""
     if path.parent.is_dir() and not is_held(path):
         with suppress(InUse), Lock(path) as lock:
             if lock.held:
@@ -105,6 +108,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 def _sync(directory: Path) -> None:
     """Force the entries of a directory to the disk, where that is possible."""
+    # A rename changes the directory, which has a place of its own on the disk.
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Changes during a run: how much of it is run at once, from which sequence on.
+"""Changes of the batch size and the state cap during a run, as notes in the attributes of its file.
 
-The numbers of a sequence depend on that by rounding alone. So a run may go on with other batches
-than it began with, and takes less at once where memory runs out; its file says so.
+These two settings change the numbers of a sequence by rounding alone. A run may therefore continue
+with other batches than it began with, and takes smaller ones where memory runs out.
 """
 
 import re
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 ADJUSTABLE = ("batch_tokens", "state_cap")
-"""Settings that may change when a run goes on. A file has those that its run began with."""
+"""Settings that may change when a run continues. A file has those that its run began with."""
 
 CHANGED = "batches_changed"
-"""Name of the attribute that says from which sequence on these settings were others."""
+"""Name of the attribute that says which of these settings changed, and from which sequence on."""
 
 LOST = "out_of_memory"
-"""Name of the attribute that says from which sequence on less was run at once."""
+"""Name of the attribute that says how they were lowered, and from which sequence on."""
 
 NOTES = (CHANGED, LOST)
 
@@ -31,29 +31,29 @@ def noted(attrs: Mapping[str, Any], name: str, sequence: int, text: str) -> dict
 
 
 def lowered(attrs: Mapping[str, Any]) -> str:
-    """Return the notes of where memory ran out since batches were last changed."""
+    """Return the notes on where memory ran out since the settings were last changed."""
     changed = max((sequence for sequence, _ in _notes(attrs, CHANGED)), default=-1)
     return "; ".join(text for sequence, text in _notes(attrs, LOST) if sequence > changed)
 
 
 def began_with(attrs: Mapping[str, Any]) -> int | None:
-    """Return the tokens of text in a batch that a run began with, if it has begun."""
+    """Return the number of tokens in a batch that a run began with, or None without a run."""
     tokens = str(attrs.get("batch_tokens", ""))
     return int(tokens) if re.fullmatch("[1-9][0-9]{0,17}", tokens) else None
 
 
 def carried(earlier: Mapping[str, Any], wanted: Mapping[str, Any], done: int) -> dict[str, Any]:
-    """Return the attributes that a run takes over from its beginning, and a note of what changes.
+    """Return the attributes that a continued run keeps, with a note on the settings that change.
 
     Parameters
     ----------
     earlier, wanted : mapping
-        Attributes of the file that a run goes on from, and of the run.
+        Attributes of the file that a run continues from, and of the run.
     done : int
         Number of sequences in the file.
     """
     kept = {name: earlier[name] for name in (*ADJUSTABLE, *NOTES) if name in earlier}
-    # Of several runs that were merged, each has notes of its own.
+    # A merged file already has the notes of its shards, which are no changes of this run.
     if CHANGED in wanted:
         return kept
     before = {name: str(earlier.get(name)) for name in ADJUSTABLE}

@@ -1,8 +1,8 @@
-"""What a dataset that was read must hold: attributes, dimensions, variables, labels and ranges.
+"""Checks of a dataset that was read: its attributes, dimensions, variables, labels and ranges.
 
-Files come from elsewhere and from other versions, and a name that is right says nothing of what is
-behind it. Measurements of a user's own have no kind in `robustness.files.kinds`, and are held to
-what all files have.
+Files come from other people and other versions, so a right name does not vouch for the content. A
+user's own measurement has no kind in `robustness.files.kinds`: it is checked only for what files of
+all kinds have.
 """
 
 import math
@@ -79,14 +79,14 @@ TYPES = {"f": "numbers with a fraction", "i": "whole numbers", "U": "texts"}
 
 
 def check_dataset(path: Path, dataset: xr.Dataset) -> None:
-    """Refuse a dataset that is not what a file of its kind holds.
+    """Refuse a dataset whose content is not that of its kind.
 
     Parameters
     ----------
     path : path
         Path of the file, for messages.
     dataset : Dataset
-        What was read from it.
+        Content of the file.
 
     Raises
     ------
@@ -130,12 +130,12 @@ def _faults_of_attributes(attrs: Mapping[str, object], kind: Kind) -> Iterator[s
 
 
 def _faults_of_variables(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
-    known = [str(name) for name in dataset.variables if name in kind.variables]
-    if kind.variables and not known:
+    names = [str(name) for name in dataset.variables if name in kind.variables]
+    if kind.variables and not names:
         yield f"it has none of the variables of its kind ({', '.join(kind.variables)})"
-    # Differences between two files are in other ranges than what they are differences of.
+    # A difference of two shares, for instance, may be negative.
     ranged = "difference" not in dataset.attrs
-    for name in known:
+    for name in names:
         expected, values = kind.variables[name], dataset[name]
         if name in dataset.coords:
             yield f"its {name} is a coordinate"
@@ -155,7 +155,7 @@ def _faults_of_coordinates(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
         values = dataset[name]
         if name not in dataset.coords:
             yield f"its {name} is no coordinate"
-        # A coordinate that was selected has no dimension left.
+        # A coordinate at which xarray selected one place has no dimension left.
         if values.dims and {*values.dims} != {*expected.dims}:
             yield _other_dims(name, values, expected)
         yield from _faults_of_values(name, values, expected, ranged=True)
@@ -180,7 +180,7 @@ def _faults_of_dimensions(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
 
 
 def _faults_of_extent(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
-    """Yield what a finished file lacks, or in what an unfinished one contradicts itself."""
+    """Yield variables that a finished file lacks, or a count that an unfinished one contradicts."""
     done = dataset.attrs.get("sequences_done")
     if done is None:
         for name in kind.needed:
@@ -193,7 +193,7 @@ def _faults_of_extent(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
 
 
 def _faults_of_labels(name: str, labels: NDArray[Any], ascending: bool) -> Iterator[str]:
-    """Yield the faults of labels along a dimension, of which none may occur twice."""
+    """Yield the faults of the labels along a dimension, each of which may occur only once."""
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         yield f"its labels along {name} are not all numbers"
     elif len(set(labels.tolist())) < len(labels):
@@ -205,9 +205,10 @@ def _faults_of_labels(name: str, labels: NDArray[Any], ascending: bool) -> Itera
 def _faults_of_values(
     name: str, values: xr.DataArray, expected: Variable, ranged: bool
 ) -> Iterator[str]:
-    """Yield whether values are of another type than expected, or, if asked for, out of range."""
+    """Yield the fault of values of another type than expected or, if `ranged`, out of range."""
     if not values.size:
         return
+    # Texts are read as objects, and whole numbers may be unsigned.
     dtype = {"O": "U", "T": "U", "u": "i"}.get(values.dtype.kind, values.dtype.kind)
     if dtype != expected.dtype:
         yield f"its {name} is of type {values.dtype}, not of {TYPES[expected.dtype]}"
@@ -219,6 +220,7 @@ def _faults_of_values(
 
 
 def _faults_of_range(name: str, values: NDArray[Any], expected: Variable) -> Iterator[str]:
+    # NaN is where nothing is measured, and np.isnan takes no whole numbers.
     numbers = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     if not numbers.size:
         return
@@ -230,5 +232,5 @@ def _faults_of_range(name: str, values: NDArray[Any], expected: Variable) -> Ite
 
 
 def _other_dims(name: str, values: xr.DataArray, expected: Variable) -> str:
-    dims, wanted = (", ".join(map(str, each)) for each in (values.dims, expected.dims))
-    return f"its {name} has the dimensions ({dims}), not ({wanted})"
+    dims, expected_dims = ", ".join(map(str, values.dims)), ", ".join(expected.dims)
+    return f"its {name} has the dimensions ({dims}), not ({expected_dims})"

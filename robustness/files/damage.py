@@ -8,11 +8,11 @@ import numpy as np
 from robustness.errors import Refusal
 
 REMEDY = "remove it, and the command that made it makes it anew"
-"""Remedy where a file cannot be used."""
+"""Remedy for a file that cannot be used."""
 
 
 def damaged(path: Path, fault: str) -> Refusal:
-    """Return the refusal of a file in which something is not as stages writes it."""
+    """Return the refusal of a file that has a fault."""
     return Refusal(f"{path} is damaged or changed: {fault}; {REMEDY}")
 
 

@@ -1,8 +1,8 @@
 """Directories that a command writes: an interruption leaves the old files or the new ones.
 
-What is written is listed in a manifest. A whole directory is made beside its place and put there in
-one step. Several files in a directory that others use too are made in a hidden directory in it and
-then moved; by then, the files that they replace are not needed any more.
+A manifest lists what is written. A whole directory is made beside its place and put there in one
+step. Files in a directory that holds other files too are made in a hidden directory in it and then
+moved; by then, the files that they replace are not needed any more.
 """
 
 import os
@@ -50,20 +50,21 @@ def write_directory(
     Parameters
     ----------
     directory : path
-        The directory. One that is there must be empty, or hold what an earlier call wrote.
+        Path of the directory. If it exists, it must be empty or hold what an earlier call wrote.
     write : callable
-        Given the temporary path, an empty directory, writes into it; what it raises leaves nothing.
+        Function that writes into the empty temporary directory that it is given. If it raises,
+        nothing is left of what it wrote.
     kind, made_of
-        What the manifest says of it.
+        Entries of the manifest; see `robustness.files.manifest.Manifest`.
     size : int
-        Number of bytes that will be written, for which there must be room.
+        Number of bytes that will be written; the disk must have room for them.
     fresh : bool
         Whether to replace what an earlier call wrote, if nobody changed it or added a file.
 
     Returns
     -------
     bool
-        Whether it was written. Without `fresh`, a directory that is made of the same stays.
+        Whether the directory was written. Without `fresh`, one with equal `made_of` stays as it is.
 
     Raises
     ------
@@ -81,8 +82,8 @@ def write_directory(
         with Lock(directory) as lock:
             if lock.held:
                 recover(directory)
-            there = directory.exists() and any(directory.iterdir())
-            if there and _is_done(directory, kind, made_of, fresh):
+            occupied = directory.exists() and any(directory.iterdir())
+            if occupied and _is_done(directory, kind, made_of, fresh):
                 return False
             _write(directory, write, kind, made_of, size)
             return True
@@ -91,24 +92,25 @@ def write_directory(
 def write_into(
     directory: Path, write: Callable[[Path], Any], *, kind: str, made_of: Mapping[str, str]
 ) -> None:
-    """Write several files into a directory, in which those of others stay as they are.
+    """Write files into an existing directory, and leave the other files in it as they are.
 
-    For one who has the lock of the output, and keeps what the files are made of until they are all
-    in their places. Made again after a kill, the call replaces what it has left.
+    The caller holds the lock of the output, and keeps the sources of the files until all are in
+    their places: if the call is killed, the next one writes all of them again.
 
     Parameters
     ----------
     directory : path
-        The directory, which is there.
+        Path of the directory, which exists.
     write : callable
-        Given an empty directory with the name of this one, writes into it.
+        Function that writes into the empty directory that it is given, which has the same name.
     kind, made_of
-        What the manifest says of the files.
+        Entries of the manifest; see `robustness.files.manifest.Manifest`.
 
     Raises
     ------
     Refusal
-        If a file of another has the name of one of these, or the place cannot be written.
+        If a file that stages did not write has the name of one of these, or the place cannot be
+        written.
     """
     with unwritable(directory):
         clear(directory)
@@ -136,23 +138,23 @@ def write_into(
 
 
 def clear(directory: Path) -> None:
-    """Remove what a process that was killed in `write_into` has left; the caller has the lock."""
+    """Remove the hidden directory of a killed `write_into`; the caller holds the lock."""
     with suppress(FileNotFoundError):
         shutil.rmtree(directory / WRITING)
 
 
 def check_name(directory: Path) -> None:
-    """Refuse a path that the libraries which write models cannot name."""
+    """Refuse a path that is not UTF-8, which the libraries that write models need."""
     try:
         os.fspath(directory.expanduser().absolute()).encode()
     except UnicodeEncodeError:
         shown = os.fspath(directory).encode(errors="replace").decode()
-        raise Unwritable(f"{shown} is no UTF-8: choose a place that has a name in it") from None
+        raise Unwritable(f"{shown} is not UTF-8: choose a place whose path is") from None
 
 
 @contextmanager
 def unwritable(directory: Path) -> Iterator[None]:
-    """Refuse what fails while a directory is written, with the reason and what would do."""
+    """Turn an error in the writing of a directory into a Refusal with its reason and a remedy."""
     try:
         yield
     except Refusal:
@@ -161,8 +163,8 @@ def unwritable(directory: Path) -> Iterator[None]:
         # Tokenizers raise Exception itself, with the system's error in its text.
         if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
             raise
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        code = getattr(error, "errno", None) or (int(found[1]) if found else 0)
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        code = getattr(error, "errno", None) or (int(quoted[1]) if quoted else 0)
         reason = os.strerror(code) if code else first_line(error)
         name = directory.name or str(directory)
         raise Unwritable(
@@ -172,27 +174,27 @@ def unwritable(directory: Path) -> Iterator[None]:
 
 
 def _is_done(directory: Path, kind: str, made_of: Mapping[str, str], fresh: bool) -> bool:
-    """Return whether what is wanted is there; refuse a directory that may not be replaced."""
-    found = manifest.read(directory)
+    """Whether a directory already holds the files; refuse one that may not be replaced."""
+    earlier = manifest.read(directory)
     name = directory.name
-    if found is None:
+    if earlier is None:
         raise Unwritable(
             f"the directory {name} is not empty, and {MANIFEST}, which would say what in it is of "
             "stages, is not there: choose another place, or empty it"
         )
-    if found.kind != kind:
+    if earlier.kind != kind:
         raise Unwritable(
-            f"the directory {name} is not empty, it holds a {found.kind}: choose another place"
+            f"the directory {name} is not empty, it holds a {earlier.kind}: choose another place"
         )
-    whole = not found.missing(directory) and not found.changed(directory)
-    if whole and not fresh and not manifest.difference(found.made_of, made_of):
+    whole = not earlier.missing(directory) and not earlier.changed(directory)
+    if whole and not fresh and not manifest.difference(earlier.made_of, made_of):
         return True
     if not fresh:
         raise Unwritable(
             f"the directory {name} is not empty: choose another place, or `fresh` to replace "
             "what stages wrote there"
         )
-    refuse_foreign(directory, found, name)
+    refuse_foreign(directory, earlier, name)
     return False
 
 
@@ -210,6 +212,7 @@ def _write(
             f"{directory.name} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there: "
             "make room, or choose another place"
         )
+    # A neighbour, since a directory cannot be renamed into another file system.
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=temporary_prefix(directory)))
     try:
         whole = temporary / "new"
@@ -222,14 +225,14 @@ def _write(
 
 
 def _seal(whole: Path, kind: str, made_of: Mapping[str, str]) -> Manifest:
-    """Force a new directory to the disk, and mark it as made."""
-    found = manifest.describe(whole, kind, made_of)
-    manifest.write(found, whole)
+    """Write the manifest of a new directory, and force all of the directory to the disk."""
+    described = manifest.describe(whole, kind, made_of)
+    manifest.write(described, whole)
     usual = stat.S_IMODE((whole / MANIFEST).stat().st_mode)
-    for name in (*found.files, MANIFEST):
+    for name in (*described.files, MANIFEST):
         # safetensors makes files that are their owner's alone.
         (whole / name).chmod(usual)
         sync_to_disk(whole / name)
     for folder in (*filter(Path.is_dir, whole.rglob("*")), whole):
         sync_to_disk(folder)
-    return found
+    return described

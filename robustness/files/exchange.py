@@ -17,10 +17,10 @@ AT_CWD, EXCHANGE = -100, 2
 """Arguments of Linux's `renameat2` that make it exchange two paths, absolute or relative."""
 
 
-def refuse_foreign(directory: Path, found: Manifest, name: str) -> None:
-    """Refuse to replace a directory with files that its manifest does not list as they are."""
-    for file in (*found.strangers(directory), *found.changed(directory)):
-        how = "was changed since" if file in found.files else "is not of what stages wrote there"
+def refuse_foreign(directory: Path, listed: Manifest, name: str) -> None:
+    """Refuse to replace a directory that has files which its manifest does not list as they are."""
+    for file in (*listed.strangers(directory), *listed.changed(directory)):
+        how = "was changed since" if file in listed.files else "is not of what stages wrote there"
         raise Unwritable(
             f"the directory {name} is not empty: {file} in it {how}; move it, or choose another "
             "place"
@@ -28,10 +28,10 @@ def refuse_foreign(directory: Path, found: Manifest, name: str) -> None:
 
 
 def put_in_place(whole: Path, directory: Path) -> None:
-    """Put a new directory in its place, and take away what stages wrote there before."""
-    found = manifest.read(directory) if directory.exists() else None
-    if found is None:
-        # An empty directory is replaced by that too.
+    """Put a new directory in its place; the one that stages wrote there before ends beside it."""
+    listed = manifest.read(directory) if directory.exists() else None
+    if listed is None:
+        # This also replaces a directory that exists and is empty.
         whole.rename(directory)
         sync_to_disk(directory.parent)
         return
@@ -39,7 +39,7 @@ def put_in_place(whole: Path, directory: Path) -> None:
     old = whole if _exchange(whole, directory) else _take_turns(whole, directory)
     try:
         # Checked only now: under its new name, nobody can add a file to it unnoticed.
-        refuse_foreign(old, found, directory.name)
+        refuse_foreign(old, listed, directory.name)
     except Unwritable:
         if not _exchange(old, directory):
             directory.rename(whole)
@@ -50,6 +50,7 @@ def put_in_place(whole: Path, directory: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two directories in one step, where the system and the file system can."""
+    # Python has no call of its own for this one.
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -83,6 +84,7 @@ def recover(directory: Path) -> None:
         if temporary.is_symlink() or not temporary.is_dir():
             continue
         names = {path.name for path in temporary.iterdir()}
+        # Other names in it show that it is somebody else's.
         if names - {"new", "old"}:
             continue
         if names == {"new", "old"} and not directory.exists():
@@ -93,12 +95,12 @@ def recover(directory: Path) -> None:
 def discard(temporary: Path) -> None:
     """Remove a temporary directory: the new files, and the old ones that their manifest lists."""
     for place in (temporary / "old", temporary / "new"):
-        found = manifest.read(place)
-        if found is not None and (found.strangers(place) or found.changed(place)):
+        listed = manifest.read(place)
+        if listed is not None and (listed.strangers(place) or listed.changed(place)):
             # The manifest stays too, or the next call would take the files for new ones.
             raise Unwritable(f"{temporary} holds files that are not of stages: move them")
-        if found is not None:
-            withdraw(place, found)
+        if listed is not None:
+            withdraw(place, listed)
         elif place.is_dir():
             shutil.rmtree(place)
     try:
@@ -107,15 +109,16 @@ def discard(temporary: Path) -> None:
         raise Unwritable(f"{temporary} holds files that are not of stages: move them") from None
 
 
-def withdraw(directory: Path, found: Manifest) -> None:
-    """Remove the files that a manifest lists, the manifest last, and directories that are empty."""
-    kept = found.changed(directory)
-    for name in found.files:
-        if name not in kept:
+def withdraw(directory: Path, listed: Manifest) -> None:
+    """Remove the unchanged files that a manifest lists, the manifest, and empty directories."""
+    changed = listed.changed(directory)
+    for name in listed.files:
+        if name not in changed:
             (directory / name).unlink(missing_ok=True)
+    # After the files, which nobody would know for ours without it.
     (directory / MANIFEST).unlink()
     folders: set[PurePosixPath] = set()
-    for name in (*found.files, MANIFEST):
+    for name in (*listed.files, MANIFEST):
         folders |= {*PurePosixPath(name).parents}
     for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
         with suppress(OSError):
@@ -123,7 +126,7 @@ def withdraw(directory: Path, found: Manifest) -> None:
 
 
 def temporary_prefix(directory: Path) -> str:
-    """Return how the names of temporary neighbours of a directory begin."""
+    """Return the beginning of the names of a directory's temporary neighbours."""
     return f".{directory.name}.writing-"
 
 

@@ -8,15 +8,16 @@ from robustness.files.atomic import write_with_lock
 
 
 def save_figure(figure: Any, path: Path) -> Path:
-    """Draw a matplotlib figure into a `.png`, `.svg` or `.pdf` file, and return its path."""
+    """Save a matplotlib figure as a `.png`, `.svg` or `.pdf` file, and return its path."""
     ownership.check(path, ownership.FIGURE)
     kind = path.suffix.lstrip(".").lower()
-    said: dict[str, Any] = {
+    # Without a date, so that equal figures are equal files.
+    metadata: dict[str, Any] = {
         "png": {"Software": ownership.MARK},
         "svg": {"Creator": ownership.MARK, "Date": None},
         "pdf": {"Creator": ownership.MARK, "CreationDate": None},
     }
     write_with_lock(
-        path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=said[kind])
+        path, lambda file: figure.savefig(file, format=kind, dpi=150, metadata=metadata[kind])
     )
     return path

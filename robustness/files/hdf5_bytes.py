@@ -1,10 +1,9 @@
-"""Bytes of a NetCDF file, which are checked before the HDF5 library opens it.
+"""Check of the bytes of a NetCDF file before the HDF5 library opens it.
 
-That library follows whatever a file says. A file can make it read other files of the machine, by
-external links, external raw data and virtual data sets; and a damaged heap of texts makes it loop
-forever, in C, where nothing interrupts it. No file that is written here has any of these, so a file
-is refused for their traces in its bytes. The patterns follow the HDF5 File Format Specification,
-version 4.0.
+That library trusts the file. External links, external raw data and virtual data sets make it read
+other files of the machine, and a damaged heap of texts makes it loop forever, in C, where nothing
+interrupts it. Files that stages writes have none of these, so a file is refused for their traces in
+its bytes. The patterns follow the HDF5 File Format Specification, version 4.0.
 """
 
 import mmap
@@ -74,8 +73,8 @@ def check_bytes(path: Path) -> None:
     Raises
     ------
     Refusal
-        If there is no such file, it is no regular file, no NetCDF-4 file, truncated, or may make
-        the library read other files or loop forever.
+        If the file does not exist, is not a regular file, is not NetCDF-4, is truncated, or may
+        make the library read other files or loop forever.
     """
     _check_regular(path)
     unreadable = f"{path} is not a NetCDF file that can be read"
@@ -150,6 +149,8 @@ def _number(data: Any, place: int) -> int:
 
 def _is_link(data: Any, place: int) -> bool:
     """Whether a complete link to a path begins at an address."""
+    # Flag 4 adds the order of creation, flag 16 the character set; the lowest two bits give the
+    # width of the name's length.
     flags, link_type = data[place + 1], data[place + 2]
     place += 3 + 8 * bool(flags & 4)
     if flags & 16:
@@ -161,20 +162,20 @@ def _is_link(data: Any, place: int) -> bool:
     place += width
     name, place = data[place : min(place + length, place + LONGEST_LINK_NAME)], place + length
     size = int.from_bytes(data[place : place + 2], "little")
-    told = data[place + 2 : place + 2 + size]
-    if not name or len(name) < length or len(told) < size or not _is_text(name):
+    target = data[place + 2 : place + 2 + size]
+    if not name or len(name) < length or len(target) < size or not _is_text(name):
         return False
     if link_type == 1:  # a path in this file
-        return _is_text(told)
+        return _is_text(target)
     # A version, the name of a file, a path in it, and nothing, each ended by a zero.
-    fields = told.split(b"\x00")
+    fields = target.split(b"\x00")
     return len(fields) == 4 and not fields[0] and not fields[3] and all(map(_is_text, fields[1:3]))
 
 
 def _is_circular(data: Any, root: int) -> bool:
-    """Whether a group is in two places, as one that contains itself must be.
+    """Whether two links lead to one group, as they must where a group contains itself.
 
-    When links are moved, the bytes of the old one stay, so equal links count as one.
+    Equal links count as one, since a link that the library moves leaves its old bytes behind.
     """
     links: dict[int, bytes] = {}
     for match in OWN_LINK.finditer(data):
@@ -189,7 +190,9 @@ def _is_circular(data: Any, root: int) -> bool:
 
 
 def _is_group(data: Any, place: int) -> bool:
-    """Whether an object's header is of a group: one of its messages says how its links are kept."""
+    """Whether an object is a group: a message in its header says how its links are stored."""
+    # Flag 32 adds four timestamps to the header and flag 16 two limits; flag 4 adds a number to
+    # each message.
     flags, place = data[place + 5], place + 6
     place += 16 * bool(flags & 32) + 4 * bool(flags & 16)
     width = 1 << (flags & 3)
@@ -215,6 +218,7 @@ def _is_whole_heap(data: Any, place: int) -> bool:
     place += 16
     while left >= 16:
         index, size = data[place : place + 2], _number(data, place + 8)
+        # Object 0 is the free space, whose size includes its own header.
         if index == b"\x00\x00":
             return size == left
         needed = 16 + (size + 7) // 8 * 8

@@ -51,23 +51,30 @@ def sweep_labels(
 
     Schedules of interventions on two layers are laid out as (intervention, layer, layer_to).
     """
-    names = list(dict.fromkeys(name for name, *_ in schedules))
+    names: list[str] = []
+    for name, *_ in schedules:
+        if name not in names:
+            names.append(name)
     swept = range(layers) if chosen is None else sorted(set(chosen))
     dims = ("intervention", "layer", "layer_to")[: len(next(iter(schedules)))]
-    places = tuple((names.index(name), *map(swept.index, at)) for name, *at in schedules)
+    # Objects, since numpy cuts texts of its own type to one fixed length.
     texts = np.full((len(names), *[len(swept)] * len(dims[1:])), "", dtype=object)
-    for place, schedule in zip(places, schedules.values(), strict=True):
+    places = []
+    for (name, *at), schedule in schedules.items():
+        place = (names.index(name), *map(swept.index, at))
         texts[place] = to_text(schedule)
+        places.append(place)
     coords = {"intervention": names, **layer_coords(layers, swept), "schedule": (dims, texts)}
     if "layer_to" in dims:
         coords["layer_to"] = coords["layer"]
-    return Labels(dims, coords, places)
+    return Labels(dims, coords, tuple(places))
 
 
 def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, Any]:
     """Return the coordinates of layers: their index, and their depth between first and last."""
     described = {"units": "1", "long_name": "layer over the last layer"}
     index = np.array(range(layers) if chosen is None else chosen)
+    # A model of one layer has its only layer at depth 0.
     depth = index / max(1, layers - 1)
     return {"layer": index, "relative_depth": ("layer", depth, described)}
 
@@ -75,7 +82,8 @@ def layer_coords(layers: int, chosen: Sequence[int] | None = None) -> dict[str, 
 def schedule_labels(schedules: Sequence[Schedule]) -> Labels:
     """Lay out free schedules as (schedule,)."""
     texts = [to_text(schedule) for schedule in schedules]
-    return Labels(("schedule",), {"schedule": texts}, tuple((i,) for i in range(len(texts))))
+    places = tuple((index,) for index in range(len(texts)))
+    return Labels(("schedule",), {"schedule": texts}, places)
 
 
 def blank_dataset(
@@ -84,7 +92,7 @@ def blank_dataset(
     attrs: Mapping[str, Any],
     dtype: DTypeLike = np.float32,
 ) -> xr.Dataset:
-    """Return a dataset in which nothing is measured yet: NaN, or 0 where whole numbers are kept.
+    """Return a dataset before any measurement: NaN, or 0 in variables of whole numbers.
 
     Parameters
     ----------

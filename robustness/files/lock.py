@@ -1,9 +1,9 @@
-"""Locks of outputs: one run at a time writes a file, and its end releases the lock.
+"""Locks of outputs, so that one run at a time writes a file; its end releases the lock.
 
-The lock is the operating system's, on a hidden file beside the output that says who holds it. A
-process that is killed leaves the file, and no lock. The file may be another user's: to lock it, it
-need only be readable. Where the system or the file system has no such locks, or a file cannot be
-made in the directory, there is no lock, and runs are not kept apart.
+The operating system locks a hidden file beside the output, which names the holder. A process that
+is killed leaves the file but no lock. Another user's file can be locked too, if it can be read.
+Where the system or the file system has no such locks, or the directory takes no file, there is no
+lock, and runs are not kept apart.
 """
 
 import errno
@@ -25,7 +25,7 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 HOLDER = re.compile(rb"(process \d+ on [^\n]*)?")
-"""Content of a lock: its holder, or nothing if the holder was killed at once."""
+"""Content of a lock's file: its holder, or nothing if the holder was killed at once."""
 
 OPENED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 """Flags for opening a lock: a link is not followed, and a pipe not waited for."""
@@ -101,10 +101,10 @@ def _acquire(file: Path, path: Path) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            there = os.pread(descriptor, 200, 0)
+            content = os.pread(descriptor, 200, 0)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 os.close(descriptor)
-                holder = there.decode(errors="replace") or "another run"
+                holder = content.decode(errors="replace") or "another run"
                 raise InUse(
                     f"{path} is being written by {holder}: wait for it or end it, or choose "
                     "another place"
@@ -112,7 +112,7 @@ def _acquire(file: Path, path: Path) -> int | None:
             os.close(descriptor)
             if error.errno == errno.EBADF:  # a network's file system locks what can be written
                 raise _of_another(file, path) from None
-            if not there:  # nobody's, as every lock is where there are none
+            if not content:  # nobody's, like every lock where the system has none
                 with suppress(OSError):
                     file.unlink()
             return None
@@ -135,19 +135,21 @@ def _of_another(file: Path, path: Path) -> InUse:
 
 
 def _open(file: Path, path: Path) -> int | None:
-    """Open the file of a lock, and make it if need be; None where that cannot be done.
+    """Open the file of a lock, and make it if need be; None where it cannot be made.
 
     Raises
     ------
+    InUse
+        If the file is another user's and cannot be read.
     Unwritable
-        If it is anything else, or cannot be read.
+        If the file is not that of a lock.
     """
     no_lock = f"{file} is not the lock of {path.name} that stages makes: move it, or choose another"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | OPENED, 0o644)
     except OSError:
-        if not os.path.lexists(file):  # what is written there will say why
+        if not os.path.lexists(file):  # the writing of the output will say why
             return None
         try:
             # Of another user, who may hold it.
@@ -158,8 +160,9 @@ def _open(file: Path, path: Path) -> int | None:
             if error.errno == errno.EACCES:
                 raise _of_another(file, path) from None
             raise Unwritable(f"{no_lock} place") from None
-    found = os.fstat(descriptor)
-    ours = stat.S_ISREG(found.st_mode) and found.st_nlink <= 1 and found.st_size <= 1000
+    # A user's file must not be taken for a lock, whose content is replaced.
+    status = os.fstat(descriptor)
+    ours = stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_size <= 1000
     if not ours or not HOLDER.fullmatch(os.pread(descriptor, 1000, 0)):
         os.close(descriptor)
         raise Unwritable(f"{no_lock} place")
@@ -181,8 +184,9 @@ def _give_back(descriptor: int | None, file: Path, made: list[Path], owner: int)
 
 
 def _is_same(descriptor: int, file: Path) -> bool:
+    """Whether a path still names the file that was opened."""
     try:
-        there, ours = os.lstat(file), os.fstat(descriptor)
+        named, opened = os.lstat(file), os.fstat(descriptor)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)

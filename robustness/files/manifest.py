@@ -34,9 +34,9 @@ class Manifest:
     kind: str
     """Kind of command that wrote them: `export` or `pretraining`."""
     made_of: Mapping[str, str]
-    """Model, text and settings: equal where the files would be the same."""
+    """Model, text and settings that the files follow from: equal where the files would be."""
     files: Mapping[str, str]
-    """SHA-256 of every file, by its path in the directory, divided by `/`."""
+    """SHA-256 of every file, by its path in the directory with `/` between names."""
 
     def missing(self, directory: Path) -> list[str]:
         """Return the files that do not exist."""
@@ -51,7 +51,7 @@ class Manifest:
         return names
 
     def strangers(self, directory: Path) -> list[str]:
-        """Return what the manifest does not list: files, links, directories without its files."""
+        """Return files, links and directories that hold none of the files that are listed."""
         listed = {*self.files, MANIFEST}
         parents: set[str] = set()
         for name in listed:
@@ -77,7 +77,7 @@ def read(directory: Path) -> Manifest | None:
     Raises
     ------
     Refusal
-        If there is a file of its name that is no manifest, or one of a later version.
+        If the file of that name is not a manifest, or one of a later version.
     """
     path = directory / MANIFEST
     if not os.path.lexists(path):
@@ -99,33 +99,33 @@ def write(manifest: Manifest, directory: Path) -> None:
     (directory / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """Return in which setting two manifests differ, in words; empty where in none.
-
-    A hash is named only where nothing else differs, since it says less than what it is of.
-    """
-    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    for name in sorted(names, key=lambda name: "sha256" in name)[:1]:
-        have, want = found.get(name, "none"), wanted.get(name, "none")
-        if "sha256" in name:
-            have, want = f"{have[:12]}…", f"{want[:12]}…"
-        return f"with {name} {have}, not {want}"
-    return ""
+def difference(earlier: Mapping[str, str], wanted: Mapping[str, str]) -> str:
+    """Return in words the setting in which two manifests differ; empty where they are equal."""
+    names = [name for name in {**wanted, **earlier} if earlier.get(name) != wanted.get(name)]
+    if not names:
+        return ""
+    # A hash tells a reader less than any setting, so it is named only where nothing else differs.
+    name = min(names, key=lambda name: "sha256" in name)
+    have, want = earlier.get(name, "none"), wanted.get(name, "none")
+    if "sha256" in name:
+        have, want = f"{have[:12]}…", f"{want[:12]}…"
+    return f"with {name} {have}, not {want}"
 
 
 def _parse(content: Any) -> Manifest:
-    """Return the manifest of parsed JSON, and raise ValueError where it is none."""
+    """Return the manifest in parsed JSON, and raise ValueError if it holds none."""
     if not isinstance(content, dict) or not isinstance(content.get("stages"), int):
         raise ValueError("it does not say which version of stages wrote it")
     if content["stages"] > MANIFEST_VERSION:
         raise ValueError(f"a later version of stages wrote it: {content['stages']}")
-    kind, made_of, files = (content.get(name) for name in ("kind", "made_of", "files"))
+    kind, made_of, files = content.get("kind"), content.get("made_of"), content.get("files")
     if not isinstance(kind, str) or not _is_text(made_of) or not _is_text(files):
         raise ValueError("it names no files, or not what they are of")
     for name, digest in files.items():
         parts = PurePosixPath(name).parts
         # Raises UnicodeEncodeError, a ValueError, over half of a surrogate pair.
         name.encode()
+        # Files are removed by these names, which must not lead out of the directory.
         odd = not parts or ".." in parts or parts[0] == "/" or "\0" in name
         if odd or not SHA256.fullmatch(digest):
             raise ValueError("it names files in a way that stages does not")
@@ -139,10 +139,10 @@ def _is_text(mapping: Any) -> TypeGuard[dict[str, str]]:
 def _holds(directory: Path, name: str, digest: str) -> bool:
     """Whether a file has this content, and is reached without following a link."""
     path = directory / name
-    parents = [directory / parent for parent in PurePosixPath(name).parents[:-1]]
-    if any(each.is_symlink() for each in (path, *parents)):
-        return False
-    return path.is_file() and file_digest(path) == digest
+    for parent in PurePosixPath(name).parents[:-1]:
+        if (directory / parent).is_symlink():
+            return False
+    return not path.is_symlink() and path.is_file() and file_digest(path) == digest
 
 
 def _is_folder(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a file on the disk is the beginning of a run: equal settings, variables and labels."""
+"""Checks that a file is the beginning of a run: its settings, variables and labels are equal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from robustness.files import changes, netcdf
 from robustness.statistics import stopping
 
 REPLACED = "choose another `out`, or `fresh` to replace it"
-"""Remedy where a file of another run stands in the place of the output."""
+"""Remedy where the file of another run is in the place of the output."""
 
 FREE_ATTRIBUTES = (
     "created",
@@ -24,16 +24,16 @@ FREE_ATTRIBUTES = (
     "shards_created",
     "shards_command",
 )
-"""Attributes in which two calls of the same run may differ."""
+"""Names of attributes in which two calls of the same run may differ."""
 
 VERSIONS = ("versions", "server_versions")
-"""Attributes in which a finished file may differ; one run must not mix versions."""
+"""Names of attributes in which a finished file may differ; one run must not mix versions."""
 
 
 def check_beginning(
     file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, finished: bool, further: bool
 ) -> None:
-    """Refuse a file that is of another run.
+    """Refuse the file of another run.
 
     Parameters
     ----------
@@ -46,14 +46,14 @@ def check_beginning(
     finished : bool
         Whether the file is taken as the finished output.
     further : bool
-        Whether a run that stopped goes on to a smaller standard error.
+        Whether a run that stopped continues to a smaller standard error.
 
     Raises
     ------
     OtherSettings
         If settings differ, or variables are missing.
     """
-    # Where the tokens are from does not matter if they are the same.
+    # The source of the tokens does not matter: corpus_sha256 says whether they are the same.
     ignored = {*FREE_ATTRIBUTES, "source_sha256"}
     if finished:
         ignored |= {*VERSIONS}
@@ -73,14 +73,14 @@ def check_beginning(
 
 
 def _difference(earlier: Mapping[str, Any], wanted: Mapping[str, Any], ignored: set[str]) -> str:
-    """Return in which setting two runs differ, in words; empty where in none."""
+    """Return in words the setting in which two runs differ; empty where they are equal."""
     names = []
     for name in (earlier.keys() | wanted.keys()) - ignored:
         if str(earlier.get(name)) != str(wanted.get(name)):
             names.append(name)
     if not names:
         return ""
-    # A hash says less than the setting that it is of, so it is named only where nothing else is.
+    # A hash tells a reader less than any setting, so it is named only where nothing else differs.
     name = min(names, key=lambda name: (name.endswith("_sha256"), name))
     have, want = earlier.get(name), wanted.get(name)
     if have is None:
@@ -91,7 +91,7 @@ def _difference(earlier: Mapping[str, Any], wanted: Mapping[str, Any], ignored: 
 
 
 def in_layout(file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, shorter: bool) -> xr.Dataset:
-    """Return the dataset in a file with dimensions in the order of a run's.
+    """Return the dataset in a file with its dimensions in the order that a run has.
 
     Parameters
     ----------
@@ -103,30 +103,30 @@ def in_layout(file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, shorter: b
     Raises
     ------
     OtherSettings
-        If labels or types are others.
+        If labels or types differ.
     """
     for name, labels in wanted.coords.items():
-        found = earlier.get(name)
+        recorded = earlier.get(name)
         # Coordinates that no dimension is named after were not recorded by early versions.
-        if found is None and name not in labels.dims:
+        if recorded is None and name not in labels.dims:
             continue
-        if found is not None and shorter and "sequence" in labels.dims:
-            labels = labels[: found.size]
-        if found is None or not _same_labels(found, labels):
+        if recorded is not None and shorter and "sequence" in labels.dims:
+            labels = labels[: recorded.size]
+        if recorded is None or not _same_labels(recorded, labels):
             raise OtherSettings(f"{file} has another {name} than its settings say; {REPLACED}")
     transposed = {}
     for name, variable in wanted.data_vars.items():
-        found = earlier[name]
-        if found.dtype != variable.dtype:
+        values = earlier[name]
+        if values.dtype != variable.dtype:
             raise OtherSettings(
-                f"{file} holds {name} as {found.dtype}, not {variable.dtype}; {REPLACED}"
+                f"{file} holds {name} as {values.dtype}, not {variable.dtype}; {REPLACED}"
             )
-        transposed[name] = found.transpose(*variable.dims)
+        transposed[name] = values.transpose(*variable.dims)
     return earlier.assign(transposed)
 
 
 def _same_labels(one: xr.DataArray, other: xr.DataArray) -> bool:
-    """Whether labels are equal, where texts may be of either of numpy's types."""
+    """Whether labels are equal; texts may be of either of numpy's types."""
     if {*one.dims} != {*other.dims}:
         return False
     left, right = one.transpose(*other.dims).values, other.values
@@ -134,7 +134,7 @@ def _same_labels(one: xr.DataArray, other: xr.DataArray) -> bool:
 
 
 def kept_counts(file: Path, tally: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the counts that a run goes on from, given those that it begins with.
+    """Return the counts that a run continues from, given those of a new run.
 
     Raises
     ------

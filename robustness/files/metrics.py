@@ -1,18 +1,18 @@
-"""The record of every metric: its name in files, its unit, and what it is."""
+"""Records of the metrics in files: name, unit and description of each."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a variable of a file is."""
+    """Description of a variable of a file."""
 
     name: str
     unit: str
     """`nat`, or `1` for a share or a count."""
     long_name: str
     count: bool = False
-    """Whether it is a whole number."""
+    """Whether the variable is a whole number."""
 
     @property
     def attrs(self) -> dict[str, str]:
@@ -27,14 +27,14 @@ READOUTS = (
     Metric("entropy", "nat", "entropy of the prediction"),
     Metric("accuracy", "1", "share of tokens whose top-1 prediction is the next token"),
 )
-"""Means over the tokens of a sequence, for every schedule."""
+"""Readouts of every schedule: means over the tokens of a sequence."""
 
 CLEAN_READOUTS = (
     Metric("clean_loss", "nat", "cross-entropy of the next token, clean model"),
     Metric("clean_entropy", "nat", "entropy of the prediction, clean model"),
     Metric("clean_accuracy", "1", "share of tokens predicted top-1, clean model"),
 )
-"""The same for the clean model."""
+"""Readouts of the clean model."""
 
 NONFINITE = Metric("nonfinite", "1", "number of tokens with NaN or infinite logits", count=True)
 MODAL_SHARE = Metric("modal_share", "1", "share of tokens with the most frequent top-1 prediction")

@@ -1,4 +1,4 @@
-"""NetCDF files: written whole, and read after a check of what they hold."""
+"""NetCDF files: written whole, and read after checks of their bytes, structure and content."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from robustness.files.tally import TALLY_GROUP, dense_counts, sparse_counts
 def save(dataset: xr.Dataset, path: Path, tally: NDArray[np.int32] | None = None) -> None:
     """Write a dataset as NetCDF, with counts, of which most are 0, in a group of the file.
 
-    The caller has the lock of the output; without one, see `save_with_lock`.
+    The caller holds the lock of the output; without one, see `save_with_lock`.
     """
     write_whole(path, partial(write_netcdf, dataset, tally))
 
@@ -41,20 +41,20 @@ def write_netcdf(dataset: xr.Dataset, tally: NDArray[np.int32] | None, file: Pat
 
 @contextmanager
 def opened(path: Path, *, whole: bool = True) -> Iterator[Any]:
-    """Open a file that stages wrote, as a netCDF4.Dataset of which nothing is read yet.
+    """Open a file that stages wrote as a netCDF4.Dataset, and read only its metadata.
 
     Parameters
     ----------
     path : path
         Path of the file.
     whole : bool
-        Whether all of it will be read at once, for which there must be memory.
+        Whether all of it will be read at once and must fit in memory.
 
     Raises
     ------
     Refusal
-        If there is no such file, it is no NetCDF, stages did not write it, its schema is newer, or
-        it would make the library read other files, or more than memory holds.
+        If the file does not exist, is not NetCDF, was not written by stages, has a newer schema,
+        or would make the library read other files or more than memory holds.
     """
     with opened_part(path, whole=whole) as file:
         with reading(str(path), REMEDY):
@@ -68,7 +68,7 @@ def load(path: Path) -> xr.Dataset:
     Raises
     ------
     Refusal
-        As from `opened`, or if the file does not hold what a file of its kind holds.
+        As from `opened`, or if the content is not that of the file's kind.
     """
     with opened(path), reading(str(path), REMEDY):
         try:
@@ -84,20 +84,21 @@ def load(path: Path) -> xr.Dataset:
 
 
 def _read(path: Path, **options: Any) -> xr.Dataset:
-    """Read a file or a group of it without decoding: no units are made into times."""
+    """Read a file or a group of it, and decode no variables as times."""
     return xr.load_dataset(
         place(path), engine="netcdf4", decode_times=False, decode_timedelta=False, **options
     )
 
 
 def place(path: Path) -> str:
-    """Return a path that the NetCDF library cannot take for an address of the network."""
+    """Return the absolute path, which the NetCDF library cannot take for a network address."""
     return os.path.abspath(path)
 
 
 @contextmanager
 def opened_part(path: Path, *, whole: bool = True) -> Iterator[Any]:
     """Open a part of a file of tokens, which has no provenance, as a netCDF4.Dataset."""
+    # Before netCDF4 opens the file, whose library may already be led astray by that.
     hdf5_bytes.check_bytes(path)
     with reading(str(path), REMEDY):
         file = netCDF4.Dataset(place(path))

@@ -1,10 +1,9 @@
 """Ownership of files: only files that say that stages wrote them are replaced or removed.
 
-Every file that stages writes carries a mark: NetCDF the attribute `stages_schema`, a page its
-generator, a figure the program that made it, a card a comment, a checkpoint an entry of its
-metadata. A mark is read only where it belongs, so that a text about this project is not taken for a
-file of its own. A file without a mark stays as it is, and so does a file of another kind; an empty
-file may be replaced.
+Every file that stages writes has a mark: the attribute `stages_schema` in NetCDF, the generator in
+a page, the program in a figure, a comment in a card, and an entry of the metadata in a checkpoint.
+A mark counts only in its place: a text about this project is not taken for one of its files. A file
+without a mark or of another kind is never replaced; an empty file may be.
 """
 
 import errno
@@ -47,89 +46,89 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 """File name suffixes by the kind of file; NetCDF files end in `.nc`."""
 
 SWEEPS = {"sweep", "schedules", "pairs"}
-"""Kinds of files that `sweep` writes, of which each may replace another."""
+"""Kinds of files that `sweep` writes, each of which may replace another."""
 
 MARKED_BYTES = 2**20
-"""Number of bytes at the beginning, or the end, of a file in which its mark is found."""
+"""Number of bytes at the beginning or the end of a file that are searched for its mark."""
 
 ELSEWHERE = "choose another place"
-"""Remedy for every file that is in the way."""
+"""Remedy for every file in the place of an output."""
 
 _numbers = count()
 
 
 def kind_of(attributes: Mapping[Any, Any], dimensions: Any = ()) -> str:
-    """Return the kind of a NetCDF file: what it measures, and whether it is of single tokens."""
+    """Return the kind of a NetCDF file: its measurement, and whether it is of single tokens."""
     name = str(attributes.get("measurement", "numbers"))
     name = "sweep" if name in SWEEPS else name
     return f"tokens of {name}" if "token" in dimensions else name
 
 
 def kind(path: Path, suffix: str | None = None) -> str | None:
-    """Return the kind of a file that stages wrote, or None if it is not known to be one.
+    """Return the kind of a file that stages wrote, or None for any other file.
 
-    `suffix` is that of the name that the file will have, if it is not its own.
+    `suffix` is that of the file's future name, where it still has another.
     """
     suffix = (path.suffix if suffix is None else suffix).lower()
     read = READERS.get(suffix)
-    found = None
-    # A file that cannot be read is not known to be of stages, whatever the reason.
+    marked = None
+    # A file that cannot be read counts as somebody else's, whatever the reason.
     with suppress(Refusal), reading(str(path), ""):
         if read is not None and stat.S_ISREG(path.stat().st_mode):
-            found = read(path)
-    return found
+            marked = read(path)
+    return marked
 
 
 def check(path: Path, wanted: str | None) -> None:
-    """Refuse a place where a file of a kind would replace something that it must not.
+    """Refuse a path at which a file of some kind would replace anything but a file like itself.
 
     Raises
     ------
     Unwritable
-        If the name does not fit the kind, or if there is anything but an empty file, a file that
-        stages wrote of the same kind, or a link to either.
+        If the name does not fit the kind, or if the path holds anything but an empty file, a file
+        of the same kind that stages wrote, or a link to either.
     """
     ends = (".nc",) if wanted is None else SUFFIXES.get(wanted, (".nc",))
     if wanted is not None and path.suffix.lower() not in ends:
         what = "a NetCDF file, as numbers are kept in" if ends == (".nc",) else wanted
         raise Unwritable(f"{path} is no name of {what}: it must end in {', '.join(ends)}")
     try:
-        found = follow(path).stat()
+        status = follow(path).stat()
     except FileNotFoundError:
         return
     except OSError as error:
-        if error.errno == errno.ENOTDIR:  # said where it is written
+        if error.errno == errno.ENOTDIR:  # refused with a better reason when it is written
             return
         raise Unwritable(f"{path} cannot be written ({error.strerror}): {ELSEWHERE}") from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         example = {PAGE: "report.html", FIGURE: "figure.png"}.get(str(wanted), "sweep.nc")
         raise Unwritable(f"{path} is a directory: name the file in it, as {path / example}")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise Unwritable(f"{path} is a device or a pipe, not a file: {ELSEWHERE}")
-    if not found.st_size:
+    if not status.st_size:
         return
-    there = kind(path)
-    if there is None:
+    present = kind(path)
+    if present is None:
         raise Unwritable(
             f"{path} does not say that stages wrote it, and would be lost: move it, or {ELSEWHERE}"
         )
-    if there != wanted:
-        raise Unwritable(f"{path} holds {there}, and would be lost: {ELSEWHERE}")
+    if present != wanted:
+        raise Unwritable(f"{path} holds {present}, and would be lost: {ELSEWHERE}")
 
 
 def remove(path: Path, wanted: str) -> None:
-    """Remove a file if stages wrote it and it is of a kind; anything else stays."""
+    """Remove a file if stages wrote it and it is of the wanted kind; anything else stays."""
     if kind(path) == wanted:
         follow(path).unlink(missing_ok=True)
 
 
 def check_directory(directory: Path, wanted: str) -> None:
-    """Refuse a directory in which there is anything but files of a kind that stages wrote.
+    """Refuse a directory that holds anything but files of the wanted kind that stages wrote.
 
     Raises
     ------
     Unwritable
-        If there is, or it is no directory.
+        If it does, or is not a directory.
     """
     if not os.path.lexists(directory):
         return
@@ -144,13 +143,14 @@ def check_directory(directory: Path, wanted: str) -> None:
 
 
 def remove_directory(directory: Path, wanted: str) -> None:
-    """Remove a directory in which there is nothing but files of a kind that stages wrote.
+    """Remove a directory that holds nothing but files of the wanted kind that stages wrote.
 
     Raises
     ------
     Unwritable
         As from `check_directory`.
     """
+    # All files are checked before the first is removed.
     check_directory(directory, wanted)
     if directory.is_dir():
         for path in sorted(directory.iterdir()):
@@ -164,7 +164,7 @@ def follow(path: Path) -> Path:
     Raises
     ------
     Unwritable
-        If links lead in a circle.
+        If links form a loop.
     """
     try:
         return path.resolve() if path.is_symlink() else path
@@ -182,15 +182,15 @@ def leftovers(path: Path) -> Iterator[Path]:
     """Yield the temporary files of processes that were killed while they wrote a file."""
     place = follow(path)
     with suppress(OSError):
-        for each in sorted(place.parent.iterdir()):
-            if _is_leftover(each, place.name):
-                yield each
+        for sibling in sorted(place.parent.iterdir()):
+            if _is_leftover(sibling, place.name):
+                yield sibling
 
 
 def _is_leftover(path: Path, name: str | None = None) -> bool:
-    wanted = r".+" if name is None else re.escape(name)
-    found = re.fullmatch(rf"\.{wanted}\.\d+(-\d+)?\.writing", path.name, re.DOTALL)
-    return found is not None and not path.is_symlink() and path.is_file()
+    pattern = r".+" if name is None else re.escape(name)
+    match = re.fullmatch(rf"\.{pattern}\.\d+(-\d+)?\.writing", path.name, re.DOTALL)
+    return match is not None and not path.is_symlink() and path.is_file()
 
 
 def _netcdf(path: Path) -> str | None:
@@ -206,9 +206,9 @@ def _page(path: Path) -> str | None:
 
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             self.over |= tag == "body"
-            found = dict(attrs)
-            if tag == "meta" and not self.over and found.get("name") == "generator":
-                self.ours |= is_ours(found.get("content") or "")
+            values = dict(attrs)
+            if tag == "meta" and not self.over and values.get("name") == "generator":
+                self.ours |= is_ours(values.get("content") or "")
 
     head = Head()
     with path.open("rb") as file:
@@ -223,6 +223,7 @@ def _svg(path: Path) -> str | None:
             name = element.tag.rpartition("}")[2]
             if event == "end" and element.tag == f"{about}creator":
                 return FIGURE if is_ours("".join(element.itertext()).strip()) else None
+            # matplotlib writes metadata first; what is drawn after it may be of any size.
             if (event == "end" and name == "metadata") or name in {"g", "defs", "path"}:
                 return None
     return None
@@ -237,21 +238,21 @@ def _png(path: Path) -> str | None:
             if name == b"IDAT" or size > MARKED_BYTES:
                 return None
             key, _, value = file.read(size).partition(b"\0")
-            file.read(4)
+            file.read(4)  # the chunk's checksum
             if name == b"tEXt" and key == b"Software":
                 return FIGURE if is_ours(value.decode("latin-1")) else None
     return None
 
 
 def _pdf(path: Path) -> str | None:
-    """Look for the program in the object that the trailer names as what is said of the file."""
+    """Look for the program in the object that the trailer names as the file's information."""
     with path.open("rb") as file:
         data = file.read(16 * MARKED_BYTES)
     named = re.search(rb"/Info (\d+) 0 R\b[^%]*startxref\s+\d+\s+%%EOF\s*$", data[-1024:])
     if not data.startswith(b"%PDF-") or named is None:
         return None
-    said = re.search(rb"\n%s 0 obj\s*<<(.*?)>>\s*endobj" % named[1], data, re.DOTALL)
-    program = said and re.search(rb"/Creator \(([^()\\]*)\)", said[1])
+    information = re.search(rb"\n%s 0 obj\s*<<(.*?)>>\s*endobj" % named[1], data, re.DOTALL)
+    program = information and re.search(rb"/Creator \(([^()\\]*)\)", information[1])
     return FIGURE if program and is_ours(program[1].decode("latin-1")) else None
 
 

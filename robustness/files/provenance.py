@@ -1,4 +1,4 @@
-"""Provenance of a file: its settings, versions of libraries, and digests of what it is made of."""
+"""Provenance of a file: its settings, versions of libraries, and digests of its sources."""
 
 import hashlib
 import platform
@@ -45,7 +45,7 @@ def project_version() -> str:
 
 
 def value_digest(value: Any) -> str:
-    """Return the SHA-256 of the text form of a value, for what is measured on and is no corpus."""
+    """Return the SHA-256 of a value's `repr`, for measured items that are not a corpus."""
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""Runs that go on from what an earlier call of equal settings left on the disk.
+"""Runs that continue from the file that an earlier call with equal settings left.
 
-An unfinished run keeps what it has in a file beside its output.
+An unfinished run keeps its numbers in a file beside its output.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,10 +21,10 @@ from robustness.files.matching import REPLACED, check_beginning, in_layout, kept
 from robustness.statistics import stopping
 
 SAVING_SHARE = 0.05
-"""Largest share of a run's time that saving what is done so far takes."""
+"""Largest share of a run's time that saving takes."""
 
 TALLIED = ("until_se", "shard")
-"""Attributes of runs whose counts are needed after they are finished, to go on or to be merged."""
+"""Attributes of runs whose counts are needed when they are finished, to continue or to merge."""
 
 Complete = Callable[[xr.Dataset, NDArray[np.int32]], xr.Dataset]
 
@@ -32,35 +32,34 @@ Complete = Callable[[xr.Dataset, NDArray[np.int32]], xr.Dataset]
 class Run:
     """A run over sequences, batch by batch: the numbers so far, in memory and on disk.
 
-    With a path, a run goes on from what an earlier call of equal settings left there. As a context
-    manager, it saves what it has when an exception ends it.
+    With a path, a run continues from what an earlier call with equal settings left there. As a
+    context manager, it saves its numbers when an exception ends it.
 
     Parameters
     ----------
     dataset : Dataset
         Dataset to fill, as from `blank_dataset`; its attributes are settings and provenance.
     tally : int array of shape (run, token), optional
-        Counts, mostly 0, that are saved with it until the run is finished.
+        Counts, mostly 0, that are saved with the dataset until the run is finished.
     path : path, optional
         Path of the output.
     fresh : bool
         Whether to replace what an earlier call left.
     complete : callable, optional
-        Returns the dataset with what follows from it, given the dataset and the tally when all is
-        measured.
+        Function of the dataset and the tally that adds derived variables when all is measured.
 
     Attributes
     ----------
     done : int
         Number of sequences that are measured.
     partial : path or None
-        Path of the file that keeps what an unfinished run has.
+        Path of the file that keeps the numbers of an unfinished run.
 
     Raises
     ------
     Refusal
-        If there is a run of other settings, another process has the output, or it cannot be
-        written.
+        If the file of a run with other settings exists, another process is writing the output, or
+        it cannot be written.
     """
 
     def __init__(
@@ -83,6 +82,7 @@ class Run:
         self._complete = complete
         self._finished = False
         self._saved_at, self._saving_time = 0.0, 0.0
+        # Before anything is read or removed, which another run might be writing.
         self._lock = None if path is None else Lock(path)
         try:
             self._remove_leftovers()
@@ -103,10 +103,10 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            # Without a sequence done, what an earlier call has saved is worth more.
+            # Without a finished sequence, what an earlier call has saved is worth more.
             if kind is None or self._finished or not self.done:
                 return
-            # Where writing has just failed, it fails again, and the first reason is raised.
+            # A write that has just failed fails again, and its first reason must be the one raised.
             with suppress(*((Unwritable,) if issubclass(kind, Unwritable) else ())):
                 self._save_progress()
         finally:
@@ -119,18 +119,18 @@ class Run:
         place: slice | None = None,
         counts: NDArray[np.int32] | None = None,
     ) -> None:
-        """Take the numbers of a batch of sequences, and save all numbers so far.
+        """Add the numbers of a batch of sequences, and save all numbers so far.
 
-        Saving is postponed while it would take more than a small share of the time.
+        Saving is postponed while it would take more than `SAVING_SHARE` of the time.
 
         Parameters
         ----------
         rows : slice
-            Indices of the sequences; all before them are done.
+            Indices of the sequences; all earlier sequences are done.
         values : mapping of str to array
-            New part of every variable, along its last dimension.
+            Values of every variable at these sequences, its last dimension.
         place : slice, optional
-            Indices of that part along the last dimension, where they are not those of `rows`.
+            Indices along the last dimension, where it is not that of sequences.
         counts : int array, optional
             Counts to add to the tally.
         """
@@ -138,7 +138,7 @@ class Run:
             self.dataset[name].values[..., place or rows] = value
         if counts is not None:
             counts = self.tally + counts
-        # In one statement, so that an interruption finds both or neither.
+        # In one statement, so that an interruption leaves both as before or both new.
         self.done, self.tally = rows.stop, self.tally if counts is None else counts
         if monotonic() - self._saved_at >= self._saving_time / SAVING_SHARE:
             self._save_progress()
@@ -170,14 +170,14 @@ class Run:
             if self.path is not None:
                 tallied = any(name in completed.attrs for name in TALLIED)
                 netcdf.save(completed, self.path, self.tally if tallied else None)
-            # Only after saving: an interruption before must leave a run that can go on.
+            # Only after saving: an interruption before must leave a run that can continue.
             self.dataset, self._finished = completed, True
         if self.partial is not None:
             ownership.remove(self.partial, self.kind)
         return self.dataset
 
     def _try_out(self, path: Path) -> None:
-        """Refuse a path that cannot be written before anything is measured."""
+        """Refuse an unwritable path before anything is measured, by writing a file as large."""
         with temporary_file(path) as temporary:
             netcdf.write_netcdf(self.dataset, self.tally, temporary)
 
@@ -195,14 +195,14 @@ class Run:
             self._lock.release()
 
     def _remove_leftovers(self) -> None:
-        """Remove what a run that was killed while it wrote has left."""
+        """Remove the temporary files of a run that was killed while it wrote."""
         if self._lock is None or not self._lock.held:
             return
         for file in filter(None, (self.path, self.partial)):
             remove_leftovers(file)
 
     def _earlier(self) -> Path | None:
-        """Return the file to go on from, in which at least one sequence is done."""
+        """Return the file to continue from, in which at least one sequence is done."""
         if self.partial is None or self.path is None:
             return None
         if self.partial.exists() and netcdf.load(self.partial).attrs.get("sequences_done"):
@@ -210,10 +210,10 @@ class Run:
         return self.path if self.path.exists() else None
 
     def _resume(self, file: Path) -> None:
-        """Take over what is in a file, after a check that it is of this run."""
+        """Take over the numbers of a file, after a check that it is of this run."""
         earlier = netcdf.load(file)
         attrs = stopping.settings_before_stopping(earlier.attrs)
-        # A run that stopped when it knew enough goes on if it is asked to know more.
+        # A run that stopped at one standard error continues if a smaller one is asked for.
         further = stopping.goes_further(attrs, self.dataset.attrs)
         finished = file == self.path and not further
         check_beginning(file, earlier, self.dataset, finished=finished, further=further)
@@ -233,12 +233,12 @@ class Run:
 
 
 def partial_path(path: Path) -> Path:
-    """Return the path of the file that keeps what an unfinished run has."""
+    """Return the path of the file that keeps the numbers of an unfinished run."""
     return path.with_name(f"{path.stem}.partial{path.suffix}")
 
 
 def resumed_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of the file that a run would go on from; none without such a file."""
+    """Return the attributes of the file that a run would continue from, if there is one."""
     for file in (partial_path(path), path):
         attrs = netcdf.load(file).attrs if file.is_file() else {}
         if attrs and (file == path or attrs.get("sequences_done")):

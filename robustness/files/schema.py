@@ -13,10 +13,10 @@ SCHEMA = 1
 """Version of the layout of files; a file of a later version is refused."""
 
 LONGEST_NAME = 1000
-"""Most letters in the name of a model, an architecture or a text."""
+"""Maximum number of characters in the name of a model, an architecture or a text."""
 
 ROUNDING = 1e-3
-"""Distance by which rounding takes a share beyond 0 and 1, or a divergence below 0."""
+"""Distance by which rounding may take a share beyond 0 or 1, or a variance below 0."""
 
 SHARE = (-ROUNDING, 1 + ROUNDING)
 """Range of a share."""
@@ -75,11 +75,12 @@ class Kind:
     needed_labels: tuple[str, ...] = ()
     """Names of coordinates that every file has and that no dimension is named after."""
     may_be_empty: tuple[str, ...] = ()
-    """Names of dimensions that may have no places."""
+    """Names of dimensions that may have size 0."""
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number."""
+    # A bool is an int to Python.
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -96,7 +97,7 @@ def _is_object_of_texts(value: Any) -> bool:
         content = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and all(isinstance(each, str) for each in content.values())
+    return isinstance(content, dict) and all(isinstance(text, str) for text in content.values())
 
 
 def _is_part(value: Any) -> bool:
@@ -104,7 +105,7 @@ def _is_part(value: Any) -> bool:
 
 
 def whole_from(least: int) -> Attribute:
-    """Return what is expected of a whole number."""
+    """Return the attribute of whole numbers from a smallest one."""
     return Attribute(
         lambda value: is_whole(value) and value >= least, f"a whole number from {least}"
     )
@@ -140,5 +141,5 @@ def text_labels(*dims: str) -> dict[str, Variable]:
 
 
 def number_labels(least: float, *dims: str, ascending: bool = True) -> dict[str, Variable]:
-    """Return coordinates of dimensions whose labels are whole numbers from a least one."""
+    """Return coordinates of dimensions whose labels are whole numbers from a smallest one."""
     return {dim: Variable((dim,), "i", least, ascending=ascending) for dim in dims}

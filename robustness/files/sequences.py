@@ -1,4 +1,4 @@
-"""Sequences of a dataset: their coordinates, which of them are measured, and means over tokens."""
+"""Sequences of a dataset: their coordinates, the measured ones, and means over their tokens."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from robustness.errors import Refusal
 from robustness.files.metrics import METRICS
 
 COUNTED = "tokens_counted"
-"""Name of the coordinate that says how many tokens the means of a sequence are over."""
+"""Name of the coordinate with the number of tokens in the means of a sequence."""
 
 
 def sequence_coords(
@@ -25,7 +25,7 @@ def sequence_coords(
     first : int
         Index of the first sequence.
     counted : array of shape (sequence,), optional
-        Number of tokens that the means of each sequence are over, where it is not the same for all.
+        Number of tokens in the means of each sequence, where it is not the same for all.
     """
     of_document = {"long_name": "index of the document in the corpus"}
     coords: dict[str, Any] = {
@@ -53,7 +53,7 @@ def mean_over_tokens(values: xr.DataArray) -> xr.DataArray:
 
 
 def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
-    """Return the sequences of a file that are measured: all, unless its run is not finished.
+    """Return the measured sequences of a file: all of them, unless its run is unfinished.
 
     Values of single tokens are averaged over the tokens of a sequence.
 
@@ -69,10 +69,11 @@ def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
     done = int(dataset.attrs["sequences_done"])
     if not done:
         raise Refusal("nothing is measured yet: the run was stopped in its first batch")
+    # CKA is measured on batches of sequences, of which only whole ones are done.
     if "batch" in dataset.dims:
         return dataset.isel(batch=slice(0, done // int(dataset.attrs["batch_sequences"])))
     if "sequence" not in dataset.dims:
-        raise Refusal("the run is not finished, and what it measures is known when all of it is")
+        raise Refusal("the run is unfinished, and has no result before it ends: run it again")
     return dataset.isel(sequence=slice(0, done))
 
 
@@ -81,7 +82,7 @@ def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:
     which = "predicted" if name.removeprefix("clean_") in {"loss", "accuracy"} else "compared"
     if which not in dataset:
         raise Refusal(
-            "the file does not say which positions count, as an early version left it: measure it "
+            "the file is of an early version, and does not say which positions count: measure it "
             "anew with `fresh`"
         )
     return dataset[which] == 1
@@ -93,6 +94,7 @@ def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
     for name, values in dataset.data_vars.items():
         if name in METRICS:
             counts = counted_positions(dataset, str(name))
+            # 0 elsewhere, so that only a NaN at a position that counts makes the mean NaN.
             total = values.where(counts, 0).sum("token", skipna=False, dtype=np.float64)
             mean = total / counts.sum("token")
             means[name] = mean.astype(values.dtype).assign_attrs(values.attrs)

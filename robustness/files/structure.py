@@ -1,4 +1,4 @@
-"""Structure of an opened NetCDF file: groups, types, encodings, and sizes."""
+"""Checks of an opened NetCDF file before it is read: its groups, types, encodings and sizes."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ LARGEST_COMPRESSION = 1100
 """Largest ratio of the size of numbers to that of a file that holds them; zlib reaches 1032."""
 
 TEXT_BYTES = 100
-"""Fewest bytes that a text takes in memory."""
+"""Minimum number of bytes that a text takes in memory."""
 
 DECODING_ATTRIBUTES = frozenset(
     "scale_factor add_offset missing_value _Unsigned valid_min valid_max valid_range".split()
@@ -25,22 +25,23 @@ DECODING_ATTRIBUTES = frozenset(
 
 
 def check_file(path: Path, file: Any, *, whole: bool = True) -> None:
-    """Refuse an opened NetCDF file whose numbers must not be read.
+    """Refuse an opened NetCDF file that is not of stages, or not safe to read.
 
     Parameters
     ----------
     path : path
         Path of the file.
     file : netCDF4.Dataset
-        The file, of which only metadata is read here.
+        The file; only its metadata is read here.
     whole : bool
-        Whether all of it will be read at once, for which there must be memory.
+        Whether all of it will be read at once and must fit in memory.
 
     Raises
     ------
     Refusal
-        If stages did not write it, or a later version did; if it has types that no file has, or
-        attributes that change numbers; or if it holds more than its size or the memory allows.
+        If stages did not write the file, or a later version did; if it has types that stages never
+        writes, or attributes that change numbers; or if it claims more than its size or the memory
+        can hold.
     """
     if "stages_schema" not in file.ncattrs():
         raise Refusal(f"{path} is a NetCDF file, but not one that stages wrote")
@@ -66,7 +67,7 @@ def check_group(path: Path, group: Any, *, whole: bool = True) -> None:
     Parameters
     ----------
     path, whole
-        As for `check_file`. Memory is asked for only where all is read at once.
+        As for `check_file`.
     group : netCDF4.Dataset or netCDF4.Group
         The file or the group.
     """
@@ -89,7 +90,7 @@ def check_group(path: Path, group: Any, *, whole: bool = True) -> None:
 
 
 def _check_encoding(path: Path, name: str, variable: Any) -> None:
-    """Refuse a variable whose numbers would not be read as they are in the file."""
+    """Refuse a variable whose numbers would be changed in reading."""
     if not name.isprintable():
         raise damaged(path, f"it has a variable {shown_value(name)}")
     if variable.dtype is not str and variable.dtype.kind not in "fiu":
@@ -97,6 +98,7 @@ def _check_encoding(path: Path, name: str, variable: Any) -> None:
     decoding = sorted(DECODING_ATTRIBUTES & set(variable.ncattrs()))
     if decoding:
         raise damaged(path, f"its {name} has {decoding[0]}, which would change its numbers")
+    # xarray writes NaN as the fill value of floats, and would replace any other by NaN in reading.
     if "_FillValue" in variable.ncattrs():
         fill = variable.getncattr("_FillValue")
         if not isinstance(fill, (float, np.floating)) or not math.isnan(fill):
@@ -112,5 +114,6 @@ def _sizes(variable: Any) -> tuple[int, int]:
     if chunks is None or chunks == "contiguous":
         # A text is at least 8 bytes in a file: the reference to where it stands in a heap.
         return in_memory, in_memory // (TEXT_BYTES // 8 if is_text else 1)
+    # HDF5 unpacks whole chunks, however little of one the variable fills.
     in_memory = max(in_memory, math.prod(chunks) * width)
     return in_memory, in_memory // LARGEST_COMPRESSION

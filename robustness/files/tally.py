@@ -12,11 +12,12 @@ from numpy.typing import DTypeLike, NDArray
 from robustness.files.damage import damaged, shown_value
 
 TALLY_GROUP = "tally"
-"""Name of the group of a file that holds counts which its run may still need."""
+"""Name of the group with the counts that a run still needs to continue or to merge."""
 
 
 def modal_share(tally: NDArray[np.int32], dtype: DTypeLike) -> NDArray[Any]:
     """Return the share of the most frequent token of counts (run, token); NaN where all are 0."""
+    # The clip avoids a division by 0; the share of 0 that it gives becomes NaN below.
     share = (tally.max(1) / tally.sum(1).clip(1)).astype(dtype)
     share[share == 0] = np.nan
     return share
@@ -32,12 +33,12 @@ def sparse_counts(tally: NDArray[np.int32]) -> xr.Dataset:
 
 
 def dense_counts(path: Path, counts: xr.Dataset) -> NDArray[np.int32]:
-    """Return counts (run, token) of the dataset that `sparse_counts` made of them.
+    """Return counts (run, token) from the dataset that `sparse_counts` made of them.
 
     Raises
     ------
     Refusal
-        If what was read is no such dataset, or takes more than memory holds. It names the file.
+        If the dataset read from `path` is not such a dataset, or takes more than memory holds.
     """
     entries, values = counts["entry"].values, counts["count"].values
     shape = _checked_shape(path, counts.attrs["shape"])
