@@ -1,4 +1,4 @@
-"""Models: opening and checking them, their parts, weights and checkpoints."""
+"""Models: how they are opened and checked, their parts, their weights and checkpoints."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and not before: nnsight takes seconds, and settings none."""
+    """Import a name when it is first used: nnsight takes seconds to import, settings take none."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,7 +1,8 @@
-"""Attention weights of a model: which blocks have some that can be read, and why others have none.
+"""Attention weights of a model: which blocks have readable ones, and why others do not.
 
-Where a family has an eager implementation of attention, it hands its weights over; elsewhere they
-are computed from what transformers' attention interface is called with, which has to be there.
+An eager implementation of attention returns its weights. Other implementations do not: there, the
+weights are computed from the arguments of transformers' attention interface, if the attention
+calls it.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from nnsight.intervention.envoy import Envoy
 from robustness.models.model import Model
 
 INTERFACE = "attention_interface_1"
-"""What nnsight calls the one call of transformers' attention interface in an attention."""
+"""Name that nnsight gives to the call of transformers' attention interface in an attention."""
 
 
 def by_layer(model: Model) -> dict[int, Envoy]:
     """Return the attention of every block that has one, by layer."""
+    # The final dot keeps block 1 from taking the attention of block 10.
     layers = {f"{block.path}.": layer for layer, block in enumerate(model.blocks)}
     attentions = {}
     for part in model.attentions:
@@ -30,12 +32,12 @@ def readable(model: Model) -> set[int]:
     attentions = by_layer(model)
     if model.identity["attention"] == "eager":
         return set(attentions)
-    # Elsewhere weights are made anew from what the interface is called with.
+    # Other implementations return no weights: they are recomputed from the interface's arguments.
     return {layer for layer, part in attentions.items() if INTERFACE in part.source.names}
 
 
 def explain_missing(model: Model, heads: Sequence[int], reasons: Sequence[str]) -> str:
-    """Return which blocks have no attention weights, or of fewer heads than others, and why.
+    """Return which blocks have no attention weights, or weights of fewer heads, and why.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ def explain_missing(model: Model, heads: Sequence[int], reasons: Sequence[str]) 
     heads : sequence of int
         Number of heads with weights, for each block.
     reasons : sequence of str
-        Why an attention that was read has no weights, for each block; else empty.
+        Why an attention that was read has no weights, for each block; empty where it has some.
     """
     layers_of: dict[str, list[str]] = {}
     attentions = by_layer(model)

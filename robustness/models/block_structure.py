@@ -1,8 +1,8 @@
-"""How blocks are made up of their sublayers, and what the final norm does: measured, not looked up.
+"""Structure of blocks and of the final norm: measured, not looked up by family.
 
-A block adds to the residual stream what its attention and its MLP write. Whether it does so one
-after the other or side by side, times which factors, and whether the final norm takes out the mean,
-is found by trying both answers on a short text.
+A block adds the outputs of its attention and its MLP to the residual stream. Three things are found
+by running the model on a short text: whether the two run one after the other or in parallel, which
+factors their outputs are multiplied by, and whether the final norm subtracts the mean.
 """
 
 from collections.abc import Sequence
@@ -20,42 +20,43 @@ from robustness.trace import attention, block_calls, lens, sublayers
 from robustness.trace.types import Modules
 
 MOST_HEADS = 10_000
-"""Maximum number of attention heads that a block may have by what a server says."""
+"""Maximum number of attention heads of a block that is believed of a server."""
 
 SUBLAYERS = ("attention", "mlp", "context")
-"""What is captured of the sublayers of a block: their outputs, and the context of attention."""
+"""Captures that need the sublayers of a block: their outputs, and the context of attention."""
 
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.01}
-"""Relative error with which sublayers, put together, may miss their block, by type of the weights;
-of other types, `TOLERANCE_ELSEWHERE`."""
+"""Maximum relative error of a block's output when it is computed from its sublayers, by type of the
+weights."""
 
 TOLERANCE_ELSEWHERE = 1e-4
+"""Maximum relative error for weights of other types."""
 
 
 @dataclass(frozen=True)
 class BlockStructure:
-    """What measurements of sublayers and of the final norm need to know of a model."""
+    """Facts about a model that measurements of sublayers and of the final norm need."""
 
     parallel: bool
     """Whether attention and MLP of a block read the same residual stream."""
     centres: bool
-    """Whether the final norm takes the mean over features out, as LayerNorm does."""
+    """Whether the final norm subtracts the mean over features, as LayerNorm does."""
     factors: tuple[tuple[float, ...], ...]
     """Factors with which the outputs of attention and MLP are added to the residual stream, for
     each block; empty where sublayers cannot be told apart."""
     epsilon: float
-    """What the final norm adds to the variance or the mean square."""
+    """Number that the final norm adds to the variance or the mean square."""
     heads: tuple[int, ...]
-    """Number of heads of which the attention of each block has weights: 0 where it has none, and
-    everywhere unless they were asked for."""
+    """Number of heads with attention weights, for each block: 0 where a block has none, and
+    everywhere if attention weights were not asked for."""
     missing: dict[str, str]
-    """Why something cannot be captured, by what that is: `attention`, `mlp`, `context`, `pattern`,
-    `neurons`, `prediction`."""
+    """Reason why something cannot be captured, by its name: `attention`, `mlp`, `context`,
+    `pattern`, `neurons`, `prediction`."""
     partly: dict[str, str]
-    """Why something cannot be captured of every block, or not alike: `pattern`."""
+    """Reason why something can be captured in some blocks only, by its name: `pattern`."""
 
     def known(self) -> Modules:
-        """Return what traces are handed of it besides the parts of the model."""
+        """Return the facts that a trace needs besides the parts of the model."""
         known: Modules = {
             "centres": self.centres,
             "parallel": self.parallel,
@@ -68,10 +69,10 @@ class BlockStructure:
 
 
 def examine(model: Model, needs: Sequence[str] = ()) -> BlockStructure:
-    """Find out how blocks are put together and what the final norm does, on every block.
+    """Find out how every block is put together, and what the final norm does.
 
-    A model is run for it once: what was found is remembered. Attention weights are looked at only
-    if `pattern` is among what is needed.
+    The model is run once, and the result is remembered. Attention weights are examined only if
+    `pattern` is among the needs.
     """
     with model.lock:
         if "pattern" in needs:
@@ -79,13 +80,13 @@ def examine(model: Model, needs: Sequence[str] = ()) -> BlockStructure:
         if _examine_with_patterns not in model.facts.known:
             return model.once(_examine)
         structure = model.once(_examine_with_patterns)
-    # As if patterns had not been looked at, whatever was asked for before.
+    # The answer must not depend on what was asked before: files hold these texts and numbers.
     missing = {need: why for need, why in structure.missing.items() if need != "pattern"}
     return replace(structure, heads=(0,) * model.layers, missing=missing, partly={})
 
 
 def named_parts(model: Model) -> Modules:
-    """Return the parts of a model by name, as measurements are handed them in a trace."""
+    """Return the parts of a model by name, as measurements take them in a trace."""
     return {
         "blocks": model.blocks,
         "attentions": attention_weights.by_layer(model),
@@ -108,7 +109,7 @@ def _examine_with_patterns(model: Model) -> BlockStructure:
 def _examine(
     model: Model, readable: set[int] | frozenset[int] = frozenset(), *, patterns: bool = False
 ) -> BlockStructure:
-    """Examine a model, and the attention weights of some layers."""
+    """Examine a model, and the attention weights of the readable layers."""
     missing = _explain_unfound(model)
     tolerance = TOLERANCE.get(getattr(torch, model.identity["dtype"]), TOLERANCE_ELSEWHERE)
     seen = _try_out(model, "mlp" not in missing, readable, tolerance)
@@ -138,7 +139,7 @@ def _examine(
 
 
 def _explain_unfound(model: Model) -> dict[str, str]:
-    """Return why sublayers cannot be captured where they are not found in every block."""
+    """Return why sublayers cannot be captured, if some block lacks them."""
     missing: dict[str, str] = {}
     for name, parts, needs in (
         ("a pair of attention and MLP that add to the residual stream", model.sublayers, SUBLAYERS),
@@ -154,9 +155,9 @@ def _explain_unfound(model: Model) -> dict[str, str]:
 def _try_out(
     model: Model, whole: bool, readable: set[int] | frozenset[int], tolerance: float
 ) -> dict[Any, Any]:
-    """Run a model on a short text, and return by how much each possible answer is off.
+    """Run a model on a short text, and return the error of each possible answer.
 
-    The text is of two sequences, because some parts are right for one alone.
+    The batch has two sequences, because some parts are right for a single sequence only.
 
     Parameters
     ----------
@@ -165,10 +166,12 @@ def _try_out(
     whole : bool
         Whether attention and MLP were found in every block.
     readable : set of int
-        Layers whose attention weights are looked at.
+        Layers whose attention weights are examined.
     tolerance : float
-        Relative error that attention weights may have.
+        Maximum relative error of attention weights.
     """
+    # A trace takes along every name it uses, and a `Model` cannot be rebuilt on a server: its parts
+    # are named here.
     text = model.trial_text
     tokens = torch.tensor([text, text[::-1]], device=model.device)
     blocks, head, norms = model.blocks, model.head, model.norms
@@ -176,6 +179,7 @@ def _try_out(
     attentions, eager = known["attentions"], known["eager"]
     numbers = model.numbers
     request = model.asking(0)
+    # nnsight drops a context manager that stands after the trace: `no_grad` comes before it.
     with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         entering, leaving, contexts, written, patterns = [], [], [], [], {}
         for layer, block in enumerate(blocks):
@@ -196,6 +200,7 @@ def _try_out(
             leaving.append(block_calls.first(block.output))
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)
+        # Made inside the trace: a dictionary from outside would come back unchanged from a server.
         errors = nnsight.save({})
         errors["patterns"] = patterns
         errors["epsilon"] = known["epsilon"] = lens.stabiliser(final, known)
@@ -212,11 +217,11 @@ def _try_out(
 
 
 def _check_answer(errors: Any, whole: bool) -> None:
-    """Refuse what comes back from a server and is not what was asked for."""
-    asked: dict[Any, Any] = {"patterns": dict}
+    """Refuse an answer of a server that is not what was asked for."""
+    types: dict[Any, Any] = {"patterns": dict}
     for question in ("centres", "parallel") if whole else ("centres",):
-        asked |= {(question, False): float, (question, True): float}
-    plain(errors, asked | ({"factors": [tuple]} if whole else {}))
+        types |= {(question, False): float, (question, True): float}
+    plain(errors, types | ({"factors": [tuple]} if whole else {}))
     for pair in errors["factors"] if whole else ():
         plain(_as_pair(pair), {0: float, 1: float})
     for pair in errors["patterns"].values():
@@ -234,12 +239,13 @@ def _as_pair(value: Any) -> dict[int, Any]:
 def _choose(
     seen: dict[Any, Any], question: str, tolerance: float, *, clearly: bool = True
 ) -> tuple[bool, float | None]:
-    """Return the answer to a question that is off by less, and its error if it is not believed.
+    """Return the answer with the smaller error, and that error if the answer is not believed.
 
-    It is believed if it is within the tolerance, and the other answer clearly worse where that is
-    asked for.
+    An answer is believed if its error is within the tolerance and, with `clearly`, the other
+    answer is clearly worse.
     """
     errors = [seen.get((question, answer), 0.0) for answer in (False, True)]
+    # A comparison with NaN is false, and would take the answer for the better one.
     no, yes = (inf if isnan(error) else error for error in errors)
     unclear = clearly and sublayers.CLEARLY * min(no, yes) > max(no, yes) > 0
     right = min(no, yes) <= tolerance and not unclear
@@ -247,9 +253,9 @@ def _choose(
 
 
 def _as_meant(epsilon: float, model: Model) -> float:
-    """Return what norms add as it was meant: a number of the configuration, or of one digit.
+    """Return a measured epsilon as it was configured: in the configuration, or with one digit.
 
-    If either is as close as the type of the weights can tell; else as it was measured.
+    The measured value is returned if neither is as close as the type of the weights can tell.
     """
     digit = 64 * torch.finfo(getattr(torch, model.identity["dtype"])).eps
     close = max(digit, 64 * torch.finfo(torch.float32).eps)

@@ -1,4 +1,4 @@
-"""Records of a forward pass: which modules it calls, and which reads what another has written."""
+"""Records of a forward pass: which modules it calls, and which reads the output of another."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -11,36 +11,38 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Dropout, Identity, Module
 
 PASSIVE = (Dropout, Identity)
-"""Modules that hand on what they are given."""
+"""Modules that return their input."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
     """One call of a module.
 
-    What it read and wrote is kept, so that no other tensor takes its id.
+    The tensors that it read and wrote are kept, so that no other tensor takes their id.
     """
 
     path: str
+    """Path of the module that is called."""
     caller: str
-    """The module that was being run; empty for the model itself."""
+    """Path of the module that makes the call; empty for the model itself."""
     read: Tensor | None
     """The first tensor among its arguments."""
     handed: int | None
-    """Place, among its further arguments, of another tensor of the same shape: some sublayers are
-    handed the residual stream, and add what they write to it themselves."""
+    """Position, among its further arguments, of another tensor of the same shape: some sublayers
+    take the residual stream as well, and add their output to it themselves."""
     wrote: Tensor | None
-    """What it returned, or the first part of it."""
+    """The tensor that it returned, or the first one of several."""
     began: int
+    """Position of its beginning among the beginnings and ends of all calls."""
     ended: int
-    """Its place among the beginnings and ends of all calls, as that of its beginning is."""
+    """Position of its end among them."""
 
 
 def record(module: Any, tokens: Sequence[int]) -> list[Call]:
     """Run a model on a text and return its calls of modules, in the order in which they end.
 
-    A model without weights is run without computing anything; one whose weights accelerate keeps
-    elsewhere has them loaded.
+    A model without weights runs on fake tensors, which computes nothing. Weights that accelerate
+    keeps elsewhere are loaded by its own hooks.
     """
     calls: list[Call] = []
     running: list[tuple[str, Tensor | None, int | None, int]] = []
@@ -50,8 +52,7 @@ def record(module: Any, tokens: Sequence[int]) -> list[Call]:
         def hook(_: Module, args: Any, kwargs: dict[str, Any]) -> None:
             given = (*args, kwargs.get("hidden_states"), *kwargs.values())
             read = _first(given)
-            alike = [_alike(value, read) for value in args[1:]]
-            handed = alike.index(True) if True in alike else None
+            handed = _position_of_alike(args[1:], read)
             running.append((path, read, handed, next(clock)))
 
         return hook
@@ -64,12 +65,14 @@ def record(module: Any, tokens: Sequence[int]) -> list[Call]:
 
     mode: Any = nullcontext()
     device = module.device
+    # Offloaded weights are on `meta` between calls; accelerate moves the tokens to where it loads.
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         device = torch.device("cpu") if device.type == "meta" else device
     with ExitStack() as stack:
         if device.type == "meta":
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            # The other ways of computing experts ask for numbers, or for some types of them.
+            # Other implementations of experts read values, which fake tensors do not have, or
+            # take some types only.
             stack.callback(module.set_experts_implementation, module.get_experts_implementation())
             module.set_experts_implementation("batched_mm")
         for path, part in module.named_modules():
@@ -93,28 +96,36 @@ def trial_text(config: Any) -> list[int]:
 
 
 def chains(calls: Sequence[Call]) -> list[list[Call]]:
-    """Return the ways through modules that hand on what they write, by where each ends.
+    """Return the chains of modules in which each reads the output of the one before, by last call.
 
-    A module belongs to the same way as the one whose output is, itself and not a sum with something
-    else, what it reads. A way may share its beginning with others.
+    The output must be read as it is: a module that reads its sum with something else begins a chain
+    of its own. Chains may share their beginning.
     """
-    writer = {
-        id(call.wrote): call for call in calls if call.wrote is not None and call.handed is None
-    }
-    taken = {id(call.read) for call in calls}
-    found = []
+    writer = {}
+    for call in calls:
+        # A sublayer that adds to the residual stream itself returns the stream: what reads that
+        # belongs to the next sublayer.
+        if call.wrote is not None and call.handed is None:
+            writer[id(call.wrote)] = call
+    read = {id(call.read) for call in calls}
+    complete = []
     for last in calls:
-        if id(last.wrote) in taken and id(last.wrote) in writer:
+        if id(last.wrote) in read and id(last.wrote) in writer:
             continue
         chain = [last]
+        # A module that returns its input reads its own output, which would never end.
         while (before := writer.get(id(chain[0].read))) is not None and before not in chain:
             chain.insert(0, before)
-        found.append(chain)
-    return found
+        complete.append(chain)
+    return complete
 
 
-def _alike(value: Any, read: Tensor | None) -> bool:
-    return isinstance(value, Tensor) and read is not None and value.shape == read.shape
+def _position_of_alike(values: Sequence[Any], read: Tensor | None) -> int | None:
+    """Return the position of the first tensor that has the shape of another, or None."""
+    for position, value in enumerate(values):
+        if isinstance(value, Tensor) and read is not None and value.shape == read.shape:
+            return position
+    return None
 
 
 def _first(values: Any) -> Tensor | None:

@@ -35,10 +35,10 @@ BUILTIN = {"builtin": "sequential", "builtin-parallel": "parallel"}
 LESS_MEMORY = (
     "give `dtype` bfloat16, or `device_map` auto, which keeps on the disk what does not fit"
 )
-"""What to ask for where weights do not fit into memory."""
+"""Advice for weights that do not fit into memory."""
 
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError)
-"""Errors that transformers raises over a checkpoint that is damaged or does not fit its
+"""Errors that transformers raises for a checkpoint that is damaged or does not fit its
 configuration."""
 
 
@@ -49,7 +49,7 @@ def resolve(source: str | Path) -> tuple[str, str]:
         return str(source), str(directory)
     path = Path(source).expanduser()
     if "\0" in str(source) or not _is_unicode(str(source)):
-        raise Refusal(f"{str(source)!r} is no name of a model: rename it to what is UTF-8")
+        raise Refusal(f"{str(source)!r} is no name of a model: rename it in UTF-8")
     if path.is_dir():
         if not (path / "config.json").exists():
             raise Refusal(f"the directory {source} has no config.json: it is not a model")
@@ -71,9 +71,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def read_config(name: str, path: str, revision: str | None, trust: bool) -> PreTrainedConfig:
-    """Read the configuration of a model, and refuse what is damaged or no decoder.
+    """Read the configuration of a model, and refuse a damaged one, or one of no decoder.
 
-    A directory is checked for what else it holds, so that nothing else need be when it is read.
+    The other files of a directory are checked here, too, before anything reads them.
     """
     if Path(path).is_dir():
         if revision is not None:
@@ -100,10 +100,10 @@ def read_config(name: str, path: str, revision: str | None, trust: bool) -> PreT
 
 
 def _config_file(name: str, path: str, revision: str | None) -> Path:
-    """Return where the configuration of a model is, and refuse one that has an adapter besides."""
+    """Return the path of a model's configuration, and refuse a model with an adapter beside it."""
     try:
         file = cached_file(path, "config.json", revision=revision)
-        # With the library peft, transformers would add an adapter without a word.
+        # Where the library peft is installed, transformers merges an adapter without a word.
         adapter = is_peft_available() and cached_file(
             path,
             "adapter_config.json",
@@ -124,20 +124,20 @@ def _config_file(name: str, path: str, revision: str | None) -> Path:
 
 
 def _check_kind(name: str, config: PreTrainedConfig, trust: bool) -> None:
-    """Refuse what is no decoder, or no decoder of plain weights."""
+    """Refuse a model that is no decoder, or whose weights are quantised."""
     kind = getattr(config, "model_type", "") or type(config).__name__
     if getattr(config, "is_encoder_decoder", False):
         raise Refusal(f"{name} ({kind}) is an encoder-decoder; only decoders can be opened")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not trust:
         raise Refusal(f"{name} ({kind}) is not a decoder that transformers can load")
-    # Families that fill in masks, as BERT does, decode only where their configuration says so.
+    # Masked language models, such as BERT, decode only if their configuration says so.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
         raise Refusal(f"{name} ({kind}) is an encoder; only decoders can be opened")
     check_quantised(name, config)
 
 
 def sketch(name: str, config: PreTrainedConfig, trust: bool) -> PreTrainedModel:
-    """Build a model without weights, of which a checkpoint must hold all that it asks for."""
+    """Build a model without weights, to compare the names and shapes of a checkpoint with."""
     with reading(f"the model {name}", contract.REMEDY), torch.device("meta"):
         try:
             module = AutoModelForCausalLM.from_config(
@@ -148,7 +148,7 @@ def sketch(name: str, config: PreTrainedConfig, trust: bool) -> PreTrainedModel:
                 f"{name} cannot be loaded: no model can be built as its config.json says "
                 f"({first_line(error)}): {contract.REMEDY}"
             ) from error
-    # Tables that are in no checkpoint, and whose size nothing else bounds.
+    # Buffers, such as masks, are in no checkpoint: the size of its files does not bound them.
     tables = sum(table.nbytes for table in module.buffers())
     memory = psutil.virtual_memory().total + psutil.swap_memory().total
     if tables > memory:
@@ -160,16 +160,17 @@ def sketch(name: str, config: PreTrainedConfig, trust: bool) -> PreTrainedModel:
 
 
 def check_quantised(name: str, config: PreTrainedConfig) -> None:
-    """Refuse weights that are not what is computed with."""
-    found = getattr(config, "quantization_config", None)
-    if found is not None:
-        contract.check_quantisation(name, found if isinstance(found, dict) else found.to_dict())
+    """Refuse quantised weights."""
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        contract.check_quantisation(name, method if isinstance(method, dict) else method.to_dict())
 
 
 def commit(path: str, revision: str | None) -> str:
     """Return the commit of a model that was opened from the hub; empty for a directory."""
-    found = cached_file(path, "config.json", revision=revision, local_files_only=True)
-    return extract_commit_hash(found, None) or ""
+    # The path of a cached file names its commit: no connection is needed, and no branch can move.
+    file = cached_file(path, "config.json", revision=revision, local_files_only=True)
+    return extract_commit_hash(file, None) or ""
 
 
 def load(name: str, path: str, **options: Any) -> tuple[Module, PreTrainedTokenizerBase]:
@@ -177,8 +178,9 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, PreTrainedTokeni
     where = {key: options[key] for key in ("revision", "trust_remote_code")}
     with reading(f"the model {name}", contract.REMEDY):
         try:
-            # Told by name and shape here; transformers would tell of a table that it has logged.
-            module, found = AutoModelForCausalLM.from_pretrained(
+            # Mismatches are reported below, by name and shape: the error of transformers only
+            # points to a table in its log.
+            module, loading = AutoModelForCausalLM.from_pretrained(
                 path,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -189,12 +191,13 @@ def load(name: str, path: str, **options: Any) -> tuple[Module, PreTrainedTokeni
             full = isinstance(error, MemoryError) or "memory" in str(error).lower()
             remedy = LESS_MEMORY if full else contract.REMEDY
             raise Refusal(f"{name} cannot be loaded: {first_line(error)}: {remedy}") from error
-        for weight, there, asked in sorted(found["mismatched_keys"], key=str):
+        for weight, stored, expected in sorted(loading["mismatched_keys"], key=str):
             raise Refusal(
-                f"{name} cannot be loaded: {weight} is of shape {tuple(there)} in the checkpoint "
-                f"and {tuple(asked)} by its config.json: {contract.REMEDY}"
+                f"{name} cannot be loaded: {weight} is of shape {tuple(stored)} in the checkpoint "
+                f"and {tuple(expected)} by its config.json: {contract.REMEDY}"
             )
-        missing = sorted(found["missing_keys"])
+        # transformers would fill these with random numbers.
+        missing = sorted(loading["missing_keys"])
         if missing:
             raise Refusal(
                 f"{name} cannot be loaded: {len(missing)} of the weights that its config.json asks "
@@ -224,11 +227,11 @@ def load_tokenizer(name: str, path: str, **options: Any) -> PreTrainedTokenizerB
 
 
 def check_finite(name: str, module: Module) -> None:
-    """Refuse weights that are not numbers, by name, and say whether their type is too small."""
+    """Refuse weights that hold NaN or infinity, and say whether their type is too small."""
     for weight, tensor in stored_tensors(module):
         if not tensor.is_floating_point() or not tensor.numel():
             continue
-        # Without a copy of the weights; both are NaN where one number is.
+        # `aminmax` needs no copy of the weights, and returns NaN if any number is NaN.
         least, most = map(float, torch.aminmax(tensor.detach()))
         if least != least:
             raise Refusal(f"{name}: {weight} holds NaN: {contract.REMEDY}")

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from robustness.errors import Refusal
 
 REMEDY = "fetch it anew, or write it again with save_pretrained"
-"""What to do where a directory is not as it was written."""
+"""Advice for a directory whose files have changed since they were written."""
 
 ADAPTER = (
     "{} holds an adapter (adapter_config.json), which is not read: merge it into the weights with "
@@ -32,7 +32,7 @@ DEEPEST_ENTRY = 32
 
 MAXIMA = {"layer": 2**12, "head": 2**16, "expert": 2**16}
 """Maximum values of entries with these words in their names: transformers makes lists and modules
-of as many."""
+of that length."""
 
 WEIGHT_TYPES = ("float64", "float32", "bfloat16", "float16", "auto")
 """Types that a checkpoint's weights may have, by the names that configurations have for them."""
@@ -44,7 +44,7 @@ SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-"""Names of sizes that all families share; each is above 0 where there is one."""
+"""Names of sizes that all families share; each is above 0 if it is set."""
 
 NORM_EPSILONS = (
     "rms_norm_eps",
@@ -53,7 +53,7 @@ NORM_EPSILONS = (
     "norm_epsilon",
     "norm_eps",
 )
-"""Names that families have for what their norms add to the variance."""
+"""Names that families have for the number that their norms add to the variance."""
 
 ROPE_FACTORS = {"factor", "rope_theta", "short_factor", "long_factor", "high_freq_factor"}
 """Names of numbers in the settings of rotary positions, each above 0."""
@@ -68,7 +68,7 @@ SETTINGS = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Names of files of settings that transformers reads in a directory; each holds an object."""
+"""Names of the JSON files that transformers reads in a directory; each holds an object."""
 
 DISTRIBUTED_FILES = "shard-*-model-*-of-*.safetensors"
 """Pattern of the files of a checkpoint in the format of torch's distributed training."""
@@ -77,7 +77,7 @@ DISTRIBUTED_FILES = "shard-*-model-*-of-*.safetensors"
 def check_directory(directory: Path) -> None:
     """Refuse a directory that holds anything but files and directories, or damaged settings.
 
-    A pipe or a device in the place of a file would be waited for. A link is what it leads to.
+    Reading from a pipe or a device in the place of a file might never end. Links are followed.
 
     Raises
     ------
@@ -142,8 +142,9 @@ def read_object(name: str, path: Path) -> dict[str, Any]:
 def _entries(whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the keys that lead to every entry of nested objects and lists, and the entry.
 
-    Without recursion, and no deeper than one level more than is allowed.
+    Entries are yielded down to one level below `DEEPEST_ENTRY`, so that deeper ones are noticed.
     """
+    # A list of what is left, since recursion could be exhausted by the very files to refuse.
     waiting: list[tuple[tuple[str, ...], Any]] = [((), whole)]
     while waiting:
         keys, value = waiting.pop()
@@ -161,7 +162,7 @@ def _entries(whole: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def check_entries(name: str, entries: Mapping[str, Any]) -> None:
-    """Refuse a configuration that, as it is written, would take memory, files or code from outside.
+    """Refuse a configuration whose entries would exhaust memory, or read files or code elsewhere.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def check_entries(name: str, entries: Mapping[str, Any]) -> None:
 
 
 def _check_number(said: str, key: str, value: Any) -> None:
-    """Refuse what is no number, and counts of which transformers would make too many modules."""
+    """Refuse NaN, and counts of which transformers would make too many modules."""
     if isinstance(value, float) and math.isnan(value):
         raise Refusal(f"{said}, which is no number: {REMEDY}")
     for word, most in MAXIMA.items():
@@ -193,6 +194,7 @@ def _check_number(said: str, key: str, value: Any) -> None:
 
 def _check_source(said: str, key: str, value: Any) -> None:
     """Refuse entries that have transformers read code or weights from elsewhere."""
+    # For a name with a slash, transformers fetches a kernel from the hub and runs it.
     if key.lstrip("_") in {"attn_implementation", "experts_implementation"}:
         if isinstance(value, str) and not value.replace("_", "").isalnum():
             raise Refusal(f"{said}, which may be code from elsewhere: remove that entry")
@@ -203,10 +205,10 @@ def _check_source(said: str, key: str, value: Any) -> None:
         raise Refusal(f"{said}, which is no type of model: {REMEDY}")
 
 
-def check_quantisation(name: str, found: Any) -> None:
-    """Refuse weights that are not what is computed with, as a configuration has it."""
-    if found:
-        method = found.get("quant_method") if isinstance(found, dict) else None
+def check_quantisation(name: str, entry: Any) -> None:
+    """Refuse quantised weights, as the entry of a configuration describes them."""
+    if entry:
+        method = entry.get("quant_method") if isinstance(entry, dict) else None
         raise Refusal(
             f"{name} has quantised weights ({method or 'of some kind'}): open the checkpoint that "
             "they were made of"
@@ -214,12 +216,11 @@ def check_quantisation(name: str, found: Any) -> None:
 
 
 def _check_type(said: str, value: Any) -> None:
-    """Refuse a type of weights that nothing is computed in; parts of a model may have their own."""
-    for each in value.values() if isinstance(value, dict) else (value,):
-        known = each is None or (
-            isinstance(each, str) and each.removeprefix("torch.") in WEIGHT_TYPES
-        )
-        if not known:
+    """Refuse types of weights that nothing is computed in."""
+    # Models of several parts, such as one for pictures, have an object with a type for each.
+    for dtype in value.values() if isinstance(value, dict) else (value,):
+        usable = isinstance(dtype, str) and dtype.removeprefix("torch.") in WEIGHT_TYPES
+        if dtype is not None and not usable:
             raise Refusal(f"{said}, which is none of {', '.join(WEIGHT_TYPES[:-1])}: {REMEDY}")
 
 
@@ -245,7 +246,7 @@ def _shown(value: Any) -> str:
 
 
 def check_config(name: str, config: PreTrainedConfig) -> None:
-    """Refuse a configuration of which no decoder can be made.
+    """Refuse a configuration that no decoder can be built from.
 
     Parameters
     ----------
@@ -255,10 +256,11 @@ def check_config(name: str, config: PreTrainedConfig) -> None:
         Configuration of the language model, under the names that all families share.
     """
     if getattr(config, "is_heterogeneous", False):
-        return  # it has no one size for all layers, and says so by raising
+        return  # layers differ in size, and reading the one size of all raises an error
     for key in SIZES:
         _check_size(name, key, getattr(config, key, None))
     width, heads = (getattr(config, key, None) for key in ("hidden_size", "num_attention_heads"))
+    # The width need not be a multiple of the heads where heads have a width of their own.
     own = any(getattr(config, key, None) for key in ("head_dim", "kv_channels", "qk_head_dim"))
     if isinstance(width, int) and isinstance(heads, int) and not own and width % heads:
         raise Refusal(
@@ -286,8 +288,8 @@ def _check_size(name: str, key: str, value: Any) -> None:
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuse a tokenizer without tokens, or whose tokens the model does not know.
 
-    Tokens that were added to a vocabulary need not be known, unless texts begin or end with them:
-    many checkpoints have one for padding that the model never learnt.
+    Added tokens may be unknown to the model, unless texts begin or end with them: many checkpoints
+    have a padding token that the model never learnt.
 
     Parameters
     ----------
@@ -298,9 +300,9 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocabulary: i
     vocabulary : int
         Number of tokens that the model knows.
     """
-    known = tokenizer.get_vocab()
+    vocabulary_ids = tokenizer.get_vocab()
     added = set(tokenizer.get_added_vocab())
-    own = [number for token, number in known.items() if token not in added]
+    own = [number for token, number in vocabulary_ids.items() if token not in added]
     if not own:
         raise Refusal(f"{name} has no tokenizer: none of its files has a vocabulary: {REMEDY}")
     ends = {f"its {key}": getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id")}

@@ -1,4 +1,4 @@
-"""Hashes that tell weights and configurations apart, and the tensors that they are of."""
+"""Hashes of weights and configurations, which tell models apart."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from torch.nn import Module
 from transformers import PreTrainedConfig
 
 ORIGIN = "stages"
-"""The entry of a configuration that says what a checkpoint of another order was made of."""
+"""Entry of an exported checkpoint's configuration: the model and the schedule it was made of."""
 
 VOLATILE = {
     "_name_or_path",
@@ -20,14 +20,14 @@ VOLATILE = {
     "torch_dtype",
     "dtype",
     ORIGIN,
-    # RWKV's halving of the residual stream is turned off when it is opened.
+    # Opening turns off RWKV's halving of the residual stream, which changes this entry.
     "rescale_every",
 }
-"""Entries of a configuration that say nothing of the function that the model computes."""
+"""Entries of a configuration that have no influence on the function that the model computes."""
 
 
 def stored_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what a checkpoint holds of a module by name, wherever accelerate keeps it."""
+    """Yield the tensors of a module's checkpoint by name, wherever accelerate keeps them."""
     for name in module.state_dict():
         owner, _, leaf = name.rpartition(".")
         part = module.get_submodule(owner)
@@ -36,7 +36,7 @@ def stored_tensors(module: Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def hash_config(config: PreTrainedConfig) -> str:
-    """Hash what a configuration says of the function that the model computes."""
+    """Hash the entries of a configuration that decide which function the model computes."""
     kept = {key: value for key, value in config.to_dict().items() if key not in VOLATILE}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -58,5 +58,6 @@ def hash_module(module: Module) -> str:
     for name, tensor in stored_tensors(module):
         digest.update(name.encode())
         whole = tensor.detach().cpu().reshape(-1).contiguous()
+        # As bytes, since numpy has no bfloat16.
         digest.update(whole.view(uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Matrices of a model: which modules are one, and which way round their weights are kept."""
+"""Matrices of a model: which modules are matrices, and how their weights are oriented."""
 
 from nnsight.intervention.envoy import Envoy
 from torch import Tensor
@@ -9,12 +9,12 @@ from robustness.errors import Refusal
 
 
 def is_matrix(part: Module) -> bool:
-    """Whether a module multiplies by a matrix, and adds a bias at most."""
+    """Whether a module is a matrix product, with or without a bias."""
     return isinstance(part, (Linear, Conv1D))
 
 
 def oriented(part: Module, weight: Tensor) -> Tensor:
-    """Return the weight of a matrix as (out, in); GPT-2 keeps it the other way round."""
+    """Return the weight of a matrix as (out, in); GPT-2 stores its transpose."""
     return weight.T if isinstance(part, Conv1D) else weight
 
 
@@ -24,7 +24,7 @@ def names_in(part: Module) -> list[str]:
 
 
 def names_in_sublayer(part: Module) -> list[str]:
-    """Return the names of a sublayer's matrices: all that read its input, and one that writes.
+    """Return the names of a sublayer's matrices: those that read its input, and one that writes.
 
     Raises
     ------
@@ -40,5 +40,5 @@ def names_in_sublayer(part: Module) -> list[str]:
 
 
 def count_numbers(envoy: Envoy) -> int:
-    """Return how many numbers the matrices of an envoy hold."""
+    """Return the number of parameters in the matrices of an envoy."""
     return sum(weight.numel() for weight in envoy._module.parameters() if weight.ndim > 1)

@@ -1,4 +1,4 @@
-"""An opened decoder: its parts, its sizes, and what is known of it.
+"""An opened decoder: its parts, its sizes, and facts about it.
 
 A model is traced through nnsight. Its parts are envoys, which are called and read in traces.
 """
@@ -25,14 +25,15 @@ from robustness.trace import numerics
 from robustness.trace.types import Squash
 
 ROWS_AT_ONCE = 512
-"""Rows of the unembedding that are added up in a wider type at once."""
+"""Number of rows of the unembedding that are converted to a wider type at once."""
 
 Parts = tuple[tuple[Envoy, ...], Envoy, tuple[Envoy, ...], int | None]
 """The envoys of a sublayer, as `structure.Sublayer` has their paths."""
 
 Fact = TypeVar("Fact")
 
-# What a trace body reaches is sent to a server by value, but only if its package is registered.
+# A function that a trace calls is sent to a server as source only if its package is registered;
+# otherwise the server would import the package, which it does not have.
 for _package in ("robustness", "probes", "recipes"):
     nnsight.register(_package)
 
@@ -46,34 +47,36 @@ class Model:
     traced : TransformersModel
         The nnsight model.
     paths : Paths
-        The names of the submodules that the parts below are.
+        The names of the submodules that are listed below.
     blocks, attentions : tuple of Envoy
         Every block, and the attention of every block that has one.
     sublayers : tuple
         Attention and MLP of every block that has these two, as in `robustness.trace.sublayers`.
+    readers : tuple of tuple of Envoy
+        The matrices of every MLP that read its input.
     writers : tuple of Envoy
         The matrix of every MLP that reads its neurons; empty where MLPs are not made of matrices.
     norms : tuple of Envoy
-        What is applied to the last residual stream before the head: mostly one norm, or nothing;
-        some models of the OPT family have a projection.
+        Modules between the last block and the head: mostly one norm, or none; some models of the
+        OPT family have a projection.
     head : Envoy
-        The module from states to what becomes logits.
+        The module that makes logits of states, up to a scale and a soft cap.
     tokenizer
         The tokenizer, or None for a module that was given without one.
     identity : dict of str to str
         Name, revision, hash of the weights, architecture, dtype, device, attention.
     grows : dict of tuple to bool
-        Which parts of a block's context grow with the batch; see `interpreter.widen`.
+        Whether each tensor in a block's context grows with the batch; see `block_calls.widen`.
     returns : int
         Number of values that a block returns in a tuple; 0 for the residual stream alone.
     request : dict
-        Keyword arguments of every trace, which say where it runs; empty on this machine.
+        Keyword arguments of every trace on a server; empty for a model on this machine.
     sandboxed : bool
         Whether traces run apart from the weights, so that every call crosses a socket.
     squash : tuple
         Scale and soft cap of the logits; see `robustness.trace.unembedding`.
     facts : Facts
-        What has been found out by running the model; see `once`. Copies share it.
+        Results of `once`, and the lock. Copies share it.
     """
 
     traced: TransformersModel
@@ -105,12 +108,12 @@ class Model:
     def lock(self) -> Any:
         """The lock to hold while a trace of the model is open: one thread at a time runs it.
 
-        A trace puts itself between the modules of a model, which all its copies share.
+        A trace replaces the forward methods of the model's modules, which all copies share.
         """
         return self.facts.lock
 
     def once(self, find: Callable[["Model"], Fact]) -> Fact:
-        """Return what a function finds out about the model, which is called the first time only."""
+        """Return the result of a function of the model, which is called the first time only."""
         with self.lock:
             if find not in self.facts.known:
                 self.facts.known[find] = find(self)
@@ -124,7 +127,7 @@ class Model:
 
     @property
     def title(self) -> str:
-        """Name and architecture, as messages have it."""
+        """Name and architecture, for messages."""
         return f"{self.name} ({self.identity['architecture']})"
 
     @property
@@ -162,13 +165,14 @@ class Model:
         """Number of parameters in the matrices of attention and MLP of each block with both."""
         counts = []
         for pair in self.sublayers:
-            modules = [(*before, main, *after) for before, main, after, _ in pair]
-            counts.append(tuple(sum(map(count_numbers, each)) for each in modules))
+            attention, mlp = map(_count_sublayer, pair)
+            counts.append((attention, mlp))
         return tuple(counts)
 
     @property
     def reads_matrix(self) -> bool:
         """Whether the head is a matrix that can be read, and need not be called."""
+        # A subclass of Linear may compute something else in its forward method.
         plain = type(self.head._module).forward is Linear.forward
         return plain and not self.request and self.squash[1] is None
 
@@ -185,23 +189,27 @@ class Model:
 
     @property
     def trial_text(self) -> list[int]:
-        """Token ids of a short text that the model takes, on which it is tried out."""
+        """Token ids of a short text, on which the model is tried out."""
         return trial_text(self.config)
 
     @property
     def numbers(self) -> list[float]:
         """Numbers of the configuration, 1 first: a measured factor is likely one of them."""
-        values = self.config.to_dict().values()
-        return [1.0, *(float(v) for v in values if type(v) in (int, float) and v)]
+        numbers = [1.0]
+        for value in self.config.to_dict().values():
+            # Not `isinstance`, since True and False are integers, too.
+            if type(value) in (int, float) and value:
+                numbers.append(float(value))
+        return numbers
 
     @property
     def precision(self) -> str:
-        """The type of measured numbers: `float32`, or `float64` where the weights are."""
+        """Type of measured numbers: `float64` if the weights are, otherwise `float32`."""
         return "float64" if self.identity["dtype"] == "float64" else "float32"
 
     @property
     def device(self) -> torch.device:
-        """Device on which tokens are made: that of the weights, or the CPU for a server."""
+        """Device on which tokens are made: the one of the weights, or the CPU for a server."""
         device: torch.device = self.traced._module.device
         return torch.device("cpu") if device.type == "meta" else device
 
@@ -217,22 +225,21 @@ class Model:
 
     @property
     def bends(self) -> tuple[int, ...]:
-        """Lengths above which rotary embeddings have other frequencies, for all tokens of a text.
+        """Lengths of text above which rotary embeddings change their frequencies for all tokens.
 
-        Embeddings of the kind `longrope` have such a length. Those of the kind `dynamic` have it at
-        the end of the context, which no text exceeds.
+        Embeddings of type `longrope` have such a length. The one of type `dynamic` is the end of
+        the context, which no text exceeds.
         """
         settings = getattr(self.config, "rope_parameters", None) or {}
-        # Some families have settings for every kind of layer.
-        kinds = [settings, *(each for each in settings.values() if isinstance(each, dict))]
+        # Some families have settings for every kind of layer, within the settings.
         lengths = set()
-        for kind in kinds:
-            if kind.get("rope_type") == "longrope":
+        for kind in (settings, *settings.values()):
+            if isinstance(kind, dict) and kind.get("rope_type") == "longrope":
                 lengths.add(int(kind["original_max_position_embeddings"]))
         return tuple(sorted(lengths))
 
     def asking(self, numbers: int) -> dict[str, Any]:
-        """Return `request` for a trace that hands back so many numbers at most."""
+        """Return `request` for a trace that returns at most this number of numbers."""
         if not self.request:
             return {}
         return self.request | {"backend": self.request["backend"].expecting(numbers)}
@@ -241,17 +248,18 @@ class Model:
         """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
 
         Both are centred over the vocabulary: a number added to all logits of a token changes no
-        readout, but GPT-2 adds about -100, which costs float32 its last digits. A scale of the
-        logits is in them. The first is None where the weights cannot be read, the head is no
-        matrix, or logits are capped; then they come from calling it.
+        readout, but GPT-2 adds about -100, which costs float32 its last digits. Both are multiplied
+        by the scale of the logits. Both are None if the weights cannot be read, the head is no
+        matrix, or logits are capped: then the head has to be called.
         """
         if not self.reads_matrix:
             return None, None
         head, (scale, _) = self.head._module, self.squash
-        # Loaded once, where it is offloaded; it is centred out of place, and so a copy.
+        # An offloaded head is loaded for this; centring makes the copy that outlives it.
         with align_module_device(head):
             weight = numerics.precise(head.weight.detach())
-            # Some rows at a time: torch would copy all of the matrix into the wider type.
+            # Some rows at a time, since torch copies what it adds up into the wider type. MPS has
+            # no float64.
             wide = torch.float32 if weight.device.type == "mps" else torch.float64
             sums = [rows.sum(0, dtype=wide) for rows in weight.split(ROWS_AT_ONCE)]
             mean = torch.stack(sums).sum(0) / len(weight)
@@ -269,8 +277,14 @@ def find_parts(traced: TransformersModel, paths: Paths) -> dict[str, Any]:
     return {name: _envoys(traced, value) for name, value in vars(paths).items()}
 
 
+def _count_sublayer(parts: Parts) -> int:
+    """Return the number of parameters in the matrices of a sublayer."""
+    before, main, after, _ = parts
+    return sum(map(count_numbers, (*before, main, *after)))
+
+
 def _envoys(traced: TransformersModel, paths: Any) -> Any:
-    """Return the envoys of nested paths; what is no path stays as it is."""
+    """Return the envoys of nested paths; values that are no paths stay as they are."""
     if isinstance(paths, tuple):
         return tuple(_envoys(traced, path) for path in paths)
     if not isinstance(paths, str):

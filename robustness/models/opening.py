@@ -1,4 +1,4 @@
-"""Opening of decoders: from a checkpoint, from a module, or on a server."""
+"""Decoders are opened here: from a checkpoint, from a module, or on a server."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ def open_model(
     sandbox_limit: float = SANDBOX_LIMIT,
     answer_limit: float = ANSWER_LIMIT,
 ) -> Model:
-    """Open a decoder and check that it is understood.
+    """Open a decoder and check that run block by block it gives its own logits.
 
     Parameters
     ----------
@@ -47,36 +47,37 @@ def open_model(
     dtype : str
         One of `settings.DTYPES`.
     device : str, optional
-        A device as torch names it; the first GPU where there is one.
+        Device, as torch names it; by default the first GPU, or the CPU if there is none.
     device_map : str or mapping of str to int or str, optional
         One of `settings.DEVICE_MAPS`, or the device, `cpu` or `disk` of each submodule, as
-        accelerate takes it: weights that do not fit where they are computed with are loaded there
+        accelerate takes it. Weights that do not fit on the device that computes are loaded there
         block by block.
     offload : path, optional
-        A directory for weights that are kept on the disk in another form than the checkpoint's.
+        Directory for weights that are kept on the disk in another form than the checkpoint's.
     revision : str, optional
         Branch, tag or commit on the hub.
     attention : str, optional
-        One of `settings.ATTENTION`; without it `sdpa`, or `eager` where the family has no other.
+        One of `settings.ATTENTION`; by default `sdpa`, or `eager` if the family has no other.
     tokenizer : optional
         The tokenizer of a module.
     trust_remote_code : bool
         Whether code that comes with a checkpoint may be run.
     remote : bool
-        Whether the model runs on an NDIF server. Its weights, their dtype, device and attention are
-        then the server's; here the model is built without weights.
+        Whether the model runs on an NDIF server. The server then decides on dtype, device and
+        attention; here the model is built without weights.
     host : str, optional
-        The server's address; `NDIF_HOST` or nnsight's configuration without it.
+        Address of the server; by default `NDIF_HOST`, or nnsight's configuration.
     deploy : bool
         Whether the server may be asked to load the model.
     notify : callable, optional
-        Told of waiting for the server, and of requests that are sent again.
+        Function that is called with a message when the server keeps the user waiting, and when a
+        request is sent again.
     sandbox_limit : float
-        Gigabytes that a run may pass through the socket of a server that keeps traces apart from
-        the weights.
+        Maximum number of gigabytes that a run passes through the socket of a server that keeps
+        traces apart from the weights.
     answer_limit : float
-        Gigabytes that a trace of the user's own may hand back from a server. A measurement's answer
-        has a known size, and a larger one is refused whatever this limit is.
+        Maximum number of gigabytes that the user's own traces return from a server. A measurement's
+        answer has a known size, and a larger one is refused whatever this limit is.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def open_model(
     ------
     Refusal
         If there is no such model, it is not a decoder, or run block by block it does not give its
-        own logits; for a remote one also if the server cannot be used.
+        own logits; for a remote model also if the server cannot be used.
     """
     settings = ModelSettings(
         source=type(source).__name__ if isinstance(source, Module) else source,
@@ -109,14 +110,15 @@ def open_model(
 
 
 def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Model:
-    """Open the decoder that settings describe, and check that it is understood.
+    """Open the decoder that settings describe, and check it as `open_model` does.
 
     Parameters
     ----------
     settings : ModelSettings
         Which model is opened, and how.
     notify : callable, optional
-        Told of waiting for the server, and of requests that are sent again.
+        Function that is called with a message when the server keeps the user waiting, and when a
+        request is sent again.
 
     Raises
     ------
@@ -141,6 +143,7 @@ def _load(settings: ModelSettings) -> Wrapped:
             "device_map": placement.resolve_map(settings.device_map),
             "offload_folder": placement.make_directory(settings.offload),
         }
+    # Before any memory is taken: transformers fills weights that are missing with random numbers.
     tensor_files.check(name, path, checkpoint.sketch(name, config, trust), revision)
     module, tokenizer = checkpoint.load(
         name,
@@ -164,7 +167,7 @@ def _load(settings: ModelSettings) -> Wrapped:
 
 
 def _wrap_module(module: Module, tokenizer: Any, settings: ModelSettings) -> Wrapped:
-    """Take a causal language model that is loaded already, with its weights as they are."""
+    """Wrap a causal language model that is loaded already, with its weights as they are."""
     name = type(module).__name__
     if settings.remote:
         raise Refusal("a module is on this machine; a remote model is given by its hub id")
@@ -173,16 +176,17 @@ def _wrap_module(module: Module, tokenizer: Any, settings: ModelSettings) -> Wra
     checkpoint.check_quantised(name, module.config)
     if settings.device_map is not None:
         raise Refusal("a module is used as it is: give it a device map when it is loaded")
+    # Before the hash, since RWKV's halving changes the weights in place.
     unscale(module.eval())
     identity = {"model": name, "weights_sha256": hashes.hash_module(module)}
     return Wrapped(wrap(module, tokenizer), tokenizer, identity)
 
 
 def _make_model(wrapped: Wrapped) -> Model:
-    """Find the parts of a model, and refuse one that they do not make up."""
+    """Find the parts of a model, and refuse a model that computes something else than they do."""
     module = wrapped.traced._module
     if module.dtype == torch.float64:
-        # What computes experts fastest has no double precision.
+        # The fastest implementation of experts has no float64.
         module.set_experts_implementation("eager")
     identity = wrapped.identity | {
         "config_sha256": hashes.hash_config(module.config),

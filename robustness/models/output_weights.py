@@ -1,4 +1,4 @@
-"""Weights of a decoder that write to the vocabulary, read without building the model."""
+"""Weights of a decoder that map neurons to the vocabulary, read without loading the model."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -20,24 +20,26 @@ from robustness.models.tensor_files import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """The weights that write to the vocabulary, and what is known of them."""
+    """The weights between the neurons of MLPs and the vocabulary, and facts about them."""
 
     unembedding: Tensor
     """(token, width), float32."""
     gain: Tensor | None
-    """What the final norm multiplies by, (width,); None without a norm."""
+    """Gain of the final norm, (width,); None without a norm."""
     centres: bool
-    """Whether the final norm takes the mean over features out."""
+    """Whether the final norm subtracts the mean over features."""
     down: Callable[[int], Tensor]
-    """From a layer to what the neurons of its MLP write: (neuron, width), float32."""
+    """Function from a layer to the output weights of its neurons: (neuron, width), float32."""
     layers: int
+    """Number of blocks."""
     neurons: int
     """Number of neurons of an MLP."""
     gated: bool
-    """Whether neurons are products of two readings, whose sign is not fixed."""
+    """Whether neurons are products of two linear readings, so that their sign is not fixed."""
     tokens: int | None
     """Number of rows of the unembedding that belong to tokens; None without a tokenizer."""
     identity: dict[str, str]
+    """Name and origin of the model, as files keep them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class _Source:
 def open_weights(
     source: str | Path | Module, revision: str | None = None, trust_remote_code: bool = False
 ) -> Weights:
-    """Open what of a decoder writes to the vocabulary; source and errors as for `open_model`."""
+    """Open the output weights of a decoder; source and errors are those of `open_model`."""
     if isinstance(source, Module):
         opened = _of_module(source)
     else:
@@ -69,6 +71,7 @@ def open_weights(
     read = oriented(reader, reader.weight).shape[0]
     neurons = oriented(writer, writer.weight).shape[1]
 
+    # Read one layer at a time: the output weights of all layers together may not fit into memory.
     def down(layer: int) -> Tensor:
         path = paths.writers[layer]
         weight = opened.tensors[f"{path}.weight"]
@@ -81,7 +84,7 @@ def open_weights(
         down=down,
         layers=len(paths.blocks),
         neurons=neurons,
-        # Some families keep both readings in one matrix.
+        # Some families keep both readings of a gated neuron in one matrix of twice the height.
         gated=len(paths.readers[0]) > 1 or read == 2 * neurons,
         tokens=opened.tokens,
         identity=opened.identity
@@ -98,7 +101,7 @@ def _of_module(module: Module) -> _Source:
 
 
 def _of_checkpoint(source: str | Path, revision: str | None, trust: bool) -> _Source:
-    """Read headers and tokenizer of a checkpoint, and leave its tensors where they are."""
+    """Read headers and tokenizer of a checkpoint; its tensors are read when they are needed."""
     name, path = checkpoint.resolve(source)
     config = checkpoint.read_config(name, path, revision, trust)
     module = checkpoint.sketch(name, config, trust)
@@ -113,7 +116,7 @@ def _of_checkpoint(source: str | Path, revision: str | None, trust: bool) -> _So
 
 
 def _check_mlps(opened: _Source, paths: Paths) -> None:
-    """Refuse a model whose neurons do not write to the residual stream by one matrix each."""
+    """Refuse a model whose MLPs do not write to the residual stream through one matrix each."""
     if len(paths.writers) != len(paths.blocks):
         raise Refusal(
             f"{opened.title}: an MLP made of matrices was found in {len(paths.writers)} blocks"
@@ -126,12 +129,13 @@ def _check_mlps(opened: _Source, paths: Paths) -> None:
 
 
 def _read_output(opened: _Source, paths: Paths) -> tuple[Tensor, Tensor | None, bool]:
-    """Return the unembedding, and the gain of the final norm and whether it centres.
+    """Return the unembedding, the gain of the final norm, and whether that norm centres.
 
     A matrix between the last block and the head is multiplied into the unembedding.
     """
     unembedding = opened.tensors[f"{_unembedding_path(opened.module, paths)}.weight"].float().cpu()
     gain, centres = None, False
+    # From the head back to the last block: each matrix multiplies what lies nearer to the head.
     for place, path in reversed(list(enumerate(paths.norms))):
         part = _load_part(opened, path)
         if isinstance(part, Linear):
@@ -148,9 +152,10 @@ def _read_output(opened: _Source, paths: Paths) -> tuple[Tensor, Tensor | None, 
 
 
 def _unembedding_path(module: Any, paths: Paths) -> str:
-    """Return the path of the head, or of the embeddings that stand for it."""
+    """Return the path of the head, or of the embeddings that share its matrix."""
     if not module.config.get_text_config().tie_word_embeddings:
         return paths.head
+    # A checkpoint holds tied weights once, under the name of the embeddings.
     embeddings = module.get_input_embeddings()
     return next(path for path, part in module.named_modules() if part is embeddings)
 

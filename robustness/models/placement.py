@@ -12,31 +12,33 @@ from robustness.models import checkpoint
 
 
 def choose_device(device: str | None, dtype: str) -> str:
-    """Return the device to compute on: what is asked for, the first GPU, or the CPU."""
+    """Return the device to compute on: the given one, the first GPU, or the CPU."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(chosen, dtype)
     return chosen
 
 
 def check_device(device: str, dtype: str = "float32") -> None:
-    """Refuse what is no device of this machine, or does not know a type of weights."""
+    """Refuse a device that this machine does not have, or that lacks a type of weights."""
     remedy = "give cpu, or leave it out"
     try:
-        known = torch.device(device)
+        chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise Refusal(
             f"there is no device {device!r}: give cpu, cuda, cuda:1 or mps, or leave it out"
         ) from error
-    if known.type == "meta":
+    if chosen.type == "meta":
         raise Refusal(f"device {device!r} cannot be used: nothing is computed there: {remedy}")
+    # torch parses devices that the machine does not have; only using one shows whether it is there.
     try:
-        torch.empty(0, device=known)
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise Refusal(
             f"device {device!r} cannot be used ({first_line(error)}): {remedy}"
         ) from error
+    # MPS, for one, has no float64.
     try:
-        torch.empty(0, device=known, dtype=getattr(torch, dtype, None))
+        torch.empty(0, device=chosen, dtype=getattr(torch, dtype, None))
     except (RuntimeError, TypeError) as error:
         raise Refusal(f"device {device!r} has no {dtype}: give `dtype` float32") from error
 
@@ -66,9 +68,9 @@ def check_map(name: str, module: Module, device_map: str | Mapping[str, int | st
     """Refuse a device map of submodules that a model does not have."""
     if isinstance(device_map, str):
         return
-    known = dict(module.named_modules())
+    submodules = dict(module.named_modules())
     for part in device_map:
-        if part not in known:
+        if part not in submodules:
             raise Refusal(f"{name} has no part {part!r} that a device map could place")
 
 

@@ -1,4 +1,4 @@
-"""Models that run on an NDIF server: built here without weights, checked there."""
+"""Models that run on an NDIF server: built without weights here, checked on the server."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
     if Path(path).is_dir():
         raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
     host, key = server.resolve_host(settings.host), server.resolve_key()
+    # The server may know a commit by another revision than the one that was given.
     versions, known_as = server.check(name, host=host, revision=revision, deploy=settings.deploy)
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
@@ -50,7 +51,7 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
 
 
 class _Elsewhere:
-    """Refuses to load weights, which nnsight would do for a trace without a backend."""
+    """Refuses to load weights, as nnsight does for a trace without a backend."""
 
     def __init__(self, name: str, host: str) -> None:
         self.name, self.host = name, host

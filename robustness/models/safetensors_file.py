@@ -1,7 +1,7 @@
-"""Files in the format safetensors: their headers, and single tensors out of them.
+"""Files in the safetensors format: their headers and single tensors.
 
-A file is read where it lies, or asked of the hub by ranges of bytes: of a model that fills several
-disks, what writes to the vocabulary may still fit into one.
+A file is read from the disk, or fetched from the hub in ranges of bytes: the output weights of a
+model fit into memory even if the whole model does not fit on the disk.
 """
 
 import json
@@ -20,28 +20,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Types of plain weights, by the names that files have for them."""
+"""Types of unquantised weights, by the names that files have for them."""
 
 LONGEST_HEADER = 100_000_000
-"""Maximum number of bytes of a header, as safetensors has it."""
+"""Maximum number of bytes of a header, as in the safetensors library."""
 
 ERRORS = (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, HTTPError)
-"""Errors that are raised over a file that is damaged, or out of reach."""
+"""Errors that are raised for a file that is damaged, or cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a header says of a tensor."""
+    """Entry of a tensor in a header."""
 
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    """Its first byte after the header."""
+    """Position of its first byte, counted from the end of the header."""
     end: int
+    """Position after its last byte."""
 
 
 class TensorFile(Protocol):
-    """A file whose tensors are read one by one."""
+    """A file that tensors are read from one by one."""
 
     header: dict[str, Entry]
 
@@ -55,7 +56,7 @@ class LocalFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Checked as a whole by the library: its length, and that no two tensors overlap.
+        # Opening it has the library check the whole: its length, and that no tensors overlap.
         with safe_open(path, framework="pt"), path.open("rb") as file:
             self.header = read_header(file.read(int.from_bytes(file.read(8), "little")))
 
@@ -78,19 +79,21 @@ class HubFile:
         self._start = 8 + length
 
     def read(self, key: str) -> Tensor:
-        """Ask for a tensor by its range of bytes; of another type than `DTYPES`, for nothing."""
+        """Fetch the bytes of a tensor; of a type that is not in `DTYPES`, return an empty one."""
         entry = self.header[key]
         dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             return torch.empty(0, dtype=torch.uint8)
         if entry.begin < 0 or entry.end - entry.begin != prod(entry.shape) * dtype.itemsize:
             raise ValueError(f"a header that does not fit {key}")
+        # A bytearray, since torch warns of tensors over memory that cannot be written.
         data = bytearray(self._bytes(self._start + entry.begin, self._start + entry.end))
         return torch.frombuffer(data, dtype=dtype).view(entry.shape)
 
     def _bytes(self, first: int, last: int) -> bytes:
         headers = {**build_hf_headers(), "Range": f"bytes={first}-{last - 1}"}
         answer = http_backoff("GET", self._url, headers=headers, follow_redirects=True)
+        # With status 200 the answer would be the whole file.
         if answer.status_code != 206:
             raise ValueError(f"the hub answers a range with status {answer.status_code}")
         content: bytes = answer.content
@@ -102,7 +105,7 @@ class HubFile:
 
 
 def read_header(text: bytes) -> dict[str, Entry]:
-    """Read a header: a name, a type, a shape and two places for every tensor."""
+    """Read the entries of a header, by name of the tensor."""
     header = {}
     for key, entry in json.loads(text).items():
         if key != "__metadata__":

@@ -1,8 +1,8 @@
 """The check on opening: run block by block, a model must give its own logits.
 
-Whether the parts of a model were found rightly is not assumed but measured. What is learned on the
-way is added to the model: which parts of a block's context grow with the batch, what the logits are
-scaled by, what the weights are and where.
+Whether the right parts of a model were found is measured. The check also finds out which parts of a
+block's context grow with the batch, how the logits are scaled, and the type and device of the
+weights; these are added to the model.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from robustness.ndif import answer
 from robustness.trace import block_calls, numerics, unembedding
 
 TOLERANCE = 32
-"""Digits of its type by which a number may be off where sums are taken in another order."""
+"""Maximum error where sums are taken in another order, in units of the type's last digit."""
 
 EXACT_TOLERANCE = 4
-"""Digits of its type by which a number may be off where the same is computed once more."""
+"""Maximum error where the same sum is computed again, in units of the type's last digit."""
 
 
 class Squash(TypedDict):
-    """How the head's numbers become logits, as `unembedding.fit` finds it."""
+    """Scale and soft cap that make logits of the head's output, as `unembedding.fit` finds them."""
 
     scale: float
     cap: float | None
     off: float
-    """Error of the logits that these make, relative to them."""
+    """Relative error of the logits made with them."""
 
 
 class Trial(TypedDict):
-    """What running a model on a short text shows; it comes back from a server as it is."""
+    """Results of running a model on a short text, as a trace returns them."""
 
     squash: Squash
     returns: int
@@ -46,17 +46,18 @@ class Trial(TypedDict):
     apart: bool
     """Whether the head has no weights where the trace runs."""
     shape: list[int]
-    """Dimensions of what enters the blocks, without the features."""
+    """Dimensions of the states that enter the blocks, without the features."""
     shared: list[float]
-    """Error of each block after the others have run on something else."""
+    """Error of each block's output after the other blocks have run on other states."""
     dtype: str
     largest: float
-    """The largest logit, without its sign."""
+    """Largest absolute logit."""
     finite: bool
     ahead: float
     """Change of earlier logits when the last token changes."""
     off: list[float]
-    """Error of the logits run block by block: on the states of the natural pass, and stacked."""
+    """Errors of the logits run block by block: on the states of the natural pass, and on a batch
+    of these states stacked twice."""
 
 
 _PLAIN_TYPES = {
@@ -64,11 +65,11 @@ _PLAIN_TYPES = {
     "shape": [int], "shared": [float], "dtype": str, "largest": float, "finite": bool,
     "ahead": float, "off": [float],
 }  # fmt: skip
-"""Types of the values of a trial, as an answer is checked by."""
+"""Types of the values of a trial, which an answer is checked against."""
 
 
 def check_model(model: Model) -> Model:
-    """Return a model with what a trial shows of it, and refuse one that cannot be rewired.
+    """Return a model with the results of a trial, and refuse one that cannot be rewired.
 
     Raises
     ------
@@ -101,18 +102,21 @@ def check_model(model: Model) -> Model:
 
 
 def _run_trial(model: Model) -> Trial:
-    """Run a model on a short text, naturally and block by block.
+    """Run a model on a short text, as it is and block by block.
 
-    Two batches, of three and of two sequences, tell which parts of a context grow with the batch;
-    the second sequence differs from the first in its last token.
+    Batches of three and of two sequences show which parts of a context grow with the batch. The
+    second sequence differs from the first in its last token, which shows whether the model is
+    causal.
     """
     first = model.trial_text
     second = [*first[:-1], (first[-1] + 1) % model.vocabulary]
     three = torch.tensor([first, second, first], device=model.device)
     two = three[:2]
     blocks, norms, head, traced = model.blocks, model.norms, model.head, model.traced
-    known = model.numbers
+    candidates = model.numbers
     request = model.asking(0)
+    # One session, and so one request on a server. Names inside are sent along: `model` must not be
+    # among them, since a dataclass cannot be rebuilt under another version of Python.
     with model.lock, torch.no_grad(), traced.session(**request):
         found = nnsight.save({})
         with traced.trace(three, use_cache=False):
@@ -120,7 +124,7 @@ def _run_trial(model: Model) -> Trial:
             sizes = block_calls.sizes(contexts)
             numbers = unembedding.trial(head.input)
             head.skip(numbers)
-            squash = unembedding.fit(numbers, traced.output.logits, known)
+            squash = unembedding.fit(numbers, traced.output.logits, candidates)
             found["squash"] = squash
         with traced.trace(two, use_cache=False):
             states, contexts = block_calls.enter(blocks)
@@ -137,7 +141,7 @@ def _run_trial(model: Model) -> Trial:
             if found["shape"] == list(two.shape):
                 shared = block_calls.forgetful(states, contexts, blocks)
             found["shared"] = shared
-            # What keeps something that another needs cannot even be called on another batch.
+            # Blocks that share state raise errors when they are called on another batch.
             alone = found["shape"] == list(two.shape) and numerics.largest(shared) <= 32 * eps
             predict = unembedding.predictor(head, (squash["scale"], squash["cap"]))
             ours = []
@@ -149,7 +153,7 @@ def _run_trial(model: Model) -> Trial:
                 for norm in norms:
                     hidden = norm(hidden)
                 ours.append(predict(hidden).cpu())
-            # Of a model over several devices, these may be on another than the head.
+            # With several devices, the logits may be on another one than the head.
             given = traced.output.logits
             own = numerics.precise(given).cpu()
             coarsest = max((states[0].dtype, given.dtype), key=lambda kind: torch.finfo(kind).eps)
@@ -166,7 +170,7 @@ def _run_trial(model: Model) -> Trial:
 
 
 def _check_answer(trial: Trial) -> None:
-    """Refuse what comes back from a server and is no trial."""
+    """Refuse an answer of a server that is no trial."""
     answer.plain(trial, _PLAIN_TYPES)
     answer.plain(trial["squash"], {"scale": float, "cap": float | None, "off": float})
     if trial["dtype"] not in {str(kind) for kind in answer.STATES}:
@@ -185,7 +189,7 @@ def _check_finite(model: Model, trial: Trial) -> None:
 
 
 def _check_shape(model: Model, trial: Trial) -> None:
-    """Refuse blocks that take something else than the states of a batch of sequences."""
+    """Refuse blocks whose input is not (sequence, token, width)."""
     if trial["shape"] != [2, len(model.trial_text)]:
         raise Refusal(
             f"{model.title} cannot be rewired: what enters its blocks is of shape {trial['shape']} "
@@ -194,7 +198,7 @@ def _check_shape(model: Model, trial: Trial) -> None:
 
 
 def _check_memory(model: Model, trial: Trial) -> None:
-    """Refuse blocks whose output depends on what other blocks were run on."""
+    """Refuse blocks whose output depends on the states that other blocks were run on."""
     difference = numerics.largest(trial["shared"])
     block = int(torch.tensor(trial["shared"]).argmax())
     if not difference <= TOLERANCE * _rounding(trial):
@@ -205,7 +209,7 @@ def _check_memory(model: Model, trial: Trial) -> None:
 
 
 def _check_head(model: Model, trial: Trial) -> None:
-    """Refuse logits that are not what the head gives, scaled or softly capped at most."""
+    """Refuse logits that are not the output of the head, up to a scale and a soft cap."""
     if not trial["squash"]["off"] <= unembedding.ROUNDING * _epsilon(trial):
         raise Refusal(
             f"{model.title} cannot be rewired: its logits are what its head gives neither as it is "
@@ -225,8 +229,8 @@ def _check_causality(model: Model, trial: Trial) -> None:
 def _check_logits(model: Model, trial: Trial) -> None:
     """Refuse a model whose blocks, norm and head, called one by one, give other logits.
 
-    Called on the very states of the natural pass, they may differ in the last digits only; on
-    states stacked as in a sweep, by what a different order of sums costs.
+    On the states of the natural pass, only the last digits may differ. On states that are stacked,
+    as in a sweep, sums may be taken in another order, and more may differ.
     """
     exact = EXACT_TOLERANCE * (_epsilon(trial) * _size(trial))
     stacked = TOLERANCE * (_rounding(trial) * _size(trial))
@@ -247,7 +251,7 @@ CHECKS: tuple[Callable[[Model, Trial], None], ...] = (
     _check_causality,
     _check_logits,
 )
-"""What is refused, in this order: each check takes for granted that those before it have passed."""
+"""Checks in the order in which they run: each relies on those before it."""
 
 
 def _dtype(trial: Trial) -> str:
@@ -255,15 +259,15 @@ def _dtype(trial: Trial) -> str:
 
 
 def _epsilon(trial: Trial) -> float:
-    """Return the last digit of 1 in the type of the weights."""
+    """Return the distance from 1 to the next larger number in the type of the weights."""
     return torch.finfo(getattr(torch, _dtype(trial))).eps
 
 
 def _rounding(trial: Trial) -> float:
-    """Return what sums are rounded to: some parts compute in float32 whatever the weights are."""
+    """Return the rounding error of sums: some parts compute in float32 whatever the weights are."""
     return max(_epsilon(trial), torch.finfo(torch.float32).eps)
 
 
 def _size(trial: Trial) -> float:
-    """Return the size of the logits, which errors are relative to, or 1 where they are smaller."""
+    """Return the largest absolute logit, or 1 if that is larger; errors are relative to it."""
     return max(1.0, trial["largest"])

@@ -1,4 +1,4 @@
-"""Settings of a model: which one is opened, in which numbers, and where it runs."""
+"""Settings of a model: which model is opened, in which type of numbers, and where it runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from robustness.errors import Refusal
 from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
-"""What weights can be loaded as; `auto` is what the checkpoint holds."""
+"""Types that weights can be loaded as; `auto` is the type of the checkpoint."""
 
 ATTENTION = ("sdpa", "eager")
-"""Implementations of attention; every family has the second."""
+"""Implementations of attention; every family has `eager`."""
 
 DEVICE_MAPS = ("auto", "balanced", "sequential", "cpu", "disk")
-"""Where weights can be: on GPUs first, then in memory, then on the disk, as accelerate has it;
-or all in one place, computed with on the CPU."""
+"""Ways to place weights. The first three are accelerate's: on GPUs as far as they fit, then in
+memory, then on the disk. With the last two all weights are in one place, and the CPU computes."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """All that decides which model is opened, and how.
+    """Settings that decide which model is opened, and how.
 
     Raises
     ------
@@ -34,30 +34,30 @@ class ModelSettings:
     dtype: str = "float32"
     """One of `DTYPES`."""
     device: str | None = None
-    """A device as torch names it; without one the first GPU, or the CPU where there is none."""
+    """Device, as torch names it; by default the first GPU, or the CPU if there is none."""
     device_map: str | Mapping[str, int | str] | None = None
     """One of `DEVICE_MAPS`, or the device, `cpu` or `disk` of each submodule, as accelerate takes
-    it: weights that do not fit where they are computed with are loaded there block by block."""
+    it. Weights that do not fit on the device that computes are loaded there block by block."""
     offload: str | Path | None = None
-    """A directory for weights that are kept on the disk in another form than the checkpoint's."""
+    """Directory for weights that are kept on the disk in another form than the checkpoint's."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     attention: str | None = None
-    """One of `ATTENTION`; without it `sdpa`, or `eager` where the family has no other."""
+    """One of `ATTENTION`; by default `sdpa`, or `eager` if the family has no other."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may be run."""
     remote: bool = False
-    """Whether the model runs on an NDIF server, which has chosen dtype, device and attention."""
+    """Whether the model runs on an NDIF server, which decides on dtype, device and attention."""
     host: str | None = None
-    """The server's address; without it `NDIF_HOST`, or nnsight's configuration."""
+    """Address of the server; by default `NDIF_HOST`, or nnsight's configuration."""
     deploy: bool = False
     """Whether the server may be asked to load the model."""
     sandbox_limit: float = SANDBOX_LIMIT
-    """Gigabytes that a run may pass through the socket of a server that keeps traces apart from
-    the weights."""
+    """Maximum number of gigabytes that a run passes through the socket of a server that keeps
+    traces apart from the weights."""
     answer_limit: float = ANSWER_LIMIT
-    """Gigabytes that a trace of the user's own may hand back from a server. A measurement's answer
-    has a known size, and a larger one is refused whatever this limit is."""
+    """Maximum number of gigabytes that the user's own traces return from a server. A measurement's
+    answer has a known size, and a larger one is refused whatever this limit is."""
 
     def __post_init__(self) -> None:
         """Refuse settings that do not go together."""
@@ -75,20 +75,20 @@ class ModelSettings:
             raise Refusal("`offload` goes with `device_map`")
 
     def _check_remote(self) -> None:
-        """Refuse what a server decides."""
+        """Refuse settings that the server decides on."""
         chosen = {
             "dtype": self.dtype != "float32",
             "device": self.device,
             "device_map": self.device_map,
             "attention": self.attention,
         }
-        wrong = [name for name, given in chosen.items() if given]
+        wrong = [f"`{name}`" for name, given in chosen.items() if given]
         if wrong:
-            settings = " and ".join(f"`{name}`" for name in wrong)
+            settings = " and ".join(wrong)
             raise Refusal(f"a server has chosen how its models are loaded: leave out {settings}")
 
     def _check_local(self) -> None:
-        """Refuse what only a server understands."""
+        """Refuse settings that only a server takes."""
         if self.host or self.deploy or self.sandbox_limit != SANDBOX_LIMIT:
             raise Refusal("`host`, `deploy` and `sandbox_limit` go with `remote`")
 

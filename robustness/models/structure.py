@@ -1,8 +1,9 @@
-"""Structure of a decoder: where its blocks, sublayers, matrices, norms and head are.
+"""Structure of a decoder: the paths of its blocks, sublayers, matrices, norms and head.
 
-Nothing is looked up by family. The blocks are the list as long as the configuration says there are
-layers, the head is what transformers calls the output embeddings, and everything else follows from
-the calls of one forward pass. Whether it is right, `robustness.models.self_check` measures.
+Nothing is looked up by family. The blocks are a list with as many members as the configuration has
+layers, the head is the module that transformers calls the output embeddings, and everything else
+follows from the calls of one forward pass. `robustness.models.self_check` measures whether the
+result is right.
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,17 @@ from robustness.models.call_record import Call
 from robustness.models.norms import is_called_norm
 
 Sublayer = tuple[tuple[str, ...], str, tuple[str, ...], int | None]
-"""What is called before the main part of a sublayer, mostly a norm; that part; norms after it; and
-the place among its further arguments of the residual stream, if it adds to that itself."""
+"""Paths of a sublayer: modules before its main part, mostly a norm; the main part; norms after it.
+The number is the position of the residual stream among the main part's further arguments, if it
+adds to the stream itself."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where in a decoder its parts are, as names of submodules."""
+    """Paths of the parts of a decoder, as names of submodules."""
 
     blocks: tuple[str, ...]
+    """All blocks, in order."""
     attentions: tuple[str, ...]
     """The attention of every block that has one."""
     sublayers: tuple[tuple[Sublayer, Sublayer], ...]
@@ -36,12 +39,13 @@ class Paths:
     writers: tuple[str, ...]
     """The matrix of every MLP that reads its neurons and writes to the residual stream."""
     norms: tuple[str, ...]
-    """What is called between the last block and the head: mostly a norm."""
+    """Modules between the last block and the head: mostly one norm."""
     head: str
+    """The module that makes logits of states."""
 
     @property
     def block_list(self) -> str:
-        """The list whose members the blocks are."""
+        """Path of the list that holds the blocks."""
         return self.blocks[0].rpartition(".")[0]
 
 
@@ -62,9 +66,10 @@ class _ForwardPass:
 def find_paths(module: PreTrainedModel) -> Paths:
     """Find blocks, their parts, the final norm and the head of a decoder by its structure.
 
-    The blocks are the list as long as the configuration says there are layers whose members are
-    called once each, in order. What is called between the last of them and the head reads the last
-    residual stream. In a block, modules that hand on to each other what they write are a sublayer.
+    The blocks are the first list with as many members as the configuration has layers whose members
+    are called once each, in order. Modules between the last block and the head read the last
+    residual stream. In a block, modules of which each reads the output of the one before are a
+    sublayer.
 
     Raises
     ------
@@ -92,6 +97,7 @@ def find_paths(module: PreTrainedModel) -> Paths:
 def _find_block_lists(module: PreTrainedModel) -> tuple[list[list[str]], str]:
     """Return the lists of modules that may be the blocks, and the path of the head."""
     config = module.config.get_text_config(decoder=True)
+    # In configurations of encoder-decoders, `num_hidden_layers` counts the encoder's.
     layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
     lists, head = [], None
     for path, part in module.named_modules():
@@ -112,6 +118,7 @@ def _run(module: PreTrainedModel) -> _ForwardPass:
         calls = call_record.record(module, call_record.trial_text(config))
     except Exception as error:  # whatever its code raises
         raise _refuse(name, first_line(error)) from error
+    # Calls are recorded as they end; what is called first is known by its beginning alone.
     calls_of: dict[str, list[Call]] = {}
     for call in sorted(calls, key=lambda call: call.began):
         calls_of.setdefault(call.path, []).append(call)
@@ -133,17 +140,18 @@ def _find_blocks(run: _ForwardPass, lists: Sequence[Sequence[str]], head: str) -
 
 def _are_in_order(calls: Sequence[Sequence[Call]]) -> bool:
     """Whether each was called once, after the one before had ended."""
-    once = all(len(each) == 1 for each in calls)
-    return once and all(one[0].ended < following[0].began for one, following in pairwise(calls))
+    if set(map(len, calls)) != {1}:
+        return False
+    return all(before[0].ended < after[0].began for before, after in pairwise(calls))
 
 
 def _find_tail(run: _ForwardPass, last: Call, head: str) -> list[str]:
-    """Return what is called between the last block and the head, without what that calls itself."""
+    """Return the modules between the last block and the head, without those that they call."""
     begin, end = last.ended, run.calls_of[head][-1].began
     outer = []
     for call in sorted(run.calls, key=lambda call: call.began):
         between = begin < call.began < end
-        # What the head is a part of is called before it, and ends after it.
+        # A module that contains the head begins before the head, and is no part of the tail.
         if between and not head.startswith(f"{call.path}."):
             outer.append(call)
     called = {call.path for call in outer}
@@ -159,7 +167,7 @@ def _find_tail(run: _ForwardPass, last: Call, head: str) -> list[str]:
 def _find_attentions(run: _ForwardPass, blocks: Sequence[Call]) -> list[str]:
     """Return the path of the attention of every block that calls one.
 
-    It is recognised by the name of its class, which has `Attention` in it in transformers.
+    In transformers, the class of an attention has `Attention` in its name.
     """
     attentions = []
     for block in blocks:
@@ -181,7 +189,7 @@ def _find_sublayers(
         for chain in call_record.chains(_calls_in(run, block)):
             attends = any(call.path in attentions for call in chain)
             (attending if attends else others).append(chain)
-        # A block of more ways than two adds up to something else than attention and MLP.
+        # With more than two chains, the block is no sum of attention and MLP.
         if len(attending) == len(others) == 1:
             attention = _divide(run, attending[0], attentions)
             sublayers.append((attention, _divide(run, others[0], attentions)))
@@ -192,15 +200,15 @@ def _find_mlp_matrices(
     run: _ForwardPass, sublayers: Sequence[tuple[Sublayer, Sublayer]]
 ) -> list[list[str]]:
     """Return the matrices of every MLP that is made of some, in the order in which they begin."""
-    found = []
+    mlp_matrices = []
     for _, (before, main, *_) in sublayers:
         inside: list[str] = []
         for path in (*before, main):
             inside += _matrices_at(run, path)
-        # What is not called, such as experts that no token chose, has no order.
-        if len(inside) > 1 and all(path in run.calls_of for path in inside):
-            found.append(sorted(inside, key=lambda path: run.calls_of[path][0].began))
-    return found
+        # Modules that are not called, such as experts that no token chose, have no order.
+        if len(inside) > 1 and run.calls_of.keys() >= set(inside):
+            mlp_matrices.append(sorted(inside, key=lambda path: run.calls_of[path][0].began))
+    return mlp_matrices
 
 
 def _calls_in(run: _ForwardPass, block: Call) -> list[Call]:
@@ -209,17 +217,17 @@ def _calls_in(run: _ForwardPass, block: Call) -> list[Call]:
 
 
 def _divide(run: _ForwardPass, chain: Sequence[Call], attentions: Sequence[str]) -> Sublayer:
-    """Divide a sublayer into what comes before its main part, that part, and the norms after it."""
+    """Divide a chain of calls into the parts of a sublayer."""
     paths = [call.path for call in chain]
     others = [at for at, path in enumerate(paths) if not is_called_norm(run.modules[path])] or [0]
     attending = [at for at in others if paths[at] in attentions]
-    # Of several parts the last: those before it prepare what it reads.
+    # The last of several is the main part: those before it prepare its input.
     main = (attending or others)[-1]
     return tuple(paths[:main]), paths[main], tuple(paths[main + 1 :]), chain[main].handed
 
 
 def _matrices_at(run: _ForwardPass, path: str) -> list[str]:
-    """Return the paths of a part's matrices, or of the part if it is one."""
+    """Return the paths of a part's matrices, or its own path if it is a matrix."""
     if matrices.is_matrix(run.modules[path]):
         return [path]
     return [f"{path}.{name}" for name in matrices.names_in(run.modules[path])]

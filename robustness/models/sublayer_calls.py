@@ -1,4 +1,4 @@
-"""Sublayers that schedules execute alone: whether blocks allow it, and what is called for it."""
+"""Sublayers that schedules execute alone: whether blocks allow it, and which modules are called."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ from robustness.trace.types import Growths, Modules
 
 
 def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
-    """Refuse schedules that execute sublayers alone where blocks are not the sum of theirs.
+    """Refuse schedules that execute sublayers alone if blocks are not the sum of their sublayers.
 
-    What the model has to be run for is found out here, and not once a batch is run.
+    The facts that take running the model are found here, before the first batch.
 
     Raises
     ------
@@ -36,9 +36,9 @@ def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
 
 
 def called_parts(model: Model, steps: Iterable[Any]) -> tuple[Modules, dict[int, Any]]:
-    """Return the parts of a model that plain steps call, and the attentions called alone by layer.
+    """Return the parts that plain steps call, and the attentions that are called alone, by layer.
 
-    The first is what `interpreter.execute` takes.
+    The parts are those that `interpreter.execute` takes.
     """
     alone: set[tuple[str, int]] = set()
     for step in steps:
@@ -46,11 +46,15 @@ def called_parts(model: Model, steps: Iterable[Any]) -> tuple[Modules, dict[int,
     if not alone:
         return {"blocks": model.blocks}, {}
     called = block_structure.named_parts(model) | block_structure.examine(model).known()
-    return called, {layer: model.attentions[layer] for kind, layer in alone if kind == "attention"}
+    attentions = {}
+    for kind, layer in alone:
+        if kind == "attention":
+            attentions[layer] = model.attentions[layer]
+    return called, attentions
 
 
 def growth(model: Model, attentions: dict[int, Any]) -> Growths:
-    """Return which tensors in the contexts of blocks, and of attentions, grow with the batch."""
+    """Return which tensors in the contexts of blocks and of attentions grow with the batch."""
     return {"blocks": model.grows, "attentions": model.once(_find_growth) if attentions else {}}
 
 
@@ -74,7 +78,7 @@ def _called_alone(step: Any) -> set[tuple[str, int]]:
 
 def _find_growth(model: Model) -> dict[Any, bool]:
     """Find which tensors in the contexts of attentions grow, on batches of two and three."""
-    # Found apart from the blocks: an attention is handed other tensors than its block.
+    # Not known from the blocks: an attention is called with other tensors than its block.
     ids = [model.trial_text]
     three, two = (torch.tensor(ids * size, device=model.device) for size in (3, 2))
     blocks, head, traced = model.blocks, model.head, model.traced

@@ -1,8 +1,8 @@
 """Single tensors of a checkpoint, without the rest of it.
 
-From a directory, or from a file that the hub's client has fetched before, a tensor is read where it
-lies; otherwise it is asked of the hub. What headers say of names, shapes and types is also what a
-checkpoint is checked by before memory is taken for it.
+A tensor is read from the disk if its file is in a directory or in the cache of the hub's client;
+otherwise it is fetched from the hub. The names, shapes and types in headers are also used to check
+a checkpoint before memory is taken for it.
 """
 
 from collections.abc import Iterable
@@ -31,28 +31,30 @@ from robustness.models.safetensors_file import (
 )
 
 UNDIVIDED = "model.safetensors"
-"""The file of a checkpoint that is not divided."""
+"""Name of the file of a checkpoint that is not divided."""
 
 INDEX = f"{UNDIVIDED}.index.json"
-"""The file that says in which of several files each tensor is."""
+"""Name of the file that maps each tensor of a divided checkpoint to its file."""
 
 SUFFIX = ".safetensors"
+"""File name suffix of weights."""
 
 MOST_REUSED = 2
-"""Maximum number of times that what a checkpoint holds may be asked for: families tie and repeat
+"""Maximum ratio of a model's parameters to the numbers in its checkpoint: families tie and repeat
 weights."""
 
 
 def check(name: str, path: str, module: PreTrainedModel, revision: str | None = None) -> None:
-    """Refuse a checkpoint whose weights are not of the names, shapes and types a model asks for.
+    """Refuse a checkpoint whose weights have other names, shapes or types than the model's.
 
-    Before memory is taken: what is asked for and not there would be made up first. A model of the
-    hub is fetched; what has no safetensors is left to be refused when it is loaded.
+    This is checked before memory is taken, since transformers allocates weights that are missing.
+    A model on the hub is fetched. A checkpoint without safetensors is refused later, when it is
+    loaded.
 
     Parameters
     ----------
     name : str
-        What the model is called.
+        Name of the model, for messages.
     path : str
         A directory, or a hub id.
     module : Module
@@ -66,36 +68,37 @@ def check(name: str, path: str, module: PreTrainedModel, revision: str | None = 
 
 
 def _fetch(path: str, revision: str | None) -> bool:
-    """Have the weights of a model of the hub on this machine, and return whether it has any."""
-    # One commit for all, which is asked for once.
-    asked = {
+    """Fetch the weights of a model from the hub, and return whether it has any."""
+    # All files of one commit: a branch may move in between.
+    request = {
         "revision": commit(path, revision) or revision,
         "_raise_exceptions_for_missing_entries": False,
     }
     try:
-        if cached_file(path, UNDIVIDED, **asked) is not None:
+        if cached_file(path, UNDIVIDED, **request) is not None:
             return True
-        index = cached_file(path, INDEX, **asked)
+        index = cached_file(path, INDEX, **request)
         if index is None:
             return False
+        # Checked first, since transformers fetches whatever files the index names.
         _weight_map(Path(path).name, Path(index))
-        get_checkpoint_shard_files(path, index, revision=asked["revision"])
+        get_checkpoint_shard_files(path, index, revision=request["revision"])
     except OSError as error:
         raise Refusal(f"the weights of {path} cannot be fetched: {first_line(error)}") from error
     return True
 
 
 class Tensors:
-    """The tensors of a checkpoint by the names that the model has for them.
+    """The tensors of a checkpoint, by the names that the model has for them.
 
-    Each is read when it is asked for, and nothing else.
+    A tensor is read when it is looked up, and no others are.
 
     Parameters
     ----------
     path : str
         A directory, or a hub id.
     module : Module
-        The model, on the meta device; families rename what older checkpoints hold.
+        The model, on the meta device; families rename tensors of older checkpoints.
     revision : str, optional
         Branch, tag or commit on the hub.
 
@@ -106,13 +109,13 @@ class Tensors:
     """
 
     def __init__(self, path: str, module: PreTrainedModel, revision: str | None = None) -> None:
-        # One commit for all that is read: a branch may move in between.
+        # All tensors are read from one commit: a branch may move in between.
         self._path, self._revision = path, commit(path, revision) or revision
         self._called = Path(path).name
         self._shards: dict[str, TensorFile] = {}
         self._files = self._find()
         self._module = module
-        self._wanted = module.state_dict()
+        self._expected = module.state_dict()
         self._names = _names(self._files, module)
         self._keys = {name: key for key, (name, joined) in self._names.items() if not joined}
 
@@ -129,8 +132,8 @@ class Tensors:
             raise Refusal(f"{self._called}: {name} cannot be read: {first_line(error)}") from error
         if not tensor.is_floating_point():
             raise Refusal(f"{self._called} is quantised: {name} holds {tensor.dtype}")
-        if name in self._wanted:
-            _check_shape(self._called, key, tuple(tensor.shape), self._wanted[name])
+        if name in self._expected:
+            _check_shape(self._called, key, tuple(tensor.shape), self._expected[name])
         if not torch.isfinite(tensor).all():
             raise Refusal(f"{self._called}: {name} holds what is no finite number: {REMEDY}")
         return tensor
@@ -138,21 +141,22 @@ class Tensors:
     def check(self, called: str) -> None:
         """Refuse tensors that are not of the shapes and types that the model has.
 
-        Of tensors that the family puts together, the numbers are counted alone.
+        The shapes of tensors that the family joins are not checked, but their numbers are counted.
         """
         held = 0
         for key, (name, joined) in self._names.items():
             entry = self._shard(self._files[key]).header[key]
+            # Counted even if the model has no such tensor: it may be a part of one.
             held += prod(entry.shape)
-            if name not in self._wanted:
+            if name not in self._expected:
                 continue
-            if self._wanted[name].is_floating_point() and entry.dtype not in DTYPES:
+            if self._expected[name].is_floating_point() and entry.dtype not in DTYPES:
                 raise Refusal(
                     f"{called} cannot be loaded: {key} holds numbers of type {entry.dtype}, which "
                     f"is none of {', '.join(DTYPES)}: open the checkpoint that it was made of"
                 )
             if not joined:
-                _check_shape(called, key, entry.shape, self._wanted[name])
+                _check_shape(called, key, entry.shape, self._expected[name])
         numbers = sum(weight.numel() for weight in self._module.parameters())
         if numbers > MOST_REUSED * held:
             raise Refusal(
@@ -161,7 +165,7 @@ class Tensors:
             )
 
     def _find(self) -> dict[str, str]:
-        """Return in which file of a checkpoint each of its tensors is."""
+        """Return the file of each tensor of the checkpoint."""
         try:
             if Path(self._path).is_dir():
                 return self._find_here()
@@ -183,7 +187,7 @@ class Tensors:
             ) from error
 
     def _find_here(self) -> dict[str, str]:
-        """Return the same of a directory, by what the files hold, which is what is loaded."""
+        """Return the file of each tensor in a directory, read from the files' own headers."""
         directory = Path(self._path)
         if (directory / UNDIVIDED).is_file():
             return dict.fromkeys(self._header(UNDIVIDED), UNDIVIDED)
@@ -195,9 +199,10 @@ class Tensors:
                     "safetensors"
                 )
             raise Refusal(f"{self._called} cannot be loaded: it has no {UNDIVIDED}: {REMEDY}")
-        told = _weight_map(self._called, directory / INDEX)
-        held = self._held_by(sorted(set(told.values())))
-        for key, file in told.items():
+        # The index is not trusted alone: transformers loads what the files hold.
+        indexed = _weight_map(self._called, directory / INDEX)
+        held = self._held_by(sorted(set(indexed.values())))
+        for key, file in indexed.items():
             if held.get(key) != file:
                 raise Refusal(
                     f"{self._called} cannot be loaded: {key} is not in {file}, where {INDEX} has "
@@ -206,7 +211,7 @@ class Tensors:
         return held
 
     def _held_by(self, files: Iterable[str]) -> dict[str, str]:
-        """Return in which of some files each tensor is, and refuse one that is in two."""
+        """Return the file of each tensor in several files, and refuse a tensor that is in two."""
         held: dict[str, str] = {}
         for file in files:
             for key in self._header(file):
@@ -219,7 +224,7 @@ class Tensors:
         return held
 
     def _header(self, file: str) -> dict[str, Entry]:
-        """Return the header of a file of a directory, and refuse a damaged one by name."""
+        """Return the header of a file in a directory, and refuse a damaged file by name."""
         if not (Path(self._path) / file).is_file():
             raise Refusal(f"{self._called} cannot be loaded: {file} is not there: {REMEDY}")
         try:
@@ -231,7 +236,7 @@ class Tensors:
             ) from error
 
     def _shard(self, file: str) -> TensorFile:
-        """Return a file of the checkpoint, which is opened once."""
+        """Return a file of the checkpoint; each is opened once."""
         if file not in self._shards:
             self._shards[file] = self._open(file)
         return self._shards[file]
@@ -245,16 +250,16 @@ class Tensors:
         return HubFile(hf_hub_url(self._path, file, revision=self._revision))
 
 
-def _check_shape(called: str, key: str, found: tuple[int, ...], wanted: Tensor) -> None:
-    if found != tuple(wanted.shape):
+def _check_shape(called: str, key: str, shape: tuple[int, ...], expected: Tensor) -> None:
+    if shape != tuple(expected.shape):
         raise Refusal(
-            f"{called} cannot be loaded: {key} is of shape {found} in the checkpoint and "
-            f"{tuple(wanted.shape)} by its config.json: {REMEDY}"
+            f"{called} cannot be loaded: {key} is of shape {shape} in the checkpoint and "
+            f"{tuple(expected.shape)} by its config.json: {REMEDY}"
         )
 
 
 def _weight_map(called: str, index: Path) -> dict[str, str]:
-    """Read which tensor is in which file; files are named alone, and lie beside the index."""
+    """Read the file of each tensor from an index; the files must lie beside the index."""
     weight_map = read_object(called, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise Refusal(f"{called} cannot be loaded: {INDEX} has no weight_map: {REMEDY}")
@@ -268,18 +273,22 @@ def _weight_map(called: str, index: Path) -> dict[str, str]:
 
 
 def _names(keys: Iterable[str], module: PreTrainedModel) -> dict[str, tuple[str, bool]]:
-    """Return what the model calls each tensor of a checkpoint, as transformers has it.
+    """Return the model's name for each tensor of a checkpoint, and whether others are joined to it.
 
-    And whether the family puts it together with others.
+    Names and joins are those of transformers when it loads the checkpoint.
     """
-    conversions = get_model_conversion_mapping(module)
-    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
-    converters = [each for each in conversions if isinstance(each, WeightConverter)]
-    wanted, prefix = module.state_dict(), module.base_model_prefix
-    found = {}
+    renamings, converters = [], []
+    for conversion in get_model_conversion_mapping(module):
+        if isinstance(conversion, WeightRenaming):
+            renamings.append(conversion)
+        elif isinstance(conversion, WeightConverter):
+            converters.append(conversion)
+    expected, prefix = module.state_dict(), module.base_model_prefix
+    names = {}
     for key in keys:
-        name, source = rename_source_key(key, renamings, converters, prefix, wanted)
-        if name not in wanted and key in wanted:
-            name, source = rename_source_key(key, [], [], prefix, wanted)
-        found[key] = (name, source is not None)
-    return found
+        name, source = rename_source_key(key, renamings, converters, prefix, expected)
+        # A newer checkpoint has the model's own names, which a renaming must not touch.
+        if name not in expected and key in expected:
+            name, source = rename_source_key(key, [], [], prefix, expected)
+        names[key] = (name, source is not None)
+    return names

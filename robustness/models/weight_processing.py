@@ -1,9 +1,9 @@
-"""Folding norms and centring, as functions of weights that leave a model's predictions as they are.
+"""Folding of norms and centring of weights, which leave a model's predictions as they are.
 
-Matrices are (out, in), as `torch.nn.Linear` keeps them. What is valid depends on the norm: taking
-the mean over features out of what is read or written changes nothing behind a layer norm, which
-does so itself, but changes the model where a root-mean-square norm follows. (Elhage et al. 2021;
-the defaults of TransformerLens; appendix A.11 of the paper.)
+Matrices are (out, in), as `torch.nn.Linear` keeps them. Which step is valid depends on the norm.
+Layer norm subtracts the mean over features itself, so centring what is written to it or read from
+it changes nothing. A root-mean-square norm does not, and centring would change the model. (Elhage
+et al. 2021; the defaults of TransformerLens; appendix A.11 of the paper.)
 """
 
 import copy
@@ -34,7 +34,7 @@ def fold_norm(
     Returns
     -------
     weight : tensor of shape (out, in)
-    bias : tensor of shape (out,), or None where neither bias nor shift is there
+    bias : tensor of shape (out,), or None without bias and shift
     """
     if shift is not None:
         added = weight @ shift
@@ -43,17 +43,17 @@ def fold_norm(
 
 
 def centre_reading(weight: Tensor) -> Tensor:
-    """Take the mean over inputs out of a matrix (out, in) that reads a layer norm."""
+    """Centre a matrix (out, in) that reads a layer norm: subtract its mean over inputs."""
     return weight - weight.mean(1, keepdim=True)
 
 
 def centre_writing(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Take the mean over outputs out of what is written to a stream that layer norms read."""
+    """Centre what writes to a stream that layer norms read: subtract the mean over outputs."""
     return weight - weight.mean(0), None if bias is None else bias - bias.mean()
 
 
 def centre_unembedding(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Take the mean over the vocabulary out of the head: the same number from all logits."""
+    """Centre the head: subtract the mean over the vocabulary, the same number from all logits."""
     return weight - weight.mean(0), None if bias is None else bias - bias.mean()
 
 
@@ -71,11 +71,11 @@ def process(
     model : Model
         An opened model, with its weights on this machine.
     fold : bool
-        Whether gains and shifts of norms are moved into the matrices that read them, and these are
-        centred where the norm is a layer norm.
+        Whether gains and shifts of norms are moved into the matrices that read them. Matrices that
+        read a layer norm are centred, too.
     centre_writes : bool, optional
-        Whether everything that writes to the residual stream is centred; where the norms are layer
-        norms if not given.
+        Whether everything that writes to the residual stream is centred; by default, if the norms
+        are layer norms.
     centre_head : bool
         Whether the unembedding is centred.
 
@@ -100,6 +100,7 @@ def process(
             "stream would change what it predicts"
         )
     centred = structure.centres if centre_writes is None else centre_writes
+    # Copied under the lock: a trace of another thread replaces the modules' forward methods.
     with model.lock, torch.no_grad():
         module = copy.deepcopy(model.traced._module)
         _untie(module)
@@ -123,11 +124,8 @@ def process(
 def _check_predictions(model: Model, module: PreTrainedModel) -> None:
     """Refuse a processed copy that does not predict the same."""
     tokens = _tokens(model)
-    before, after = (
-        net(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        for net in (model.traced._module, module)
-    )
-    # What was folded is rounded once more, in the type of the weights.
+    before, after = _predict(model.traced._module, tokens), _predict(module, tokens)
+    # Folded weights are rounded once more, in their own type.
     difference, scale = float((before - after).abs().max()), float(before.abs().max())
     if not difference <= 256 * _digit(module) * max(1.0, scale):
         raise Refusal(
@@ -136,8 +134,15 @@ def _check_predictions(model: Model, module: PreTrainedModel) -> None:
         )
 
 
+def _predict(module: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities of a model on a text."""
+    # Compared as probabilities, since centring the head changes logits on purpose.
+    logits: Tensor = module(input_ids=tokens, use_cache=False).logits
+    return logits.float().log_softmax(-1)
+
+
 def _check_centred(model: Model, module: PreTrainedModel) -> None:
-    """Refuse a model to whose residual stream something is written that could not be centred."""
+    """Refuse a model whose residual stream is not centred where it enters a block."""
     means = []
 
     def note(_: Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -166,11 +171,12 @@ def _tokens(model: Model) -> Tensor:
 
 
 def _digit(module: PreTrainedModel) -> float:
-    """Return the last digit of 1 in the type of the weights, or in float32 if that is coarser."""
+    """Return the rounding error in the type of the weights, or in float32 if that is coarser."""
     return max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
 
 
 def _untie(module: PreTrainedModel) -> None:
+    # The final norm is folded into the head, and the embeddings must not change with it.
     module.config.tie_word_embeddings = False
     head = module.get_output_embeddings()
     head.weight = Parameter(head.weight.clone())
@@ -193,9 +199,10 @@ def _fold(
 
 
 def _check_foldable(module: PreTrainedModel, paths: Paths) -> None:
-    """Refuse sublayers that read the stream through anything but one norm, or norm what they write.
+    """Refuse norms that cannot be folded.
 
-    And more than one norm before the head.
+    Each sublayer must read the stream through one norm and have none behind it, and there may be at
+    most one norm before the head.
     """
     foldable = len(paths.norms) <= 1
     for pair in paths.sublayers:
@@ -225,25 +232,23 @@ def _readers(
 
 
 def _attention_matrices(module: PreTrainedModel, attentions: Sequence[str]) -> dict[str, list[str]]:
-    """Return the names of the matrices of every attention in the order in which they are called.
-
-    Which is not that of their names: Phi-3 has the one that writes first.
-    """
+    """Return the names of every attention's matrices, in the order in which they are called."""
     tokens = [token % module.config.get_text_config().vocab_size for token in range(2)]
     began = {call.path: call.began for call in call_record.record(module, tokens)}
     ordered = {}
     for path in attentions:
         names = names_in_sublayer(module.get_submodule(path))
+        # Not the order of their names: Phi-3 lists the matrix that writes first.
         begins = {name: began.get(f"{path}.{name}", -1) for name in names}
         ordered[path] = sorted(names, key=begins.__getitem__)
     return ordered
 
 
 def _make_identity(norm: Any, width: int) -> None:
-    """Give a norm gain 1 and shift 0; families keep the gain itself, or what it exceeds 1 by."""
+    """Give a norm gain 1 and shift 0; some families store the gain, others the gain less 1."""
     if getattr(norm, "bias", None) is not None:
         norm.bias.zero_()
-    # Tried out, since what a family keeps cannot be told by the names of its weights.
+    # Both are tried, since the names of weights do not say which of them a family stores.
     for value in (1.0, 0.0):
         if getattr(norm, "weight", None) is not None:
             norm.weight.fill_(value)
@@ -254,11 +259,12 @@ def _make_identity(norm: Any, width: int) -> None:
 
 
 def _centre_writes(module: PreTrainedModel, paths: Paths, matrices: dict[str, list[str]]) -> None:
-    """Centre all that attentions, MLPs and embeddings write to the residual stream."""
+    """Centre everything that attentions, MLPs and embeddings write to the residual stream."""
     writers = [f"{path}.{names[-1]}" for path, names in matrices.items()]
     for path in (*writers, *paths.writers):
         part = module.get_submodule(path)
         _set(part, *centre_writing(oriented(part, part.weight), part.bias))
+    # Every table beside the blocks: positions are added to the stream as tokens are.
     owner = module.get_submodule(paths.block_list.rpartition(".")[0])
     for child in owner.children():
         if isinstance(child, torch.nn.Embedding):

@@ -1,4 +1,4 @@
-"""Modules of transformers wrapped for nnsight, each left where it is."""
+"""Wraps modules of transformers for nnsight; their weights stay where they are."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,9 @@ class Wrapped:
     """A model that nnsight can trace, before its parts are found."""
 
     traced: TransformersModel
+    """The nnsight model."""
     tokenizer: Any
+    """The tokenizer, or None for a module that was given without one."""
     identity: dict[str, str]
     """Name and origin of the model, as files keep them."""
     request: dict[str, Any] = field(default_factory=dict)
@@ -24,7 +26,7 @@ class Wrapped:
 class _Offloaded(TransformersModel):  # type: ignore[misc]
     """Leaves inputs where they are: accelerate moves them to where weights are loaded.
 
-    nnsight would move them to the first weights, which are nowhere.
+    nnsight would move them to the device of the first weights, which is `meta`.
     """
 
     device = None
@@ -32,9 +34,9 @@ class _Offloaded(TransformersModel):  # type: ignore[misc]
 
 def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> TransformersModel:
     """Make an nnsight model of a module, which stays where it is."""
-    # A pipeline would take the first entry of a map for a device, and `disk` is none.
+    # A pipeline takes the first entry of a map for its device, which `disk` is not.
     placed = vars(module).pop("hf_device_map", None)
-    # Where weights are in place it is nnsight's own class, which a server knows.
+    # With weights in place it is nnsight's own class, which a server can import.
     kind = _Offloaded if next(module.parameters()).is_meta else TransformersModel
     traced = kind(module, task="text-generation", tokenizer=tokenizer or _no_tokenizer(), device=-1)
     if placed is not None:
@@ -43,16 +45,16 @@ def wrap(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> 
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
-    """Stand in for the tokenizer that nnsight wants even where only token ids are used."""
+    """Return a stand-in for the tokenizer that nnsight needs even if only token ids are used."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
 
 
 def unscale(module: PreTrainedModel) -> None:
     """Turn off RWKV's halving of the residual stream, so that every block computes the same.
 
-    RWKV halves the residual stream after every few blocks, and what later ones write to it, so that
-    half precision does not overflow. In training it does not: the function is the same, but for
-    what norms add to the variance, and a block is the same in every place.
+    To keep half precision from overflowing, RWKV halves the residual stream after every few blocks,
+    and the output of all later blocks. It does not do so in training. The function is the same, up
+    to the epsilon of its norms, and a block then computes the same in every place.
     """
     if not getattr(module.config, "rescale_every", 0):
         return
