@@ -13,7 +13,7 @@ from tokenizers_for_tests import byte_tokenizer, word_level
 from torch.nn import LayerNorm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from robustness.errors import LONGEST, Refusal, first_line
+from robustness.errors import LONGEST_MESSAGE, Refusal, first_line
 from robustness.measurements.prediction_neurons import neurons
 from robustness.models import checkpoint, contract
 from robustness.models.opening import open_model
@@ -369,7 +369,7 @@ def test_a_model_that_has_no_room_is_refused_with_what_takes_less(saved, monkeyp
 
 def test_a_message_of_another_library_is_one_short_printable_line():
     assert first_line(ValueError("\x1b[31mred\x07")) == "?[31mred?"
-    assert len(first_line(ValueError("long " * 1000))) == LONGEST
+    assert len(first_line(ValueError("long " * 1000))) == LONGEST_MESSAGE
     assert first_line(KeyError("gelu2")) == "there is no 'gelu2'"
     assert first_line(ZeroDivisionError()) == "ZeroDivisionError"
 

@@ -384,7 +384,7 @@ def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
     ],
 )
 def test_what_is_no_remote_model_is_refused(server, run, words, expected):
-    code, _, err = run("sweep", *words, "--remote")
+    code, _, err = run("sweep", *words, "--remote", "--quiet")
     assert code == 1 and expected in err and len(err.splitlines()) == 1
 
 

@@ -1,4 +1,4 @@
-"""Checks an answer of a server against what was asked for."""
+"""Checks of a server's answer: the names, shapes and types of its tensors and values."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +10,11 @@ from torch import Tensor
 from robustness.errors import Refusal
 
 FLOATS = (torch.float32, torch.float64)
+"""Types of measured numbers."""
 INTEGERS = (torch.int32, torch.int64)
+"""Types of token ids and counts."""
 STATES = (*FLOATS, torch.float16, torch.bfloat16)
+"""Types of residual streams and weights."""
 NUMBERS = (*FLOATS, *INTEGERS, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Types of tensors that are written into files."""
 
@@ -19,23 +22,23 @@ Wanted = Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
 """Shape and possible types of each tensor of an answer, by name."""
 
 
-def take(found: Any, wanted: Wanted) -> dict[str, Tensor]:
-    """Return the tensors of an answer that are wanted, if they are what is wanted.
+def take(received: Any, wanted: Wanted) -> dict[str, Tensor]:
+    """Return the tensors of an answer that were asked for, once their shapes and types are checked.
 
     Raises
     ------
     Refusal
         If one is missing, or has another shape or type.
     """
-    if not isinstance(found, dict):
+    if not isinstance(received, dict):
         raise unexpected("it is no dictionary")
-    # What else is in it is left where it is.
+    # A new dictionary, so that nothing else of the answer goes on from here.
     taken = {}
     for name, (shape, dtypes) in wanted.items():
-        value = found.get(name)
+        value = received.get(name)
         if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            there = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
-            raise unexpected(f"{name!r} is {there}, and {shape} was asked for")
+            state = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
+            raise unexpected(f"{name!r} is {state}, and {shape} was asked for")
         if value.dtype not in dtypes:
             raise unexpected(f"{name!r} is of type {value.dtype}")
         taken[name] = value
@@ -43,38 +46,38 @@ def take(found: Any, wanted: Wanted) -> dict[str, Tensor]:
 
 
 def size(wanted: Wanted) -> int:
-    """Return how many numbers are wanted."""
+    """Return the number of numbers that were asked for."""
     return sum(math.prod(shape) for shape, _ in wanted.values())
 
 
 def unexpected(what: str) -> Refusal:
-    """Return the refusal of an answer that is read well, but not to what was asked."""
+    """Return the refusal of a readable answer that does not fit the question."""
     return Refusal(
         f"what the server answers is not what was asked for ({what}): give the same command "
         "again, or choose another `host`"
     )
 
 
-def plain(found: Any, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return a dictionary of plain values, if what is wanted is there and of its type.
+def plain(received: Any, types: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a dictionary of plain values, once their names and types are checked.
 
     Parameters
     ----------
-    found : Any
-        What came back.
-    wanted : mapping of name to type, or to list with one
-        Types of values; a list with a type is one of values of that type.
+    received : Any
+        The answer of the server.
+    types : mapping of name to type, or to list with one type
+        Types of the values. A list with a type stands for a list of values of that type.
 
     Raises
     ------
     Refusal
         If something is missing or of another type.
     """
-    if not isinstance(found, dict):
+    if not isinstance(received, dict):
         raise unexpected("it is no dictionary")
-    for name, kind in wanted.items():
-        value = found.get(name)
-        many, kind = (value, kind[0]) if isinstance(kind, list) else ([value], kind)
-        if not isinstance(many, list | tuple) or not all(isinstance(one, kind) for one in many):
+    for name, kind in types.items():
+        value = received.get(name)
+        values, kind = (value, kind[0]) if isinstance(kind, list) else ([value], kind)
+        if not isinstance(values, list | tuple) or not all(isinstance(v, kind) for v in values):
             raise unexpected(f"{name!r} is a {type(value).__name__}")
-    return found
+    return received

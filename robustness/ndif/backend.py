@@ -1,8 +1,8 @@
 """Requests to a server: a trace is sent as source text, and what it saves comes back.
 
-The way there may fail at any moment, and then the same request is sent again, a bounded number of
-times. What comes back is no larger than what was asked for, and read by
-`robustness.ndif.pickle_reader`: a server cannot make this machine run anything.
+The connection may fail at any moment; the same request is then sent again, a bounded number of
+times. An answer may be no larger than what was asked for, and `robustness.ndif.pickle_reader` reads
+it, so that a server cannot make this machine run anything.
 """
 
 import contextlib
@@ -31,40 +31,41 @@ from robustness.ndif.pickle_reader import load
 from robustness.ndif.saved_names import saved_names
 
 RETRIES = 6
-"""Number of times that a request is sent again."""
+"""Maximum number of times that a request is sent again."""
 
 RESTART = 24
-"""Number of times while nothing answers at the server's address: five to ten minutes, with the
-waits."""
+"""Maximum number of times that a request is sent again if nothing answers at the server's address:
+five to ten minutes, with the waits."""
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds before a request is sent again: doubled each time, and a random part of it left out."""
+"""First and longest wait, in seconds, before a request is sent again. The wait doubles each time,
+and is shortened at random, by half at most."""
 
 PATIENCE = 10.0
-"""Seconds without a word from the server after which the user is told what it waits for."""
+"""Seconds of silence after which the user is told what the server is waiting for."""
 
 SILENCE = 1800.0
-"""Seconds without a word after which a request that waits for its turn counts as lost.
+"""Seconds of silence after which a request that waits for its turn counts as lost.
 
-One that runs may take as long as it takes; there, the connection itself must be alive."""
+A request that runs has no such limit: only the connection must stay alive."""
 
 READ = 600.0
-"""Seconds to wait for an answer to a request, and for a result."""
+"""Maximum number of seconds between two parts of an answer or of a result."""
 
 HEADROOM = 16e6
-"""Bytes that an answer may have besides the numbers that were asked for."""
+"""Number of bytes that an answer may have besides the numbers that were asked for."""
 
 LONGEST = 300
-"""Maximum number of letters of a server's words that are repeated."""
+"""Maximum number of characters of a server's message that are passed on."""
 
 _CHANCE = random.Random()
 
 Notify = Callable[[str], object]
-"""Told what a user who waits should know."""
+"""Function that is called with a message for a user who waits."""
 
 
 class Requests(RemoteBackend):  # type: ignore[misc]
-    """Runs traces on a server: each is one request, sent again where the way there fails.
+    """Runs traces on a server: each trace is one request, which is sent again if it is lost.
 
     Parameters
     ----------
@@ -73,11 +74,12 @@ class Requests(RemoteBackend):  # type: ignore[misc]
     host, key : str
         The server's address and the user's key.
     env : dict
-        What the server is to set up for each request, as nnsight says.
+        Environment that the server sets up for each request, as nnsight describes it.
     notify : callable, optional
-        Told of waiting and of what is sent again.
+        Function that is called with a message when the server keeps the user waiting, and when a
+        request is sent again.
     limits : Limits, optional
-        How much may come back, and how much may pass through a sandbox's socket.
+        Maximum sizes of an answer, and of the traffic through a sandbox's socket.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         limits = limits or Limits()
         self.limit, self.most = limits.sandbox, limits.answer
         self.remedy = "save less in the trace, or open the model with a larger `answer_limit`"
-        # The command line alone prints.
+        # nnsight would print its progress; here the command line alone prints.
         self.display.enabled = self.verbose = False
         self.notify: Notify = notify or (lambda text: None)
 
@@ -101,25 +103,27 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         return f"Requests({self.host})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the key here: what a trace names goes along with it."""
+        """Return a text to pickle: a trace takes along what it names, and the key must not go."""
         return str, (repr(self),)
 
     def expecting(self, numbers: int) -> "Requests":
-        """Return the same for a trace that hands back so many numbers at most."""
+        """Return a copy for a trace that returns at most this number of numbers."""
+        # Eight bytes a number: float64 and int64 are the widest types that are asked for.
         limits = Limits(self.limit, 8 * numbers + HEADROOM)
         requests = Requests(self.model_key, self.host, self.api_key, self.env, self.notify, limits)
         requests.remedy = "give the same command again, or choose another `host`"
         return requests
 
     def __call__(self, tracer: Any = None) -> Any:
-        """Send a trace, and hand back what it saved."""
+        """Send a trace, and return the values that it saved."""
         there = tracer.info.frame.f_code.co_filename
         known, due = saved_names(tracer.node)
         result = self._insist(self._serialize(tracer), there)
         missing = sorted(due - result.keys())
         if missing:
             raise self._refuse(f"it lacks {missing[0]!r}, which the trace saves")
-        # A name that the trace does not bind would be overwritten in the caller.
+        # nnsight assigns every value to the caller's variable of that name: a server must not be
+        # able to overwrite others.
         kept = {name: value for name, value in result.items() if name in known}
         self._push(kept, tracer)
         return kept
@@ -153,7 +157,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
             time.sleep(wait)
 
     def _try(self, blob: bytes) -> dict[str, Any] | Exception:
-        """Return what came back, or how it failed on the way."""
+        """Return the values that came back, or the error of a request that was lost."""
         try:
             with reading(self._source, self.remedy):
                 try:
@@ -163,15 +167,15 @@ class Requests(RemoteBackend):  # type: ignore[misc]
                 except failures.ON_THE_WAY as error:
                     return error
         except Refusal as error:
-            # Words of a server may hold anything, in a traceback too.
+            # A server's words may hold anything, and so must not stand in a traceback either.
             raise Refusal(self._clean(str(error), 2 * LONGEST)) from None
 
     def _send(self, blob: bytes) -> dict[str, Any]:
-        """Send a request once, and return what its trace saved."""
+        """Send a request once, and return the values that its trace saved."""
         request = RequestModel(model_key=self.model_key, compress=self.compress, env=self.env)
         connection = transport.subscribe(self.ws_host, self.api_key)
         with contextlib.ExitStack() as stack:
-            # At once: a farewell would be waited for.
+            # Not `close`, which waits for the server to say goodbye.
             stack.callback(connection.shutdown)
             request.session_id = _read_session(transport.hear(connection))
             latest = self._submit(request, blob)
@@ -180,7 +184,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
             return self.download_result(self._wait(connection, latest))
 
     def _submit(self, request: RequestModel, blob: bytes) -> Message:
-        """Hand in a request, and return what the server says at once."""
+        """Submit a request, and return the server's first message about it."""
         headers = {
             "ndif-api-key": self.api_key,
             "ndif-timestamp": repr(time.time()),
@@ -204,7 +208,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
     def _wait(self, connection: Any, latest: Message) -> str | bytes | None:
         """Wait until a request is done, and return its result, or the address of it.
 
-        The user is told what it waits for, each thing once.
+        The user is told what the server is waiting for whenever that changes.
         """
         heard, told = time.monotonic(), ""
         while True:
@@ -218,6 +222,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
                 if text != told and waits:
                     self.notify(self._clean(text))
                 told = text
+                # Sending fails if the connection is dead; waiting alone would not notice.
                 connection.ping()
                 continue
             heard, message = time.monotonic(), read_message(frame, self.most)
@@ -228,13 +233,13 @@ class Requests(RemoteBackend):  # type: ignore[misc]
             latest = latest if message.status == Status.LOG else message
 
     def download_result(self, url: str | bytes | None) -> dict[str, Any]:
-        """Read a result that is in hand, or fetch it; the key does not go along."""
+        """Read a result, or fetch it from its address; the key is not sent there."""
         if isinstance(url, str) and url:
             timeout = httpx.Timeout(transport.CONNECT, read=READ)
             try:
                 status, _, url = transport.fetch("GET", url, self.most, timeout)
             except httpx.HTTPError as error:
-                # Not the server, whose restart would be waited for.
+                # Not the error itself, which would count as the server being restarted.
                 raise ConnectionError(f"no result is fetched ({first_line(error)})") from None
             if status != 200:
                 raise ConnectionError(f"no result is fetched: status {status}")
@@ -243,7 +248,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         return self.finalize(url)
 
     def finalize(self, content: bytes) -> dict[str, Any]:
-        """Read what a trace saved; tensors and plain values only."""
+        """Read the values that a trace saved: tensors and plain values only."""
         if self.compress:
             content = unpack(content, self.most)
         saved = load(content, self.most)
@@ -252,14 +257,14 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         return saved
 
     def _clean(self, text: str, most: int = LONGEST) -> str:
-        """Take out of what is said the key, signatures of links and what is no text."""
+        """Remove the key, signatures of links and control characters from a message."""
         text = re.sub(r"\?\S+", "?…", text.replace(self.api_key, "…"))
         text = "".join(letter for letter in text if letter.isprintable())
         return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _read_session(message: str | bytes) -> str:
-    """Return the id that a subscription begins with."""
+    """Return the session id in the first message of a subscription."""
     entries = transport.parse(message)
     session = entries.get("session_id") if isinstance(entries, dict) else None
     if not isinstance(session, str) or not re.fullmatch(r"[\w.:-]{1,200}", session):
@@ -268,7 +273,7 @@ def _read_session(message: str | bytes) -> str:
 
 
 def _read_detail(body: bytes) -> str:
-    """Return what an answer says of an error, or nothing."""
+    """Return the explanation in an answer that reports an error, or nothing."""
     parsed = transport.parse(body)
     if parsed is None:
         return body.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""Failures of a request: which are likely to pass, and what they say."""
+"""Failures of a request: which are worth another try, and their reasons."""
 
 import re
 import socket
@@ -10,13 +10,13 @@ import websocket
 from robustness.errors import first_line
 
 PASSING = {408, 425, 429, *range(500, 600)}
-"""Statuses of answers that may be other the next time."""
+"""HTTP statuses of failures that may pass."""
 
 AWAY = {502, 503, 504}
-"""Statuses that a gateway answers with while there is no server behind it."""
+"""HTTP statuses that a gateway answers with while there is no server behind it."""
 
 TRANSIENT = re.compile("try again|sorry for the inconvenience|evicted", re.IGNORECASE)
-"""What a server says of errors that are not the request's fault."""
+"""Words of a server about errors that are not the request's fault."""
 
 NO_CONNECTION = (
     ConnectionRefusedError,
@@ -25,20 +25,20 @@ NO_CONNECTION = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
 )
-"""Errors that are raised where nothing answers at an address."""
+"""Errors that are raised if nothing answers at an address."""
 
 
 class Failed(Exception):
-    """A request that is answered by an error."""
+    """A request that the server answers with an error."""
 
     def __init__(self, text: str, status: int | None = None) -> None:
         super().__init__(text)
         self.status = status
-        """Status of the answer, where not the trace but sending it failed."""
+        """HTTP status, if the request was not accepted; None if its trace failed."""
 
 
 ON_THE_WAY = (OSError, httpx.HTTPError, websocket.WebSocketException, Failed)
-"""Errors on the way to a server, and those that a server tells of."""
+"""Errors of the connection, and those that a server reports."""
 
 
 def is_away(error: Exception) -> bool:
@@ -54,27 +54,27 @@ def is_passing(error: Exception) -> bool:
     """Whether an error is likely gone when the request is sent again."""
     if isinstance(error, websocket.WebSocketBadStatusException):
         return error.status_code in PASSING
-    # Anything else that breaks on the way says nothing of the request.
+    # Any other error of the connection is no fault of the request.
     if not isinstance(error, Failed):
         return True
     text = str(error)
     if error.status is not None:
         return error.status in PASSING
-    # These would fail again, whatever else the text says.
+    # These fail again, even if a traceback holds one of the words in TRANSIENT.
     if text.startswith("Could not deploy") or "Traceback (most recent call last)" in text:
         return False
     return TRANSIENT.search(text) is not None
 
 
 def reason(error: Exception, there: str) -> str:
-    """Return in a line why a request failed.
+    """Return the reason why a request failed, in one line.
 
     Parameters
     ----------
     error : Exception
         One of `ON_THE_WAY`.
     there : str
-        The file that the trace is written in.
+        Path of the file that the trace is written in.
     """
     if isinstance(error, websocket.WebSocketBadStatusException):
         return f"the connection is refused with status {error.status_code}"
@@ -82,7 +82,7 @@ def reason(error: Exception, there: str) -> str:
 
 
 def explain(error: Exception, reason: str, host: str) -> str:
-    """Return why a request failed for good, and what would do."""
+    """Return why a request failed for good, and what the user can do."""
     if isinstance(error, websocket.WebSocketBadStatusException):
         return f"{host}: {reason}; check `host` and proxies"
     if isinstance(error, Failed) and error.status in {401, 403}:
@@ -96,26 +96,27 @@ def explain(error: Exception, reason: str, host: str) -> str:
 
 
 def _gist(text: str, there: str) -> str:
-    """Return the one line of a server's answer that matters: a traceback's last, and where.
+    """Return the line of a server's answer that names the error, and its place in the user's code.
 
     Parameters
     ----------
     text : str
-        What the server says.
+        Message of the server, often a traceback.
     there : str
-        The file that the trace is written in.
+        Path of the file that the trace is written in.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return "no reason given"
     if not lines[0].startswith("Traceback"):
         return lines[0]
+    # Notes and hints may follow the error in a traceback.
     raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
     return (raised or lines)[-1] + _place(lines, there)
 
 
 def _place(lines: list[str], there: str) -> str:
-    """Return where in the user's own code a traceback has been last, or nothing."""
+    """Return the last place of a traceback in the user's own code, or nothing."""
     last = ""
     for line, code in pairwise(lines):
         entry = re.match(r'File "(.+)", line (\d+), in ', line)

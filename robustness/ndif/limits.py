@@ -1,26 +1,27 @@
-"""Limits of what passes between this machine and a server."""
+"""Limits of the traffic between this machine and a server."""
 
 from dataclasses import dataclass
 
 SANDBOX_LIMIT = 50.0
-"""Gigabytes that may pass through the socket of a sandboxed server in a run, by default."""
+"""Default maximum of gigabytes that a run passes through the socket of a sandboxed server."""
 
 ANSWER_LIMIT = 4.0
-"""Gigabytes that a trace of the user's own may hand back, by default."""
+"""Default maximum of gigabytes that the user's own traces return."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may pass in a run."""
+    """Maximum amounts of traffic."""
 
     sandbox: float = SANDBOX_LIMIT
-    """Gigabytes through the socket of a server that keeps traces apart from the weights."""
+    """Maximum number of gigabytes that a run passes through the socket of a server that keeps
+    traces apart from the weights."""
     answer: float = ANSWER_LIMIT * 1e9
-    """Bytes of an answer, compressed and not."""
+    """Maximum number of bytes of an answer, both compressed and uncompressed."""
 
 
 class Unreadable(ValueError):
-    """An answer that is not read: it is damaged, too large, or more than tensors and values."""
+    """An answer that is damaged, too large, or holds more than tensors and plain values."""
 
 
 def check_size(size: float, most: float) -> None:

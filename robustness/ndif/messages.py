@@ -1,4 +1,4 @@
-"""Messages in which a server says how a request stands."""
+"""Messages of a server about the state of a request."""
 
 import json
 import re
@@ -9,17 +9,19 @@ from robustness.ndif.limits import Unreadable
 from robustness.ndif.pickle_reader import load
 
 STATUS = re.compile("[A-Z_]{1,40}")
+"""Pattern of a status."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """What a server says of a request."""
+    """Message of a server about a request."""
 
     status: str
-    """Such as `QUEUED` or `COMPLETED`."""
+    """State of the request, such as `QUEUED` or `COMPLETED`."""
     description: str
+    """Explanation for the user; may be empty."""
     data: Any
-    """Result of a request that is done, as bytes, or the address where it is fetched."""
+    """Result of a request that is done, as bytes, or the address to fetch it from."""
 
 
 def read_message(frame: str | bytes, most: float) -> Message:
@@ -30,10 +32,11 @@ def read_message(frame: str | bytes, most: float) -> Message:
     Unreadable
         If it is no message.
     """
+    # A text is JSON; a server that has a result at hand sends it as torch saves it.
     entries = json.loads(frame) if isinstance(frame, str) else load(frame, most)
     if not isinstance(entries, dict):
         raise Unreadable("a message is no dictionary")
-    status, description, data = (entries.get(name) for name in ("status", "description", "data"))
+    status, description, data = map(entries.get, ("status", "description", "data"))
     if not isinstance(status, str) or not STATUS.fullmatch(status):
         raise Unreadable("a message has no status")
     if not isinstance(description, str | None) or not isinstance(data, str | bytes | None):

@@ -1,10 +1,10 @@
-"""Reads what torch saves: tensors and plain values, and nothing else.
+"""Reader of files that torch saves: tensors and plain values, and nothing else.
 
 torch saves values as an archive with a pickle and the bytes of tensors. A pickle can name any
-function, and an archive can look like one thing to one reader and like another, a program even, to
-the next. So the archive is read by `zipfile` alone, and the pickle by an interpreter that knows the
-steps by which tensors and plain values are written. It calls nothing that a pickle names: what a
-name stands for is made here, after its arguments are checked.
+function, and an archive can look different, even like a program, to different readers. So `zipfile`
+alone reads the archive, and an interpreter reads the pickle that knows only the steps that write
+tensors and plain values. It calls nothing that a pickle names: each of the few names that it
+accepts has a function here, which checks the arguments.
 """
 
 import math
@@ -31,24 +31,24 @@ STORAGES = {
         "Byte": torch.uint8, "Char": torch.int8, "Bool": torch.bool,
     }.items()
 }  # fmt: skip
-"""Types of tensors, by what torch calls the class of their bytes."""
+"""Types of tensors, by torch's name for the class of their storage."""
 
 
 def load(content: bytes, most: float) -> Any:
-    """Read what torch has saved.
+    """Read values that torch has saved.
 
     Parameters
     ----------
     content : bytes
-        Of an archive.
+        An archive.
     most : float
-        The most bytes that it, and all its tensors, may have.
+        Maximum number of bytes of the archive, and of all its tensors together.
 
     Raises
     ------
     Unreadable
-        If it is more than tensors and plain values. What else is wrong with it may end in any
-        error of the readers, and is caught where an answer is received.
+        If it holds more than tensors and plain values. A damaged archive may raise any error of
+        `zipfile` and `pickletools`, which is caught where an answer is received.
     """
     check_size(len(content), most)
     reader = _Reader(Archive(content), most)
@@ -59,7 +59,7 @@ def load(content: bytes, most: float) -> Any:
 
 @dataclass(frozen=True)
 class _Name:
-    """What a pickle calls by name."""
+    """A function or class that a pickle names."""
 
     module: str
     name: str
@@ -67,14 +67,16 @@ class _Name:
 
 @dataclass(frozen=True, eq=False)
 class _Storage:
-    """The bytes of tensors, as numbers of one type."""
+    """A storage: the numbers, of one type, that tensors are views of."""
 
     key: str
+    """Name of its file in the archive."""
     numbers: Tensor
+    """All its numbers, in one dimension."""
 
 
 class _Reader:
-    """Interprets a pickle."""
+    """Interpreter of a pickle: a stack of values, the stacks below marks, and a memo."""
 
     def __init__(self, archive: Archive, most: float) -> None:
         self._archive, self._most = archive, most
@@ -98,13 +100,15 @@ class _Reader:
 
     def _step(self, name: str, argument: Any) -> None:
         if name in _VALUES:
+            # No type of numbers holds a larger integer.
             if isinstance(argument, int) and not -(2**63) <= argument < 2**64:
                 raise Unreadable("it holds a number that is too large")
             self._stack.append(argument)
         elif name in _MAKERS:
             self._stack.append(_MAKERS[name]())
         elif name in _TUPLES:
-            self._stack.append(tuple(reversed([self._pop() for _ in range(_TUPLES[name])])))
+            members = [self._pop() for _ in range(_TUPLES[name])]
+            self._stack.append(tuple(reversed(members)))
         elif name in _STEPS:
             _STEPS[name](self, argument)
         elif name not in {"PROTO", "FRAME"}:
@@ -127,8 +131,8 @@ class _Reader:
     def _since_mark(self) -> list[Any]:
         if not self._below:
             raise Unreadable("its pickle takes more than there is")
-        found, self._stack = self._stack, self._below.pop()
-        return found
+        values, self._stack = self._stack, self._below.pop()
+        return values
 
     def _put(self, place: int | None) -> None:
         self._memo[len(self._memo) if place is None else place] = self._last()
@@ -139,15 +143,16 @@ class _Reader:
         self._stack.append(self._memo[place])
 
     def _tuple(self, _: object) -> None:
-        found = tuple(self._since_mark())
-        self._stack.append(found)
+        # Popped first: it replaces the stack that the tuple is put on.
+        values = tuple(self._since_mark())
+        self._stack.append(values)
 
     def _frozenset(self, _: object) -> None:
-        found = self._since_mark()
-        self._stack.append(frozenset(map(as_key, found)))
+        values = self._since_mark()
+        self._stack.append(frozenset(map(as_key, values)))
 
     def _add(self, kinds: tuple[type, ...], values: list[Any]) -> None:
-        """Add values to the container on top."""
+        """Add values to the container on top; a dictionary takes keys and values in turn."""
         into = self._last()
         if type(into) not in kinds or (len(values) % 2 and isinstance(into, dict)):
             raise Unreadable("its pickle adds to what is no container")
@@ -182,7 +187,7 @@ class _Reader:
             module, _, name = argument.partition(" ")
         if not isinstance(module, str) or not isinstance(name, str):
             raise Unreadable("its pickle names what is no name")
-        # At once, for then the message can say what it is.
+        # Refused before it is called, so that the message can name it.
         if (module, name) not in _MADE and not (module == "torch" and name in STORAGES):
             raise Unreadable(f"it holds {module:.60}.{name:.60}, which is no tensor or plain value")
         self._stack.append(_Name(module, name))
@@ -197,32 +202,33 @@ class _Reader:
         self._stack.append(make(self, *arguments))
 
     def _storage(self, _: object) -> None:
-        """Read the bytes of tensors, once."""
+        """Push a storage, whose bytes are read the first time."""
         kind, name, key, _, count = self._five(self._pop())
-        known = self._storages.get(key)
+        storage = self._storages.get(key)
         dtype = STORAGES[name]
-        if known is None:
+        if storage is None:
             raw = self._archive.read(f"data/{key}")
             if len(raw) != count * dtype.itemsize:
                 raise Unreadable(f"a tensor has {len(raw)} bytes where it says {count} numbers")
-            known = self._storages[key] = _Storage(key, _numbers(raw, dtype))
-        if kind != "storage" or known.numbers.dtype != dtype or len(known.numbers) != count:
+            storage = self._storages[key] = _Storage(key, _numbers(raw, dtype))
+        if kind != "storage" or storage.numbers.dtype != dtype or len(storage.numbers) != count:
             raise Unreadable("two tensors read the same bytes as different numbers")
-        self._stack.append(known)
+        self._stack.append(storage)
 
     @staticmethod
-    def _five(found: Any) -> tuple[str, str, str, str, int]:
-        if type(found) is not tuple or len(found) != 5:
+    def _five(reference: Any) -> tuple[str, str, str, str, int]:
+        """Return the five members of a reference to a storage, once their types are checked."""
+        if type(reference) is not tuple or len(reference) != 5:
             raise Unreadable("it refers to what is not in it")
-        kind, name, key, place, count = found
-        texts = all(type(each) is str for each in (kind, key, place))
+        kind, name, key, place, count = reference
+        texts = type(kind) is type(key) is type(place) is str
         named = isinstance(name, _Name) and name.name in STORAGES
         if not texts or not named or type(count) is not int or not key.isdecimal():
             raise Unreadable("it refers to what is not in it")
         return kind, name.name, key, place, count
 
     def _tensor(self, *arguments: Any) -> Tensor:
-        """Make a tensor of a part of its bytes, which has to be a part of them."""
+        """Return a tensor as a view of its storage, if it reaches nowhere beyond it."""
         if not 6 <= len(arguments) <= 7 or not isinstance(arguments[0], _Storage):
             raise Unreadable("a tensor is not made as torch makes them")
         (storage, offset, shape, stride), more = arguments[:4], arguments[5:]
@@ -237,7 +243,7 @@ class _Reader:
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if count and last >= len(storage.numbers):
             raise Unreadable("a tensor reaches beyond its bytes")
-        # Of one that repeats its numbers, more than its bytes.
+        # Strides of 0 repeat numbers: a tensor may be larger than its storage.
         self._size += count * storage.numbers.itemsize
         check_size(self._size, self._most)
         return torch.as_strided(storage.numbers, shape, stride, offset if count else 0)
@@ -250,7 +256,7 @@ def _numbers(raw: bytes, dtype: torch.dtype) -> Tensor:
     single = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
     if dtype is torch.bool and single.max() > 1:
         raise Unreadable("a truth value is neither true nor false")
-    # A copy is placed as torch places tensors.
+    # `frombuffer` may begin anywhere in memory; a clone is aligned as torch aligns tensors.
     return single.clone().view(dtype)
 
 
@@ -289,14 +295,16 @@ _VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-"""Steps that say a value."""
+"""Steps that push their argument."""
 
 _MAKERS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
     "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": set,
 }  # fmt: skip
+"""Steps that push a constant or an empty container, and what makes it."""
 
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+"""Steps that push a tuple, and the number of values that they pop for it."""
 
 _STEPS: dict[str, Callable[[_Reader, Any], None]] = {
     "MARK": _Reader._mark,
@@ -317,6 +325,7 @@ _STEPS: dict[str, Callable[[_Reader, Any], None]] = {
     "REDUCE": _Reader._call,
     "BINPERSID": _Reader._storage,
 }
+"""All other steps, by the method that takes them."""
 
 _MADE: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered,
@@ -327,4 +336,4 @@ _MADE: dict[tuple[str, str], Callable[..., Any]] = {
     ("nnsight.schema.response", "Status"): _status,
     ("torch._utils", "_rebuild_tensor_v2"): _Reader._tensor,
 }
-"""What a pickle may name, and how it is made here."""
+"""Names that a pickle may call, and the functions that stand for them."""

@@ -1,4 +1,4 @@
-"""Plain values: what an answer may hold besides tensors, and how deep and how large it may be."""
+"""Plain values: the values besides tensors that an answer may hold, and limits of their size."""
 
 from collections import OrderedDict
 from typing import Any
@@ -9,20 +9,22 @@ from torch import Tensor
 from robustness.ndif.limits import Unreadable
 
 MOST_VALUES = 1_000_000
-"""Maximum number of steps of a pickle, and of values in what it makes."""
+"""Maximum number of steps of a pickle, and of values in its result."""
 
 DEEPEST = 32
-"""Maximum depth of values within each other; below what torch allows as dimensions, too."""
+"""Maximum depth of nested values, and of dimensions of a tensor, of which torch allows more."""
 
 LARGEST_KEY = 64
 """Maximum number of values in a key of a dictionary."""
 
 LEAVES = {str, bytes, bytearray, int, float, bool, type(None), set, frozenset, torch.Size, Tensor}
-"""Types of values that are not looked into: a set is made of keys, which are checked."""
+"""Types of values that are not searched further: the members of a set are keys, which have been
+checked."""
 
 
 def as_key(value: Any) -> Any:
-    """Return a value that may be a key: of what is hashed at once, and not deep."""
+    """Return a value that may be a key: hashing it must be quick and run no other code."""
+    # A list of what is left, since recursion could be exhausted by the values to refuse.
     seen, waiting = 0, [(value, 0)]
     while waiting:
         part, depth = waiting.pop()
@@ -50,7 +52,7 @@ def check_plain(value: Any) -> None:
             inner = ()
         else:
             raise Unreadable(f"it holds a {type(part).__name__.strip('_')} where a value is due")
-        # What is referred to again and again is one value here, but many where it is read.
+        # A value that is referred to many times is one in the pickle, and many for a reader.
         if depth > DEEPEST or seen + len(inner) > MOST_VALUES:
             raise Unreadable("it holds values within values without end")
         waiting += [(each, depth + 1) for each in inner]

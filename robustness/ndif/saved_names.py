@@ -1,33 +1,40 @@
-"""Names that a trace saves values by, read from its source.
+"""Names under which a trace saves values, read from its source.
 
-What a server sends is put into the caller's variables, and so it may only have names that the trace
-itself saves.
+nnsight assigns a server's values to the caller's variables of the same names, so only names that
+the trace itself saves are accepted.
 """
 
 import ast
+from collections.abc import Iterable
 
 
 def saved_names(node: ast.With) -> tuple[set[str], set[str]]:
-    """Return the names by which a trace may save values, and those by which it does in any case."""
-    known, due = set(), set()
-    # Not the statement `with` itself: names in it are of the caller's.
+    """Return the names that a trace may save values under, and those that it always saves under."""
+    possible, due = set(), set()
+    # Without the statement `with` itself, whose names belong to the caller.
     for part in ast.walk(ast.Module(node.body, [])):
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
-            known.add(part.id)
+            possible.add(part.id)
         elif isinstance(part, ast.FunctionDef | ast.ClassDef):
-            known.add(part.name)
+            possible.add(part.name)
         elif isinstance(part, ast.Call) and _is_save(part):
-            # What is saved may have its name from before.
+            # A saved value may have got its name before the trace.
             receiver = [part.func.value] if isinstance(part.func, ast.Attribute) else []
-            known |= {each.id for each in (*receiver, *part.args) if isinstance(each, ast.Name)}
+            possible |= _names((*receiver, *part.args))
+    # Only statements that always run: a branch or a loop may not.
     waiting = list(node.body)
     while waiting:
         part = waiting.pop()
         if isinstance(part, ast.With):
             waiting += part.body
         elif isinstance(part, ast.Assign) and _is_save(part.value):
-            due |= {target.id for target in part.targets if isinstance(target, ast.Name)}
-    return known, due
+            due |= _names(part.targets)
+    return possible, due
+
+
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Return the names among some pieces of source."""
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 def _is_save(part: ast.AST) -> bool:

@@ -1,4 +1,4 @@
-"""NDIF servers: their address, the user's key, and what a server runs."""
+"""NDIF servers: their address, the user's key, and the models and versions that they run."""
 
 import uuid
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from robustness.ndif.limits import Unreadable
 from robustness.ndif.transport import CONNECT, SMALL, fetch, parse
 
 LIBRARIES = ("nnsight", "torch", "transformers")
-"""Libraries whose versions on the server are recorded."""
+"""Names of the libraries whose versions on the server are recorded."""
 
 LISTED = 5
 """Maximum number of models that a message names."""
@@ -31,42 +31,46 @@ class Deployment:
     name: str
     """Its id on the hub."""
     revision: str
-    """Branch, tag or commit; empty for the main one."""
+    """Branch, tag or commit; empty for the main branch."""
     task: str
+    """Task of its pipeline, such as `text-generation`."""
     state: str
     """`RUNNING`, `DEPLOYING`, `NOT_STARTED` or `UNHEALTHY`."""
     dtype: str
+    """Type of its weights."""
 
 
 def resolve_host(host: str | None = None) -> str:
-    """Return a server's address: what is given, or `NDIF_HOST`, or nnsight's configuration.
+    """Return a server's address: the given one, `NDIF_HOST`, or the one in nnsight's configuration.
 
     Raises
     ------
     Refusal
         If it is no address of a server.
     """
-    found = (host or CONFIG.API.HOST or "").rstrip("/")
+    address = (host or CONFIG.API.HOST or "").rstrip("/")
+    # Parsed by httpx, too, which sends the requests and refuses more addresses.
     try:
-        parts = urlsplit(found)
-        known = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1) > 0
+        parts = urlsplit(address)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port or 1) > 0
         (parts.hostname or "").encode("idna")
-        httpx.URL(found)
+        httpx.URL(address)
     except (ValueError, httpx.InvalidURL):
-        known = False
-    if not known or {"@", "?", "#"} & set(found):
-        shown = found.rpartition("@")[2].partition("?")[0]
+        usable = False
+    if not usable or {"@", "?", "#"} & set(address):
+        # Without a password before the @, and without what may be a key after the ?.
+        shown = address.rpartition("@")[2].partition("?")[0]
         raise Refusal(f"{shown!r} is no address of a server: it looks like https://api.ndif.us")
-    return found
+    return address
 
 
 def resolve_key() -> str:
-    """Return the user's key: `NDIF_API_KEY`, or what `nnsight login` has stored.
+    """Return the user's key: `NDIF_API_KEY`, or the one that `nnsight login` has stored.
 
     Raises
     ------
     Refusal
-        If there is none, or it cannot be one.
+        If there is none, or it has not the form of a key.
     """
     key = (CONFIG.API.APIKEY or "").strip()
     if not key:
@@ -84,32 +88,36 @@ def resolve_key() -> str:
 
 
 def deployments(host: str | None = None) -> list[Deployment]:
-    """Return what a server runs now, by name.
+    """Return the models that a server runs now, sorted by name.
 
     Raises
     ------
     Refusal
         If it cannot be asked.
     """
-    found = _ask(resolve_host(host), "/status", "deployments")["deployments"]
-    known = {
-        Deployment(
-            name=printable(each.get("repo_id")) or "?",
-            revision=printable(each.get("revision")),
-            task=printable(each.get("task")),
-            state=printable(each.get("application_state")) or "UNHEALTHY",
-            dtype=printable(each.get("dtype")),
-        )
-        for each in found.values()
-        if isinstance(each, dict) and printable(each.get("deployment_level")) in {"HOT", "WARM"}
-    }
-    return sorted(known, key=lambda each: (each.name, each.revision, each.state))
+    entries = _ask(resolve_host(host), "/status", "deployments")["deployments"]
+    # A set, since several deployments may be alike in what is shown of them.
+    running = set()
+    for entry in entries.values():
+        if isinstance(entry, dict) and printable(entry.get("deployment_level")) in {"HOT", "WARM"}:
+            running.add(_read_deployment(entry))
+    return sorted(running, key=lambda model: (model.name, model.revision, model.state))
+
+
+def _read_deployment(entry: dict[str, Any]) -> Deployment:
+    return Deployment(
+        name=printable(entry.get("repo_id")) or "?",
+        revision=printable(entry.get("revision")),
+        task=printable(entry.get("task")),
+        state=printable(entry.get("application_state")) or "UNHEALTHY",
+        dtype=printable(entry.get("dtype")),
+    )
 
 
 def check(
     name: str, *, host: str, revision: str | None = None, deploy: bool = False
 ) -> tuple[dict[str, str], str | None]:
-    """Refuse a run that the server would not do, and return what it has.
+    """Refuse a model that the server does not run, and return its versions and name for the commit.
 
     Parameters
     ----------
@@ -127,7 +135,7 @@ def check(
     versions : dict of str to str
         Versions of the server's libraries.
     revision : str, optional
-        Revision by which the server knows the commit; None where it loads that commit without any.
+        Revision that the server has the commit under; None if it has it under no revision.
 
     Raises
     ------
@@ -141,7 +149,7 @@ def check(
     name, commit, main = _find_commit(name, revision)
     running = [each for each in running if each.task == "text-generation"]
     known_as = {each.revision for each in running if each.name == name}
-    # A server that was asked for the main branch knows its commit by no name.
+    # A server that has loaded the main branch lists no revision for it.
     if revision not in known_as and commit == main:
         revision = None
     if not deploy and not _is_running(running, name, revision):
@@ -154,7 +162,7 @@ def check(
 
 
 def _check_versions(host: str, versions: dict[str, str]) -> None:
-    """Refuse a server whose nnsight does not understand this one."""
+    """Refuse a server with another minor version of nnsight."""
     here, there = version("nnsight"), versions.get("nnsight", "none")
     if here.split(".")[:2] != there.split(".")[:2]:
         raise Refusal(
@@ -164,7 +172,8 @@ def _check_versions(host: str, versions: dict[str, str]) -> None:
 
 
 def _find_commit(name: str, revision: str | None) -> tuple[str, str | None, str | None]:
-    """Ask the hub for a model, and return its id and the commits of revision and main branch."""
+    """Return a model's id on the hub, and the commits of the revision and of the main branch."""
+    # The hub knows old names of a model that was renamed; a server knows the new one alone.
     try:
         asked = HfApi().model_info(name, revision=revision, timeout=CONNECT)
         main = asked if revision is None else HfApi().model_info(asked.id, timeout=CONNECT)
@@ -184,22 +193,23 @@ def _find_commit(name: str, revision: str | None) -> tuple[str, str | None, str 
 
 def _is_running(running: Sequence[Deployment], name: str, revision: str | None) -> bool:
     """Whether a model runs on a server, or is being loaded."""
-    return any(
-        each.name == name
-        and each.revision == (revision or "")
-        and each.state in {"RUNNING", "DEPLOYING"}
-        for each in running
-    )
+    for model in running:
+        is_it = (model.name, model.revision) == (name, revision or "")
+        if is_it and model.state in {"RUNNING", "DEPLOYING"}:
+            return True
+    return False
 
 
 def _some_names(running: Sequence[Deployment]) -> str:
-    """Return the first names of the models that run."""
+    """Return the first names of the models that run, for a message."""
     names = sorted({each.name for each in running if each.state == "RUNNING"})
-    return ", ".join([*names[:LISTED], *(["…"] if len(names) > LISTED else [])]) or "no model"
+    if len(names) > LISTED:
+        names = [*names[:LISTED], "…"]
+    return ", ".join(names) or "no model"
 
 
 def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
-    """Return what a server answers, which has a dictionary of this name, or refuse the server."""
+    """Return a server's answer, which must have the wanted dictionary; refuse other servers."""
     timeout = httpx.Timeout(CONNECT, read=90)
     try:
         status, elsewhere, body = fetch("GET", f"{host}{path}", SMALL, timeout, within=90)
@@ -215,24 +225,30 @@ def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
             f"{host} is there, but not what computes behind it (status {status}): "
             "try again in some minutes"
         )
-    found = parse(body) if status == 200 else None
-    if not isinstance(found, dict) or not isinstance(found.get(wanted), dict):
+    entries = parse(body) if status == 200 else None
+    if not isinstance(entries, dict) or not isinstance(entries.get(wanted), dict):
         pointed = f", but points to {printable(elsewhere)}" if elsewhere else ""
         raise Refusal(
             f"{host} is not an NDIF server: it does not answer {path} as one{pointed}; check "
             "`host`, or NDIF_HOST"
         )
-    return found
+    return entries
 
 
 def printable(text: object, most: int = 200) -> str:
-    """Return a server's word for something as text of one line that a terminal can show."""
+    """Return a value of a server's answer as one line of text that a terminal can show."""
     letters = text if isinstance(text, str) else ""
     return "".join(letter for letter in letters if letter.isprintable())[:most]
 
 
 def _versions(host: str) -> dict[str, str]:
-    found = _ask(host, "/env", "packages")
-    known = {**found["packages"], "python": found.get("python_version")}
-    words = {name: printable(known.get(name)).partition(" ")[0] for name in ("python", *LIBRARIES)}
-    return {name: word for name, word in words.items() if word}
+    """Return the versions of Python and of `LIBRARIES` on a server."""
+    environment = _ask(host, "/env", "packages")
+    packages = {**environment["packages"], "python": environment.get("python_version")}
+    versions = {}
+    for name in ("python", *LIBRARIES):
+        # Without the compiler and date that follow Python's version.
+        number = printable(packages.get(name)).partition(" ")[0]
+        if number:
+            versions[name] = number
+    return versions

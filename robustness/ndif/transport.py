@@ -1,6 +1,6 @@
-"""Connections to a server: what is fetched over HTTP, and what is heard over a socket.
+"""Connections to a server: answers over HTTP, and messages over a websocket.
 
-No more is read than was asked for, and nothing is waited for without end.
+No more bytes are read than were asked for, and no wait is endless.
 """
 
 import json
@@ -14,12 +14,12 @@ import websocket
 from robustness.ndif.limits import Unreadable, check_size
 
 CONNECT = 20.0
-"""Seconds for making a connection."""
+"""Maximum number of seconds for making a connection."""
 
 SMALL = 16e6
 """Maximum number of bytes of an answer without numbers."""
 
-# Without them, a server that loses power is waited for in vain.
+# Without these options, a server that loses power is waited for in vain. Some systems lack some.
 _KEEPALIVE = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -40,34 +40,35 @@ def fetch(
     within: float = float("inf"),
     **options: Any,
 ) -> tuple[int, str, bytes]:
-    """Ask for something over HTTP.
+    """Fetch an answer over HTTP.
 
     Parameters
     ----------
     method, url, options
-        As of `httpx.Client.stream`.
+        As for `httpx.Client.stream`.
     most : float
         Maximum number of bytes of the answer.
     timeout : Timeout
-        Seconds for the connection and between two words of the server.
+        Maximum seconds for the connection, and between two parts of the answer.
     within : float
-        Seconds for all of the answer.
+        Maximum seconds for the whole answer.
 
     Returns
     -------
     status : int
     elsewhere : str
-        Where the answer points to, or nothing.
+        Address that the answer redirects to, or nothing.
     body : bytes
 
     Raises
     ------
     Unreadable
-        If more is sent than so many bytes, or it is compressed, which was not asked for.
+        If the answer has more bytes, or is compressed, which was not asked for.
     ReadTimeout
-        If it takes longer than so many seconds, however little at a time.
+        If the whole answer takes longer, even if its parts come in time.
     """
     end = time.monotonic() + within
+    # Uncompressed, since a few compressed bytes can become many in memory.
     with (
         httpx.Client(timeout=timeout, headers={"Accept-Encoding": "identity"}) as client,
         client.stream(method, url, **options) as response,
@@ -80,12 +81,13 @@ def fetch(
             check_size(len(body), most)
             if time.monotonic() > end:
                 raise httpx.ReadTimeout("it answers too slowly")
+        # Without a query, which may hold a signature.
         elsewhere = response.headers.get("location", "").partition("?")[0]
         return response.status_code, elsewhere, bytes(body)
 
 
 def parse(body: str | bytes) -> Any:
-    """Return what is written in JSON, or None."""
+    """Return the value of a JSON text, or None if it is none."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -93,12 +95,13 @@ def parse(body: str | bytes) -> Any:
 
 
 def subscribe(host: str, key: str) -> Any:
-    """Connect to where a server tells how requests stand."""
+    """Connect to the messages of a server about requests."""
     return websocket.create_connection(
         f"{host}/subscribe",
         header={"ndif-api-key": key},
         timeout=CONNECT,
         sockopt=_KEEPALIVE,
+        # A redirect would take the key to another server.
         redirect_limit=0,
         class_=_Socket,
     )
@@ -113,7 +116,7 @@ def hear(connection: Any) -> str | bytes:
 
 
 class _Socket(websocket.WebSocket):
-    """Reads no more of one message than was asked for."""
+    """A websocket that reads at most `most` bytes of a message."""
 
     most, _count = SMALL, 0
 
