@@ -262,7 +262,7 @@ def test_the_table_shows_means_and_clustered_errors(data):
     bad.kl[0, 2, 1], bad.nonfinite[0, 2, 1] = np.nan, 4
     assert "4 predictions had NaN or infinite logits" in as_text(table(bad))
     assert as_text(table(bad)).split("swap")[0].splitlines()[-3].split()[:2] == ["2", "-"]
-    with pytest.raises(Refusal, match="nothing in the file is shown; it holds: x"):
+    with pytest.raises(Refusal, match="nothing in the file can be tabulated; it holds: x"):
         as_text(table(xr.Dataset({"x": 1})))
 
 
@@ -294,7 +294,7 @@ def test_free_schedules_have_a_table_and_a_figure(gpt2):
         "0..3",
         "1-0-2-3",
     ]
-    with pytest.raises(Refusal, match="nothing in the file is drawn"):
+    with pytest.raises(Refusal, match="nothing in the file can be drawn"):
         draw(xr.Dataset({"x": 1}))
 
 

@@ -1,4 +1,4 @@
-"""Files as tables and figures: a module for every kind of file, and a row for it in `registry`."""
+"""Tables and figures of files: a module for every kind of file, and its row in `registry`."""
 
 from recipes.views.layout import as_csv, as_json, as_text
 from recipes.views.registry import draw, table

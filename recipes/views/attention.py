@@ -1,4 +1,4 @@
-"""Attention: how much of it goes to the tokens just before, and to the first."""
+"""Views of attention files: the weight on the previous tokens and on the first token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield weights by distance, on the first token, and their entropy, by layer."""
+    """Yield attention weights by distance, the weight on the first token, and entropy, by layer."""
     heads = dataset.mean("head", skipna=False, keep_attrs=True)
     profile = heads["profile"]
     columns = {
@@ -29,22 +29,23 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw attention to the five previous tokens, for each head and over layers, and its spread."""
+    """Draw the weight on the five previous tokens, by head and over layers, and the entropy."""
     figure, axes = style.panels(1, 3, (13 / 3, 4.2))
-    grid, local, spread = axes[0]
+    by_head, over_layers, entropy = axes[0]
     previous = dataset["profile"].sel(offset=slice(1, 5)).sum("offset", skipna=False)
-    image = style.heat_map(grid, previous.mean("sequence"), "layer", "head", (0, None))
-    figure.colorbar(image, ax=grid, label="weight")
-    grid.set_title("On the previous 5 tokens, each head")
-    kinds = {"previous 5 tokens": previous, "first token": dataset["first_token"]}
-    both = xr.concat(list(kinds.values()), "on").assign_coords(on=list(kinds)).mean("head")
-    style.lines(local, both, "on", "layer")
-    local.set_ylim(0)
-    local.set_ylabel("attention weight, mean over heads")
-    local.legend(frameon=False)
-    local.set_title("Over layers")
+    image = style.heat_map(by_head, previous.mean("sequence"), "layer", "head", (0, None))
+    figure.colorbar(image, ax=by_head, label="weight")
+    by_head.set_title("On the previous 5 tokens, each head")
+    targets = {"previous 5 tokens": previous, "first token": dataset["first_token"]}
+    weights = xr.concat(list(targets.values()), "on").assign_coords(on=list(targets))
+    # Heads are averaged first: the band is of sequences, and heads are no sample.
+    style.lines(over_layers, weights.mean("head"), "on", "layer")
+    over_layers.set_ylim(0)
+    over_layers.set_ylabel("attention weight, mean over heads")
+    over_layers.legend(frameon=False)
+    over_layers.set_title("Over layers")
     heads = dataset["entropy"].mean("head").expand_dims(of=["heads"])
-    style.lines(spread, heads, "of", "layer")
-    spread.set_ylabel("entropy of the weights [nat]")
-    spread.set_title("How spread out it is")
+    style.lines(entropy, heads, "of", "layer")
+    entropy.set_ylabel("entropy of the weights [nat]")
+    entropy.set_title("How spread out it is")
     return figure

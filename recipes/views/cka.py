@@ -1,4 +1,4 @@
-"""Centred kernel alignment: how alike the residual streams of all depths are."""
+"""Views of CKA files: the similarity of residual streams at all pairs of depths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield the alignment of each depth with three others, a table a processing."""
+    """Yield the CKA of each depth with three others, one table for each processing."""
+    # CKA is a ratio of sums over all batches: an unfinished run has none.
     if "cka" not in dataset:
         return
     depths = dataset.sizes["depth"]
@@ -30,26 +31,27 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
         chosen = dataset.sel(processing=processing)
         columns = {}
         for name, other in others.items():
-            there = {"depth_to": xr.DataArray(other, dims="depth")}
-            columns[name] = chosen["cka"].isel(there)
-            columns[f"{name} se"] = chosen["cka_standard_error"].isel(there)
+            # An index array along `depth` takes one value per depth, not a block of the matrix.
+            other_depth = {"depth_to": xr.DataArray(other, dims="depth")}
+            columns[name] = chosen["cka"].isel(other_depth)
+            columns[f"{name} se"] = chosen["cka_standard_error"].isel(other_depth)
         yield Section(f"{processing} residual streams", "depth", columns)
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw the alignment of every pair of depths, a heat map a processing."""
+    """Draw the CKA of every pair of depths, one heat map for each processing."""
     if "cka" not in dataset:
-        raise Refusal("the run is not finished: CKA is known when all its batches are")
-    kinds = dataset["processing"].values
-    figure = style.new_figure(5.2 * len(kinds) + 0.8, 4.8)
-    axes = np.atleast_1d(figure.subplots(1, len(kinds)))
+        raise Refusal("the run is not finished: CKA is computed after its last batch")
+    processings = dataset["processing"].values
+    figure = style.new_figure(5.2 * len(processings) + 0.8, 4.8)
+    axes = np.atleast_1d(figure.subplots(1, len(processings)))
     # One scale for both, so that colours can be compared.
     low = float(dataset["cka"].min())
-    for axis, kind in zip(axes, kinds, strict=True):
-        chosen = dataset["cka"].sel(processing=kind)
+    for axis, processing in zip(axes, processings, strict=True):
+        chosen = dataset["cka"].sel(processing=processing)
         image = style.heat_map(axis, chosen, "depth", "depth_to", (low, 1))
         axis.set_xlabel("depth")
-        axis.set_title(f"{kind} residual streams")
+        axis.set_title(f"{processing} residual streams")
         figure.colorbar(image, ax=axis, label="CKA")
     error = float(dataset["cka_standard_error"].median())
     batches, size = dataset.sizes["batch"], dataset.attrs["batch_sequences"]

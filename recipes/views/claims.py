@@ -1,4 +1,4 @@
-"""Claims: verdicts on what the paper says, and the numbers behind them. They have no figure."""
+"""Views of claims: verdicts on the paper's claims, and the numbers behind them; no figure."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from recipes.views.sections import Section
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield the verdict on every claim, and the numbers with their thresholds."""
+    """Yield the verdict on every claim, and its numbers with their intervals and thresholds."""
     verdicts = {
         "verdict": dataset["verdict"].astype(str),
         "what the paper says": dataset["text"].astype(str),

@@ -1,4 +1,4 @@
-"""Comparisons: models side by side. They have no figure."""
+"""Views of comparisons: the quantities and verdicts of several models; no figure."""
 
 from collections.abc import Iterator
 from math import isnan
@@ -8,17 +8,16 @@ import xarray as xr
 from recipes.views.sections import Section
 
 SETTINGS = ("layers", "corpus", "context", "tokens", "dtype")
-"""What is said of each model and its run."""
+"""Names of the settings that are listed for each model."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
     """Yield the models' quantities, and the verdicts on claims about one and about several."""
-    models, *rows = text_rows(dataset)
-    labels = [label for label, *_ in rows]
+    (_, *models), *rows = text_rows(dataset)
+    labels, *cells_by_model = zip(*rows, strict=True)
     columns = {}
-    for place, name in enumerate(models[1:], 1):
-        cells = [row[place] for row in rows]
-        columns[name] = xr.DataArray(cells, {"quantity": labels}, "quantity")
+    for model, cells in zip(models, cells_by_model, strict=True):
+        columns[model] = xr.DataArray(list(cells), {"quantity": list(labels)}, "quantity")
     yield Section("", "quantity", columns)
     verdicts = dataset["verdict"].astype(str)
     columns = {str(name): verdicts.sel(model=name) for name in dataset["model"].values}
@@ -28,14 +27,14 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def text_rows(dataset: xr.Dataset) -> list[list[str]]:
-    """Return models side by side as rows of text, the first of them the headings."""
+    """Return rows of text: the models' names first, then their settings and quantities."""
     models = dataset["model"].values
     rows = [["", *map(str, models)]]
     for name in SETTINGS:
         rows.append([name, *map(str, dataset[name].values)])
     for quantity in dataset["quantity"].values:
-        here = dataset.sel(quantity=quantity)
-        cells = [_with_interval(here.sel(model=model)) for model in models]
+        by_model = dataset.sel(quantity=quantity)
+        cells = [_with_interval(by_model.sel(model=model)) for model in models]
         rows.append([str(quantity), *cells])
     return rows
 
@@ -44,4 +43,5 @@ def _with_interval(dataset: xr.Dataset) -> str:
     value, low, high = (float(dataset[name]) for name in ("value", "low", "high"))
     if isnan(value):
         return "-"
+    # A quantity without uncertainty has an interval of no width.
     return f"{value:.3g}" if low == high else f"{value:.3g} [{low:.3g}, {high:.3g}]"

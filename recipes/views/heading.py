@@ -1,4 +1,4 @@
-"""What a file is of, in words: the notes above its tables, and the title of its figure."""
+"""Notes above the tables of a file, and the title of its figure: model, text, uncertainty."""
 
 from collections.abc import Iterator
 
@@ -12,19 +12,19 @@ from robustness.files.sequences import mean_over_tokens, measured_sequences
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import standard_error
 
-FEW = 10
-"""Number of documents below which intervals are too narrow."""
+FEW_DOCUMENTS = 10
+"""Number of documents below which a note calls intervals unreliable."""
 
 
 def notes(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool) -> Iterator[str]:
-    """Yield what a table is of, how its means are taken, and what speaks against them.
+    """Yield sentences on model and text, on how means are taken, and on doubts about them.
 
     Parameters
     ----------
     dataset : Dataset
-        What is measured.
+        Dataset of the sequences that are measured.
     planned : int
-        Number of sequences that are to be measured.
+        Number of sequences of the whole run.
     by_bootstrap : bool
         Whether means have bootstrap intervals instead of standard errors.
     """
@@ -66,21 +66,24 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     yield f"mean {spread}; KL, loss and entropy in nats"
     if is_uneven(dataset):
         yield "a mean weighs every document the same; a mean by token weighs every token the same"
-    if 1 < documents < FEW:
-        yield f"with fewer than {FEW} documents, standard errors and intervals are unreliable"
+    # A single document has no standard error at all.
+    if 1 < documents < FEW_DOCUMENTS:
+        limit = f"with fewer than {FEW_DOCUMENTS} documents"
+        yield f"{limit}, standard errors and intervals are unreliable"
 
 
 def _notes_on_clean(dataset: xr.Dataset, *, by_bootstrap: bool) -> Iterator[str]:
-    """Yield the readouts of the clean model, and again by token where that is different."""
-    names = [metric.name for metric in CLEAN_READOUTS if metric.name in dataset]
-    if not names:
-        return
-    means = (_clean_mean(dataset[name], by_bootstrap=by_bootstrap) for name in names)
-    yield f"clean: {', '.join(means)}"
-    if is_uneven(dataset):
-        by_token = (
-            f"{_short(name)} {float(mean_over_tokens(dataset[name])):.4f}" for name in names
-        )
+    """Yield the clean model's readouts, and their means by token where these are different."""
+    means, by_token = [], []
+    for metric in CLEAN_READOUTS:
+        if metric.name in dataset:
+            values = dataset[metric.name]
+            means.append(_clean_mean(values, by_bootstrap=by_bootstrap))
+            if is_uneven(dataset):
+                by_token.append(f"{_short(metric.name)} {float(mean_over_tokens(values)):.4f}")
+    if means:
+        yield f"clean: {', '.join(means)}"
+    if by_token:
         yield f"clean, by token: {', '.join(by_token)}"
 
 
@@ -98,7 +101,7 @@ def _short(name: str) -> str:
 
 
 def figure_title(dataset: xr.Dataset) -> str:
-    """Return the title of a file's figure: its model, its text, how much of it, and its bands."""
+    """Return the title of a file's figure: model, text, amount of text, and kind of bands."""
     attrs = dataset.attrs
     text = f"model {attrs.get('model', 'unknown')}"
     if str(attrs.get("measurement")).startswith("tasks"):
@@ -118,13 +121,13 @@ def figure_title(dataset: xr.Dataset) -> str:
     if "document" in dataset.coords:
         documents = np.unique(measured_sequences(dataset)["document"]).size
         amounts.append(counted(documents, "document"))
-        bare = attrs.get("measurement") == "pairs" or "token" in dataset.dims
-        bands = "" if bare or documents == 1 else ", 95 % bands"
+        only_heat_maps = attrs.get("measurement") == "pairs" or "token" in dataset.dims
+        bands = "" if only_heat_maps or documents == 1 else ", 95 % bands"
     # A run that was interrupted is drawn too, from what it has.
     unfinished = f" (unfinished: {share:.0%})" if share < 1 else ""
     return f"{text}: {' of '.join(amounts)}{bands}{unfinished}"
 
 
 def counted(number: int, what: str) -> str:
-    """Write a number of things, as in `1 document` and `2 documents`."""
+    """Return a number and its noun, as in `1 document` and `2 documents`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,8 +1,9 @@
-"""Any other file: whatever in it has layers or depths, and sequences."""
+"""Views of any other file: all of its variables over sequences and layers or depths."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -20,7 +21,7 @@ ABREAST = 3
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield variables by layer, and variables by depth."""
+    """Yield one table of the variables by layer, and one of the variables by depth."""
     for dim in ("layer", "depth"):
         columns = {}
         for name, values in named(dataset):
@@ -31,17 +32,17 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw every variable with layers or depths, sequences, and at most one dimension more.
+    """Draw every variable over sequences, layers or depths, and at most one more dimension.
 
     Raises
     ------
     Refusal
-        If there is none.
+        If there is no such variable.
     """
     shown = list(_drawable(dataset))
     if not shown:
-        raise Refusal(f"nothing in the file is drawn; it holds: {', '.join(map(str, dataset))}")
-    rows, columns = -(-len(shown) // ABREAST), min(len(shown), ABREAST)
+        raise Refusal(f"nothing in the file can be drawn; it holds: {', '.join(map(str, dataset))}")
+    rows, columns = ceil(len(shown) / ABREAST), min(len(shown), ABREAST)
     figure = style.new_figure(max(7.5, 4.6 * columns), 4.2 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axis in grid.flat[len(shown) :]:
@@ -54,16 +55,17 @@ def figure(dataset: xr.Dataset) -> Figure:
 
 def _drawable(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
     for name, values in named(dataset):
-        layered = ("layer" in values.dims) != ("depth" in values.dims)
-        if layered and "sequence" in values.dims and values.ndim <= 3:
+        # Over both of them there is no single axis to draw along.
+        one_axis = ("layer" in values.dims) != ("depth" in values.dims)
+        if one_axis and "sequence" in values.dims and values.ndim <= 3:
             yield name, values
 
 
 def _draw(axis: Axes, name: str, values: xr.DataArray, *, difference: bool) -> None:
     along = "depth" if "depth" in values.dims else "layer"
-    others = [str(dim) for dim in values.dims if dim not in (along, "sequence")]
+    others = set(values.dims) - {along, "sequence"}
     if others:
-        style.lines(axis, values, others[0], along)
+        style.lines(axis, values, str(others.pop()), along)
         axis.legend(frameon=False, fontsize="small")
     else:
         style.lines(axis, values.expand_dims(of=[name]), "of", along)

@@ -1,4 +1,4 @@
-"""Tables written out: as text for a terminal of some width, as JSON, and as CSV."""
+"""Tables as text for a terminal of a given width, as JSON, and as CSV."""
 
 import csv
 import io
@@ -11,33 +11,36 @@ from recipes.terminal import printable
 from recipes.views.tabular import Column, Table, Tables, Value
 
 GAP = "  "
-"""What stands between two columns."""
+"""Space between two columns."""
 
 MOST_DECIMALS = 9
-"""Maximum number of decimals; what is smaller is shown as 0."""
+"""Maximum number of decimals; smaller numbers are shown as 0."""
 
 NARROWEST_TEXT = 20
-"""Width below which a column of texts is not cut any further."""
+"""Minimum width to which a column of texts is cut before columns are left out."""
 
 
 def as_text(tables: Tables, width: int | None = None) -> str:
-    """Write tables for a terminal, with numbers rounded as their uncertainty suggests.
+    """Return tables as text for a terminal, with numbers rounded to their uncertainty.
 
     Parameters
     ----------
     tables : Tables
-        What is shown.
+        Tables and notes to show.
     width : int, optional
-        Width of the terminal. Where a table is wider, long texts are cut short and columns are left
-        out, and a line says so. By default every table is as wide as it needs to be.
+        Width of the terminal. If a table is wider, long texts are cut and columns are left out, and
+        a line says so. By default every table is as wide as it needs to be.
     """
     lines = list(tables.notes)
     cut_short = False
     for table in tables.tables:
-        blocks = [_block(column) for column in table.columns]
+        blocks = list(map(_block, table.columns))
         shown, left_out = _fitted(blocks, width)
         cut_short = cut_short or shown != blocks[: len(shown)]
-        lines += ["", *([table.title] if table.title else []), *_aligned(shown)]
+        lines.append("")
+        if table.title:
+            lines.append(table.title)
+        lines += _aligned(shown)
         if left_out:
             lines.append(f"not shown, for lack of width: {', '.join(left_out)}")
     if cut_short:
@@ -46,23 +49,24 @@ def as_text(tables: Tables, width: int | None = None) -> str:
 
 
 def as_json(tables: Tables) -> str:
-    """Write tables as JSON: notes, and for each table its title, units and rows.
+    """Return tables as JSON: notes, and for each table its title, units and rows.
 
-    Numbers are not rounded; null stands where there is none.
+    Numbers are not rounded. Missing and infinite numbers become null.
     """
-    written = [
-        {"title": table.title, "units": table.units, "rows": _finite_rows(table)}
-        for table in tables.tables
-    ]
-    found = {"notes": list(tables.notes), "tables": written}
-    return json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
+    written = []
+    for table in tables.tables:
+        rows = _finite_rows(table)
+        written.append({"title": table.title, "units": table.units, "rows": rows})
+    document = {"notes": list(tables.notes), "tables": written}
+    # Python would write NaN, which is not JSON.
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def as_csv(tables: Tables) -> str:
-    """Write tables as CSV, one below the other under the names of all of their columns.
+    """Return tables as CSV, one below the other, with the columns of all of them.
 
-    The first column is the title of the table where any has one. Numbers are not rounded; a cell is
-    empty where there is none.
+    The first column holds the title of the table, if any table has a title. Numbers are not
+    rounded. A missing number is an empty cell.
     """
     titled = any(table.title for table in tables.tables)
     names = {"table": None} if titled else {}
@@ -83,7 +87,9 @@ class _Block:
     """A column as text: its heading, and a cell for each row."""
 
     cells: Sequence[str]
+    """Heading, and then the text of every row."""
     is_text: bool
+    """Whether the column holds texts, which are aligned to the left and may be cut."""
 
     @property
     def width(self) -> int:
@@ -99,23 +105,27 @@ class _Block:
 
 
 def _block(column: Column) -> _Block:
-    cells = [_cell(column, place) for place in range(len(column.values))]
-    return _Block([_one_line(cell) for cell in [column.name, *cells]], column.is_text)
+    cells = [_one_line(column.name)]
+    for row in range(len(column.values)):
+        cells.append(_one_line(_cell(column, row)))
+    return _Block(cells, column.is_text)
 
 
 def _aligned(blocks: Sequence[_Block]) -> Iterator[str]:
-    for row in zip(*(block.padded() for block in blocks), strict=True):
-        yield GAP.join(row).rstrip()
+    """Yield the lines of a table whose columns have one width each."""
+    for cells in zip(*map(_Block.padded, blocks), strict=True):
+        yield GAP.join(cells).rstrip()
 
 
 def _fitted(blocks: list[_Block], width: int | None) -> tuple[list[_Block], list[str]]:
-    """Return columns that fit a width, and the headings of those that are left out.
+    """Return the columns that fit a width, and the headings of those that are left out.
 
-    Long texts are cut first, the longest first; then columns are left out from the right.
+    Long texts are cut first, the longest first. Then columns are left out from the right.
     """
     if width is None:
         return blocks, []
     shown = _with_texts_cut(blocks, width)
+    # The labels and one column stay: with less than that there is no table.
     while _total(shown) > width and len(shown) > 2:
         shown.pop()
     if (excess := _total(shown) - width) > 0 and shown[-1].is_text:
@@ -124,17 +134,18 @@ def _fitted(blocks: list[_Block], width: int | None) -> tuple[list[_Block], list
 
 
 def _with_texts_cut(blocks: list[_Block], width: int) -> list[_Block]:
-    """Return columns whose long texts are cut as far as a width asks for, the longest first."""
+    """Return columns with their long texts cut as far as a width requires, the longest first."""
     shown = list(blocks)
     while (excess := _total(shown) - width) > 0:
         long = [block for block in shown if block.is_text and block.width > NARROWEST_TEXT]
         if not long:
             break
-        widest = max(long, key=lambda block: block.width)
-        others = [block.width for block in long if block is not widest]
+        widest, *others = sorted(long, key=lambda block: block.width, reverse=True)
+        next_width = others[0].width if others else NARROWEST_TEXT
         # No further than to the next longest, which then shares what is left to cut.
-        least = max([NARROWEST_TEXT, widest.width - excess, *others])
-        least = least if least < widest.width else widest.width - 1
+        least = max(NARROWEST_TEXT, widest.width - excess, next_width)
+        # Columns of equal width are cut by a letter in turn.
+        least = min(least, widest.width - 1)
         shown[shown.index(widest)] = widest.cut(least)
     return shown
 
@@ -147,31 +158,32 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
-def _cell(column: Column, place: int) -> str:
-    """Write a value, with its standard error or its interval where it has one."""
-    value = column.values[place]
+def _cell(column: Column, row: int) -> str:
+    """Return a value as text, with its standard error or its interval if it has one."""
+    value = column.values[row]
     if isinstance(value, str | int):
         return str(value)
     if isnan(value):
         return "-"
-    if column.intervals and not isnan(column.intervals[place][0]):
-        low, high = column.intervals[place]
+    if column.intervals and not isnan(column.intervals[row][0]):
+        low, high = column.intervals[row]
         mean, low_text, high_text = _rounded(value, low, high)
         return f"{mean} [{low_text}, {high_text}]"
-    if column.errors and not isnan(column.errors[place]):
-        mean, error = _rounded(value, column.errors[place])
+    if column.errors and not isnan(column.errors[row]):
+        mean, error = _rounded(value, column.errors[row])
         return f"{mean} ±{error}"
     return _rounded(value)[0]
 
 
 def _rounded(*numbers: float) -> list[str]:
-    """Write numbers with as many decimals as show at least two digits of the largest, 3 or more."""
+    """Return numbers as text, with 3 decimals or as many as show two digits of the largest."""
     largest = max(map(abs, numbers))
     decimals = 3
     if largest not in (0, inf):
         decimals = max(decimals, 1 - floor(log10(largest)))
-    # What would be a row of zeros is 0.000.
+    # A number that even then would be a row of zeros is shown as 0.000.
     decimals = decimals if decimals <= MOST_DECIMALS else 3
+    # The z of the format writes a rounded -0.000 as 0.000.
     return [f"{number:z.{decimals}f}" for number in numbers]
 
 
@@ -187,5 +199,5 @@ def _or_null(value: Value | None) -> Value | None:
 
 
 def _one_line(text: str) -> str:
-    """Return text that stays on its line: a name with a line break would look like numbers."""
+    """Return text on a single line: a name with a line break could pass for a row of cells."""
     return printable(text.replace("\n", "\\n").replace("\t", "\\t"))

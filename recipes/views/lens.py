@@ -1,4 +1,4 @@
-"""Logit lens: what the residual stream predicts at every depth."""
+"""Views of logit lens files: the predictions of the residual stream at every depth."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEPTH = "depth (blocks that have run)"
+"""Label of the horizontal axis."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield readouts by depth, a table a lens."""
+    """Yield readouts by depth, one table for each lens."""
     for lens in dataset["lens"].values:
         yield Section(str(lens), "depth", dict(named(dataset.sel(lens=lens))))
 

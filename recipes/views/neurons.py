@@ -1,4 +1,4 @@
-"""Neurons: how they write to the vocabulary, from weights alone."""
+"""Views of neuron files: how MLP neurons write to the vocabulary, from weights alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield the share of neurons of every class, by layer."""
+    """Yield the share of neurons in every class, by layer."""
     if "share" in dataset:
         names = dataset["neuron_class"].values
         columns = {str(name): dataset["share"].sel(neuron_class=name) for name in names}
@@ -24,7 +24,7 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw shares of prediction and suppression neurons over layers, and all neurons' moments."""
+    """Draw the shares of prediction and suppression neurons, and the moments of all neurons."""
     figure, axes = style.panels(1, 2, (5.5, 4.2))
     _draw_shares(axes[0, 0], dataset)
     _draw_moments(axes[0, 1], dataset)
@@ -49,6 +49,7 @@ def _draw_moments(axis: Axes, dataset: xr.Dataset) -> None:
         c=dataset["layer"].broadcast_like(dataset["cosine_kurtosis"]),
         s=4,
         cmap="viridis",
+        # As vectors, tens of thousands of points would make a file that no viewer opens quickly.
         rasterized=True,
     )
     axis.figure.colorbar(points, ax=axis, label="layer")

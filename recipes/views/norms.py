@@ -1,4 +1,4 @@
-"""Norms: what attention and MLP write, and how much blocks turn the residual stream."""
+"""Views of norm files: the outputs of attention and MLP, and the turning of the residual stream."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SPANS = (1, 2, 4)
-"""Numbers of blocks over which the table shows the angle that they turn the stream by."""
+"""Numbers of blocks over which the table shows the angle between stream before and after."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield norms by layer, a table a processing and statistic, and turning."""
+    """Yield norms by layer for each processing and statistic, and the turning of the stream."""
     for processing in dataset["processing"].values:
         chosen = dataset.sel(processing=processing)
         for statistic in dataset["statistic"].values:
@@ -37,6 +37,7 @@ def _norms(dataset: xr.Dataset, statistic: str) -> dict[str, xr.DataArray]:
     for name, values in named(dataset):
         if "statistic" in values.dims and "layer" in values.dims:
             columns[name] = values.sel(statistic=statistic)
+    # Depth l is the stream that enters block l; the last depth enters no block.
     residual = dataset["residual_norm"].sel(statistic=statistic)
     entering = residual.isel(depth=slice(0, -1)).rename(depth="layer")
     columns["residual_norm"] = entering.assign_coords(layer=dataset["layer"])
@@ -44,17 +45,17 @@ def _norms(dataset: xr.Dataset, statistic: str) -> dict[str, xr.DataArray]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw norms of what sublayers write, their ratio, and how much blocks turn the stream."""
+    """Draw the norms of sublayer outputs, their ratio, and the influence of blocks."""
     figure, axes = style.panels(1, 3, (13 / 3, 4.2))
-    sizes, ratio, turn = axes[0]
+    norm, ratio, turn = axes[0]
     chosen = dataset.sel(statistic="mean")
-    kinds = {"attention": chosen["attention_norm"], "MLP": chosen["mlp_norm"]}
-    both = xr.concat(list(kinds.values()), "of").assign_coords(of=list(kinds))
-    style.lines(sizes, both.sel(processing="raw"), "of", "layer")
-    sizes.set_ylabel("norm of the output, mean over tokens")
-    sizes.set_title("What sublayers write")
-    sizes.set_ylim(0)
-    sizes.legend(frameon=False)
+    sublayers = {"attention": chosen["attention_norm"], "MLP": chosen["mlp_norm"]}
+    norms = xr.concat(list(sublayers.values()), "of").assign_coords(of=list(sublayers))
+    style.lines(norm, norms.sel(processing="raw"), "of", "layer")
+    norm.set_ylabel("norm of the output, mean over tokens")
+    norm.set_title("What sublayers write")
+    norm.set_ylim(0)
+    norm.legend(frameon=False)
     style.lines(ratio, chosen["attention_mlp_ratio"], "processing", "layer")
     style.zero_line(ratio, 1)
     ratio.set_ylabel("attention over MLP, mean over tokens")

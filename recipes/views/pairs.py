@@ -1,4 +1,4 @@
-"""Sweeps over pairs of layers: readouts when interventions are made at every two of them."""
+"""Views of sweeps over pairs of layers: readouts under interventions at two layers at once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXTREMES = 10
-"""Number of pairs that a table shows at either end of their order."""
+"""Number of pairs with the lowest values, and with the highest, that a table shows."""
 
-LABELS = ("layer", "layer_to", "relative_depth", "schedule")
+REPLACED_BY_LABEL = ("layer", "layer_to", "relative_depth", "schedule")
 """Coordinates of a pair that the label of its row replaces."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield readouts of the pairs that change least and most, and of single layers."""
+    """Yield readouts of the pairs with the smallest and largest changes, and of single layers."""
     for intervention in dataset["intervention"].values:
         yield from _sections_of(dataset.sel(intervention=intervention), str(intervention))
 
@@ -37,20 +37,23 @@ def _sections_of(chosen: xr.Dataset, intervention: str) -> Iterator[Section]:
     flat = chosen.assign(sums).stack(pair=("layer", "layer_to"))
     order, alone = _order(flat, names[0])
     flat = _labelled(flat)
+    schedule = ["schedule"] if "schedule" in flat else []
     several = "several layers" if intervention.endswith("-span") else "two layers"
-    for what, rows in ((several, order[~alone]), ("one layer alone", order[alone])):
-        shown = names if what == "one layer alone" else [names[0], *sums, *names[1:]]
-        if "schedule" in flat:
-            shown = [*shown, "schedule"]
+    # The diagonal holds single layers, which have no sum to go beyond.
+    groups = {
+        several: (order[~alone], [names[0], *sums, *names[1:], *schedule]),
+        "one layer alone": (order[alone], [*names, *schedule]),
+    }
+    for group, (rows, shown) in groups.items():
         for which, pairs in _ends_of_order(rows).items():
             columns = {name: flat[name].isel({"layer,to": pairs}) for name in shown}
-            yield Section(f"{intervention}, {what}: {which} {names[0]}", "layer,to", columns)
+            yield Section(f"{intervention}, {group}: {which} {names[0]}", "layer,to", columns)
 
 
 def _order(flat: xr.Dataset, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the pairs that fit into the model by a readout, and which are of a single layer."""
+    """Return the pairs that exist, sorted by a readout, and which of them are single layers."""
     mean = flat[name].mean("sequence", skipna=False)
-    # Without schedules, as in a difference, what does not fit is NaN.
+    # A difference has no schedules; its readouts are NaN where an intervention does not fit.
     fits = flat["schedule"] != "" if "schedule" in flat.coords else mean.notnull()
     order = np.argsort(mean.values, kind="stable")
     order = order[fits.values[order]]
@@ -58,16 +61,16 @@ def _order(flat: xr.Dataset, name: str) -> tuple[NDArray[np.int64], NDArray[np.b
 
 
 def _labelled(flat: xr.Dataset) -> xr.Dataset:
-    """Return pairs with one label each, as in 3,5, and their schedules as a variable."""
-    labels = [f"{i},{j}" for i, j in zip(flat["layer"].values, flat["layer_to"].values)]
+    """Return pairs with labels such as 3,5, and their schedules as a variable."""
+    labels = [f"{layer},{other}" for layer, other in flat["pair"].values]
     schedules = flat["schedule"].values if "schedule" in flat.coords else None
-    flat = flat.reset_index("pair").drop_vars(LABELS, errors="ignore")
+    flat = flat.reset_index("pair").drop_vars(REPLACED_BY_LABEL, errors="ignore")
     flat = flat.rename(pair="layer,to").assign_coords({"layer,to": labels})
     return flat if schedules is None else flat.assign(schedule=("layer,to", schedules))
 
 
 def _ends_of_order(rows: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:
-    """Return the rows that are shown, by what is said of them: all, or those at either end."""
+    """Return the rows that are shown, by the words that introduce them in a title."""
     if len(rows) > 2 * EXTREMES:
         of = f"{EXTREMES} of {len(rows)}, with the"
         return {f"{of} lowest": rows[:EXTREMES], f"{of} highest": rows[: -EXTREMES - 1 : -1]}
@@ -75,7 +78,8 @@ def _ends_of_order(rows: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:
 
 
 def _beyond_sum(kl: xr.DataArray) -> xr.DataArray:
-    """Return by how much dropping two layers changes more than dropping each, (…, layer_to)."""
+    """Return the KL of dropping two layers less the sum of those of dropping each alone."""
+    # Dropping a layer and the same layer is dropping it alone: the diagonal.
     alone = xr.DataArray(
         np.diagonal(kl.transpose("sequence", "layer", "layer_to"), axis1=1, axis2=2),
         dims=("sequence", "layer"),
@@ -85,7 +89,7 @@ def _beyond_sum(kl: xr.DataArray) -> xr.DataArray:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw two readouts over both layers, a row of heat maps an intervention."""
+    """Draw two readouts over both layers, one row of heat maps for each intervention."""
     shown, names = readouts.drawn_names(dataset), dataset["intervention"].values
     figure, axes = style.panels(len(names), len(shown), (5.4, 4.4))
     means = dataset[shown].mean("sequence", skipna=False)

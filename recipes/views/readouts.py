@@ -1,4 +1,4 @@
-"""What the readouts of a sweep are called in figures and tables, and which of them are shown."""
+"""Labels of a sweep's readouts in figures and tables, and the choice of those that are shown."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LABELS = {
     "entropy": ("entropy of the prediction [nat]", "Entropy"),
     "accuracy": ("share of tokens with the right top-1", "Accuracy"),
 }
-"""Label of the axis and title of the panel of every readout."""
+"""Axis label and panel title of every readout."""
 
 DIFFERENCES = {"loss": "loss [nat]", "entropy": "entropy [nat]", "kl": "KL [nat]"}
-"""Names of readouts in the labels of their differences, where they have a unit."""
+"""Axis labels of differences of readouts that have a unit, without the Δ."""
 
 SHARES = ("agreement", "accuracy")
-"""Readouts between 0 and 1."""
+"""Readouts that lie between 0 and 1."""
 
 
 def drawn_names(dataset: xr.Dataset) -> list[str]:
@@ -41,12 +41,12 @@ def tabulated_names(dataset: xr.Dataset) -> list[str]:
 
 
 def is_difference(dataset: xr.Dataset) -> bool:
-    """Whether a dataset is one file less another, or less one of its interventions."""
+    """Whether a dataset is a paired difference: one file less another, or less an intervention."""
     return "difference" in dataset.attrs
 
 
 def label_and_title(dataset: xr.Dataset, name: str) -> tuple[str, str]:
-    """Return the label of a readout's axis and the title of its panel."""
+    """Return the axis label and the panel title of a readout."""
     label, title = LABELS[name]
     if is_difference(dataset):
         return f"Δ {DIFFERENCES.get(name, name)}", title
@@ -54,23 +54,25 @@ def label_and_title(dataset: xr.Dataset, name: str) -> tuple[str, str]:
 
 
 def colour(image: AxesImage, values: xr.DataArray, name: str, *, difference: bool) -> None:
-    """Give a heat map the scale that fits all of some values: of a difference, about zero."""
+    """Scale the colours of a heat map to all of some values; a difference is centred on zero."""
     low, high = float(values.min()), float(values.max())
     if difference:
         style.diverging_colours(image, max(-low, high))
     elif name == "kl" and high > 0:
+        # The KL of different layers spans orders of magnitude.
         style.logarithmic_colours(image, float(values.where(values > 0).min()), high)
     elif np.isfinite(low):
         image.set_clim(low, high)
 
 
 def name_layers(axis: Axes, layers: np.ndarray) -> None:
-    """Label both axes of a heat map with layers, which may have been chosen one by one."""
+    """Label both axes of a heat map with the layers that were measured, perhaps not all."""
     from matplotlib.ticker import FixedLocator
 
     for side in (axis.xaxis, axis.yaxis):
         if len(layers) <= style.MOST_TICKS:
             side.set_major_locator(FixedLocator(range(len(layers))))
+        # A heat map's axis counts cells; matplotlib may put ticks beyond them.
         side.set_major_formatter(
             lambda at, _: str(layers[int(at)]) if 0 <= at < len(layers) else ""
         )

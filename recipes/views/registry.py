@@ -1,6 +1,6 @@
-"""Every kind of file: how it is recognised, its tables, and its figure.
+"""Registry of the kinds of files: how each is recognised, its tables, and its figure.
 
-A new kind is a module like `recipes.views.lens`, and a row of `VIEWS`.
+A new kind needs a module such as `recipes.views.lens`, and a row in `VIEWS`.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class View:
     """How the files of one kind are recognised, tabulated and drawn."""
 
     kind: str
-    """What their attribute `measurement` says."""
+    """Value of the files' attribute `measurement`."""
     sections: Callable[[xr.Dataset], Iterator[Section]]
-    """From what is measured to the sections of the table; none where nothing is known yet."""
+    """Function that yields the sections of the table; none if nothing is measured yet."""
     figure: DrawFigure = layered.figure
-    """From what is measured to the figure."""
+    """Function that draws the figure of a dataset."""
     token_figure: DrawFigure | None = None
-    """The figure of a file with values of single tokens, where there is one of its own."""
+    """Function that draws a file with values of single tokens, if that figure is another."""
     draws_differences: bool = False
-    """Whether `figure` draws the difference of two files too."""
+    """Whether `figure` can draw the difference of two files too."""
 
 
 VIEWS = (
@@ -84,35 +84,43 @@ VIEWS = (
     View("claims", claims.sections),
     View("compare", comparison.sections),
 )
-"""Every kind of file that is shown in its own way, a row each."""
+"""Views of all kinds of files that have their own, a row each."""
 
 ANY_OTHER = View("", layered.sections, layered.figure, draws_differences=True)
-"""How a file of any other kind is shown, such as a measurement of a user's own."""
+"""View of a file of any other kind, such as a user's own measurement."""
 
 
 def view_of(dataset: xr.Dataset) -> View:
-    """Return how a file is shown."""
+    """Return the view of a file, chosen by its attribute `measurement`."""
     kind = dataset.attrs.get("measurement")
     return next((view for view in VIEWS if view.kind == kind), ANY_OTHER)
 
 
 def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Tables:
-    """Return the tables of a file: means over sequences, with their standard errors.
+    """Return the tables of a file: means over sequences with standard errors.
 
-    By bootstrap, with 95 % intervals instead. `recipes.views.layout` writes them as text, as JSON
-    or as CSV.
+    `recipes.views.layout` writes tables as text, as JSON or as CSV.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Dataset of a file.
+    by_bootstrap : bool
+        Whether means have 95 % bootstrap intervals instead of standard errors.
 
     Raises
     ------
     Refusal
-        If the file holds nothing that is tabulated.
+        If the file holds nothing that can be tabulated.
     """
-    # Before sequences that are still to be measured are left out.
+    # The planned number has to be read before sequences without values are left out.
     planned = dataset.sizes.get("sequence", 0)
     dataset = measured_sequences(dataset)
     sections = list(view_of(dataset).sections(dataset))
     if not sections:
-        raise Refusal(f"nothing in the file is shown; it holds: {', '.join(map(str, dataset))}")
+        raise Refusal(
+            f"nothing in the file can be tabulated; it holds: {', '.join(map(str, dataset))}"
+        )
     shown = [section.table(by_bootstrap=by_bootstrap) for section in sections]
     return Tables(shown, list(notes(dataset, planned, by_bootstrap=by_bootstrap)))
 
@@ -120,14 +128,22 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Tables:
 def draw(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Figure:
     """Draw the figure of a file, with 95 % bands by Student's t or by bootstrap.
 
+    Parameters
+    ----------
+    dataset : Dataset
+        Dataset of a file.
+    by_bootstrap : bool
+        Whether bands are bootstrap intervals, instead of intervals by Student's t.
+
     Raises
     ------
     Refusal
-        If the file holds nothing that is drawn, or by bootstrap nothing that has such a band.
+        If the file holds nothing that can be drawn, or the figure has no band for a bootstrap.
     """
     view = view_of(dataset)
     drawn_by_bootstrap: list[str] = []
 
+    # A figure does not say beforehand whether it has bands: it is drawn, and the calls are counted.
     def bootstrap_ends(values: xr.DataArray) -> xr.DataArray:
         drawn_by_bootstrap.append(str(values.name))
         return bootstrap(values)

@@ -1,4 +1,4 @@
-"""Free schedules: readouts of each."""
+"""Views of files of free schedules: the readouts of each schedule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw two readouts of free schedules, a row a schedule, with 95 % bars."""
+    """Draw two readouts of free schedules, one row for each schedule, with 95 % bars."""
     schedules = dataset["schedule"].values
     longest = min(style.LONGEST_TEXT, max(map(len, schedules)))
     shown = readouts.drawn_names(dataset)
@@ -31,6 +31,7 @@ def figure(dataset: xr.Dataset) -> Figure:
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for axis, name, colour in zip(axes, shown, style.COLOURS, strict=False):
         mean, around = dataset[name].mean("sequence", skipna=False), style.ends(dataset[name])
+        # A bootstrap interval need not hold the mean, and matplotlib takes no negative lengths.
         bars = np.stack([mean - around.sel(end="low"), around.sel(end="high") - mean]).clip(min=0)
         rows = np.arange(len(schedules))
         axis.errorbar(mean, rows, xerr=bars, fmt="o", capsize=3, color=colour)
@@ -54,6 +55,7 @@ def _make_logarithmic(axis: Axes) -> None:
     """Make the horizontal axis logarithmic, with plain numbers at 1, 2 and 5."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    # matplotlib's own labels, powers of ten, are too few where KL spans less than two decades.
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")

@@ -1,4 +1,4 @@
-"""Sections of a file: labelled arrays that become the columns of one table."""
+"""Sections of a view: labelled arrays that become the columns of one table."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from robustness.statistics.uncertainty import standard_error
 
 @dataclass(frozen=True)
 class Section:
-    """Arrays over the same rows."""
+    """Arrays over the same rows, under a title."""
 
     title: str
+    """Title of the table; empty if the file has a single table."""
     rows: str
-    """Dimension of the rows, whose labels are the first column."""
+    """Name of the dimension of rows; its labels are the first column."""
     columns: Mapping[str, xr.DataArray]
     """Arrays by the heading of their column, over the rows and perhaps over `sequence`."""
 
@@ -34,19 +35,22 @@ class Section:
 
 
 def bounded(name: str, dataset: xr.Dataset, variable: str) -> dict[str, xr.DataArray]:
-    """Return the columns of a variable that has its interval beside it, `_low` and `_high`."""
-    ends = {name: "", f"{name} from": "_low", f"{name} to": "_high"}
-    return {heading: dataset[f"{variable}{end}"] for heading, end in ends.items()}
+    """Return a variable and the ends of its interval, `_low` and `_high`, as three columns."""
+    return {
+        name: dataset[variable],
+        f"{name} from": dataset[f"{variable}_low"],
+        f"{name} to": dataset[f"{variable}_high"],
+    }
 
 
 def named(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
-    """Yield the variables of a dataset by their names, as text."""
+    """Yield the names and values of a dataset's variables; xarray's names need not be text."""
     for name, values in dataset.data_vars.items():
         yield str(name), values
 
 
 def is_uneven(values: xr.Dataset | xr.DataArray) -> bool:
-    """Whether means of sequences are over more tokens of some than of others."""
+    """Whether some sequences have more counted tokens than others, so that two means differ."""
     return COUNTED in values.coords and np.unique(values[COUNTED]).size > 1
 
 
@@ -59,10 +63,11 @@ def _column(name: str, values: xr.DataArray, *, by_bootstrap: bool = False) -> C
     if not by_bootstrap:
         return Column(name, means, unit, errors=standard_error(values).values.tolist())
     ends = bootstrap(values).transpose(..., "end").values.tolist()
-    return Column(name, means, unit, intervals=[(low, high) for low, high in ends])
+    return Column(name, means, unit, intervals=list(map(tuple, ends)))
 
 
 def _values(values: np.ndarray) -> list[Value]:
+    # Texts of a netCDF file are read as objects.
     if values.dtype.kind in "OUS":
-        return [str(value) for value in values]
+        return list(map(str, values))
     return list(values.tolist())

@@ -1,4 +1,4 @@
-"""Similarity under swap: what sublayers write when adjacent blocks are swapped."""
+"""Views of similarity files: cosines of sublayer outputs when adjacent blocks are swapped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield cosines by layer, a table a component and processing."""
+    """Yield cosines by layer, one table for each component and processing."""
     for processing in dataset["processing"].values:
         for component in dataset["component"].values:
             chosen = dataset["cosine"].sel(processing=processing, component=component)
@@ -25,9 +25,10 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw cosines over layers, a panel for attention and one for the MLP."""
+    """Draw cosines over layers, one panel for attention and one for the MLP."""
     figure = style.new_figure(11, 4.4)
     axes = figure.subplots(1, 2, sharey=True)
+    # The last is the centred stream, if the model has one, as in the paper.
     processing = dataset["processing"].values[-1]
     for axis, component in zip(axes, dataset["component"].values, strict=False):
         chosen = dataset["cosine"].sel(component=component, processing=processing)

@@ -1,10 +1,11 @@
-"""Stages: the signatures of a model's layers, and where they are divided."""
+"""Views of stages: the signatures of a model's layers, and the boundaries between segments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
 from recipes.views import style
@@ -15,24 +16,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LOOKS = {"chosen": ("black", "-", 2.2), "four": (style.COLOURS[2], "--", 1.8)}
-"""Colour, dashes and width of the boundaries of each partition."""
+"""Line colour, style and width of the boundaries of each partition."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield segments with their first layers and mean signatures, a table a partition."""
-    for partition in dataset["partition"].values:
-        here = dataset.sel(partition=partition)
-        segments = here["segment"].values[: _count(here)]
-        firsts = [int((here["stage"] < number).sum()) for number in range(len(segments))]
+    """Yield segments with their first layers and mean signatures, one table for each partition."""
+    for name in dataset["partition"].values:
+        partition = dataset.sel(partition=name)
+        # The dimension is as long as the partition with the most segments.
+        segments = partition["segment"].values[: _count(partition)]
+        stages = np.sort(partition["stage"].values)
+        first_layers = np.searchsorted(stages, np.arange(len(segments)))
         columns = {
-            "first layer": xr.DataArray(firsts, {"segment": segments}, "segment"),
-            "low": _by_segment(here["boundary_low"], segments),
-            "high": _by_segment(here["boundary_high"], segments),
+            "first layer": xr.DataArray(first_layers, {"segment": segments}, "segment"),
+            "low": _by_segment(partition["boundary_low"], segments),
+            "high": _by_segment(partition["boundary_high"], segments),
         }
-        means = here["mean"].isel(segment=slice(0, len(segments)))
-        for name in dataset["signature_name"].values:
-            columns[str(name)] = means.sel(signature_name=name)
-        yield Section(_title(dataset, str(partition), len(segments)), "segment", columns)
+        means = partition["mean"].isel(segment=slice(0, len(segments)))
+        for signature in dataset["signature_name"].values:
+            columns[str(signature)] = means.sel(signature_name=signature)
+        yield Section(_title(dataset, str(name), len(segments)), "segment", columns)
 
 
 def _by_segment(boundaries: xr.DataArray, segments: object) -> xr.DataArray:
@@ -54,7 +57,7 @@ def _title(dataset: xr.Dataset, partition: str, count: int) -> str:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw standardised signatures over layers as a heat map, with both partitions' boundaries."""
+    """Draw a heat map of standardised signatures over layers, with both partitions' boundaries."""
     names = dataset["signature_long_name"].values
     figure = style.new_figure(10, 1.6 + 0.34 * len(names))
     axis = figure.subplots()
@@ -83,9 +86,9 @@ def _draw_boundaries(axis: Axes, partition: xr.Dataset, name: str) -> None:
     colour, dashes, width = LOOKS[name]
     count = _count(partition)
     for edge in range(count - 1):
-        here = partition.isel(edge=edge)
-        at = float(here["boundary"])
-        low, high = float(here["boundary_low"]), float(here["boundary_high"])
+        boundary = partition.isel(edge=edge)
+        at = float(boundary["boundary"])
+        low, high = float(boundary["boundary_low"]), float(boundary["boundary_high"])
         label = f"{name} ({count} segments)" if not edge else None
         # A boundary is between a layer and the one before it.
         axis.axvline(at - 0.5, color=colour, linestyle=dashes, linewidth=width, label=label)

@@ -1,4 +1,4 @@
-"""Subjoiner heads: how much of a head's attention goes to the earlier pieces of a word."""
+"""Views of subjoiner files: each head's attention to the earlier pieces of a word."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BEST = 10
-"""Number of heads in the table."""
+BEST_HEADS = 10
+"""Maximum number of heads in the table."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield the heads with the highest scores on the words that heads are found by."""
-    flat = dataset.stack(place=("layer", "head")).reset_index("place")
+    """Yield the heads with the highest scores on the words that select heads."""
+    flat = dataset.stack(place=("layer", "head"))
     order = np.argsort(-flat["finding_score"].values, kind="stable")
-    best = flat.isel(place=order[:BEST])
-    names = [f"{layer}.{head}" for layer, head in zip(best["layer"].values, best["head"].values)]
-    best = best.drop_vars(("layer", "head", "relative_depth")).rename(place="layer.head")
+    best = flat.isel(place=order[:BEST_HEADS])
+    names = [f"{layer}.{head}" for layer, head in best["place"].values]
+    best = best.reset_index("place").drop_vars(("layer", "head", "relative_depth"))
+    best = best.rename(place="layer.head")
     best = best.assign_coords({"layer.head": names})
     columns = {
         "found": best["found"],
@@ -38,18 +39,17 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def attention_curve(head: xr.Dataset, input_class: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return where one head looks, by token before the last, with the ends of its 95 % band."""
+    """Return a head's attention by token before the last, with the ends of its 95 % band."""
     chosen = head.sel(input_class=input_class)
-    kind = "words_in_pieces" if input_class == "pieces" else "whole_words"
-    # Heads are found on one half of the words, and measured on the other.
-    words = int(head.attrs[kind]) // 2
-    return chosen["attention"], band_of(
-        chosen["attention"], chosen["attention_standard_error"], words
-    )
+    count_name = "words_in_pieces" if input_class == "pieces" else "whole_words"
+    # Heads are selected on one half of the words, and measured on the other.
+    words = int(head.attrs[count_name]) // 2
+    error = chosen["attention_standard_error"]
+    return chosen["attention"], band_of(chosen["attention"], error, words)
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw the score of every head, and where the best ones look from the end of a word."""
+    """Draw the score of every head, and the attention of the best heads from a word's end."""
     figure = style.new_figure(13, 4.4)
     grid, *panels = figure.subplots(1, 4, width_ratios=(1.4, 1, 1, 1))
     image = style.heat_map(grid, dataset["score"], "layer", "head")

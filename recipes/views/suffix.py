@@ -1,4 +1,4 @@
-"""Suffix probes: whether neurons, alone and in groups, tell that the next token has a suffix."""
+"""Views of suffix probes: how well neurons, alone and in groups, predict a suffix as next token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_EFFECTS = 6
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield the accuracy of the model itself, of single neurons, and of groups by size."""
+    """Yield the accuracy of the model itself, of single neurons, and of groups of neurons."""
     yield Section("the model itself", "reading", bounded("accuracy", dataset, "model_accuracy"))
     singles = {
         "layer": dataset["layer"],
@@ -36,7 +36,7 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw groups beside the model itself, single neurons, and what the first do to logits."""
+    """Draw the accuracy of groups and of single neurons, and the first neurons' logit effects."""
     figure, axes = style.panels(1, 3, (13 / 3, 4.6))
     groups, singles, effects = axes[0]
     _draw_groups(groups, dataset)
@@ -50,11 +50,11 @@ def _draw_groups(axis: Axes, dataset: xr.Dataset) -> None:
         chosen = dataset.sel(kind=kind)
         style.bounded_line(axis, chosen["size"], chosen, "accuracy", index, str(kind))
     for reading, dashes in zip(dataset["reading"].values, ("-", "--", ":"), strict=True):
-        of = dataset.sel(reading=reading)
-        level = float(of["model_accuracy"])
+        chosen = dataset.sel(reading=reading)
+        level = float(chosen["model_accuracy"])
         label = f"model, {reading}"
         axis.axhline(level, color="black", linewidth=1, linestyle=dashes, label=label)
-        low, high = float(of["model_accuracy_low"]), float(of["model_accuracy_high"])
+        low, high = float(chosen["model_accuracy_low"]), float(chosen["model_accuracy_high"])
         axis.axhspan(low, high, color="black", alpha=0.06, linewidth=0)
     axis.set_ylabel("share of test windows told right")
     axis.set_title("Groups of the best neurons")
@@ -78,15 +78,16 @@ def _draw_effects(axis: Axes, dataset: xr.Dataset) -> None:
     first = dataset.isel(neuron=slice(0, MOST_EFFECTS))
     for row in range(first.sizes["neuron"]):
         neuron = first.isel(neuron=row)
-        # Each neuron on a floor of its own, one above the other.
-        floor = MOST_EFFECTS - 1 - row
+        # The histograms of neurons are stacked, the first on top, and scaled to a height of 0.9.
+        bottom = MOST_EFFECTS - 1 - row
         for index, tokens in enumerate(dataset["tokens"].values):
-            line = neuron["effect"].sel(tokens=tokens)
+            histogram = neuron["effect"].sel(tokens=tokens)
             label = str(tokens) if not row else None
-            height = line / float(neuron["effect"].max()) * 0.9 + floor
-            axis.step(line["bin"], height, where="mid", color=style.COLOURS[index], label=label)
+            height = histogram / float(neuron["effect"].max()) * 0.9 + bottom
+            colour = style.COLOURS[index]
+            axis.step(histogram["bin"], height, where="mid", color=colour, label=label)
         place = f"{int(neuron['layer'])}.{int(neuron['index'])}"
-        axis.text(float(dataset["bin"][0]), floor + 0.55, place, fontsize="small")
+        axis.text(float(dataset["bin"][0]), bottom + 0.55, place, fontsize="small")
     axis.set_yticks([])
     axis.set_title("What the first neurons do to logits")
     axis.set_xlabel("W_U · w_out")

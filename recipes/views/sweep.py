@@ -1,4 +1,4 @@
-"""Sweeps: readouts when interventions are made at every layer."""
+"""Views of sweeps: readouts under interventions at every layer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIRST_LAYER = "layer (the first that is changed)"
+"""Label of the horizontal axis if an intervention changes several layers."""
 
 SINGLE = {"drop", "attention-drop", "mlp-drop"}
-"""Interventions that change one layer."""
+"""Names of the interventions that change one layer."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield readouts by layer, a table an intervention."""
+    """Yield readouts by layer, one table for each intervention."""
     names = readouts.tabulated_names(dataset)
     for intervention in dataset["intervention"].values:
         chosen = dataset.sel(intervention=intervention)
@@ -28,11 +29,10 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw readouts over layers, a line an intervention, with 95 % bands: two of those measured."""
+    """Draw two readouts over layers, one line for each intervention, with 95 % bands."""
     shown = readouts.drawn_names(dataset)
     figure = style.new_figure(max(7.5, 5 * len(shown)), 4.2)
-    names = {str(name) for name in dataset["intervention"].values}
-    where = "layer" if names <= SINGLE else FIRST_LAYER
+    where = "layer" if SINGLE.issuperset(dataset["intervention"].values) else FIRST_LAYER
     difference = readouts.is_difference(dataset)
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         label, title = readouts.label_and_title(dataset, name)

@@ -1,11 +1,11 @@
-"""Tables as values: columns of text or of numbers with their uncertainty, and the units of both."""
+"""Tables as values: columns of texts or numbers, with units and uncertainty."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 
 Value = str | int | float
-"""What a cell holds; NaN where there is no number."""
+"""Value of a cell; NaN where a number is missing."""
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,15 @@ class Column:
     """One column of a table."""
 
     name: str
+    """Heading of the column."""
     values: Sequence[Value]
-    """One for each row."""
+    """Values, one for each row."""
     unit: str = "1"
+    """Unit of the values; 1 for numbers without a unit and for texts."""
     errors: Sequence[float] = ()
-    """Standard error of each value, where values are means over sequences."""
+    """Standard errors of the values, if these are means over sequences."""
     intervals: Sequence[tuple[float, float]] = ()
-    """Ends of the 95 % interval of each value, in the place of standard errors."""
+    """Ends of the 95 % intervals of the values, instead of standard errors."""
 
     @property
     def is_text(self) -> bool:
@@ -27,14 +29,14 @@ class Column:
         return any(isinstance(value, str) for value in self.values)
 
     def machine_columns(self) -> Iterator[tuple[str, str, Sequence[Value]]]:
-        """Yield name, unit and values of the column, and of columns with its uncertainty."""
+        """Yield name, unit and values of the column, and of columns for its uncertainty."""
         yield self.name, self.unit, self.values
         if self.errors:
             yield f"{self.name} standard error", self.unit, self.errors
-        for end, name in enumerate(("low", "high")):
-            if self.intervals:
-                ends = [interval[end] for interval in self.intervals]
-                yield f"{self.name} {name}", self.unit, ends
+        if self.intervals:
+            low, high = zip(*self.intervals, strict=True)
+            yield f"{self.name} low", self.unit, low
+            yield f"{self.name} high", self.unit, high
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,15 @@ class Table:
 
     @property
     def units(self) -> dict[str, str]:
-        """The unit of every column that `rows` has, by its name."""
+        """Units of the columns of `rows`, by their names."""
         return {name: unit for name, unit, _ in self._machine_columns()}
 
     def rows(self) -> list[dict[str, Value | None]]:
-        """Return every row by the names of the columns; None where there is no number."""
+        """Return every row by the names of the columns; None where a number is missing."""
         columns = list(self._machine_columns())
         rows = []
-        for place in range(len(self.columns[0].values)):
-            cells = ((name, values[place]) for name, _, values in columns)
-            rows.append({name: _or_none(value) for name, value in cells})
+        for index in range(len(self.columns[0].values)):
+            rows.append({name: _or_none(values[index]) for name, _, values in columns})
         return rows
 
     def _machine_columns(self) -> Iterator[tuple[str, str, Sequence[Value]]]:
@@ -65,7 +66,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """What is shown of a file: notes on what it is of, and tables."""
+    """Tables of a file, and notes on its model and text."""
 
     tables: Sequence[Table]
     notes: Sequence[str] = field(default=())
@@ -73,7 +74,7 @@ class Tables:
 
 
 def plain_table(columns: Mapping[str, Sequence[Value]], title: str = "") -> Table:
-    """Return a table of values without units or uncertainty, by the names of its columns."""
+    """Return a table without units and uncertainty, from values by the names of columns."""
     return Table(title, [Column(name, values) for name, values in columns.items()])
 
 

@@ -1,4 +1,4 @@
-"""Benchmark tasks under free schedules, or of the clean model alone: accuracy under each."""
+"""Views of benchmark tasks under free schedules, or of the clean model alone."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLEAN = "clean"
-"""Label of the unmodified model, which stands before all schedules."""
+"""Label of the row of the unmodified model, the first one."""
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield values by schedule, a table a task."""
+    """Yield values by schedule, one table for each task."""
     rows = _with_clean(dataset)
     for task in rows["task"].values:
         columns: dict[str, xr.DataArray] = {}
         for metric in rows["metric"].values:
             chosen = rows.sel(task=task, metric=metric)
+            # Tasks of one file have different metrics: the others are NaN.
             if chosen["value"].notnull().any():
                 columns[str(metric)] = chosen["value"]
                 columns[f"{metric} se"] = chosen["standard_error"]
@@ -34,7 +35,7 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw accuracy under every schedule, a panel a task, with 95 % bars."""
+    """Draw accuracy under every schedule, one panel for each task, with 95 % bars."""
     rows = _with_clean(dataset)
     names = [str(name) for name in rows["task"].values]
     schedules = rows["schedule"].values
@@ -61,7 +62,7 @@ def figure(dataset: xr.Dataset) -> Figure:
 
 
 def _with_clean(dataset: xr.Dataset) -> xr.Dataset:
-    """Return `value` and `standard_error` by schedule, the clean model's first."""
+    """Return `value` and `standard_error` by schedule, with the clean model first."""
     clean = xr.Dataset(
         {"value": dataset["clean_value"], "standard_error": dataset["clean_standard_error"]}
     ).expand_dims(schedule=[CLEAN])

@@ -1,4 +1,4 @@
-"""Benchmark tasks: accuracy when interventions are made at every layer."""
+"""Views of benchmark tasks: accuracy under interventions at every layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def sections(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield values by layer, a table a task and metric."""
+    """Yield values by layer, one table for each task and metric."""
     for task in dataset["task"].values:
         for metric in dataset["metric"].values:
             chosen = dataset.sel(task=task, metric=metric)
             clean = float(chosen["clean_value"])
+            # Tasks of one file have different metrics: the others are NaN.
             if isnan(clean):
                 continue
             columns: dict[str, xr.DataArray] = {}
@@ -39,7 +40,7 @@ def accuracy_curve(
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Return a task's accuracy by layer, with the ends of its 95 % band.
 
-    By the metric that the task is reported in, with the harness's standard error.
+    The metric is the one that the task is reported in; the standard error is the harness's.
     """
     chosen = dataset.sel(task=task, metric=task_metric(dataset, task), intervention=intervention)
     items = int((dataset["item_task"] == task).sum())
@@ -47,7 +48,7 @@ def accuracy_curve(
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw accuracy over layers, a panel a task, with 95 % bands, and the clean model's."""
+    """Draw accuracy over layers with 95 % bands, and the clean model's, one panel for each task."""
     names = [str(name) for name in dataset["task"].values]
     figure = style.new_figure(4.4 * len(names) + 0.6, 4.2)
     for axis, task in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):

@@ -1,7 +1,8 @@
-"""Token files of sweeps: readouts by the position of the token that predicts."""
+"""Views of token files of sweeps: readouts by the position of the predicting token."""
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,19 +14,19 @@ from robustness.files.sequences import counted_positions
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_POSITIONS = 32
+MOST_BINS = 32
 """Maximum number of bins of positions."""
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw two readouts over layers and positions, a row of heat maps an intervention."""
+    """Draw two readouts over layers and positions, one row of heat maps for each intervention."""
     shown, names = readouts.drawn_names(dataset), dataset["intervention"].values
     figure, axes = style.panels(len(names), len(shown), (6, 3.8))
-    # Rounded up, so that there are no more bins than that.
-    width = -(-dataset.sizes["token"] // MOST_POSITIONS)
-    means = {
-        name: _binned(dataset[name], counted_positions(dataset, name), width) for name in shown
-    }
+    # Rounded up, since rounding down would give more bins.
+    width = ceil(dataset.sizes["token"] / MOST_BINS)
+    means = {}
+    for name in shown:
+        means[name] = _binned(dataset[name], counted_positions(dataset, name), width)
     for row, intervention in zip(axes, names, strict=True):
         for axis, name in zip(row, shown, strict=True):
             values = means[name].sel(intervention=intervention)
@@ -43,11 +44,11 @@ def figure(dataset: xr.Dataset) -> Figure:
 
 
 def _binned(values: xr.DataArray, counts: xr.DataArray, width: int) -> xr.DataArray:
-    """Return means over sequences and bins of so many positions, of the tokens that count."""
+    """Return means over sequences and over bins of `width` positions, of the counted tokens."""
     total = values.where(counts, 0).sum("sequence", skipna=False).transpose(..., "token")
     starts = np.arange(0, values.sizes["token"], width)
     sums = np.add.reduceat(total.values, starts, axis=-1)
     numbers = np.add.reduceat(counts.sum("sequence").values, starts, axis=-1)
-    # Positions that never count, as the first and the last, have no mean.
+    # Positions that are never counted, such as the first and the last, have no mean.
     with np.errstate(invalid="ignore"):
         return total.isel(token=starts).copy(data=sums / numbers)

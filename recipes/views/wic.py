@@ -1,4 +1,4 @@
-"""Word in context: accuracy of probes at every depth."""
+"""Views of word-in-context probes: their accuracy at every depth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw accuracy over depth, a line for each probe, with 95 % bands, and chance."""
+    """Draw accuracy over depth with 95 % bands, one line for each probe, and chance."""
     figure = style.new_figure(7, 4.4)
     axis = figure.subplots()
     for index, probe in enumerate(dataset["probe"].values):
