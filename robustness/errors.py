@@ -1,10 +1,10 @@
-"""Errors of users: refusals of inputs that cannot be used, and a last catch while input is read."""
+"""Errors that users can mend: refusals of inputs, and a last catch while input is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_MESSAGE = 300
-"""Most letters of another library's message that are repeated."""
+"""Maximum number of characters of another library's message that are repeated."""
 
 
 class Refusal(ValueError):
@@ -18,7 +18,7 @@ class Refusal(ValueError):
 
 
 class OtherSettings(Refusal):
-    """A file of a run with other settings exists where a run would save its own."""
+    """An output that exists, from a run with other settings."""
 
 
 class Unwritable(Refusal):
@@ -32,13 +32,15 @@ class InUse(Refusal):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's name where it has no message.
 
-    The second line is added where the first ends in a colon. What cannot be printed becomes a
-    question mark, and a long line is cut. The message of a missing key is the key alone, so it is
-    said that there is none.
+    The second line is added where the first ends in a colon. A character that cannot be printed
+    becomes a question mark, and a long line is cut.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+    text = lines[0].strip()
+    if lines[0].endswith(":"):
+        text = " ".join(map(str.strip, lines[:2]))
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    # The message of a missing key is the key alone.
     if isinstance(error, KeyError) and " " not in text:
         text = f"there is no {text}"
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 1]}…"
@@ -46,6 +48,7 @@ def first_line(error: BaseException) -> str:
 
 def last_line(error: BaseException) -> str:
     """Return the last line of an error that was raised in a trace, which is its own message."""
+    # nnsight puts a traceback of the traced code before it.
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].strip()
 
@@ -54,8 +57,8 @@ def last_line(error: BaseException) -> str:
 def reading(what: str, remedy: str) -> Iterator[None]:
     """Refuse input whose reading fails in a way that no check foresaw.
 
-    The last catch after the checks of an input, never in their place. The error stays the refusal's
-    cause, which `stages --debug` shows. Lack of memory is not blamed on the input.
+    It is the last catch after the checks of an input, and never replaces them. The error stays the
+    refusal's cause, which `stages --debug` shows. Lack of memory is not blamed on the input.
 
     Parameters
     ----------
@@ -67,13 +70,14 @@ def reading(what: str, remedy: str) -> Iterator[None]:
     Raises
     ------
     Refusal
-        In the place of any other exception.
+        In place of any other exception.
     """
     try:
         yield
     except (Refusal, MemoryError):
         raise
     except Exception as error:
+        # On a GPU, torch raises a RuntimeError, not a MemoryError, where memory runs out.
         if "out of memory" in str(error).lower():
             raise
         raise Refusal(f"{what} is damaged or changed ({first_line(error)}): {remedy}") from error

@@ -1,4 +1,4 @@
-"""Text to seeded token sequences with provenance."""
+"""Corpora: token sequences cut from documents in a seeded order, with their provenance."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -17,11 +17,11 @@ from robustness.text.settings import (
     SHORTEST_SEQUENCE,
     TextSettings,
 )
-from robustness.text.sources import open_source
+from robustness.text.sources import Source, open_source
 from robustness.text.windows import WindowCutter
 
 DEFAULT_TOKENS = 100_000
-"""Most tokens that are read where no number is asked for."""
+"""Maximum number of tokens to read where no number is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +33,22 @@ class Corpus:
     tokens : int64 array of shape (sequence, token)
         Token ids; a row shorter than the widest is filled up on the right with its last token.
     lengths : int64 array of shape (sequence,)
-        How many tokens of each row are real.
+        Number of tokens of each row that are not filling.
     document : int64 array of shape (sequence,)
-        Index of the document a sequence was cut from (of the window itself when packed).
+        Index of the document that each sequence was cut from, or of the sequence itself if packed.
     name : str
         Base name of the file, id of the data set, or name of the built-in text.
     rule : str
-        How sequences were cut.
+        Rule by which sequences were cut, in words.
     bos : str
-        What stands first in a sequence.
+        Token that each sequence begins with, in words.
     seed : int
         Seed of the document order.
     authors_alignment : bool
-        Whether readouts take the positions that the paper's authors took.
+        Whether readouts are taken at the positions that the paper's authors used.
     source_sha256 : str
-        Of the file, or of the name of the data set, and of the column and split that were read:
-        equal where indices of documents mean the same.
+        Digest of the file or of the data set's name, and of the column and split that were read.
+        It is equal where equal indices are equal documents.
     """
 
     tokens: NDArray[np.int64]
@@ -63,23 +63,24 @@ class Corpus:
 
     @property
     def context(self) -> int:
-        """Tokens in the widest sequence."""
+        """Number of tokens in the longest sequence."""
         return int(self.tokens.shape[1])
 
     def sha256(self) -> str:
         """Hash of the token ids, their order and their division into sequences."""
         digest = hashlib.sha256(repr(self.lengths.tolist()).encode())
+        # In one byte order on every machine, and without the filling.
         for row, length in zip(self.tokens, self.lengths, strict=True):
             digest.update(np.ascontiguousarray(row[:length], dtype="<i8").tobytes())
         return digest.hexdigest()
 
     def batches(self, batch_tokens: int) -> list[slice]:
-        """Slices of as many sequences as `batch_tokens` tokens hold, but at least one."""
+        """Return slices of sequences with `batch_tokens` tokens at most, or with one sequence."""
         size, count = max(1, batch_tokens // self.context), len(self.tokens)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def settings(self) -> dict[str, Any]:
-        """Return what a file records of the corpus."""
+        """Return the attributes of a file that describe the corpus."""
         return {
             "corpus": self.name,
             "corpus_sha256": self.sha256(),
@@ -94,9 +95,9 @@ class Corpus:
         }
 
     def counted(self, before: int = 0) -> NDArray[np.int64] | None:
-        """Return over how many tokens of each sequence means are, or None if over as many of all.
+        """Return the number of tokens in each sequence's means, or None where all have as many.
 
-        Of documents, all but one position; `before` of them are left out besides.
+        With the authors' alignment, means are over all positions but one and `before` more.
         """
         return self.lengths - 1 - before if self.authors_alignment else None
 
@@ -105,7 +106,7 @@ class Corpus:
         return self.part(slice(0, sequences))
 
     def part(self, rows: slice) -> "Corpus":
-        """Return the corpus of some of the sequences, as wide as the whole."""
+        """Return the corpus of some of the sequences, in rows of the same width."""
         return replace(
             self,
             tokens=self.tokens[rows],
@@ -115,7 +116,7 @@ class Corpus:
 
 
 class TokenizedModel(Protocol):
-    """What `read_text` asks of a model."""
+    """A model as `read_text` needs it."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -136,8 +137,7 @@ def read_text(settings: TextSettings, model: TokenizedModel) -> Corpus:
     Raises
     ------
     Refusal
-        If the source cannot be read or holds too little, or the context is longer than the model
-        takes.
+        If the source cannot be read or is too short, or the context exceeds the model's limit.
     """
     default = PAPER_CONTEXT if settings.paper_compat else DEFAULT_CONTEXT
     context = settings.context or min(default, model.context or default)
@@ -162,9 +162,9 @@ def cut(
 ) -> Corpus:
     """Cut a source into windows of exactly `context` tokens, in a seeded order of documents.
 
-    The tokenizer's BOS stands first in every window where it has one. A window never crosses from
-    one document into the next, and what is left at a document's end is dropped; with `pack`,
-    documents are joined by the tokenizer's EOS and cut through instead.
+    Every window begins with the tokenizer's BOS, if it has one. No window contains tokens of two
+    documents, and the tokens after a document's last window are dropped. With `pack`, documents are
+    joined by the tokenizer's EOS and windows may contain several.
 
     Parameters
     ----------
@@ -173,10 +173,10 @@ def cut(
     tokenizer
         A transformers tokenizer.
     context : int
-        Tokens in a window, BOS included.
+        Number of tokens in a window, BOS included.
     tokens : int, optional
-        Tokens wanted, rounded down to whole windows; all of them must be there. Without it, up to
-        `DEFAULT_TOKENS` of what is there.
+        Number of tokens to read, rounded down to whole windows; the source must hold them all.
+        Without it, at most `DEFAULT_TOKENS` of what the source holds.
     seed : int
         Seed of the document order.
     pack : bool
@@ -185,7 +185,7 @@ def cut(
     Returns
     -------
     Corpus
-        All rows of length `context`.
+        The windows, as rows of length `context`.
 
     Raises
     ------
@@ -212,15 +212,7 @@ def _cut(settings: TextSettings, tokenizer: Tokenizer, context: int) -> Corpus:
     joint = eos_ids(tokenizer) if settings.pack else None
     cutter = WindowCutter(bos_ids(tokenizer), context, wanted, joint)
     with open_source(settings.source, field=settings.field, split=settings.split) as text:
-        for index, chunks in text.documents(settings.seed):
-            cutter.begin(index)
-            for piece in encode(tokenizer, chunks):
-                cutter.add(piece.ids)
-                if cutter.full:
-                    break
-            cutter.end()
-            if cutter.full:
-                break
+        _cut_documents(cutter, text, tokenizer, settings.seed)
     # The end of a packed document can complete a window more than wanted.
     count = min(wanted, len(cutter.windows))
     if not count or (tokens is not None and count < wanted):
@@ -243,6 +235,20 @@ def _cut(settings: TextSettings, tokenizer: Tokenizer, context: int) -> Corpus:
     )
 
 
+def _cut_documents(cutter: WindowCutter, text: Source, tokenizer: Tokenizer, seed: int) -> None:
+    """Cut documents in the order of a seed until there are enough windows."""
+    for index, chunks in text.documents(seed):
+        cutter.begin(index)
+        # Piece by piece, so that no more of a long document is encoded than is needed.
+        for piece in encode(tokenizer, chunks):
+            cutter.add(piece.ids)
+            if cutter.full:
+                break
+        cutter.end()
+        if cutter.full:
+            return
+
+
 def first_documents(
     source: str | Path,
     tokenizer: Tokenizer,
@@ -252,9 +258,9 @@ def first_documents(
     field: str = "text",
     split: str = "train",
 ) -> Corpus:
-    """Take the first documents of a source, one a sequence, cut off at `context`: the paper's way.
+    """Take the first documents of a source, one a sequence, cut off at `context`, as in the paper.
 
-    The defaults and the alignment of tokens are those of the authors' released code, in which KL,
+    The defaults and the alignment of tokens are those of the authors' released code. There, KL,
     agreement and entropy cover all query positions but the first, and loss all but the last.
 
     Parameters
@@ -262,9 +268,9 @@ def first_documents(
     source, tokenizer, field, split
         As for `cut`.
     context : int
-        The longest sequence, BOS included.
+        Maximum number of tokens in a sequence, BOS included.
     count : int
-        Documents to take. Those of fewer than three tokens are passed over.
+        Number of documents to take. Those of fewer than three tokens are skipped.
 
     Raises
     ------
@@ -303,6 +309,7 @@ def _first_documents(settings: TextSettings, tokenizer: Tokenizer, context: int)
         )
     lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
     tokens = np.empty((count, lengths.max()), dtype=np.int64)
+    # Filled up on the right, which changes nothing to the left in a causal model.
     for row, ids in enumerate(rows):
         tokens[row] = ids[-1]
         tokens[row, : len(ids)] = ids

@@ -1,10 +1,10 @@
-"""Text to tokens: at once, or a long document in pieces that give the tokens of the whole.
+"""Encoding of text: at once, or in overlapping pieces that give the same tokens.
 
-A long document is encoded in pieces that overlap. What a tokenizer makes of a place depends on the
-text around it, not on text far away, so two pieces agree on the tokens of their overlap, but for
-its ends. They are joined inside a stretch where ids and places in the text are the same in both,
-well away from either end. Where they do not agree, they are made to overlap more; where that does
-not help, the document is refused, and never are tokens other than those of the whole.
+A long document is encoded in pieces that overlap. Tokens depend on the text around them, not on
+text far away, so two pieces agree on the tokens of their overlap except at its ends. They are
+joined inside a stretch where both have the same ids at the same places in the text, well away from
+either end. Where they do not agree, they overlap more. Where that does not help, the document is
+refused, so that tokens are never other than those of the whole document.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from robustness.errors import Refusal
 
 LONGEST_WHOLE = 2**20
-"""Number of characters up to which a document is encoded at once."""
+"""Maximum number of characters of a document that is encoded at once."""
 
 PIECE_SIZE = 2**18
 """Number of characters in a piece of a longer document."""
@@ -33,7 +33,7 @@ AGREEING_TOKENS = 64
 
 
 class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
+    """A tokenizer of transformers, as far as it is used here."""
 
     bos_token_id: Any
     bos_token: Any
@@ -45,14 +45,14 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Some tokens of a text, in their order.
+    """Consecutive tokens of a text.
 
     Attributes
     ----------
     ids : int64 array of shape (token,)
         Token ids.
     spans : int64 array of shape (token, 2), or None
-        The first character of the text that a token stands for, and the one after the last.
+        First character of the text that each token covers, and the one after its last.
     """
 
     ids: NDArray[np.int64]
@@ -62,7 +62,7 @@ class Tokens:
         return len(self.ids)
 
     def part(self, first: int, last: int | None = None) -> "Tokens":
-        """Return the tokens from one index to before another."""
+        """Return the tokens from index `first` up to `last`, which is excluded."""
         return Tokens(self.ids[first:last], None if self.spans is None else self.spans[first:last])
 
 
@@ -74,16 +74,17 @@ def encode(tokenizer: Tokenizer, chunks: Iterable[str], *, spans: bool = False) 
     tokenizer
         A transformers tokenizer. One without offsets encodes the document at once.
     chunks : iterable of str
-        The document, in parts.
+        Text of the document, in consecutive parts.
     spans : bool
-        Whether places in the text are wanted too.
+        Whether the tokens have their spans in the text.
 
     Raises
     ------
     Refusal
-        If a long document's tokens cannot be told from pieces of it.
+        If the pieces of a long document do not agree on its tokens.
     """
     text = _HeldText(chunks)
+    # Only tokenizers written in Rust give the spans by which pieces are joined.
     fast = bool(getattr(tokenizer, "is_fast", False))
     if text.reaches(LONGEST_WHOLE + 1) and fast:
         yield from _in_pieces(tokenizer, text)
@@ -94,27 +95,27 @@ def encode(tokenizer: Tokenizer, chunks: Iterable[str], *, spans: bool = False) 
 
 def first_tokens(tokenizer: Tokenizer, chunks: Iterable[str], count: int) -> list[int]:
     """Return the first tokens of a document, or all where there are fewer."""
-    found: list[int] = []
+    ids: list[int] = []
     for piece in encode(tokenizer, chunks):
-        found += piece.ids.tolist()
-        if len(found) >= count:
+        ids += piece.ids.tolist()
+        if len(ids) >= count:
             break
-    return found[:count]
+    return ids[:count]
 
 
 def encode_with_bos(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of a short text, the tokenizer's BOS first where it has one."""
+    """Return the token ids of a short text after the tokenizer's BOS, if it has one."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return bos_ids(tokenizer) + ids
 
 
 def bos_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens that stand first in a sequence: the tokenizer's BOS, where it has one."""
+    """Return the tokens that each sequence begins with: the tokenizer's BOS, if it has one."""
     return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
 
 
 def bos_rule(tokenizer: Tokenizer) -> str:
-    """Return what stands first in a sequence, in words."""
+    """Return the token that each sequence begins with, in words."""
     if tokenizer.bos_token_id is None:
         return "none: the tokenizer has no BOS"
     return f"{tokenizer.bos_token} first"
@@ -128,15 +129,17 @@ def eos_ids(tokenizer: Tokenizer) -> list[int]:
 
 def _at_once(tokenizer: Tokenizer, text: str, base: int, *, spans: bool) -> Tokens:
     """Encode a text that begins at a character of the document."""
-    wanted = {"return_offsets_mapping": True} if spans else {}
-    found = tokenizer(text, add_special_tokens=False, verbose=False, **wanted)
-    ids = np.array(found["input_ids"], dtype=np.int64)
+    options = {"return_offsets_mapping": True} if spans else {}
+    # Not verbose: transformers would warn of every text that is longer than the model takes.
+    encoding = tokenizer(text, add_special_tokens=False, verbose=False, **options)
+    ids = np.array(encoding["input_ids"], dtype=np.int64)
     if not spans:
         return Tokens(ids)
-    return Tokens(ids, np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2) + base)
+    return Tokens(ids, np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2) + base)
 
 
 def _in_pieces(tokenizer: Tokenizer, text: "_HeldText") -> Iterator[Tokens]:
+    """Encode a document in overlapping pieces, each cut where the next one takes over."""
     begin, end = 0, PIECE_SIZE
     piece = _at_once(tokenizer, text.between(begin, end), begin, spans=True)
     while text.reaches(end + 1):
@@ -165,31 +168,32 @@ def _joint(left: Tokens, right: Tokens, first: int, last: int) -> tuple[int, int
     Parameters
     ----------
     left, right : Tokens
-        Of texts that overlap, with places in the document.
+        Tokens of texts that overlap, with their spans in the document.
     first, last : int
-        The characters between which they are compared.
+        Characters of the document between which they are compared.
     """
     one, other = _inside(left, first, last), _inside(right, first, last)
     half = AGREEING_TOKENS // 2
+    # Each stretch is centred on its joint, so that both pieces agree before and after it.
     for at in range(len(one) - half, half - 1, -half):
         stretch = one[at - half : at + half, 1:]
-        for there in np.flatnonzero((other[:, 1:] == one[at, 1:]).all(axis=1)):
-            same = other[max(0, there - half) : there + half, 1:]
-            if np.array_equal(same, stretch):
-                return int(one[at, 0]), int(other[there, 0])
+        for match in np.flatnonzero((other[:, 1:] == one[at, 1:]).all(axis=1)):
+            around = other[max(0, match - half) : match + half, 1:]
+            if np.array_equal(around, stretch):
+                return int(one[at, 0]), int(other[match, 0])
     return None
 
 
 def _inside(tokens: Tokens, first: int, last: int) -> NDArray[np.int64]:
-    """Return the index, id and place of the tokens that lie between two characters."""
+    """Return the index, id and span of the tokens that lie between two characters."""
     spans = tokens.spans
     assert spans is not None
-    kept = np.flatnonzero((spans[:, 0] >= first) & (spans[:, 1] <= last))
-    return np.column_stack([kept, tokens.ids[kept], spans[kept]])
+    indices = np.flatnonzero((spans[:, 0] >= first) & (spans[:, 1] <= last))
+    return np.column_stack([indices, tokens.ids[indices], spans[indices]])
 
 
 class _HeldText:
-    """The part of a document that is held."""
+    """Part of a document that is held in memory."""
 
     def __init__(self, chunks: Iterable[str]) -> None:
         self._chunks = _short_chunks(chunks)
@@ -197,11 +201,12 @@ class _HeldText:
 
     @property
     def end(self) -> int:
-        """The character after the last that was read."""
+        """Index of the character after the last that was read."""
         return self._begin + len(self._text)
 
     def reaches(self, place: int | None) -> bool:
-        """Read up to a place, or all; whether the document goes so far."""
+        """Read up to a character, or all, and return whether the document is that long."""
+        # Joined once: adding chunk by chunk would copy the text every time.
         read, end = [self._text], self.end
         while place is None or end < place:
             chunk = next(self._chunks, None)
@@ -213,11 +218,11 @@ class _HeldText:
         return place is None or end >= place
 
     def between(self, first: int, last: int) -> str:
-        """Return the text from one character of the document to before another."""
+        """Return the text from one character of the document up to another, which is excluded."""
         return self._text[first - self._begin : last - self._begin]
 
     def forget(self, before: int) -> None:
-        """Let go of the text before a character."""
+        """Drop the text before a character from memory."""
         self._text, self._begin = self._text[before - self._begin :], before
 
 

@@ -1,4 +1,4 @@
-"""Formats of local texts: where in a file each document begins, and how it is fetched."""
+"""Formats of local texts: the documents of a file, each of which is fetched by its index."""
 
 import codecs
 import io
@@ -28,10 +28,10 @@ SEPARATOR = "<|endoftext|>"
 """Separator of the documents of a `.txt` file that holds several."""
 
 LONGEST_JSON = 2**28
-"""Most bytes of a line, and of a JSON file that does not hold an object a line."""
+"""Maximum number of bytes of a line, and of a JSON file without an object on each line."""
 
 MOST_FIELDS = 1000
-"""Most names of fields that are remembered for a message."""
+"""Maximum number of field names that are remembered for a message."""
 
 
 class DocumentIndex(Protocol):
@@ -57,6 +57,7 @@ class PlainText:
         for start, end, blank in _divide(file, name):
             if blank is None:
                 unknown.append(len(self._starts))
+            # One of unknown content is kept for now, and looked at when all are noted.
             if not blank:
                 self._starts.append(start)
                 self._ends.append(end)
@@ -86,8 +87,8 @@ class PlainText:
 def _divide(file: IO[bytes], name: str) -> Iterator[tuple[int, int, bool | None]]:
     """Yield the first byte of each document, the one after its last, and whether it is blank.
 
-    Whether it is blank is None for a document that was not in memory as a whole. A file that is not
-    UTF-8 is refused.
+    The last is None for a document that was never in memory as a whole. A file that is not UTF-8 is
+    refused.
     """
     mark = SEPARATOR.encode()
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -104,10 +105,10 @@ def _divide(file: IO[bytes], name: str) -> Iterator[tuple[int, int, bool | None]
         if not block:
             break
         data, base, at = tail + block, seen - len(tail), 0
-        while (found := data.find(mark, at)) >= 0:
-            blank = not data[start - base : found].decode().strip() if start >= base else None
-            yield start, base + found, blank
-            at = found + len(mark)
+        while (end := data.find(mark, at)) >= 0:
+            blank = not data[start - base : end].decode().strip() if start >= base else None
+            yield start, base + end, blank
+            at = end + len(mark)
             start = base + at
         # A separator may lie across two blocks.
         tail = data[max(at, len(data) - len(mark) + 1) :]
@@ -120,6 +121,7 @@ class JsonRows:
 
     def __init__(self, file: IO[bytes], name: str, field: str) -> None:
         self._file, self._name, self._field = file, name, field
+        # Arrays, since a list of Python integers would take several times the memory.
         self._starts, self._places = array("q"), array("I")
         self._numbers = array("q")
         self._held: list[Any] | None = None

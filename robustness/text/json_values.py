@@ -1,4 +1,4 @@
-"""Values of JSON in the lines of a file, and what messages say of them."""
+"""Values of JSON in the lines of a file, and their descriptions in messages."""
 
 import codecs
 import json
@@ -10,14 +10,15 @@ from robustness.errors import Refusal, first_line
 
 
 def numbered_lines(file: IO[bytes], name: str, longest: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number of each line, from 1, where it begins, and its bytes.
+    """Yield the number of each line from 1, the byte at which it begins, and its bytes.
 
     Raises
     ------
     Refusal
-        If a line is longer than it may be.
+        If a line has more than `longest` bytes.
     """
     number, at = 0, 0
+    # One byte more than allowed, so that a line without end is never held whole.
     while line := file.readline(longest + 1):
         number += 1
         if len(line) > longest:
@@ -29,7 +30,7 @@ def numbered_lines(file: IO[bytes], name: str, longest: int) -> Iterator[tuple[i
 
 
 def decode_line(line: bytes, name: str, number: int) -> str:
-    """Return the text of a line, the first without a byte order mark.
+    """Return the text of a line, and of the first one without its byte order mark.
 
     Raises
     ------
@@ -51,6 +52,7 @@ class NotJson(Refusal):
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object of JSON, and raise ValueError where a name is in it twice."""
+    # The parser itself would keep the last of two and say nothing.
     members = dict(pairs)
     if len(members) != len(pairs):
         names = [name for name, _ in pairs]
@@ -66,12 +68,12 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def parse_values(text: str, name: str, number: int = 1) -> list[Any]:
-    """Return the values of JSON in a text, which follow one another.
+    """Return the consecutive values of JSON in a text.
 
     Parameters
     ----------
     text : str
-        Usually a line, which holds one value.
+        Text to parse, usually a line with one value.
     name : str
         Name of the file.
     number : int
@@ -111,7 +113,7 @@ def _json_problem(error: Exception, number: int) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """Return in a word or two what a value of JSON is, for a message."""
+    """Return the type of a value of JSON in a word or two, for a message."""
     if value is None or isinstance(value, bool):
         return str(value)
     if isinstance(value, str):
@@ -123,6 +125,7 @@ def describe_value(value: Any) -> str:
 
 def is_text(value: Any) -> TypeGuard[str]:
     """Whether a value is a text that can be encoded: one without halves of surrogate pairs."""
+    # JSON can write such a half as an escape, which tokenizers cannot take.
     if not isinstance(value, str):
         return False
     try:
@@ -133,7 +136,7 @@ def is_text(value: Any) -> TypeGuard[str]:
 
 
 def brief(value: Any) -> str:
-    """Return a value of JSON for a message: itself if it is short, else what it is."""
+    """Return a value of JSON for a message, and only its type for a list or an object."""
     if isinstance(value, str):
         return repr(value[:40])[:60]
     if value is None or isinstance(value, (int, float)):

@@ -1,8 +1,8 @@
-"""A local file of data: opened by exactly its name, and unpacked.
+"""Local files of data: opened by exactly their names, and unpacked.
 
-Nothing is cached between two readings and no name is a pattern, so that the file that is named is
-the one that is read. A packed file is unpacked into an unnamed temporary file, which the system
-removes with the program.
+Nothing is cached between two readings and no name is a pattern, so the file that is named is the
+one that is read. A packed file is unpacked into an unnamed temporary file, which the system removes
+when the program ends.
 """
 
 import gzip
@@ -23,13 +23,13 @@ BLOCK_BYTES = 2**20
 """Number of bytes that are read at once."""
 
 UNPACKED_IN_MEMORY = 2**25
-"""Most bytes that are unpacked into memory; a larger file is unpacked onto the disk."""
+"""Maximum number of bytes that are unpacked into memory; larger files go to the disk."""
 
 UNPACKED_ANYWAY = 2**30
-"""Number of bytes to which a file may unpack whatever its size."""
+"""Number of bytes to which a file of any size may unpack."""
 
 LARGEST_RATIO = 100
-"""Largest ratio of unpacked to packed bytes above that; text packs to a tenth, seldom to less."""
+"""Maximum ratio of unpacked to packed bytes beyond that; text seldom packs to below a tenth."""
 
 IRREGULAR_FILES = {
     stat.S_IFIFO: "a pipe",
@@ -93,12 +93,12 @@ def expanded(source: str | Path) -> Path:
 
 
 def file_kind(path: Path) -> int | None:
-    """Return the type of what is at a path, as in `stat.S_IFREG`, or None if nothing is.
+    """Return the type of the file at a path, as in `stat.S_IFREG`, or None if there is none.
 
     Raises
     ------
     Refusal
-        If the system does not tell.
+        If the system does not say.
     """
     try:
         return stat.S_IFMT(path.stat().st_mode)
@@ -116,11 +116,11 @@ def open_file(path: Path) -> BufferedReader:
     Raises
     ------
     Refusal
-        If it is no regular file, or cannot be read.
+        If it is not a regular file, or cannot be read.
     """
     kind = file_kind(path)
     if kind is None:
-        raise Refusal(f"there is no file {printable_name(path)}: name one that is there")
+        raise Refusal(f"there is no file {printable_name(path)}: name one that exists")
     if kind == stat.S_IFREG:
         try:
             # The file may have become a pipe since it was looked at, and opening a pipe would wait
@@ -128,7 +128,7 @@ def open_file(path: Path) -> BufferedReader:
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
         except OSError as error:
             raise Refusal(
-                f"{printable_name(path)} cannot be read ({error.strerror}): see to its permissions"
+                f"{printable_name(path)} cannot be read ({error.strerror}): check its permissions"
             ) from error
         kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
         if kind == stat.S_IFREG:
@@ -153,6 +153,7 @@ def unpacked(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
         out = Unpacking(whole, name, os.fstat(file.fileno()).st_size)
         try:
             with gzip.GzipFile(fileobj=file, mode="rb") as packed:
+                # Block by block, so that the bound holds before all of it is unpacked.
                 while block := packed.read(BLOCK_BYTES):
                     out.write(block)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -165,7 +166,7 @@ def unpacked(file: IO[bytes], name: str) -> Iterator[IO[bytes]]:
 
 
 def file_state(file: IO[bytes]) -> tuple[int, ...]:
-    """Return numbers of an open file, of which one changes whenever it is written to."""
+    """Return numbers of an open file, one of which changes whenever it is written to."""
     status = os.fstat(file.fileno())
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -181,7 +182,7 @@ class Digest(Protocol):
 
 
 def hash_file(file: BufferedReader) -> Digest:
-    """Return the SHA-256 of an open file's bytes, which can be updated, and seek its start."""
+    """Return the SHA-256 of an open file's bytes, which can be updated, and rewind the file."""
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256")
     file.seek(0)

@@ -1,6 +1,6 @@
-"""Documents of a local file, each fetched by its index from the file as it is.
+"""Documents of a local file, each fetched from the file by its index.
 
-A first pass hashes the file, checks it and notes where documents begin; a document is then read
+A first pass hashes the file, checks it and notes where each document begins, and a document is read
 from there. Memory holds these notes and one document, or a chunk of it in a `.txt` file.
 """
 
@@ -27,7 +27,7 @@ from robustness.text.local_file import (
 )
 
 ENDINGS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""File endings that are read as a corpus, also with `.gz` after them, and what they hold."""
+"""Formats of corpora by the endings of their files, which may have `.gz` after them."""
 
 
 class Documents:
@@ -45,12 +45,14 @@ class Documents:
         self.name = printable_name(path)
         self._file, self._state = file, file_state(file)
         digest = hash_file(file)
+        # The same index is another text in another column.
         digest.update(field.encode("utf-8", "surrogateescape"))
         self.sha256: str = digest.hexdigest()
         content: IO[bytes] = file
         if path.suffix.lower() == ".gz":
             content = opened.enter_context(unpacked(file, self.name))
         self._index = self._indexed(content_of(path), content, field, opened)
+        # The file may have been written to between the hash and the index.
         self._check()
 
     def _indexed(
@@ -72,7 +74,7 @@ class Documents:
         Raises
         ------
         Refusal
-            If the document has no text, or the file was written to since it was opened.
+            If the document has no text, or the file was changed since it was opened.
         """
         for chunk in self._index.chunks(index):
             self._check()
@@ -91,7 +93,7 @@ class Documents:
 
 
 def content_of(path: Path) -> str | None:
-    """Return what a file holds by its ending: text, json, parquet, or None where no corpus."""
+    """Return the format of a corpus by its ending: text, json, parquet, or None for no corpus."""
     ending = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
     return ENDINGS.get(ending.lower())
 
@@ -103,9 +105,9 @@ def open_documents(path: Path, field: str = "text") -> Iterator[Documents]:
     Parameters
     ----------
     path : path
-        A `.txt`, `.jsonl`, `.json` or `.parquet` file, also `.gz`.
+        Path of a `.txt`, `.jsonl`, `.json` or `.parquet` file, which may also end in `.gz`.
     field : str
-        The column that holds the text (a `.txt` file has none).
+        Name of the column that holds the text; a `.txt` file has none.
 
     Raises
     ------
@@ -121,7 +123,7 @@ def open_documents(path: Path, field: str = "text") -> Iterator[Documents]:
         if not file.read(1):
             raise Refusal(f"{name} is empty: name a file with text")
         with reading(name, f"write it again, as {', '.join(ENDINGS)}"):
-            found = Documents(path, file, field, opened)
-        if not len(found):
+            documents = Documents(path, file, field, opened)
+        if not len(documents):
             raise Refusal(f"{name} holds no text: name a file with text")
-        yield found
+        yield documents

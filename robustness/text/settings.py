@@ -6,26 +6,26 @@ from pathlib import Path
 from robustness.errors import Refusal
 
 SHORTEST_SEQUENCE = 3
-"""Fewest tokens in a sequence: its first and last query positions are left out of all metrics."""
+"""Minimum number of tokens in a sequence, whose first and last positions no metric includes."""
 
 DEFAULT_CONTEXT = 256
-"""Tokens in a sequence where no number is asked for and the model takes as many."""
+"""Default number of tokens in a sequence, where the model takes as many."""
 
 PAPER_CONTEXT = 2048
-"""Most tokens in a sequence of the paper's, where the model takes as many."""
+"""Default maximum number of tokens in a sequence with `paper_compat`, as in the paper."""
 
 PAPER_DOCUMENTS = 1388
-"""Documents that the paper's authors read."""
+"""Number of documents that the paper's authors read."""
 
 
 @dataclass(frozen=True)
 class TextSettings:
-    """Which text is read, and how it is cut into sequences.
+    """Settings of the text: its source, and how it is cut into sequences.
 
     Raises
     ------
     Refusal
-        If settings contradict each other, or no sequence could be as they say.
+        If settings contradict each other, or the context is too short.
     """
 
     source: str | Path = "builtin"
@@ -47,7 +47,7 @@ class TextSettings:
     is lower. With `paper_compat`, the largest number, by default 2048 or the model's limit."""
 
     pack: bool = False
-    """Whether documents are joined and cut through, instead of dropping what is left of each."""
+    """Whether documents are joined, instead of dropping the tokens after each one's last window."""
 
     seed: int = 0
     """Seed of the order of the documents."""

@@ -15,7 +15,7 @@ BUILTIN = {"builtin": "prose.jsonl", "builtin-sampled": "sampled.jsonl.gz"}
 """Files of the built-in texts: original prose, and text sampled from the built-in model."""
 
 IndexedChunks = Iterator[tuple[int, Iterator[str]]]
-"""Documents with their index; the chunks of one must be read before the next is taken."""
+"""Documents with their index; the chunks of each must be read before the next is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,20 +91,20 @@ def documents(
     Parameters
     ----------
     source : str or path
-        A built-in text (`builtin`, `builtin-sampled`), a local `.txt`, `.jsonl` or `.parquet` file
-        (also `.gz`), or a data set of the Hugging Face hub, `owner/name` or `owner/name:config`.
+        Built-in text (`builtin`, `builtin-sampled`), local `.txt`, `.jsonl` or `.parquet` file
+        (also `.gz`), or data set of the Hugging Face hub, `owner/name` or `owner/name:config`.
     seed : int, optional
         Seed of the order; without one, documents come in the order of the source. A data set of the
         hub is streamed and shuffled within a buffer of 10,000 documents.
     field : str
-        The column that holds the text (a `.txt` file has none).
+        Name of the column that holds the text; a `.txt` file has none.
     split : str
-        The split of a hub data set.
+        Split of a data set of the hub.
 
     Raises
     ------
     Refusal
-        If there is no such source, or it holds no text in `field`.
+        If the source does not exist, or holds no text in `field`.
     """
     with open_source(source, field=field, split=split) as text:
         for index, chunks in text.documents(seed):
@@ -120,15 +120,16 @@ def open_source(
     Raises
     ------
     Refusal
-        If there is no such source, or it cannot be read.
+        If the source does not exist, or cannot be read.
     """
     path = _local_path(source)
     if path is None:
+        # Of names alone, since a streamed data set is never read as a whole.
         digest = hashlib.sha256(f"{source} {split} {field}".encode()).hexdigest()
         yield HubSource(str(source), digest, field, split)
         return
-    with local_text.open_documents(path, field) as found:
-        yield LocalSource(source_name(source), found.sha256, found)
+    with local_text.open_documents(path, field) as opened:
+        yield LocalSource(source_name(source), opened.sha256, opened)
 
 
 def source_name(source: str | Path) -> str:

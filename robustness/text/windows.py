@@ -15,23 +15,23 @@ class WindowCutter:
     Parameters
     ----------
     bos : list of int
-        Tokens that stand first in each window.
+        Tokens that each window begins with.
     context : int
-        Tokens in a window, `bos` included.
+        Number of tokens in a window, `bos` included.
     wanted : int
         Number of windows that are enough.
     joint : list of int, optional
-        Tokens by which documents are joined; without them, what is left at the end of a document
-        is dropped.
+        Tokens by which documents are joined; without them, the tokens after a document's last
+        window are dropped.
 
     Attributes
     ----------
     windows : list of int64 arrays of shape (token,)
-        The windows so far.
+        Windows so far.
     documents : array of int
         Index of the document that each window ends in.
     sizes : array of int
-        Number of tokens of every document, of the last as far as it was read.
+        Number of tokens of every document, and of the last one as far as it was read.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class WindowCutter:
         return len(self.windows) >= self._wanted
 
     def begin(self, document: int) -> None:
-        """Go on to a document, by its index."""
+        """Begin a document, given its index."""
         self._document = document
         self.sizes.append(0)
 
     def add(self, ids: NDArray[np.int64]) -> None:
-        """Cut further tokens of the document."""
+        """Add further tokens of the document."""
         self.sizes[-1] += len(ids)
         self._cut(ids)
 
     def end(self) -> None:
-        """End the document: join the next to it, or drop what is left."""
+        """End the document: join the next one to it, or drop the tokens after its last window."""
         if self._joint is None:
             self._rest = self._rest[:0]
         else:
@@ -78,9 +78,9 @@ class WindowCutter:
         self._rest = rest[whole:]
 
     def remedy(self, tokens: int, context: int) -> str:
-        """Return which settings would yield `tokens` tokens, or the most that there are.
+        """Return the setting that would give `tokens` tokens, or the number that the text has.
 
-        For when all documents were read, and there are too few windows of `context` tokens.
+        All documents must have been read and have given too few windows of `context` tokens.
         """
         shorter = self._sufficient_context(tokens, context)
         if shorter is not None:
@@ -96,6 +96,7 @@ class WindowCutter:
         """Return the longest context below this one at which there are enough tokens."""
         lengths = np.array(self.sizes, dtype=np.int64)
         if self._joint is not None:
+            # Joined documents are one, with a token more for each.
             lengths = np.array([lengths.sum() + len(lengths)])
         for shorter in range(context - 1, SHORTEST_SEQUENCE - 1, -1):
             windows = (lengths // (shorter - len(self._bos))).sum()
