@@ -171,7 +171,7 @@ def test_an_unfinished_file_is_not_shown(tmp_path):
         neurons(tiny("gpt2"), options=RunOptions(out=tmp_path / "neurons.nc", progress=stop))
     partial = netcdf.load(tmp_path / "neurons.partial.nc")
     for shown in (table, draw):
-        with pytest.raises(Refusal, match="the run is not finished"):
+        with pytest.raises(Refusal, match="the run is unfinished"):
             shown(partial)
 
 

@@ -1,4 +1,4 @@
-"""Measurements on the clean run, at every depth, and of weights."""
+"""Measurements of the clean run at every depth, of short texts, and of weights."""
 
 from robustness.measurements.measurement import MEASUREMENTS, Measurement, local_attention
 from robustness.measurements.observation import observe

@@ -1,4 +1,4 @@
-"""One traced clean pass over a batch of texts, which several measurements share."""
+"""A traced clean pass over a batch of texts, which several measurements share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from robustness.trace import capture
 from robustness.trace.types import Captured, Matrix, Modules, TokenFacts
 
 Finish = Callable[[list[dict[str, Any]], dict[str, Any], dict[str, Any]], dict[str, Tensor]]
-"""Reduction of what was measured at all layers, given the model's parts and the text."""
+"""Function of the tensors of all layers, the model's parts and the text; it returns the result."""
 
 
 class LayerReading(Protocol):
-    """What a trace needs to know of a measurement."""
+    """The part of a measurement that a trace needs."""
 
     @property
     def measure(self) -> Callable[[Captured, TokenFacts], dict[str, Any]]:
-        """Reduction of what is captured at one layer to tensors by name."""
+        """Function that reduces the captures at one layer to tensors, by name."""
 
     @property
     def finish(self) -> Finish | None:
-        """Reduction of all layers; without it they are stacked."""
+        """Function that joins all layers; without one their tensors are stacked."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of what is captured besides the residual stream; see `Captured`."""
+        """Names of the captures besides the residual stream; see `Captured`."""
 
     @property
     def final(self) -> bool:
-        """Whether the last residual stream is measured too."""
+        """Whether the last residual stream is measured, too."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ class Reading:
 
 
 def needs_of(readings: Sequence[LayerReading]) -> list[str]:
-    """Return the names of all that some measurements capture, each once."""
-    return sorted({need for reading in readings for need in reading.needs})
+    """Return the names of everything that some measurements capture, each once."""
+    needs: set[str] = set()
+    return sorted(needs.union(*(reading.needs for reading in readings)))
 
 
 def predicts(readings: Sequence[LayerReading]) -> bool:
-    """Whether a measurement reads residual streams with the final norm and the head."""
+    """Whether some measurement applies the final norm and the head to residual streams."""
     return "prediction" in needs_of(readings)
 
 
@@ -74,9 +75,9 @@ def trace_parts(model: Model, structure: BlockStructure, matrix: Matrix | None =
     model : Model
         An opened model.
     structure : BlockStructure
-        As `examine` found it.
+        Result of `examine`.
     matrix : pair of tensors, optional
-        What logits are read by, where something reads them.
+        Unembedding and its bias, for measurements that read logits.
     """
     known = named_parts(model) | structure.known()
     if matrix is not None:
@@ -85,11 +86,11 @@ def trace_parts(model: Model, structure: BlockStructure, matrix: Matrix | None =
 
 
 def outputs_of(dataset: xr.Dataset, texts: int) -> answer.Wanted:
-    """Return the shapes, for so many texts, of the tensors that become a dataset's variables."""
-    return {
-        str(name): ((*variable.shape[:-1], texts), answer.NUMBERS)
-        for name, variable in dataset.data_vars.items()
-    }
+    """Return the shapes of the tensors that become a dataset's variables, for a number of texts."""
+    outputs = {}
+    for name, variable in dataset.data_vars.items():
+        outputs[str(name)] = ((*variable.shape[:-1], texts), answer.NUMBERS)
+    return outputs
 
 
 def measure_batch(
@@ -100,7 +101,7 @@ def measure_batch(
     parts: Modules,
     wanted: Sequence[answer.Wanted | None] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """Take measurements on some sequences of a corpus, in one trace.
+    """Take measurements of some sequences of a corpus, in one trace.
 
     Parameters
     ----------
@@ -109,8 +110,9 @@ def measure_batch(
     corpus : Corpus
         Token sequences.
     rows : slice
-        Which of them are read.
+        Which sequences are read.
     """
+    # No wider than the longest of these sequences, which saves computing on padding.
     tokens = torch.from_numpy(corpus.tokens[rows, : corpus.lengths[rows].max()]).to(model.device)
     text: dict[str, Any] = {}
     for measurement in measurements:
@@ -143,16 +145,17 @@ def run_clean(
     model : Model
         An opened model.
     tokens : int64 tensor of shape (text, token)
-        On the model's device.
+        Token ids, on the model's device.
     readings : sequence of Measurement or Reading
-        What is measured.
+        The measurements.
     parts : Modules
-        As from `trace_parts`.
+        Result of `trace_parts`.
     text : dict
-        What is known of the tokens.
+        Facts about the tokens.
     wanted : sequence of mapping or None
-        Shapes of what each measurement gives, which is all that a server may send. Where that is
-        not known, it is at most as large as all residual streams, the text its last dimension.
+        Shapes of the tensors of each measurement, which is all that a server may send. None if they
+        are not known: a server may then send as many numbers as all residual streams have, with
+        the text as the last dimension.
 
     Returns
     -------
@@ -162,14 +165,15 @@ def run_clean(
     Raises
     ------
     Refusal
-        If a server sends anything else.
+        If a server sends other tensors.
     """
-    # Tuples, because what travels is made of plain values.
+    # Plain tuples, since a server cannot rebuild dataclasses.
     calls = [(reading.measure, reading.finish, reading.final) for reading in readings]
     needs = needs_of(readings)
     states = (model.layers + 1) * tokens.numel() * model.width
     sizes = [states if shapes is None else answer.size(shapes) for shapes in wanted]
     request = model.asking(sum(sizes))
+    # nnsight drops a context manager that stands after the trace: `no_grad` comes before it.
     with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
         taken = nnsight.save(capture.walk(calls, needs, parts, text))
     return _checked(taken, len(tokens), wanted) if model.request else taken
@@ -178,7 +182,7 @@ def run_clean(
 def _checked(
     taken: Any, texts: int, wanted: Sequence[answer.Wanted | None]
 ) -> list[dict[str, Tensor]]:
-    """Refuse what a server sends that is not what was asked for."""
+    """Return the tensors of a server's answer, once their names, shapes and types are checked."""
     answer.plain({"taken": taken}, {"taken": [dict]})
     if len(taken) != len(wanted):
         raise answer.unexpected(f"it is of {len(taken)} measurements")

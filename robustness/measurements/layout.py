@@ -25,37 +25,42 @@ FEWEST_GROUPS = 8
 
 
 def group_size(sequences: int) -> int:
-    """Return how many of so many sequences are reduced together, a power of two."""
+    """Return the number of sequences that are reduced together, a power of two."""
+    # A power of two, as batches are: a group is then a whole number of batches.
     most = max(SMALLEST_GROUP, min(LARGEST_GROUP, sequences // FEWEST_GROUPS))
     return int(2 ** (most.bit_length() - 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What the files of one call of `observe` have in common."""
+    """Facts that the files of one call of `observe` have in common."""
 
     model: Model
     structure: BlockStructure
+    """Result of `examine` for everything that the measurements need."""
     corpus: Corpus
     group: int
     """Number of sequences that are reduced together, by measurements that do so."""
     batch_tokens: int
+    """Maximum number of tokens in a trace."""
     command: str
+    """Command line, or empty."""
 
     def blank(self, measurement: Measurement) -> xr.Dataset:
-        """Return the dataset of a measurement, without what the model does not define."""
+        """Return a measurement's empty dataset, without what the model does not define."""
         variables = {}
         for metric, dims in measurement.variables.items():
             if not (self.structure.parallel and metric.name in measurement.sequential):
                 variables[metric.name] = (metric, dims)
         coords = self._coords(measurement)
-        used = {dim for _, dims in variables.values() for dim in dims}
+        used = set().union(*(dims for _, dims in variables.values()))
+        # Coordinates that are named otherwise than the dimension they lie along.
         along = {"relative_depth": "layer", "document": "sequence", COUNTED: "sequence"}
         return blank_dataset(
             variables,
             {name: labels for name, labels in coords.items() if along.get(name, name) in used},
             file_attributes(self._settings(measurement), self.command),
-            # What is reduced together is kept exactly enough for differences of its terms.
+            # HSIC is a difference of large terms, which would lose its digits in float32.
             "float64" if measurement.grouped else self.model.precision,
         )
 
@@ -91,9 +96,10 @@ class Layout:
 
 
 def source_digest(measurement: Measurement) -> str:
-    """Hash the functions of a user's measurement, so that a run of changed ones is not resumed."""
-    functions = [each for each in (measurement.measure, measurement.finish) if each is not None]
+    """Hash the functions of a user's measurement, so that no run goes on with changed ones."""
+    functions = list(filter(None, (measurement.measure, measurement.finish)))
     try:
-        return value_digest([inspect.getsource(each) for each in functions])
+        return value_digest(list(map(inspect.getsource, functions)))
     except OSError:
-        return value_digest([each.__code__.co_code for each in functions])
+        # Functions typed into an interpreter have no source.
+        return value_digest([function.__code__.co_code for function in functions])

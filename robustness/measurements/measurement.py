@@ -1,4 +1,4 @@
-"""The record of a measurement on the clean run, and those that are known by name."""
+"""The record of a measurement of the clean run, and the built-in measurements."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from robustness.trace import attention, cka, lens, norms, similarity
 from robustness.trace.types import Captured, TokenFacts
 
 OFFSETS = 32
-"""Number of tokens back whose attention weights are kept apart."""
+"""Maximum distance, in tokens, at which attention weights are stored one by one."""
 
 WINDOWS = (1, 2, 4, 5, 8, 16)
 """Numbers of previous tokens over which the attention weight is summed."""
@@ -27,34 +27,34 @@ Taken = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is captured of a clean run, and how it is reduced there.
+    """Captures of a clean run, and their reduction inside the trace.
 
-    `measure` and `finish` run inside the trace, perhaps on a server, and so keep to plain functions
-    of tensors that call nothing but torch and `robustness.trace.capture`.
+    `measure` and `finish` run inside the trace, perhaps on a server. They are therefore plain
+    functions of tensors that call nothing but torch and `robustness.trace.capture`.
     """
 
     name: str
-    """Name on the command line, and of the file."""
+    """Name of the measurement and of its file."""
     variables: Mapping[Metric, tuple[str, ...]]
-    """Dimensions of every variable by its metric, in the order of the tensors that come out, with
-    `sequence` last. Other dimensions than sequence, layer and depth have labels in `coords`."""
+    """Dimensions of every variable by its metric, in the order of the tensors' own dimensions, with
+    `sequence` last. Dimensions other than sequence, layer and depth have labels in `coords`."""
     measure: Callable[[Captured, TokenFacts], dict[str, Any]]
-    """Function of what is captured at a layer, and of what is known of the text, that returns
-    tensors by name. They are stacked over the layers."""
+    """Function of the captures at a layer and of facts about the text, that returns tensors by
+    name. They are stacked over the layers."""
     finish: Callable[..., Taken] | None = None
-    """Function of the list of these, the model's parts and the text, that returns the result."""
+    """Function of the list of these tensors, the model's parts and the text, for the result."""
     needs: tuple[str, ...] = ()
-    """What is captured besides the residual stream: see `robustness.trace.types.Captured`.
-    `prediction` says that `finish` reads residual streams with the final norm and the head."""
+    """Names of the captures besides the residual stream: see `robustness.trace.types.Captured`.
+    With `prediction`, `finish` applies the final norm and the head to residual streams."""
     final: bool = False
-    """Whether the last residual stream is measured too: at depths instead of layers."""
+    """Whether the last residual stream is measured, too: at depths instead of layers."""
     coords: Callable[[Model, BlockStructure], dict[str, Any]] = lambda model, structure: {}
-    """Labels of further dimensions."""
+    """Function of model and structure that returns the labels of further dimensions."""
     grouped: Callable[[Tensor, BlockStructure], NDArray[Any]] | None = None
-    """Function for a statistic of many sequences together: of the one tensor that is taken, to the
-    values of the one variable, without its last dimension, `batch`."""
+    """Function that computes a statistic of many sequences together: of the one tensor of these
+    sequences, to the values of the one variable, without its last dimension, `batch`."""
     sequential: tuple[str, ...] = ()
-    """Variables that are not defined where attention and MLP read the same residual stream."""
+    """Names of variables that are undefined if attention and MLP read the same residual stream."""
     complete: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset
     """Function that adds derived variables to a finished dataset."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +67,7 @@ class Measurement:
 
 
 def _processing(structure: BlockStructure) -> list[str]:
+    # A root-mean-square norm reads the mean over features: centred states would be none of its.
     return ["raw", "centred"] if structure.centres else ["raw"]
 
 
@@ -74,7 +75,10 @@ def _cumulate(dataset: xr.Dataset) -> xr.Dataset:
     """Add up the attention to the previous 1, 2, 4, … tokens."""
     profile = dataset["profile"]
     windows = [window for window in WINDOWS if window in profile["offset"]]
-    sums = [profile.sel(offset=slice(1, window)).sum("offset", skipna=False) for window in windows]
+    sums = []
+    for window in windows:
+        # From offset 1: a token's attention to itself is at offset 0.
+        sums.append(profile.sel(offset=slice(1, window)).sum("offset", skipna=False))
     previous = xr.concat(sums, "window").assign_coords(window=windows)
     attrs = {"units": "1", "long_name": "attention weight on the previous tokens, added up"}
     return dataset.assign(previous=previous.assign_attrs(attrs).astype(profile.dtype))
@@ -92,10 +96,10 @@ def _align(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _hsic(states: Tensor, structure: BlockStructure) -> NDArray[Any]:
-    """HSIC terms of a batch, (processing, depth, depth), of states (depth, width, sequence)."""
+    """Return HSIC terms of a batch, (processing, depth, depth)."""
     raw = states.transpose(1, 2)
     kinds = [raw, cka.centred(raw)] if structure.centres else [raw]
-    return torch.stack([cka.hsic(kind) for kind in kinds]).numpy()
+    return torch.stack(list(map(cka.hsic, kinds))).numpy()
 
 
 _LENS = ("lens", "depth", "sequence")
@@ -104,7 +108,7 @@ _NORM = ("processing", "statistic", "sequence")
 
 
 def local_attention(offsets: int = OFFSETS) -> Measurement:
-    """Return the measurement `attention`, of tokens up to so many back."""
+    """Return the measurement `attention` of distances up to a number of tokens."""
     return Measurement(
         "attention",
         {

@@ -1,4 +1,4 @@
-"""Observation of the clean run: measurements at every depth, which share one pass per batch."""
+"""Measurements of the clean run at every depth, which share one pass per batch."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -32,7 +32,7 @@ from robustness.runs.settings import RunOptions
 from robustness.text.corpus import Corpus
 
 LESS_TRAFFIC = "fewer `tokens` or fewer measurements (lens is the most expensive)"
-"""What to ask for so that less passes through the socket of a sandboxed server."""
+"""Advice for less traffic through the socket of a sandboxed server."""
 
 
 def observe(
@@ -52,13 +52,13 @@ def observe(
     measurements : sequence of str or Measurement
         Names in `MEASUREMENTS`, or measurements of one's own.
     options : RunOptions, optional
-        `out` is a directory, in which a file per measurement is saved, `lens.nc` and so on.
-        Sequences in a trace are a power of two. `state_cap` does not matter here.
+        `out` is the directory for a file per measurement, `lens.nc` and so on. The number of
+        sequences in a trace is a power of two. `state_cap` has no influence.
 
     Returns
     -------
     dict of str to Dataset
-        Datasets by the measurement's name.
+        Datasets by the name of the measurement.
 
     Raises
     ------
@@ -81,11 +81,14 @@ def observe(
             run = _begin(measurement, layout, options)
             recordings.append(_Recording(measurement, stack.enter_context(run), group))
         _fill(layout, recordings, options)
-        return {each.measurement.name: each.run.finish() for each in recordings}
+        datasets = {}
+        for recording in recordings:
+            datasets[recording.measurement.name] = recording.run.finish()
+        return datasets
 
 
 def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> resumable.Run:
-    """Begin the run of a measurement, or go on from what an earlier call left."""
+    """Begin the run of a measurement, or resume an earlier one."""
     return resumable.Run(
         layout.blank(measurement),
         path=None if options.out is None else options.out / f"{measurement.name}.nc",
@@ -96,28 +99,30 @@ def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> res
 
 @dataclass(eq=False)
 class _Recording:
-    """A measurement, the run that it fills, and what waits to be reduced together."""
+    """A measurement, the run that it fills, and the tensors that wait for their group."""
 
     measurement: Measurement
     run: resumable.Run
     group: int
+    """Number of sequences that are reduced together."""
     waiting: list[Tensor] = field(default_factory=list)
+    """Tensors of sequences whose group is not complete yet."""
 
     def is_due(self, rows: slice, total: int) -> bool:
         """Whether some sequences are still to be measured."""
         if rows.start < self.run.done:
             return False
-        # Sequences that do not fill the last group are left out.
+        # An incomplete last group is left out: means over groups count all alike.
         return not self.measurement.grouped or rows.stop <= total // self.group * self.group
 
     def outputs(self, rows: slice) -> Any:
-        """Return the shapes of what some sequences give, where the dataset tells them."""
+        """Return the shapes of the tensors of some sequences, if the dataset determines them."""
         if self.measurement.grouped:
             return None
         return outputs_of(self.run.dataset, rows.stop - rows.start)
 
     def add(self, rows: slice, taken: Mapping[str, Tensor], layout: Layout) -> None:
-        """Record what some sequences gave."""
+        """Record the tensors of some sequences."""
         if self.measurement.grouped is None:
             _check_names(self.measurement.name, taken, self.run.dataset)
             self.run.add(rows, {name: tensor.numpy() for name, tensor in taken.items()})
@@ -127,9 +132,9 @@ class _Recording:
             self._reduce(rows.stop, layout)
 
     def _reduce(self, stop: int, layout: Layout) -> None:
-        """Reduce a whole group of sequences, of which `stop` is one past the last."""
+        """Reduce a complete group of sequences, whose last one is before `stop`."""
         assert self.measurement.grouped is not None
-        # What a server sends for a user's own measurement may be of any shape.
+        # A server may send tensors of any shape for a user's own measurement.
         with _checking_answer(layout.model):
             value = self.measurement.grouped(torch.cat(self.waiting, -1), layout.structure)
         self.waiting.clear()
@@ -140,11 +145,12 @@ class _Recording:
 
 
 def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions) -> None:
-    """Measure batch by batch what the runs lack."""
+    """Measure the sequences that the runs lack, batch by batch."""
     model, corpus = layout.model, layout.corpus
     total = len(corpus.tokens)
-    measurements = [each.measurement for each in recordings]
-    begin = min(each.run.done for each in recordings)
+    measurements = [recording.measurement for recording in recordings]
+    done = [recording.run.done for recording in recordings]
+    begin = min(done)
     size = _batch_size(layout)
     crossings = _crossings(model, corpus, measurements, begin, size)
     remote_traffic.allow(model, crossings, LESS_TRAFFIC)
@@ -155,13 +161,15 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
     parts = trace_parts(model, layout.structure, matrix)
 
     def measure(due: list[_Recording], rows: slice, _: int | None) -> list[dict[str, Tensor]]:
-        wanted = [each.outputs(rows) for each in due]
-        return measure_batch(model, corpus, rows, [each.measurement for each in due], parts, wanted)
+        wanted = [recording.outputs(rows) for recording in due]
+        of_due = [recording.measurement for recording in due]
+        return measure_batch(model, corpus, rows, of_due, parts, wanted)
 
+    # Batches are composed as in a run from the start: numbers must not depend on where it resumes.
     whole = [slice(start, min(start + size, total)) for start in range(0, total, size)]
-    for rows in rest(whole, [each.run.done for each in recordings]):
+    for rows in rest(whole, done):
         options.show(rows.start, total)
-        due = [each for each in recordings if each.is_due(rows, total)]
+        due = [recording for recording in recordings if recording.is_due(rows, total)]
         if not due:
             continue
         for portion, taken in portions.each(rows, partial(measure, due), partial(_tokens, corpus)):
@@ -171,14 +179,14 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
 
 
 def _batch_size(layout: Layout) -> int:
-    """Return how many sequences a trace has: a power of two, which divides every group."""
+    """Return the number of sequences in a trace: a power of two, which divides every group."""
     fitting = layout.batch_tokens // layout.corpus.context
     return int(min(layout.group, 2 ** max(0, fitting.bit_length() - 1)))
 
 
 def _portions(recordings: Sequence[_Recording], options: RunOptions) -> Portions:
-    """Return how much is run at once, as low as unfinished runs have recorded it."""
-    unfinished = [each.run for each in recordings if not each.run.finished]
+    """Return the portions of a batch that fit into memory, starting from those of earlier runs."""
+    unfinished = [recording.run for recording in recordings if not recording.run.finished]
 
     def record(sequence: int, text: str) -> None:
         for run in unfinished:
@@ -191,7 +199,7 @@ def _portions(recordings: Sequence[_Recording], options: RunOptions) -> Portions
 
 
 def _tokens(corpus: Corpus, rows: slice) -> int:
-    """Return how many tokens some sequences have when they are filled up."""
+    """Return the number of tokens of some sequences, with padding."""
     return (rows.stop - rows.start) * int(corpus.lengths[rows].max())
 
 
@@ -209,7 +217,7 @@ def _crossings(
 
 
 def _checking_answer(model: Model) -> AbstractContextManager[None]:
-    """Refuse what comes from a server and cannot be worked with."""
+    """Refuse a server's tensors that a measurement cannot compute with."""
     if not model.request:
         return nullcontext()
     return reading("what the server answers", "give the same command again, or another `host`")

@@ -37,9 +37,10 @@ VARIANCE = 0.005
 """Variance above which a neuron is a partition neuron."""
 
 CLASSES = ("prediction", "suppression", "partition")
+"""Classes of neurons; the first two exclude each other."""
 
 COSINES_AT_ONCE = 1 << 18
-"""Number of cosines that are computed together: what stays in a processor's cache."""
+"""Number of cosines that are computed together: as many as stay in a processor's cache."""
 
 MOMENTS = (
     Metric("cosine_mean", "1", "mean over tokens of the cosine with the unembedding"),
@@ -54,7 +55,7 @@ class NeuronSettings:
     """Settings of the measurement of neurons."""
 
     real_vocabulary: bool = False
-    """Whether rows of the unembedding that no token has, which pad it, are left out."""
+    """Whether rows that pad the unembedding, and belong to no token, are left out."""
     kurtosis: float = KURTOSIS
     """Kurtosis above which a neuron is a prediction or a suppression neuron."""
     variance: float = VARIANCE
@@ -72,15 +73,15 @@ def neurons(
     """Measure how every MLP neuron writes to the vocabulary.
 
     Only the unembedding, the final norm and the MLPs' output matrices are read; the model is not
-    built. Its norm is folded into the unembedding, which is centred; where the norm is a layer norm
-    what reads and writes the residual stream is centred too.
+    loaded. The norm is folded into the unembedding, which is then centred. With a layer norm, the
+    matrices that read and write the residual stream are centred, too.
 
     Parameters
     ----------
     source : str, path or Module
         As `open_model` takes it.
     settings : NeuronSettings, optional
-        Which tokens count, and the thresholds of the classes.
+        Which rows of the unembedding count, and the thresholds of the classes.
     options : RunOptions, optional
         `out` is the file. `progress` is called with the number of layers that are done.
     revision : str, optional
@@ -92,9 +93,9 @@ def neurons(
     -------
     Dataset
         `cosine_mean`, `cosine_variance`, `cosine_skewness`, `cosine_kurtosis` (layer, neuron), NaN
-        for a neuron that writes nothing, and `share` (neuron_class, layer). In gated MLPs, where
-        the activation has no fixed sign, skew does not tell prediction from suppression; the
-        attribute `gated` says so.
+        for a neuron whose output vector is 0, and `share` (neuron_class, layer). In gated MLPs the
+        activation has no fixed sign, and skew does not tell prediction from suppression; the
+        attribute `gated` is then 1.
 
     Raises
     ------
@@ -125,7 +126,7 @@ def neurons(
 
 
 def _blank(weights: Weights, settings: NeuronSettings, command: str) -> xr.Dataset:
-    """Return the dataset that is filled layer by layer."""
+    """Return the empty dataset, which is filled layer by layer."""
     described: dict[str, Any] = {
         **weights.identity,
         "measurement": "neurons",
@@ -152,13 +153,13 @@ def _with_shares(dataset: xr.Dataset, settings: NeuronSettings) -> xr.Dataset:
 
 
 def processed_output(weights: Weights, layer: int) -> Tensor:
-    """Return what a layer's neurons write, (neuron, width), centred where the norm centres."""
+    """Return output vectors of a layer's neurons, (neuron, width), centred if the norm centres."""
     written = weights.down(layer)
     return centre_writing(written.T)[0].T if weights.centres else written
 
 
 def processed_unembedding(weights: Weights, rows: int | None = None) -> Tensor:
-    """Return the first rows of the unembedding with the final norm folded in, centred over them."""
+    """Return the first rows of the unembedding, with the final norm folded in, and centred."""
     matrix = weights.unembedding[:rows]
     if weights.gain is not None:
         matrix, _ = fold_norm(matrix, None, weights.gain, None)
@@ -168,9 +169,10 @@ def processed_unembedding(weights: Weights, rows: int | None = None) -> Tensor:
 
 
 def moments(written: Tensor, unembedding: Tensor) -> Tensor:
-    """Mean, variance, skewness and kurtosis of cosines, float64 of shape (moment, neuron).
+    """Return mean, variance, skewness and kurtosis of cosines, float64 of shape (moment, neuron).
 
-    Products are float32, sums of powers float64; a strip of the vocabulary at a time.
+    Cosines are computed in float32 and their powers are added up in float64, for a strip of the
+    vocabulary at a time.
 
     Parameters
     ----------
@@ -180,6 +182,8 @@ def moments(written: Tensor, unembedding: Tensor) -> Tensor:
         Unit vectors; rows that are NaN (tokens with no vector) are left out.
     """
     unembedding = unembedding[~unembedding.isnan().any(1)]
+    # Sums of powers, which one pass over strips can take. Central moments are small differences of
+    # them, which takes float64.
     sums = torch.zeros(4, len(written), dtype=torch.float64)
     strip = max(1, COSINES_AT_ONCE // len(written))
     for rows in unembedding.split(strip):
@@ -199,10 +203,10 @@ def moments(written: Tensor, unembedding: Tensor) -> Tensor:
 def classify(
     dataset: xr.Dataset, *, kurtosis: float = KURTOSIS, variance: float = VARIANCE
 ) -> xr.DataArray:
-    """Return which neurons are of which class, bool (neuron_class, layer, neuron).
+    """Return whether each neuron is of each class, bool (neuron_class, layer, neuron).
 
-    Prediction: kurtosis above its threshold and skew above 0. Suppression: the same with skew below
-    0. Partition: variance above its threshold, whatever the rest.
+    Prediction: kurtosis above its threshold and skew above 0. Suppression: kurtosis above its
+    threshold and skew below 0. Partition: variance above its threshold.
     """
     heavy = dataset["cosine_kurtosis"] > kurtosis
     skew = dataset["cosine_skewness"]
@@ -211,6 +215,6 @@ def classify(
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors divided by their norms; NaN where a norm is 0."""
+    """Return vectors divided by their norms; NaN where a norm is 0."""
     norms = vectors.norm(dim=1, keepdim=True)
     return vectors / norms.where(norms > 0, torch.nan)

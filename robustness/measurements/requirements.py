@@ -16,7 +16,7 @@ SMALLEST_GROUP = 16
 """Minimum number of sequences that are reduced together."""
 
 CALL_ERRORS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
-"""Errors of a model's code that is not called as it expects to be."""
+"""Errors that a model's code raises when it is not called as it expects."""
 
 
 def choose(measurements: Sequence[str | Measurement]) -> list[Measurement]:
@@ -40,6 +40,8 @@ def choose(measurements: Sequence[str | Measurement]) -> list[Measurement]:
 
 def check_measurement(measurement: Measurement, corpus: Corpus, structure: BlockStructure) -> None:
     """Refuse a measurement that the model or the corpus does not allow."""
+    # Reasons are given in this order: a short document of the paper's corpus cannot be helped by a
+    # larger context.
     name, least = measurement.name, int(corpus.lengths.min())
     if least < measurement.shortest and corpus.authors_alignment:
         raise Refusal(
@@ -66,18 +68,18 @@ def check_measurement(measurement: Measurement, corpus: Corpus, structure: Block
 def check_needs(
     name: str, needs: Sequence[str], structure: BlockStructure, *, partly: bool = False
 ) -> None:
-    """Refuse a measurement that needs what cannot be captured of this model.
+    """Refuse a measurement that needs captures which this model does not allow.
 
     Parameters
     ----------
     name : str
         Name of the measurement.
     needs : sequence of str
-        What is captured besides the residual stream.
+        Names of the captures besides the residual stream.
     structure : BlockStructure
-        As `examine` found it for these needs.
+        Result of `examine` for these needs.
     partly : bool
-        Whether it is enough that some of the blocks have it.
+        Whether it is enough if some of the blocks allow them.
     """
     for need in needs:
         reason = structure.missing.get(need) or ("" if partly else structure.partly.get(need))
@@ -88,10 +90,10 @@ def check_needs(
 def unfit(
     model: Model, corpus: Corpus, measurements: Sequence[str | Measurement]
 ) -> dict[str, str]:
-    """Return why measurements cannot be taken, by the names of those that cannot.
+    """Return the reasons why measurements cannot be taken, by name of the measurement.
 
-    Measurements that meet the requirements are tried on two sequences, first together, then, if
-    that fails, one by one. On a server they are not tried, since a trial would be a request.
+    Measurements that meet the requirements are tried on two sequences: first together, and if that
+    fails, one by one. On a server they are not tried, since a trial would be a request.
     """
     check_corpus(model, corpus)
     chosen = choose(measurements)
@@ -121,11 +123,11 @@ def unfit(
 def _fault(
     model: Model, corpus: Corpus, measurements: Sequence[Measurement], parts: Modules
 ) -> str:
-    """Return how measurements fail on two sequences, or an empty string."""
+    """Return the error of measurements on two sequences, or an empty string."""
     try:
         measure_batch(model, corpus, slice(0, 2), measurements, parts)
     except (*CALL_ERRORS, MemoryError) as error:
-        # The run itself makes do with less memory.
+        # No reason to leave it out: the run itself goes on in smaller portions.
         if is_out_of_memory(error):
             return ""
         return f"{model.name} ({model.identity['architecture']}): {last_line(error)}"

@@ -25,30 +25,30 @@ from robustness.runs.settings import RunOptions
 from robustness.trace.types import TokenFacts
 
 REMEDY = "`dtype` bfloat16, or another `device`"
-"""What to ask for where not even one short text fits into memory."""
+"""Advice if not even one short text fits into memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShortTexts:
-    """Texts that are measured each by itself, several of them in one batch."""
+    """Texts that are measured one by one, several in a batch."""
 
     tokens: Sequence[Sequence[int]]
-    """Token ids of every text, best in order of length."""
+    """Token ids of every text; batches have least padding if texts are in order of length."""
     details: Mapping[str, Sequence[NDArray[Any]]] = field(default_factory=dict)
-    """Further arrays of every text by name, of any length; measurements see them filled up with 0,
+    """Further arrays of every text, by name, of any length; measurements see them padded with 0,
     (text, …)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of the text that are the same for all of them."""
+    """Further facts that are the same for all texts, by name."""
     fewer: str = "fewer texts"
-    """What the user can ask for so that less passes through the socket of a sandboxed server."""
+    """Advice for less traffic through the socket of a sandboxed server."""
 
     @cached_property
     def lengths(self) -> list[int]:
         """Number of tokens of every text."""
-        return [len(ids) for ids in self.tokens]
+        return list(map(len, self.tokens))
 
     def filled_up(self, rows: slice) -> int:
-        """Return how many tokens some of the texts have when they are filled up."""
+        """Return the number of tokens of some of the texts, with padding."""
         return (rows.stop - rows.start) * max(self.lengths[rows])
 
 
@@ -63,35 +63,35 @@ def scan(
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Measure short texts, a batch of them in each trace.
 
-    Shorter ones are filled up on the right, where no earlier token sees it.
+    Shorter texts are padded on the right, where no token of a causal model sees the padding.
 
     Parameters
     ----------
     model : Model
         An opened model.
     texts : ShortTexts
-        What is read.
+        The texts.
     reading : Reading
-        What is measured.
+        The measurement.
     batch_tokens : int, optional
-        Tokens in a trace.
+        Maximum number of tokens in a trace.
     run : Run, optional
-        A run that the results fill: it begins where that stands, and its variables are all that a
-        server may send.
+        Run that the results fill. Texts that it has already are skipped, and a server may send its
+        variables only.
     portions : Portions, optional
-        How much of a batch is run at once.
+        Portions of a batch that fit into memory.
 
     Yields
     ------
     rows : slice
-        Places of the texts.
+        Positions of the texts.
     tensors : dict of str to tensor
         Results, with the text as their last dimension.
 
     Raises
     ------
     Refusal
-        If the model does not allow what is needed, or a text does not fit it.
+        If the model does not allow the captures, or a text is too long for it.
     """
     structure = examine(model, reading.needs)
     check_needs("this", reading.needs, structure)
@@ -104,7 +104,7 @@ def scan(
     remote_traffic.allow(model, _crossings(model, texts, reading, left), texts.fewer)
 
     def measure(rows: slice, _: int | None) -> dict[str, Tensor]:
-        tokens = _pad([np.asarray(ids) for ids in texts.tokens[rows]], model)
+        tokens = _pad(texts.tokens[rows], model)
         wanted = None if run is None else outputs_of(run.dataset, rows.stop - rows.start)
         text = _describe(model, texts, rows)
         (taken,) = run_clean(model, tokens, [reading], parts, text, [wanted])
@@ -118,12 +118,12 @@ def scan(
 def fill(
     run: resumable.Run, model: Model, texts: ShortTexts, reading: Reading, options: RunOptions
 ) -> xr.Dataset:
-    """Fill a run over short texts from where it stands, and return its finished dataset.
+    """Fill the rest of a run over short texts, and return its finished dataset.
 
     Parameters
     ----------
     run : Run
-        Its variables are those that `reading` gives.
+        Run whose variables are the tensors of `reading`.
     model, texts, reading
         As for `scan`.
     options : RunOptions
@@ -158,14 +158,14 @@ def _crossings(
 
 
 def _describe(model: Model, texts: ShortTexts, rows: slice) -> TokenFacts:
-    """Return what a trace is told of some texts besides their tokens."""
+    """Return the facts about some texts that a trace needs besides their tokens."""
     text: dict[str, Any] = {"lengths": torch.tensor(texts.lengths[rows], device=model.device)}
     for name, values in texts.details.items():
         text[name] = _pad(values[rows], model)
     return cast(TokenFacts, text | dict(texts.settings))
 
 
-def _pad(rows: Sequence[NDArray[Any]], model: Model) -> Tensor:
-    """Stack arrays of different length, filled up with 0 on the right."""
+def _pad(rows: Sequence[NDArray[Any] | Sequence[int]], model: Model) -> Tensor:
+    """Stack arrays of different length, padded with 0 on the right."""
     tensors = [torch.from_numpy(np.asarray(row)) for row in rows]
     return pad_sequence(tensors, batch_first=True).to(model.device)

@@ -1,4 +1,4 @@
-"""Benchmark tasks under many schedules: continuations are scored under all of them in one trace."""
+"""Benchmark tasks under many schedules: one trace scores continuations under all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,10 +45,10 @@ LOGLIKELIHOOD = Metric("loglikelihood", "nat", "log-likelihood of a continuation
 GREEDY = Metric("greedy", "1", "whether a continuation is the most likely", count=True)
 
 LESS_TRAFFIC = "a lower `limit`, or fewer interventions"
-"""What to ask for so that less passes through the socket of a sandboxed server."""
+"""Advice for less traffic through the socket of a sandboxed server."""
 
 REMEDY = "`dtype` bfloat16, or another `device`"
-"""What to ask for where not even one continuation fits into memory."""
+"""Advice if not even one continuation fits into memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +61,17 @@ class PreparedTasks:
     schedules: list[Schedule]
     """The clean schedule, then all others."""
     labels: Labels | None
-    """How the other schedules are laid out; None without any."""
+    """Dimensions and coordinates of the other schedules; None without any."""
     requests: list[Request]
-    """Continuations in the order in which the harness wants them."""
+    """Continuations in the order in which the harness asks for them."""
     blank: xr.Dataset
-    """The dataset of scores to fill, continuations in order of length."""
+    """Empty dataset of scores, with continuations in order of length."""
     batch_tokens: int
+    """Maximum number of tokens in a trace."""
 
     @cached_property
     def order(self) -> list[int]:
-        """Places of the continuations, in order of length."""
+        """Indices of the continuations in `requests`, in order of length."""
         places: list[int] = self.blank["request"].values.tolist()
         return places
 
@@ -85,19 +86,20 @@ class PreparedTasks:
         lengths = []
         for at in self.order:
             context, continuation = self.requests[at]
+            # The last token is scored, but does not go through the model.
             lengths.append(min(self.longest, len(context) + len(continuation) - 1))
         return lengths
 
     def width(self, rows: slice) -> int:
-        """Return how many tokens some continuations have when they are filled up."""
+        """Return the number of tokens of some continuations, with padding."""
         return (rows.stop - rows.start) * self.lengths[rows.stop - 1]
 
     def scored(self, rows: slice) -> int:
-        """Return how many tokens of some continuations are scored."""
+        """Return the number of tokens of some continuations that are scored."""
         return sum(len(self.requests[at][1]) for at in self.order[rows])
 
     def batches(self, done: int = 0) -> list[slice]:
-        """Return the batches that are left after so many continuations."""
+        """Return the batches that are left after a number of continuations."""
         return batches(self.lengths, self.batch_tokens, done, self.model.bends)
 
     def plan(self, cap: int) -> Plan:
@@ -107,15 +109,15 @@ class PreparedTasks:
         )
 
     def complete(self, dataset: xr.Dataset, _: Any) -> xr.Dataset:
-        """Make metrics of all scores."""
+        """Return the metrics that the harness makes of all scores."""
         scores = dataset.sortby("request")
         answers = []
         for at in range(len(self.schedules)):
             likelihoods = scores["loglikelihood"].values[at].tolist()
             greedy = (scores["greedy"].values[at] > 0).tolist()
             pairs = zip(likelihoods, greedy, strict=True)
-            known: Answers = dict(zip(self.requests, pairs, strict=True))
-            answers.append(known)
+            answer_to: Answers = dict(zip(self.requests, pairs, strict=True))
+            answers.append(answer_to)
         limit = self.settings.limit
         summary = summarise(self.model, self.tasks, limit, answers, self.labels)
         return summary.assign_attrs(dataset.attrs)
@@ -133,18 +135,18 @@ def evaluate_tasks(
     settings : TaskSettings, optional
         Which tasks are run, on which items, and under which schedules.
     options : RunOptions, optional
-        `out` is the file; what is scored is kept beside it, and the same call goes on from there.
+        `out` is the file. Scores are kept beside it, and the same call resumes with them.
         `progress` is called with the number of continuations that are scored.
 
     Returns
     -------
     Dataset
-        `value` and `standard_error` (task, metric, intervention, layer), as the harness gives them,
-        `clean_value` and `clean_standard_error` (task, metric); per item `correct` (metric,
-        intervention, layer, item) and `clean_correct` (metric, item), NaN where a task has no such
-        metric or an item is neither right nor wrong by it; `item_task` and `item_index` tell items
-        apart. Free schedules are along `schedule` instead; with the clean model alone, only the
-        clean variables are there.
+        `value` and `standard_error` (task, metric, intervention, layer), as the harness computes
+        them, and `clean_value` and `clean_standard_error` (task, metric). For each item, `correct`
+        (metric, intervention, layer, item) and `clean_correct` (metric, item), NaN if its task does
+        not have the metric or the metric does not say whether an item is right; `item_task` and
+        `item_index` identify items. Free schedules are along `schedule` instead. For the clean
+        model alone, the dataset has the clean variables only.
 
     Raises
     ------
@@ -163,7 +165,7 @@ def evaluate_tasks(
 
 
 def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> PreparedTasks:
-    """Check that tasks can be run, and return what is to be scored.
+    """Check that tasks can be run, and return the continuations to score.
 
     Parameters
     ----------
@@ -173,13 +175,14 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
     Raises
     ------
     Refusal
-        If not.
+        As for `evaluate_tasks`.
     """
     _check_tokenizer(model)
     schedules, labels, described = _lay_out(model, settings)
     sublayer_calls.check_schedules(model, schedules)
     tasks = load_tasks(settings)
     requests = wanted_requests(model, tasks, settings.limit)
+    # In order of length, so that batches have little padding.
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
     batch_tokens = options.batch_tokens or tokens_of_text(model)
     attributes = {
@@ -214,7 +217,7 @@ def _check_tokenizer(model: Model) -> None:
 def _lay_out(
     model: Model, settings: TaskSettings
 ) -> tuple[list[Schedule], Labels | None, dict[str, str]]:
-    """Return all schedules, how all but the clean one are laid out, and what the file says."""
+    """Return all schedules, the labels of all but the clean one, and attributes of the file."""
     whole = clean(model.layers)
     if settings.clean_only:
         return [whole], None, {"measurement": "tasks-clean"}
@@ -227,9 +230,10 @@ def _lay_out(
 
 
 def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOptions) -> None:
-    """Score what is left, batch by batch."""
+    """Score the continuations that are left, batch by batch."""
     model, total = prepared.model, len(prepared.requests)
     left = prepared.batches(run.done)
+    # Most batches have the same cap, and compiling a plan takes a while.
     plan = lru_cache(prepared.plan)
     caps = {rows.start: _cap(prepared, rows, options) for rows in left}
     _allow_traffic(prepared, left, lambda rows: plan(caps[rows.start]))
@@ -238,7 +242,7 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
     matrix = portions.matrix(model.unembedding, run.done) if left else (None, None)
     options.show(run.done, total)
 
-    # Fewer states are stacked than was asked for where memory has run out.
+    # After memory has run out, fewer states are stacked than the cap allows.
     def planned(most: int, lower: int | None) -> Plan:
         return plan(min(most, lower or most))
 
@@ -257,14 +261,14 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
 
 
 def _cap(prepared: PreparedTasks, rows: slice, options: RunOptions) -> int:
-    """Return how many states of a batch go through a block together."""
+    """Return the maximum number of states of a batch that go through a block together."""
     return options.state_cap or state_cap(prepared.model, prepared.width(rows))
 
 
 def _allow_traffic(
     prepared: PreparedTasks, left: Sequence[slice], plan: Callable[[slice], Plan]
 ) -> None:
-    """Refuse a run on a sandboxed server that passes more than is allowed."""
+    """Refuse a run on a sandboxed server with more traffic than is allowed."""
     crossings = []
     for rows in left if prepared.model.sandboxed else ():
         width, scored = prepared.width(rows), prepared.scored(rows)
@@ -280,13 +284,13 @@ def score_batch(
     Parameters
     ----------
     prepared : PreparedTasks
-        As from `prepare_tasks`.
+        Result of `prepare_tasks`.
     rows : slice
         Continuations, in order of length.
     plan : Plan
         The schedules.
     matrix : pair of tensors
-        What logits are read by.
+        Unembedding and its bias.
 
     Returns
     -------
@@ -295,7 +299,8 @@ def score_batch(
     """
     model = prepared.model
     batch = [prepared.requests[at] for at in prepared.order[rows]]
-    # A context that is too long is cut off on the left, as the harness does.
+    # A context that is too long is cut on the left, as the harness does. The one token more than
+    # the model takes is the last, which is scored only.
     texts = [[*context, *ids][-(prepared.longest + 1) :] for context, ids in batch]
     tokens = torch.zeros(len(batch), max(map(len, texts)) - 1, dtype=torch.long)
     item: list[int] = []
@@ -313,12 +318,13 @@ def score_batch(
         "query": torch.tensor(query, device=model.device),
     }
     shape = (plan.schedules, len(targets))
-    wanted = {name: (shape, answer.FLOATS) for name in ("loss", "hit")}
+    wanted = dict.fromkeys(("loss", "hit"), (shape, answer.FLOATS))
     tokens = tokens.to(model.device)
     reading = FinalReading(readings.score, queries, wanted)
     scores = run_plan(model, tokens, plan, matrix, reading)
-    ends = np.flatnonzero(np.diff(item, prepend=-1))
+    # Tokens of a continuation lie side by side: `reduceat` adds from each start to the next.
+    starts = np.flatnonzero(np.diff(item, prepend=-1))
     return {
-        "loglikelihood": -np.add.reduceat(scores["loss"].astype(np.float64), ends, axis=1),
-        "greedy": np.minimum.reduceat(scores["hit"], ends, axis=1).astype(np.int32),
+        "loglikelihood": -np.add.reduceat(scores["loss"].astype(np.float64), starts, axis=1),
+        "greedy": np.minimum.reduceat(scores["hit"], starts, axis=1).astype(np.int32),
     }

@@ -1,7 +1,7 @@
-"""The adapter to lm-eval: its tasks, the continuations that it wants scored, and its metrics.
+"""Adapter to lm-eval: its tasks, the continuations that it asks for, and its metrics.
 
-The harness is run once to hear which continuations it wants scored, and once a schedule to make
-metrics of the answers. Nothing of it is cached, so that answers of two schedules cannot mix.
+The harness runs once to collect the continuations that it asks for, and once for each schedule to
+compute metrics of the answers. Its cache is not used, so that answers of two schedules cannot mix.
 """
 
 import io
@@ -32,10 +32,10 @@ LOADING_ERRORS = (
     DatasetsError,
     TemplateError,
 )
-"""Errors of the harness, the hub's client and prompts over data that does not fit."""
+"""Errors that the harness, the hub's client and prompts raise for data that does not fit."""
 
 FIELDS = "write the fields query, choices and gold, or context and continuation"
-"""What to do where items with the fields of an original do not fit their task."""
+"""Advice for items with the fields of an original that do not fit their task."""
 
 Request = tuple[tuple[int, ...], tuple[int, ...]]
 """Token ids of a context and of the continuation that is scored."""
@@ -44,14 +44,14 @@ Answer = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether each of its tokens is the most likely."""
 
 Respond = Callable[[Sequence[Request]], list[Answer]]
-"""Answers to the continuations that the harness wants scored."""
+"""Function that returns the answers to continuations."""
 
 Tasks = dict[str, Any]
 """Tasks of lm-eval by their names."""
 
 
 def load_tasks(settings: TaskSettings) -> Tasks:
-    """Load tasks, with local items in the place of their own where a directory is given.
+    """Load tasks; local items take the place of their own if the settings name a directory.
 
     Raises
     ------
@@ -66,7 +66,9 @@ def load_tasks(settings: TaskSettings) -> Tasks:
             items[name] = read_items(expanded(settings.data) / f"{name}.jsonl")
     with quiet():
         manager = _manager()
-        tasks = {name: _load_task(manager, name, items.get(name)) for name in settings.tasks}
+        tasks = {}
+        for name in settings.tasks:
+            tasks[name] = _load_task(manager, name, items.get(name))
         for name, local in items.items():
             if not local.form:
                 with reading(local.name, FIELDS):
@@ -119,11 +121,11 @@ def _manager() -> Any:
 
 
 def _changes(items: Items) -> dict[str, Any]:
-    """Return what is changed of a task's configuration to score local items."""
+    """Return the changes to a task's configuration that make it score local items."""
     from datasets import Dataset
 
     changes: dict[str, Any] = {
-        # In memory: the library keeps what it reads from a file, and takes its name for a pattern.
+        # From memory: datasets caches the files that it reads, and takes their names for patterns.
         "custom_dataset": lambda **_: {"test": Dataset.from_list(items.rows)},
         "dataset_kwargs": None,
         "training_split": None,
@@ -147,9 +149,9 @@ def _changes(items: Items) -> dict[str, Any]:
 
 
 def _check_items(task: Any, items: Items, limit: int | None) -> None:
-    """Check what a task makes of items with the fields of its original."""
+    """Check the prompts that a task makes of items with the fields of its original."""
     docs = list(islice(task.test_docs(), limit))
-    # A task may leave out items, and lines then cannot be told.
+    # A task may leave out items; the lines of the others are then unknown.
     same = len(task.test_docs()) == len(items.rows)
     for at, doc in enumerate(docs):
         place = f"line {items.numbers[at]}" if same else f"item {at + 1}"
@@ -157,7 +159,7 @@ def _check_items(task: Any, items: Items, limit: int | None) -> None:
 
 
 def _check_item(task: Any, doc: Any, where: str) -> None:
-    """Check what a task makes of one item."""
+    """Check the prompt that a task makes of an item."""
     try:
         text, target = task.doc_to_text(doc), task.doc_to_target(doc)
         choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else None
@@ -169,7 +171,8 @@ def _check_item(task: Any, doc: Any, where: str) -> None:
         if not is_text(text) or not is_text(target):
             raise Refusal(f"{where}: its text or continuation is no text: {FIELDS}")
         return
-    # Where the choices are in the text's place, it says which of them is right.
+    # In tasks with several contexts, such as winogrande, these are the choices, and the text is
+    # the number of the right one.
     gold = text if getattr(task, "multiple_input", 0) else target
     for right in gold if isinstance(gold, list) else [gold]:
         index = choices.index(right) if isinstance(right, str) and right in choices else right
@@ -177,38 +180,39 @@ def _check_item(task: Any, doc: Any, where: str) -> None:
 
 
 def wanted_requests(model: Model, tasks: Tasks, limit: int | None) -> list[Request]:
-    """Return every continuation that the harness wants scored, each once.
+    """Return every continuation that the harness asks for, each once.
 
     Raises
     ------
     Refusal
         If no prompts can be made of the items, or a continuation is too long for the model.
     """
-    heard: dict[Request, None] = {}
+    # A dictionary keeps the order in which requests are added, which a set does not.
+    wanted: dict[Request, None] = {}
 
-    def hear(requests: Sequence[Request]) -> list[Answer]:
-        heard.update(dict.fromkeys(requests))
+    def collect(requests: Sequence[Request]) -> list[Answer]:
+        wanted.update(dict.fromkeys(requests))
         return [(0.0, False)] * len(requests)
 
     what, remedy = f"the items of {', '.join(tasks)}", "see that each fits its task"
     with reading(what, remedy):
         try:
-            run_harness(model, tasks, limit, hear)
+            run_harness(model, tasks, limit, collect)
         except LOADING_ERRORS as error:
             raise Refusal(
                 f"{what} cannot be made into prompts ({first_line(error)}): {remedy}"
             ) from error
     longest = longest_text(model)
-    for _, continuation in heard:
+    for _, continuation in wanted:
         if len(continuation) > longest:
             raise Refusal(
                 f"a continuation of {len(continuation)} tokens is longer than {model.name} takes"
             )
-    return list(heard)
+    return list(wanted)
 
 
 def longest_text(model: Model) -> int:
-    """Return the maximum number of tokens of a context and a continuation, as lm-eval has it."""
+    """Return lm-eval's maximum number of tokens of a context and a continuation."""
     from lm_eval.models.utils import resolve_max_length
 
     return int(resolve_max_length(model.config, model.tokenizer))
@@ -217,18 +221,18 @@ def longest_text(model: Model) -> int:
 def run_harness(
     model: Model, tasks: Tasks, limit: int | None, respond: Respond, bootstrap: int = 0
 ) -> dict[str, Any]:
-    """Run the harness over a model that answers as it is told.
+    """Run the harness on a model that answers with a given function.
 
     Parameters
     ----------
     model : Model
-        Whose tokenizer is used.
+        The model, whose tokenizer is used.
     tasks : dict
-        As from `load_tasks`.
+        Result of `load_tasks`.
     limit : int, optional
         Maximum number of items of each task.
     respond : callable
-        What is answered.
+        Function that returns the answers.
     bootstrap : int
         Number of samples for the errors of metrics that are no means.
 
@@ -251,10 +255,11 @@ def run_harness(
 
 
 def _answering_model(tokenizer: Any, respond: Respond) -> Any:
-    """Return a model of lm-eval that tokenizes as its own do, and answers as it is told."""
+    """Return a model for lm-eval that tokenizes as its own do, and answers with a function."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import has_bos_prefix
 
+    # Made in a function, since lm-eval may not be installed and takes seconds to import.
     class Answering(TemplateLM):  # type: ignore[misc]
         @property
         def eot_token_id(self) -> int:
@@ -269,6 +274,7 @@ def _answering_model(tokenizer: Any, respond: Respond) -> Any:
         def tok_encode(
             self, string: str, add_special_tokens: bool | None = None, **_: Any
         ) -> list[int]:
+            # Prompts that begin with BOS do not get another one.
             special = add_special_tokens
             if special is None and has_bos_prefix(string, tokenizer.decode(self.prefix_token_id)):
                 special = False
@@ -295,7 +301,7 @@ def harness_version() -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the harness's notes and bars from the terminal, and its processes to this one."""
+    """Suppress the harness's messages and progress bars, and its worker processes."""
     before, alone = logging.root.manager.disable, os.environ.get("DISABLE_MULTIPROC")
     logging.disable(logging.WARNING)
     os.environ["DISABLE_MULTIPROC"] = "1"

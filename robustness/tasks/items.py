@@ -1,4 +1,4 @@
-"""Items of a benchmark task in a local file, each checked before any is used."""
+"""Items of a benchmark task in a local file; all are checked before any is used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from robustness.text.json_values import (
 from robustness.text.local_file import file_kind, open_file, printable_name
 
 CHOICES = ("query", "choices", "gold")
-"""Fields of an item whose right continuation is one of several."""
+"""Fields of an item that asks for one of several continuations."""
 
 CONTINUATION = ("context", "continuation")
 """Fields of an item with one continuation."""
@@ -41,13 +41,13 @@ class Items:
     Attributes
     ----------
     name : str
-        Of the file.
+        Name of the file.
     form : tuple of str
-        `CHOICES`, `CONTINUATION`, or nothing where they have the fields of the task's original.
+        `CHOICES`, `CONTINUATION`, or empty for items with the fields of the task's original.
     rows : list of dict
         The items, all with the same fields.
     numbers : list of int
-        The line of each.
+        Line of each item.
     """
 
     name: str
@@ -70,6 +70,7 @@ def read_items(path: Path) -> Items:
     rows, numbers = _read_rows(path, name)
     if not rows:
         raise Refusal(f"{name} holds no items: write one a line")
+    # The first item decides: a later one without its fields is an error, and no other form.
     form = _form(rows[0])
     for number, row in zip(numbers, rows, strict=True):
         _check_item(row, form, f"{name}, line {number}")
@@ -77,8 +78,8 @@ def read_items(path: Path) -> Items:
 
 
 def _missing(path: Path) -> Refusal:
-    """Return what is said where there is no such file."""
-    names = sorted(printable_name(file) for file in path.parent.glob("*.jsonl"))
+    """Return the refusal of a file that does not exist."""
+    names = sorted(map(printable_name, path.parent.glob("*.jsonl")))
     return Refusal(
         f"there is no {printable_name(path)} in {printable_name(path.parent)}, which has "
         f"{', '.join(names[:9]) or 'no .jsonl'}: give `data` with a file for each task"
@@ -86,7 +87,7 @@ def _missing(path: Path) -> Refusal:
 
 
 def _read_rows(path: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the objects of a file, and the line of each."""
+    """Return the objects in a file, and the line of each."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     with open_file(path) as file:
@@ -105,7 +106,8 @@ def _read_rows(path: Path, name: str) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _with_fields(rows: list[dict[str, Any]], form: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return items that all have the same fields: those of the form, or all that any has."""
+    """Return items that all have the same fields: those of the form, or those of any item."""
+    # `Dataset.from_list` takes the columns of the first row, and drops what others have besides.
     fields = dict.fromkeys(form)
     if not form:
         for row in rows:
@@ -118,6 +120,7 @@ def _chosen(row: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _form(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the form whose fields an item has, or nothing."""
     for form in (CHOICES, CONTINUATION):
         if set(form) <= set(row):
             return form
@@ -146,12 +149,12 @@ def _check_text(row: Mapping[str, Any], field: str, where: str) -> None:
 
 
 def check_choices(choices: Any, gold: Any, where: str) -> None:
-    """Check that choices are texts, and that the right one is one of them, by its number.
+    """Check that choices are texts, and that `gold` is the number of one of them.
 
     Raises
     ------
     Refusal
-        If not.
+        If they are not.
     """
     if not isinstance(choices, list) or len(choices) < 2:
         what = f"a list of {len(choices)}" if isinstance(choices, list) else brief(choices)
@@ -169,6 +172,7 @@ def check_choices(choices: Any, gold: Any, where: str) -> None:
 
 def _check_depth(row: Mapping[str, Any], where: str) -> None:
     """Refuse values that are nested deeply, and texts that cannot be encoded."""
+    # Level by level, since recursion could be exhausted by the very items to refuse.
     level: list[Any] = [row]
     for _ in range(DEEPEST):
         level = _inner(level)
@@ -180,7 +184,7 @@ def _check_depth(row: Mapping[str, Any], where: str) -> None:
 
 
 def _inner(level: list[Any]) -> list[Any]:
-    """Return what is directly inside the lists and objects among some values."""
+    """Return the members of the lists and objects among some values."""
     inner: list[Any] = []
     for value in level:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Settings of benchmark tasks: which are run, on which items, and under which schedules."""
+"""Settings of benchmark tasks: which tasks are run, on which items, and under which schedules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TASKS = ("hellaswag", "arc_easy", "lambada_openai")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Settings of a run of benchmark tasks: those that change what its file holds.
+    """Settings of a run of benchmark tasks that change the content of its file.
 
     Raises
     ------
@@ -25,20 +25,20 @@ class TaskSettings:
     tasks: Sequence[str] = TASKS
     """Names of lm-eval tasks that score continuations."""
     interventions: Sequence[str] | None = None
-    """Names as in `robustness.schedules.interventions.FORMS`; drop and swap where neither these nor
+    """Names as in `robustness.schedules.interventions.FORMS`; by default drop and swap, unless
     schedules are given."""
     schedules: Sequence[Schedule | str] = ()
     """Free schedules, run instead of interventions."""
     layers: Sequence[int] | None = None
-    """Layers at which interventions are made; every layer without it."""
+    """Layers at which interventions are made; by default every layer."""
     clean_only: bool = False
-    """Whether the unmodified model alone is run."""
+    """Whether the clean model alone is run."""
     data: str | Path | None = None
     """Path of a directory with `TASK.jsonl` files that take the place of the tasks' data sets:
     lines of `query`, `choices` and `gold`, of `context` and `continuation`, or with the fields of
     the original."""
     limit: int | None = None
-    """Maximum number of items of each task; all of them without it."""
+    """Maximum number of items of each task; by default all items."""
 
     def __post_init__(self) -> None:
         """Refuse settings that exclude each other."""
@@ -54,9 +54,10 @@ class TaskSettings:
         edited = self.interventions or self.schedules or self.layers is not None
         if self.clean_only and edited:
             raise Refusal("`clean_only` goes without interventions, schedules and `layers`")
+        # Built for its own checks, so that wrong schedules are refused here and not in a run.
         _ = self.sweep
 
     @property
     def sweep(self) -> SweepSettings:
-        """The schedules as settings of a sweep."""
+        """The schedules, as settings of a sweep."""
         return SweepSettings(self.interventions, self.schedules, self.layers)

@@ -1,4 +1,4 @@
-"""The file of a task run: metrics of every schedule, and which items are answered right."""
+"""Dataset of a task run: metrics under every schedule, and which items are answered correctly."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,16 +9,17 @@ from numpy.typing import NDArray
 
 from robustness.files.labels import Labels
 from robustness.models.model import Model
-from robustness.tasks.harness import Answer, Request, Tasks, run_harness
+from robustness.tasks.harness import Answer, Request, Respond, Tasks, run_harness
 
 BY_ITEM = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
-"""Metrics by which an item is answered right or wrong."""
+"""Metrics that say whether an item is answered correctly."""
 
 BOOTSTRAP = 100
-"""Number of samples for the errors of metrics that are no means, as of perplexity."""
+"""Number of bootstrap samples for standard errors of metrics that are no means, such as
+perplexity."""
 
 Answers = Mapping[Request, Answer]
-"""Answer to every continuation under one schedule."""
+"""Answers under one schedule, by continuation."""
 
 
 def summarise(
@@ -28,20 +29,20 @@ def summarise(
     answers: Sequence[Answers],
     labels: Labels | None,
 ) -> xr.Dataset:
-    """Make the harness's metrics of the answers under every schedule.
+    """Return the metrics that the harness computes of the answers under every schedule.
 
     Parameters
     ----------
     model : Model
-        Whose tokenizer is used.
+        The model, whose tokenizer is used.
     tasks : dict
-        As from `load_tasks`.
+        Result of `load_tasks`.
     limit : int, optional
         Maximum number of items of each task.
     answers : sequence of mapping
         Answers of the clean model first, then of every schedule.
     labels : Labels, optional
-        How the schedules are laid out; None for the clean model alone.
+        Dimensions and coordinates of the schedules; None for the clean model alone.
 
     Returns
     -------
@@ -49,53 +50,60 @@ def summarise(
         As `evaluate_tasks` returns it.
     """
     evaluated = []
-    for known in answers:
-        respond = _look_up(known)
+    for answer_to in answers:
+        respond = _look_up(answer_to)
         evaluated.append(run_harness(model, tasks, limit, respond, BOOTSTRAP))
+    # All runs have the metrics and the items of the first: the tasks are the same.
     metrics = _metrics(evaluated[0], tasks)
-    value = np.stack([_values(each, tasks, metrics, "") for each in evaluated])
-    error = np.stack([_values(each, tasks, metrics, "_stderr") for each in evaluated])
-    correct = np.stack([_correct(each, tasks, metrics) for each in evaluated])
-    items = [(name, sample["doc_id"]) for name, sample in _samples(evaluated[0], tasks)]
+    values, errors, corrects = [], [], []
+    for of_schedule in evaluated:
+        values.append(_values(of_schedule, tasks, metrics, ""))
+        errors.append(_values(of_schedule, tasks, metrics, "_stderr"))
+        corrects.append(_correct(of_schedule, tasks, metrics))
+    value, error, correct = np.stack(values), np.stack(errors), np.stack(corrects)
+    item_task, item_index = [], []
+    for name, sample in _samples(evaluated[0], tasks):
+        item_task.append(name)
+        item_index.append(sample["doc_id"])
     of_metric, of_item = ("task", "metric"), ("metric", "item")
     as_defined, is_right = "metric as lm-eval defines it", "whether an item is answered right"
     coords = {
         "task": list(tasks),
         "metric": metrics,
-        "item": np.arange(len(items)),
-        "item_task": ("item", [name for name, _ in items]),
-        "item_index": ("item", [index for _, index in items]),
+        "item": np.arange(len(item_index)),
+        "item_task": ("item", item_task),
+        "item_index": ("item", item_index),
     }
     dataset = xr.Dataset(coords=coords if labels is None else {**labels.coords, **coords})
     if labels is not None:
-        for name, dims, values, described in (
+        for name, dims, runs, described in (
             ("value", of_metric, value, as_defined),
             ("standard_error", of_metric, error, "standard error of value, as lm-eval gives it"),
             ("correct", of_item, correct, is_right),
         ):
-            spread = labels.spread(values[1:])
+            spread = labels.spread(runs[1:])
             dataset[name] = ((*labels.dims, *dims), spread, _described(described))
-    for name, dims, values, described in (
+    for name, dims, runs, described in (
         ("clean_value", of_metric, value, f"{as_defined}, clean model"),
         ("clean_standard_error", of_metric, error, "standard error of clean_value"),
         ("clean_correct", of_item, correct, f"{is_right}, clean model"),
     ):
-        dataset[name] = (dims, values[0], _described(described))
+        dataset[name] = (dims, runs[0], _described(described))
     between = () if labels is None else labels.dims
     return dataset.transpose("task", "metric", *between, "item")
 
 
-def _look_up(known: Answers) -> Any:
-    """Return what answers as is known."""
+def _look_up(answer_to: Answers) -> Respond:
+    """Return a function that answers from a mapping."""
 
     def respond(requests: Sequence[Request]) -> list[Answer]:
-        return [known[request] for request in requests]
+        return [answer_to[request] for request in requests]
 
     return respond
 
 
 def _metrics(evaluated: Mapping[str, Any], tasks: Tasks) -> list[str]:
-    """Return the names of all metrics of some tasks."""
+    """Return the names of all metrics of some tasks, sorted."""
     metrics = set()
     for name in tasks:
         for key in evaluated["results"][name]:
@@ -108,7 +116,7 @@ def _metrics(evaluated: Mapping[str, Any], tasks: Tasks) -> list[str]:
 def _values(
     evaluated: Mapping[str, Any], tasks: Tasks, metrics: Sequence[str], ending: str
 ) -> NDArray[np.float64]:
-    """Return metrics, or their errors, (task, metric); NaN where a task has no such metric."""
+    """Return metrics, or their errors, (task, metric); NaN if a task does not have the metric."""
     values = np.full((len(tasks), len(metrics)), np.nan)
     for row, name in enumerate(tasks):
         for column, metric in enumerate(metrics):
@@ -119,7 +127,7 @@ def _values(
 def _correct(
     evaluated: Mapping[str, Any], tasks: Tasks, metrics: Sequence[str]
 ) -> NDArray[np.float64]:
-    """Return whether items are answered right, (metric, item); NaN by metrics that do not say."""
+    """Return whether items are answered correctly, (metric, item); NaN if a metric does not say."""
     samples = [sample for _, sample in _samples(evaluated, tasks)]
     correct = np.full((len(metrics), len(samples)), np.nan)
     for row, metric in enumerate(metrics):
@@ -132,6 +140,7 @@ def _samples(evaluated: Mapping[str, Any], tasks: Tasks) -> list[tuple[str, dict
     """Return the task and the sample of every item, in order."""
     samples = []
     for name in tasks:
+        # In one order, since items of several runs are compared by their place.
         for sample in sorted(evaluated["samples"][name], key=lambda sample: sample["doc_id"]):
             samples.append((name, sample))
     return samples
