@@ -1,4 +1,4 @@
-"""Schedules: which blocks are executed in which order, by words of the standard library alone."""
+"""Schedules: which blocks are executed and in which order, without torch or any other library."""
 
 from robustness.schedules.interventions import Intervention
 from robustness.schedules.notation import from_text, layers_from_text, to_text

@@ -1,4 +1,4 @@
-"""Interventions: edits that are made at every layer where they fit, or at every two layers."""
+"""Interventions: edits of the clean schedule at every layer, or every pair of layers, that fits."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from robustness.schedules.schedule import (
 from robustness.schedules.validation import check
 
 Place = tuple[str, *tuple[int, ...]]
-"""Where a schedule of a sweep is: the intervention, and the layer or the two layers."""
+"""Place of a schedule in a sweep: the intervention, and the layer or the two layers."""
 
 FORMS = {
     "drop": "leave the block out",
@@ -43,7 +43,7 @@ FORMS = {
     "looped-parallel-BxK": "the same, K times over",
     "repeat-BxK": "execute each of B blocks K times more",
 }
-"""How an intervention's name is formed, with numbers from 1, and what it does at a layer."""
+"""Forms of the names of interventions, with numbers from 1, and what each does at a layer."""
 
 PAIRS = {
     "drop-pair": "leave out both blocks; of a block and itself, that block",
@@ -51,21 +51,21 @@ PAIRS = {
     "skip-span": "leave out all blocks from the one to the other",
     "repeat-span": "execute the span from the one to the other twice (4-5-4-5)",
 }
-"""Interventions that are made at every two layers, the second not before the first."""
+"""Interventions at every pair of layers, the second not before the first."""
 
 LARGEST_TOTAL = 5_000_000
-"""The most blocks that all schedules of a sweep execute together.
+"""Maximum number of blocks that all schedules of a sweep execute together.
 
-All of `PAIRS` at every two of 126 layers, as the deepest models have, are 4 million. The plan of so
-many takes half a minute and 1.3 GB, and grows with them.
+All of `PAIRS` at every pair of 126 layers, as the deepest models have, execute 4 million. Their
+plan takes half a minute and 1.3 GB, and grows with the number of blocks.
 """
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """An edit of the clean schedule that is made at every layer where it fits, or at every two.
+    """An edit of the clean schedule, made at every layer, or every pair of layers, where it fits.
 
-    One of one's own is made of the same record as those with a name:
+    User-defined interventions are the same record as built-in ones:
 
     >>> def rotate(schedule, layer):
     ...     return (*schedule[:layer], schedule[layer + 1], schedule[layer], *schedule[layer + 2 :])
@@ -76,16 +76,16 @@ class Intervention:
     name: str
     """Name in files, tables and figures."""
     span: int
-    """Number of blocks, from the layer on, that the edit changes; between two layers, the fewest.
-    Blocks outside are executed as in the clean schedule."""
+    """Number of blocks, from the layer on, that the edit changes; for a pair, the minimum from the
+    first layer to the second. Blocks outside are executed as in the clean schedule."""
     edit: Callable[..., Schedule]
-    """Function from the clean schedule and the layer, or the first and the last, to a schedule."""
+    """Function from the clean schedule and the layer, or both layers, to a schedule."""
     long_name: str = ""
     """What the edit does at a layer, in a few words."""
     pair: bool = False
-    """Whether it is made at every two layers."""
+    """Whether the edit is made at every pair of layers."""
     added: int = 0
-    """Number of blocks that it executes at most besides those of the model."""
+    """Maximum number of blocks that the edit executes besides those of the model."""
 
     def __post_init__(self) -> None:
         """Refuse a record from which no schedules can be made."""
@@ -95,9 +95,10 @@ class Intervention:
             raise Refusal(f"{self.name} has a span of {self.span} blocks; it takes 1 or more")
 
     def places(self, layers: int, chosen: Sequence[int] | None = None) -> list[tuple[int, ...]]:
-        """Return the layers, or every two of them, of a model at which the edit fits.
+        """Return the layers, or pairs of layers, of a model at which the edit fits.
 
-        With `chosen`, those at which it is made are among them.
+        With `chosen`, only these layers are returned. The blocks that the edit changes from there
+        on may be others.
         """
         fitting = range(layers - self.span + 1)
         if not fitting:
@@ -116,48 +117,50 @@ class Intervention:
     def schedules(
         self, layers: int, chosen: Sequence[int] | None = None
     ) -> dict[tuple[int, ...], Schedule]:
-        """Return the schedule for every layer, or two, of a model at which the edit fits.
+        """Return the schedule for every layer, or pair of layers, at which the edit fits.
 
         Raises
         ------
         Refusal
-            If the edit leaves nothing to execute, makes no schedule, or changes blocks outside its
-            span.
+            If the edit leaves nothing to execute, returns no schedule, or changes blocks outside
+            its span.
         """
         whole, places = clean(layers), self.places(layers, chosen)
         made = {place: self._edit(whole, place) for place in places}
         if self.pair:
-            # Where two layers leave nothing to execute, the intervention does not fit.
+            # A pair may leave nothing to execute, such as a span from the first layer to the last.
             made = {place: schedule for place, schedule in made.items() if schedule}
         if places and (not made or () in made.values()):
             raise Refusal(f"{self.name} leaves nothing to execute on {layers} block(s)")
         return made
 
     def _edit(self, whole: Schedule, place: tuple[int, ...]) -> Schedule:
-        """Return the schedule at a place, after a check that it is one of the edit's span."""
+        """Return the schedule at a place, after a check that it changes the edit's span alone."""
         where = f"{self.name} at layer {' and '.join(map(str, place))}"
-        first, behind = place[0], (place[1] if self.pair else place[0] + self.span - 1) + 1
+        first = place[0]
+        end = place[1] + 1 if self.pair else first + self.span
         try:
             edited = tuple(self.edit(whole, *place))
-            # Most steps are blocks of the model, and there may be millions of them.
+            # A sweep may have millions of steps, most of which are blocks of the model: only
+            # schedules with other steps take the slow check.
             if edited and not set(edited) <= set(whole):
                 edited = check(edited, len(whole))
         except (Refusal, IndexError, TypeError, ValueError) as error:
             raise Refusal(
                 f"{where} makes no schedule ({error}): mend its edit, or its span of {self.span}"
             ) from error
-        before, after = whole[:first], whole[behind:]
+        before, after = whole[:first], whole[end:]
         rest = edited[len(before) :]
         if edited[: len(before)] != before or (after and rest[-len(after) :] != after):
             raise Refusal(
-                f"{where} changes blocks outside its span, {first} to {behind - 1}: the span of "
+                f"{where} changes blocks outside its span, {first} to {end - 1}: the span of "
                 f"{self.name} is larger than {self.span}, or its edit is wrong"
             )
         return edited
 
 
 def _drop_pair(schedule: Schedule, first: int, last: int) -> Schedule:
-    return tuple(step for at, step in enumerate(schedule) if at not in {first, last})
+    return tuple(step for at, step in enumerate(schedule) if at not in (first, last))
 
 
 def _swap_pair(schedule: Schedule, first: int, last: int) -> Schedule:
@@ -173,6 +176,7 @@ def _repeat_between(schedule: Schedule, first: int, last: int) -> Schedule:
 
 
 def _shuffle_at(schedule: Schedule, layer: int, length: int) -> Schedule:
+    # Seeded by the layer, so that the order is the same at every run and differs between layers.
     return shuffle(schedule, layer, length, seed=layer)
 
 
@@ -183,6 +187,7 @@ _PAIRS = {
     "repeat-span": Intervention("repeat-span", 1, _repeat_between, PAIRS["repeat-span"], pair=True),
 }
 
+# Nine digits at most: Python refuses to convert thousands of digits to a number.
 _SIZE, _TIMES = r"(?P<size>[1-9][0-9]{0,8})", r"(?P<times>[1-9][0-9]{0,8})"
 
 _FORMS = {**FORMS, "repeat-BxK-contiguous": "execute the span of B blocks K times more"}
@@ -197,7 +202,7 @@ _PATTERNS = {
 def _of_form(form: str, name: str, size: int, times: int) -> Intervention:
     """Return the intervention of a form and its numbers."""
     records: dict[str, tuple[int, Callable[..., Schedule], int]] = {
-        # Span, edit, and the number of blocks that are added.
+        # Span, edit, and number of added blocks. Numbers that a form lacks are 1, and unused.
         "drop": (1, drop, 0),
         "swap": (2, swap, 0),
         "swap-D": (size + 1, partial(swap, distance=size), 0),
@@ -246,23 +251,26 @@ def intervention(name: str) -> Intervention:
 
 
 def resolve(interventions: Sequence[str | Intervention]) -> list[Intervention]:
-    """Return the record of every intervention, which is a name or the record itself.
+    """Return the record of every intervention, which is given by its name or as a record.
 
     Raises
     ------
     Refusal
-        If there is none, one is unknown or given twice, or some are made at every two layers and
-        others at every one.
+        If none is given, one is unknown or given twice, or some are made at pairs of layers and
+        others at single ones.
     """
     if isinstance(interventions, str):
         raise Refusal(f"interventions are a list of names: [{interventions!r}]")
     if not interventions:
         raise Refusal(f"no intervention was asked for; there are: {', '.join((*FORMS, *PAIRS))}")
-    records = [intervention(each) if isinstance(each, str) else each for each in interventions]
+    records = []
+    for given in interventions:
+        records.append(intervention(given) if isinstance(given, str) else given)
     names = [record.name for record in records]
     for name in names:
         if names.count(name) > 1:
             raise Refusal(f"intervention {name!r} was asked for twice")
+    # Results over pairs have one dimension more than those over layers.
     pairs = [record.name for record in records if record.pair]
     if 0 < len(pairs) < len(names):
         single = next(name for name in names if name not in pairs)
@@ -275,9 +283,9 @@ def resolve(interventions: Sequence[str | Intervention]) -> list[Intervention]:
 def schedules(
     interventions: Sequence[str | Intervention], layers: int, chosen: Sequence[int] | None = None
 ) -> dict[Place, Schedule]:
-    """Return every schedule of some interventions by intervention and layer, or layers.
+    """Return every schedule of some interventions, by intervention and layer or pair of layers.
 
-    With `chosen`, only those at some of the layers.
+    With `chosen`, only the schedules at these layers are returned.
 
     >>> schedules(["swap"], 3)
     {('swap', 0): (1, 0, 2), ('swap', 1): (0, 2, 1)}
@@ -300,7 +308,7 @@ def schedules(
 
 
 def check_total(count: int, what: str, remedy: str) -> None:
-    """Refuse schedules that together execute more blocks than a plan is made of in time."""
+    """Refuse schedules that together execute more blocks than a plan can hold."""
     if count > LARGEST_TOTAL:
         raise Refusal(
             f"{what} execute about {count:,} blocks, and {LARGEST_TOTAL:,} are the most: {remedy}"
@@ -310,7 +318,7 @@ def check_total(count: int, what: str, remedy: str) -> None:
 def _check_total(
     records: Sequence[Intervention], layers: int, chosen: Sequence[int] | None
 ) -> None:
-    """Refuse more than a plan can be made of, before any schedule is built."""
+    """Refuse too many schedules before any of them is built: they may not fit into memory."""
     counts = {record.name: len(record.places(layers, chosen)) for record in records}
     total = sum(counts[record.name] * (layers + record.added) for record in records)
     check_total(

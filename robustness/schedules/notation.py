@@ -1,4 +1,4 @@
-"""The notation of schedules, as in the paper: from schedules to text, and back.
+"""Notation of schedules, as in the paper: from schedules to text, and back.
 
 >>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
 '0..3-5-4-6-7'
@@ -24,20 +24,21 @@ from robustness.schedules.schedule import (
 _TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>[0-9]*)(?P<range>\.\.)?(?P<last>[0-9]*)")
 
 _DIGITS = 9
-"""The most digits that are read as a block's index: Python makes no number of thousands."""
+"""Maximum number of digits of a block's index: Python refuses to convert thousands of digits."""
 
 _SUBLAYERS: dict[str, type[Attention] | type[Mlp]] = {"a": Attention, "m": Mlp}
 
 AS_IN = 'as in "0..3-5-4-6.."'
+"""Example of a schedule as text, for messages."""
 
 _SHOWN = 40
-"""Characters of a text on either side of what is wrong in it that a message shows."""
+"""Number of characters that a message shows on either side of an error in a text."""
 
 
 def to_text(schedule: Schedule) -> str:
     """Write a schedule as the paper does, with ranges where three or more blocks ascend.
 
-    A sublayer is `a3` or `m3`; what is executed on one input stands in parentheses, joined by `+`.
+    A sublayer is `a3` or `m3`. Steps on one input stand in parentheses, joined by `+`.
 
     >>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
     '0..3-5-4-6-7'
@@ -48,13 +49,14 @@ def to_text(schedule: Schedule) -> str:
 
 
 def _texts(steps: Sequence[Step]) -> list[str]:
+    """Return the text of every step, or of every range of three or more blocks."""
     texts: list[str] = []
     start = 0
     for end in range(1, len(steps) + 1):
         if end < len(steps) and _follows(steps[end - 1], steps[end]):
             continue
         run = steps[start:end]
-        texts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else [_text(step) for step in run]
+        texts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else map(_text, run)
         start = end
     return texts
 
@@ -72,9 +74,9 @@ def _text(step: Step) -> str:
 def from_text(text: str, layers: int) -> Schedule:
     """Read a schedule: block indices and ranges, joined by `-`.
 
-    A range runs up or down; an open one begins at block 0 or ends at the last block, and `..` is
-    all of them. `a3` and `m3`
-    are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is blocks on one input.
+    A range runs up or down. An open range begins at block 0 or ends at the last block, and `..` is
+    all blocks. `a3` and `m3` are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is
+    blocks on one input.
 
     >>> from_text("0..2-4-3-5..", 8)
     (0, 1, 2, 4, 3, 5, 6, 7)
@@ -87,7 +89,7 @@ def from_text(text: str, layers: int) -> Schedule:
         If the text is empty, malformed (the message points at the character), too long, or names a
         block that a model of `layers` blocks does not have.
     """
-    # What is open: the schedule itself, and every parenthesis that is not closed yet.
+    # The steps of the schedule, and of every parenthesis that is not closed yet.
     groups: list[list[Step]] = [[]]
     position = count = 0
     while True:
@@ -97,27 +99,35 @@ def from_text(text: str, layers: int) -> Schedule:
             groups.append([])
             position += 1
         begin = position
-        found, position, more = _read(text, begin, layers)
-        count += len(found)
+        steps, position, may_be_range = _read(text, begin, layers)
+        count += len(steps)
         if count > LONGEST:
             raise _pointing(text, begin, f"{LONGEST:,} blocks are executed at most")
-        groups[-1] += found
+        groups[-1] += steps
         while len(groups) > 1 and text.startswith(")", position):
             members = groups.pop()
             groups[-1].append(Parallel(tuple(members)))
-            position, more = position + 1, False
+            position, may_be_range = position + 1, False
         inside = len(groups) > 1
         if position == len(text) and not inside:
             return tuple(groups[0])
         if not text.startswith("+" if inside else "-", position):
-            wanted = [*(("'+'", "')'") if inside else ("'-'",)), *(("'..'",) if more else ())]
-            wanted = [", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted
-            raise _pointing(text, position, f"{' or '.join(wanted)} was expected")
+            expected = _expected(inside, may_be_range)
+            raise _pointing(text, position, f"{expected} was expected")
         position += 1
 
 
+def _expected(inside: bool, may_be_range: bool) -> str:
+    """Return the characters that may follow a step, as words of a message."""
+    characters = ["'+'", "')'"] if inside else ["'-'"]
+    if may_be_range:
+        characters.append("'..'")
+    *others, last = characters
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
-    """Read layers as a schedule of whole blocks is read.
+    """Read layers from a text that is written like a schedule of whole blocks.
 
     Raises
     ------
@@ -130,10 +140,10 @@ def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
         steps = from_text(text, layers)
     except Refusal as refusal:
         raise Refusal(str(refusal).replace("schedule", "layers", 1)) from None
-    found = tuple(step for step in steps if is_block(step))
-    if len(found) < len(steps):
+    blocks = tuple(filter(is_block, steps))
+    if len(blocks) < len(steps):
         raise Refusal(f"layers are whole blocks, as in 0..3-7, not {excerpt(text)!r}")
-    return found
+    return blocks
 
 
 def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:
@@ -146,33 +156,40 @@ def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]
         raise _pointing(text, match.end("first"), "a sublayer is of one block, as in a3-a4")
     if match["last"] and not match["range"]:
         raise _pointing(text, match.start("last"), "'-' or '..' was expected")
-    for group in ("first", "last"):
-        digits = match[group].lstrip("0")
-        if len(digits) > _DIGITS or int(digits or 0) >= layers:
-            raise _pointing(
-                text,
-                match.start(group),
-                f"there is no block {excerpt(digits)}; the blocks are 0 to {layers - 1}",
-            )
-    first = int(match["first"].lstrip("0") or 0)
-    last = int(match["last"].lstrip("0") or 0) if match["last"] else layers - 1
-    last = last if match["range"] else first
+    first = _index(text, match, "first", 0, layers)
+    last = _index(text, match, "last", layers - 1, layers)
     if match["kind"]:
         return [_SUBLAYERS[match["kind"]](first)], match.end(), False
-    span = range(first, last + 1) if first <= last else range(first, last - 1, -1)
-    return list(span), match.end(), not match["range"]
+    if not match["range"]:
+        return [first], match.end(), True
+    descends = last < first
+    return (
+        list(range(first, last - 1, -1) if descends else range(first, last + 1)),
+        match.end(),
+        False,
+    )
+
+
+def _index(text: str, match: re.Match[str], group: str, default: int, layers: int) -> int:
+    """Return the block index in a group of a match, or a default without one."""
+    digits = match[group].lstrip("0")
+    if len(digits) > _DIGITS or int(digits or 0) >= layers:
+        problem = f"there is no block {excerpt(digits)}; the blocks are 0 to {layers - 1}"
+        raise _pointing(text, match.start(group), problem)
+    return int(digits or 0) if match[group] else default
 
 
 def _pointing(text: str, position: int, problem: str) -> Refusal:
+    """Return the refusal of a text, with the character at which it is wrong."""
     if not text.strip():
         return Refusal("an empty schedule executes nothing; write blocks as in 0..3-5-4-6..")
-    found = repr(text[position]) if position < len(text) else "the end"
+    character = repr(text[position]) if position < len(text) else "the end"
     shown = excerpt(text, position)
-    return Refusal(f"schedule {shown!r}, character {position + 1} ({found}): {problem}")
+    return Refusal(f"schedule {shown!r}, character {position + 1} ({character}): {problem}")
 
 
 def excerpt(text: str, position: int = 0) -> str:
-    """Return what stands around a position of a text, or all of it if it is not long.
+    """Return the characters around a position of a text, or all of a short text.
 
     >>> excerpt("0-1")
     '0-1'

@@ -1,10 +1,10 @@
-"""Schedules to a plan: every shared prefix once, in which order, and at what exact cost.
+"""Plans: the order in which the prefixes of several schedules are computed, each of them once.
 
 Schedules form a tree of prefixes. Prefixes of the clean schedule cost nothing, because the clean
-run passes through them; every other distinct prefix is one step applied to one state. States that
-wait for the same step are stacked and go through it together, the lowest block first, so that a
-drop sweep visits each block once, and drop and swap together visit it twice. All that waits is
-alive, so that very many schedules are taken in groups, none of which shares a prefix with another.
+run passes through them. Every other distinct prefix is one step applied to one state. States that
+wait for the same step are stacked and go through it together, the lowest block first: a drop sweep
+visits each block once, and drop and swap together visit it twice. Waiting states take memory, so
+that very many schedules are computed in groups, which share no computed prefix.
 """
 
 from collections import Counter, defaultdict
@@ -16,12 +16,14 @@ from robustness.schedules.notation import to_text
 from robustness.schedules.schedule import Attention, Mlp, Step, leaves, lowest_block, plain
 
 RUN, READ = "run", "read"
+"""Kinds of rows."""
 
 Row = tuple[str, Any, tuple[int, ...], tuple[Any, ...], tuple[int, ...]]
-"""One instruction of a plan.
+"""Row of a plan: one instruction.
 
-`(RUN, step, states in, states out, states no longer needed)`, the step as `schedule.plain`, or
-`(READ, None, states, the indices of the schedules that end in each, states no longer needed)`.
+It is `(RUN, step, states in, states out, states no longer needed)` with a step as from
+`schedule.plain`, or `(READ, None, states, schedules that end in each, states no longer needed)`
+with the indices of schedules.
 """
 
 
@@ -35,30 +37,31 @@ class Plan:
 
     rows: tuple[Row, ...]
     clean_states: tuple[int, ...]
-    """The clean states that are needed, in ascending order."""
+    """Clean states that are needed, in ascending order."""
     schedules: int
-    """How many schedules are read."""
+    """Number of schedules that are read."""
     applications: int
-    """Steps applied to single states: the number of distinct prefixes that are not clean."""
+    """Number of steps applied to single states: of distinct prefixes that are not clean."""
     block_calls: int
-    """Blocks called on single states: several by a step that executes several on one input."""
+    """Number of blocks applied to single states; a step on one input may apply several."""
     sublayer_calls: int
-    """Attentions and MLPs called alone on single states."""
+    """Number of attentions and MLPs applied alone to single states."""
     calls: int
-    """Steps called, each on all the states stacked for it."""
+    """Number of calls of steps, each on all the states stacked for it."""
     peak: int
-    """The largest number of states alive at once, the clean ones that are still needed included.
+    """Largest number of states alive at once, including clean ones that are still needed.
 
-    States of one call share their memory, which is free when the last of them is."""
+    States of one call share their memory, which is freed with the last of them."""
 
     @property
     def widest(self) -> int:
-        """The most states that go through a step together."""
-        return max((len(sources) for kind, _, sources, *_ in self.rows if kind == RUN), default=1)
+        """Maximum number of states that go through a step together."""
+        stacked = [len(sources) for kind, _, sources, *_ in self.rows if kind == RUN]
+        return max(stacked, default=1)
 
 
 def lowest(step: Step) -> tuple[int, str]:
-    """Return the sort key of a step: its lowest block, and among steps of that its text.
+    """Return the sort key of a step: its lowest block, then its text.
 
     >>> lowest(3) < lowest(Attention(3)) < lowest(4)
     True
@@ -81,17 +84,16 @@ def compile_plan(
     Parameters
     ----------
     schedules : sequence of tuple
-        What is to be executed; schedules may be equal.
+        Schedules to execute; they may be equal.
     clean : tuple
         The clean schedule.
     cap : int, optional
-        Maximum number of states that are stacked in one call or one reading; without it, all that
-        wait.
+        Maximum number of states that are stacked in one call or one reading; by default unlimited.
     per_group : int, optional
-        Maximum number of schedules in a group; without it, all are one. Those that leave the clean
-        run by the same step at the same place stay together, even if they are more.
+        Maximum number of schedules in a group; by default all are one group. Schedules that leave
+        the clean run by the same step at the same place stay together, even if they are more.
     order : callable
-        The sort key of a step; lower ones run first.
+        Sort key of a step; lower ones run first.
 
     Returns
     -------
@@ -103,7 +105,9 @@ def compile_plan(
     prefixes = _number_prefixes(schedules, clean)
     compilation = _Compilation(prefixes, _group_states(prefixes, per_group or len(schedules)), cap)
     compilation.run(order)
-    called = [leaf for _, step in prefixes.origins.values() for leaf in leaves(step)]
+    called: list[int | Attention | Mlp] = []
+    for _, step in prefixes.origins.values():
+        called += leaves(step)
     alone = sum(isinstance(leaf, (Attention, Mlp)) for leaf in called)
     return Plan(
         rows=tuple(compilation.rows),
@@ -118,18 +122,20 @@ def compile_plan(
 
 
 class _Prefixes(NamedTuple):
-    """The distinct prefixes of schedules, numbered: each is the state that it leads to."""
+    """Distinct prefixes of schedules, each with the number of the state that it leads to."""
 
     clean: int
     """Number of states of the clean run, which have the lowest numbers."""
     origins: dict[int, tuple[int, Any]]
-    """The state and the step that each computed state is made of."""
+    """Source state and step of each computed state, by its number."""
     ends: list[int]
-    """The state that each schedule ends in."""
+    """Final state of each schedule."""
 
 
 def _number_prefixes(schedules: Sequence[tuple[Any, ...]], clean: tuple[Any, ...]) -> _Prefixes:
     """Number every distinct prefix, those of the clean schedule first."""
+    # A prefix is known by its source state and its last step, so that two schedules share a number
+    # exactly as long as they agree.
     numbers = {(depth, step): depth + 1 for depth, step in enumerate(clean)}
     origins: dict[int, tuple[int, Any]] = {}
     ends = []
@@ -147,7 +153,8 @@ def _number_prefixes(schedules: Sequence[tuple[Any, ...]], clean: tuple[Any, ...
 
 def _group_states(prefixes: _Prefixes, per_group: int) -> dict[int, int]:
     """Return the group of every computed state."""
-    # The first computed state on the way to each: what shares it stays together.
+    # The first computed state on the way to each. States that share it are kept in one group, since
+    # another group would have to compute it again.
     first: dict[int, int] = {}
     for state, (source, _) in prefixes.origins.items():
         first[state] = first.get(source, state)
@@ -163,7 +170,7 @@ def _group_states(prefixes: _Prefixes, per_group: int) -> dict[int, int]:
 
 
 class _Compilation:
-    """The rows of a plan in the making, and which states are alive and which wait meanwhile."""
+    """Rows of an unfinished plan, with the states that are alive and those that wait for a step."""
 
     def __init__(self, prefixes: _Prefixes, groups: dict[int, int], cap: int | None) -> None:
         self._readers: dict[int, list[int]] = defaultdict(list)
@@ -175,13 +182,13 @@ class _Compilation:
         self._uses = {}
         for state in (*range(prefixes.clean), *prefixes.origins):
             self._uses[state] = len(self._children[state]) + bool(self._readers[state])
-        # Of every group, the states that wait for each step, each with the state it will become.
+        # For every group and step, pairs of a waiting state and the state that it will become.
         self._waiting: list[dict[Any, list[tuple[int, int]]]] = []
         for _ in range(1 + max(groups.values(), default=0)):
             self._waiting.append(defaultdict(list))
         self._groups, self._cap = groups, cap
         self.start = tuple(state for state in range(prefixes.clean) if self._uses[state])
-        """The clean states that are needed."""
+        """Clean states that are needed."""
         self.rows: list[Row] = []
         self._alive = self.peak = len(self.start)
 
@@ -191,13 +198,15 @@ class _Compilation:
         for steps in self._waiting:
             while steps:
                 step = min(steps, key=order)
+                # Popped at once, since the calls may queue other states for the same step: a block
+                # that is repeated waits for itself.
                 for stacked in _in_pieces(steps.pop(step), self._cap):
                     self._call(step, stacked)
 
     def _call(self, step: Any, stacked: Sequence[tuple[int, int]]) -> None:
         """Execute a step on states that wait for it."""
         sources, results = zip(*stacked, strict=True)
-        # Results are there before the last state that they are made of is released.
+        # A step needs its inputs until its results exist, so that both count at the peak.
         self.peak = max(self.peak, self._alive + len(results))
         done = self._release(sources)
         self.rows.append((RUN, plain(step), sources, results, done))
@@ -205,7 +214,7 @@ class _Compilation:
         self._arrive(results)
 
     def _arrive(self, arrived: Sequence[int]) -> None:
-        """Queue the children of new states, then read those of them that end a schedule."""
+        """Queue the children of new states, then read the states that end a schedule."""
         for state in arrived:
             for step, child in self._children[state]:
                 self._waiting[self._groups[child]][step].append((state, child))
@@ -224,5 +233,6 @@ class _Compilation:
 
 
 def _in_pieces(items: Sequence[Any], size: int | None) -> list[Sequence[Any]]:
+    """Divide items into pieces of at most `size`, or one piece if that is None."""
     size = size or max(1, len(items))
     return [items[i : i + size] for i in range(0, len(items), size)]

@@ -1,4 +1,4 @@
-"""Schedules: the tuple of steps that is executed instead of `(0, 1, …, L-1)`.
+"""Schedules: tuples of steps that are executed instead of `(0, 1, …, L-1)`.
 
 A schedule is a value. Every edit is a function from tuple to tuple, and edits compose:
 
@@ -7,7 +7,7 @@ A schedule is a value. Every edit is a function from tuple to tuple, and edits c
 >>> swap(drop(clean(4), 1), 0)
 (2, 0, 3)
 
-A step is mostly the index of a block. It may also be one sublayer of a block, `Attention(3)` or
+Most steps are indices of blocks. A step may also be one sublayer of a block, `Attention(3)` or
 `Mlp(3)`, or several steps on one input, `Parallel((3, 4, 5))`.
 """
 
@@ -20,11 +20,11 @@ from robustness.errors import Refusal
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of a block alone, with its norms: it adds what attention would add.
+    """Attention of a block alone, with its norms: it adds its output to the stream that enters it.
 
-    It reads the residual stream that enters it. `Attention(3)` and then `Mlp(3)` are block 3 where
-    blocks are sequential; where they are parallel, block 3's MLP would have read what enters the
-    attention, and `Mlp(3)` reads what leaves it.
+    In a model of sequential blocks, `Attention(3)` and then `Mlp(3)` are block 3. In a model of
+    parallel blocks they are not: the MLP of block 3 reads the stream that enters the attention, and
+    `Mlp(3)` the stream that leaves it.
     """
 
     block: int
@@ -35,10 +35,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """The MLP of a block alone, with its norms: it adds what the MLP would add.
-
-    It reads the residual stream that enters it; see `Attention`.
-    """
+    """MLP of a block alone, with its norms; see `Attention`."""
 
     block: int
 
@@ -48,23 +45,25 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Several steps on one residual stream; what leaves is the mean of what leaves each."""
+    """Several steps on one residual stream, whose outputs are averaged."""
 
     steps: "tuple[Step, ...]"
 
 
 Step = int | Attention | Mlp | Parallel
-"""What a schedule is made of: mostly the index of a block in the model."""
+"""Step of a schedule: mostly the index of a block in the model."""
 
 Schedule = tuple[Step, ...]
+"""Steps in the order of their execution."""
 
 DEEPEST = 9
-"""How deep steps on one input may be nested, as parentheses in a text."""
+"""Maximum depth of nested steps on one input, or of parentheses in a text."""
 
 LONGEST = 10_000
-"""The most blocks and sublayers that a schedule executes: 80 times those of the deepest models.
+"""Maximum number of blocks and sublayers in a schedule: 80 times those of the deepest models.
 
-Each takes as long as a block of the clean run, and longer ones are slips, as in repeat-1x1000000.
+Each takes as long as a block of the clean run. Longer schedules are typing errors, such as
+repeat-1x1000000.
 """
 
 
@@ -115,8 +114,8 @@ def repeat(
 ) -> Schedule:
     """Execute `length` steps from `index` on `times` extra times.
 
-    Interleaved, each step follows itself, as in the paper's example; contiguous, the span follows
-    itself.
+    By default each step of the span is repeated before the next, as in the paper's example. With
+    `contiguous` the whole span is repeated.
 
     >>> repeat(clean(4), 1, 2)
     (0, 1, 1, 2, 2, 3)
@@ -128,10 +127,13 @@ def repeat(
         raise Refusal(f"a span cannot be repeated {times} times; 0 or more")
     check_length(len(schedule) + length * times)
     span = schedule[index : index + length]
-    repeated = (
-        span * (times + 1) if contiguous else tuple(step for step in span for _ in range(times + 1))
-    )
-    return schedule[:index] + repeated + schedule[index + length :]
+    if contiguous:
+        repeated = list(span) * (times + 1)
+    else:
+        repeated = []
+        for step in span:
+            repeated += [step] * (times + 1)
+    return (*schedule[:index], *repeated, *schedule[index + length :])
 
 
 def drop_attention(schedule: Schedule, index: int) -> Schedule:
@@ -153,7 +155,9 @@ def drop_mlp(schedule: Schedule, index: int) -> Schedule:
 
 
 def parallel(schedule: Schedule, index: int, length: int, *, times: int = 1) -> Schedule:
-    """Execute `length` steps from `index` on on one input and average, `times` times over.
+    """Execute `length` steps from `index` on on one input and average their outputs.
+
+    With `times`, the result is the input of the same steps again.
 
     >>> parallel(clean(6), 1, 3)
     (0, Parallel(steps=(1, 2, 3)), 4, 5)
@@ -209,21 +213,25 @@ def leaves(step: Step) -> tuple[int | Attention | Mlp, ...]:
     (3, Attention(block=4))
     """
     if isinstance(step, Parallel):
-        return tuple(leaf for member in step.steps for leaf in leaves(member))
+        called: list[int | Attention | Mlp] = []
+        for member in step.steps:
+            called += leaves(member)
+        return tuple(called)
     return (step,)
 
 
 def count_blocks(schedule: Schedule) -> int:
-    """Return how many blocks and sublayers a schedule executes.
+    """Return the number of blocks and sublayers that a schedule executes.
 
     >>> count_blocks((0, Parallel((1, 2))))
     3
     """
+    # Sweeps count millions of steps, most of which are blocks: no tuple is built for these.
     return sum(1 if is_block(step) else len(leaves(step)) for step in schedule)
 
 
 def lowest_block(step: Step) -> int:
-    """Return the index of the block that a step calls, or is a part of; of several, the lowest.
+    """Return the lowest index of the blocks that a step calls, or whose sublayers it calls.
 
     >>> lowest_block(Parallel((3, Attention(2))))
     2
@@ -245,7 +253,7 @@ def plain(step: Step) -> Any:
 
 
 def check_length(count: int, what: str = "a schedule") -> None:
-    """Refuse what executes more blocks and sublayers than a schedule may."""
+    """Refuse more blocks and sublayers than a schedule may execute."""
     if count > LONGEST:
         raise Refusal(
             f"{what} would execute {count:,} blocks, and {LONGEST:,} are the most: ask for fewer"
@@ -254,10 +262,12 @@ def check_length(count: int, what: str = "a schedule") -> None:
 
 def is_block(step: Step) -> TypeGuard[int]:
     """Whether a step is a whole block."""
+    # Not `isinstance(step, int)`: other integers, such as NumPy's, are blocks too.
     return not isinstance(step, (Attention, Mlp, Parallel))
 
 
 def _replace(schedule: Schedule, index: int, sublayer: type[Attention] | type[Mlp]) -> Schedule:
+    """Execute one sublayer of the block at `index` in its place."""
     _check_span(schedule, index, 1)
     step = schedule[index]
     if not is_block(step):
@@ -266,13 +276,12 @@ def _replace(schedule: Schedule, index: int, sublayer: type[Attention] | type[Ml
 
 
 def _check_span(schedule: Schedule, index: int, length: int) -> None:
+    """Refuse a span that does not lie within a schedule."""
     if length < 1:
         raise Refusal(f"a span of {length} steps is none; it takes at least 1")
     if not 0 <= index <= len(schedule) - length:
-        there = f"0 to {len(schedule) - 1}" if schedule else "none"
-        wanted = (
-            f"is no step {index}"
-            if length == 1
-            else f"are no steps {index} to {index + length - 1}"
-        )
-        raise Refusal(f"there {wanted}; the schedule's {len(schedule)} steps are {there}")
+        missing = f"is no step {index}"
+        if length > 1:
+            missing = f"are no steps {index} to {index + length - 1}"
+        steps = f"0 to {len(schedule) - 1}" if schedule else "none"
+        raise Refusal(f"there {missing}; the schedule's {len(schedule)} steps are {steps}")

@@ -1,4 +1,4 @@
-"""Whether a model can execute a schedule, which may be a text."""
+"""Validation: whether a model can execute a schedule, which may be a text."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -28,8 +28,8 @@ def check(schedule: Schedule | str, layers: int) -> Schedule:
     Raises
     ------
     Refusal
-        If it is empty, too long, names a block that is not there, or has something in it that is
-        no step.
+        If the schedule is empty, too long, names a block that does not exist, or contains something
+        that is no step.
     """
     return _checked(schedule, layers, LONGEST, 0)[0]
 
@@ -37,12 +37,12 @@ def check(schedule: Schedule | str, layers: int) -> Schedule:
 def _checked(
     schedule: Sequence[Step] | str, layers: int, longest: int, depth: int
 ) -> tuple[Schedule, int]:
-    """Check steps that may execute at most `longest` blocks; return them and how many they do."""
+    """Return steps, and the number of blocks that they execute, which is `longest` at most."""
     if isinstance(schedule, str):
-        read = from_text(schedule, layers)
-        return read, count_blocks(read)
+        parsed = from_text(schedule, layers)
+        return parsed, count_blocks(parsed)
     try:
-        # A generator may have no end.
+        # A generator may be endless.
         steps = tuple(islice(schedule, longest + 1))
     except TypeError:
         raise Refusal(f"{schedule!r} is no schedule: it takes a tuple or a text, {AS_IN}") from None
@@ -69,6 +69,7 @@ def _checked_leaf(step: Any, layers: int) -> int | Attention | Mlp:
     """Return a block or a sublayer if the model has it."""
     sublayer = isinstance(step, (Attention, Mlp))
     try:
+        # `index` accepts integers of NumPy and refuses floats, which `int` would round.
         block = index(step.block if sublayer else step)
     except TypeError:
         raise Refusal(

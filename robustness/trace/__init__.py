@@ -1,4 +1,4 @@
-"""What travels: plain functions that trace bodies call, here or on a server.
+"""Plain functions that trace bodies call, here or on a server.
 
 A server gets this package as source text and runs it without the rest of the project.
 """

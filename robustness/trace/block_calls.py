@@ -1,8 +1,7 @@
-"""Calls the blocks of a model with the context that the model calls them with.
+"""Calls of blocks, each with the context that the model gives it.
 
-A block is something to call, and its context is what the model called it with besides the residual
-stream: rotary embeddings, mask, positions. The context belongs to the block and follows it wherever
-a schedule takes it.
+The context of a block is what the model calls it with besides the residual stream: rotary
+embeddings, mask, positions. It belongs to the block and follows it wherever a schedule places it.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -19,21 +18,21 @@ if TYPE_CHECKING:
     from robustness.trace.types import Context, ContextPath, Envoy, Growth
 
 HIDDEN = "hidden_states"
-"""The keyword by which a block takes the residual stream where it is not the first argument."""
+"""Keyword of the residual stream in blocks that do not take it as the first argument."""
 
 
 def split_inputs(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Context]:
     """Divide the arguments of a block into the residual stream and the context.
 
-    A cache of keys and values is left out: it is indexed by block, and a block that runs twice, or
-    in another place, would overwrite what it holds.
+    The context has None in the place of a cache of keys and values.
     """
+    # A cache is indexed by block: a block that runs twice, or elsewhere, would append to the keys
+    # and values of another call, and with sdpa attention no error would tell.
     args, kwargs = inputs
     hidden = args[0] if args else kwargs[HIDDEN]
-    rest = tuple(None if _is_cache(value) else value for value in args[1:])
-    named = {
-        key: None if _is_cache(value) else value for key, value in kwargs.items() if key != HIDDEN
-    }
+    rest = tuple(map(_without_cache, args[1:]))
+    named = {key: _without_cache(value) for key, value in kwargs.items() if key != HIDDEN}
+    # A step of a cached generation has one token at a later position.
     positions = named.get("position_ids")
     if positions is not None and hidden.shape[1] == 1 and int(positions.min()) > 0:
         raise ValueError(
@@ -42,8 +41,9 @@ def split_inputs(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor
     return hidden, (rest, named)
 
 
-def _is_cache(value: Any) -> bool:
-    return hasattr(value, "get_seq_length")
+def _without_cache(value: Any) -> Any:
+    """Return a value, or None for a cache of transformers, whatever its class."""
+    return None if hasattr(value, "get_seq_length") else value
 
 
 def enter(blocks: Sequence[Envoy]) -> tuple[list[Tensor], list[Context]]:
@@ -57,10 +57,9 @@ def enter(blocks: Sequence[Envoy]) -> tuple[list[Tensor], list[Context]]:
 
 
 def pass_over(head: Envoy) -> None:
-    """Keep the clean run from unembedding every token: its logits are not needed.
-
-    The one feature that stands for them is copied, or all would be sent where it is.
-    """
+    """Skip the head of the clean run, so that no token is unembedded."""
+    # One feature stands for the logits. It is a copy, since a view would take the whole tensor
+    # along wherever it is sent.
     head.skip(head.input[..., :1].clone())
 
 
@@ -71,43 +70,46 @@ def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:
 
 
 def first(out: Any) -> Tensor:
-    """Return the first of what a module returns: it may return several things, or one."""
+    """Return the first of the values that a module returns, or its only value."""
     return out[0] if isinstance(out, (tuple, list)) else out
 
 
 def as_returned(hidden: Tensor, count: int) -> Any:
-    """Return a state as a block would that returns so many values in a tuple, or none."""
+    """Return a state as a block returns it: the first of a tuple of `count`, or for 0 no tuple."""
     return (hidden, *([None] * (count - 1))) if count else hidden
 
 
 def forgetful(
     states: Sequence[Tensor], contexts: Sequence[Context], blocks: Sequence[Callable[..., Any]]
 ) -> list[float]:
-    """Return by how much each block, after others have run on something else, misses its output.
+    """Return the relative error of every block's output after other blocks ran on other states.
 
-    Relative to it. A block that is a function of its input and its context alone misses nothing;
-    one that reads keys and values left behind by another, as in Gemma 3n, does.
+    The error is 0 for a block that is a function of its input and its context alone. A block that
+    reads keys and values left behind by another, as in Gemma 3n, has an error.
 
     Parameters
     ----------
     states : sequence of tensor of shape (sequence, token, width)
-        What enters each block in the clean run, and what leaves the last.
-    contexts, blocks
-        As for `run`.
+        Input of each block in the clean run, and the output of the last.
+    contexts : sequence of Context
+        Context of each block.
+    blocks : sequence of callable
+        All blocks, in order.
     """
+    # Tokens in reverse order: other states of the same shape, to leave other keys and values.
     for hidden, context, block in zip(states, contexts, blocks):
         call(block, hidden.flip(1), context)
     missed = [0.0] * len(blocks)
-    # Backwards, so that none has just been given what it should have kept.
+    # Backwards, so that no block runs right after those that leave it the keys and values it reads.
     for index in reversed(range(len(blocks))):
-        out, following = call(blocks[index], states[index], contexts[index]), states[index + 1]
-        miss = (out - following.to(out.device)).float().abs().max()
-        missed[index] = float(miss / following.float().abs().max())
+        output, clean = call(blocks[index], states[index], contexts[index]), states[index + 1]
+        miss = (output - clean.to(output.device)).float().abs().max()
+        missed[index] = float(miss / clean.float().abs().max())
     return missed
 
 
 def leaves(value: Any, path: ContextPath = ()) -> list[tuple[ContextPath, Tensor]]:
-    """Return every tensor in a context with its place in it."""
+    """Return every tensor in a context with its place."""
     if isinstance(value, Tensor):
         return [(path, value)]
     items: Any = ()
@@ -115,23 +117,26 @@ def leaves(value: Any, path: ContextPath = ()) -> list[tuple[ContextPath, Tensor
         items = value.items()
     elif isinstance(value, (tuple, list)):
         items = enumerate(value)
-    return [leaf for key, part in items for leaf in leaves(part, (*path, key))]
+    tensors = []
+    for key, inner in items:
+        tensors += leaves(inner, (*path, key))
+    return tensors
 
 
 def sizes(contexts: Sequence[Context]) -> dict[ContextPath, int]:
     """Return the first dimension of every tensor in the contexts of blocks, by place."""
-    return {
-        place: tensor.shape[0]
-        for context in contexts
-        for place, tensor in leaves(context)
-        if tensor.ndim
-    }
+    lengths = {}
+    for context in contexts:
+        for place, tensor in leaves(context):
+            if tensor.ndim:
+                lengths[place] = tensor.shape[0]
+    return lengths
 
 
 def growing(
     smaller: dict[ContextPath, int], larger: dict[ContextPath, int]
 ) -> dict[ContextPath, bool]:
-    """Return of which tensors the first dimension grows with the batch, given `sizes` of two."""
+    """Return whether each tensor's first dimension grows with the batch, from `sizes` of two."""
     return {place: larger[place] > smaller[place] for place in smaller.keys() & larger.keys()}
 
 
@@ -145,21 +150,24 @@ def move(value: Any, device: torch.device) -> Any:
 
 
 def widen(value: Any, batch: int, copies: int, growth: Growth, path: ContextPath = ()) -> Any:
-    """Repeat what a context holds per sequence, for `copies` states of `batch` sequences each.
+    """Repeat the tensors of a context that have a row per sequence, for several stacked states.
 
     Parameters
     ----------
     value
         A context, or part of one.
-    batch, copies : int
-        Sequences in a state, and states stacked.
+    batch : int
+        Number of sequences in a state.
+    copies : int
+        Number of states stacked.
     growth : dict of tuple to bool
-        Of the tensors in a context, by place, whether their first dimension grows with the batch.
-        One that is not listed (a mask that only long sequences have) does if it is as long.
+        Whether the first dimension of a tensor grows with the batch, by place.
     path : tuple
-        The place of `value`.
+        Place of `value`.
     """
     if isinstance(value, Tensor):
+        # A tensor that the trial texts did not have, such as a mask that only long sequences get,
+        # counts as one row per sequence if it has as many.
         unknown = value.ndim > 1 and value.shape[0] == batch
         if copies == 1 or not growth.get(path, unknown):
             return value

@@ -1,8 +1,8 @@
-"""Walks the clean run and hands what every block reads and writes to measurements, layer by layer.
+"""Capture: a walk along the clean run that gives measurements the tensors of one layer at a time.
 
-A measurement is a function that is called once per layer with what was captured there, and reduces
-it at once: whatever it does not return is gone when the next block runs. What needs all layers
-together is left to a second function, called when the clean run has ended.
+A measurement is a function that is called once per layer with the tensors captured there, and
+reduces them at once: they are freed before the next block runs. Results that need all layers are
+computed by a second function, which is called when the clean run has ended.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -29,16 +29,15 @@ def walk(
     Parameters
     ----------
     measurements : sequence of tuple
-        `(measure, finish, final)`: `measure(captured, facts)` returns tensors by name, at every
-        layer and, if `final`, once more with the last residual stream alone;
-        `finish(taken, modules, facts)`, or None, makes of the list of these the tensors by name
-        that are wanted.
+        Tuples `(measure, finish, final)`. `measure(captured, facts)` returns tensors by name, at
+        every layer and, if `final`, once more with the last residual stream alone.
+        `finish(taken, modules, facts)`, or None, turns the list of these into the results by name.
     needs : sequence of str
-        Names of what is captured besides the residual stream.
+        Names of the tensors to capture besides the residual stream.
     modules : Modules
         Modules of the model, with the facts that the measurements need.
     facts : TokenFacts
-        What is known of the tokens.
+        Facts about the tokens.
 
     Returns
     -------
@@ -48,32 +47,39 @@ def walk(
     taken: list[list[dict[str, Any]]] = [[] for _ in measurements]
     for layer in range(len(modules["blocks"])):
         captured = _capture(layer, needs, modules)
-        for (measure, _, _), kept in zip(measurements, taken):
+        for (measure, _, _), of_layers in zip(measurements, taken):
             # Blocks may be on several devices.
-            kept.append(measure(captured, block_calls.move(facts, captured["residual"].device)))
+            there = block_calls.move(facts, captured["residual"].device)
+            of_layers.append(measure(captured, there))
         # Freed before the next block runs, since it may hold an attention pattern.
         del captured
     last = modules["norms"][0].input if modules["norms"] else modules["head"].input
     block_calls.pass_over(modules["head"])
     facts, results = block_calls.move(facts, last.device), []
-    for (measure, finish, final), kept in zip(measurements, taken):
+    for (measure, finish, final), of_layers in zip(measurements, taken):
         if final:
-            kept.append(measure({"residual": last}, facts))
-        # All of them, because what reduces in float64 leaves it on the CPU.
-        kept = [block_calls.move(each, last.device) for each in kept]
-        finished = stack(kept) if finish is None else finish(kept, modules, facts)
+            of_layers.append(measure({"residual": last}, facts))
+        # Means in float64 are on the CPU, other tensors on the devices of their blocks.
+        of_layers = [block_calls.move(tensors, last.device) for tensors in of_layers]
+        finished = stack(of_layers) if finish is None else finish(of_layers, modules, facts)
         results.append({name: value.cpu() for name, value in finished.items()})
     return results
 
 
 def stack(taken: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack what was taken at each depth, for every name over the depths that have it."""
-    names = [name for kept in taken for name in kept]
-    return {name: torch.stack([kept[name] for kept in taken if name in kept]) for name in names}
+    """Stack the tensors of every name over the depths that have it."""
+    columns: dict[str, list[Tensor]] = {}
+    for of_depth in taken:
+        for name, tensor in of_depth.items():
+            columns.setdefault(name, []).append(tensor)
+    return {name: torch.stack(column) for name, column in columns.items()}
 
 
 def _capture(layer: int, needs: Sequence[str], modules: Modules) -> Captured:
-    """Read what a block reads and writes, in the order in which it does."""
+    """Read the inputs and outputs of a block and of its sublayers.
+
+    A trace serves values in the order in which the model computes them, and so reads them here.
+    """
     block = modules["blocks"][layer]
     residual, _ = block_calls.split_inputs(block.inputs)
     captured: Captured = {"residual": residual, "layer": layer}
@@ -102,13 +108,12 @@ def _capture(layer: int, needs: Sequence[str], modules: Modules) -> Captured:
 
 
 def token_mean(values: Tensor, facts: TokenFacts) -> Tensor:
-    """Mean over the tokens that count, (…, sequence) of values (…, sequence, token).
-
-    Sums are taken in float64, on the CPU, because not every device has it.
-    """
+    """Mean over the tokens that count, (…, sequence) of values (…, sequence, token)."""
+    # In float64, so that long sums keep their digits; on the CPU, since not every device has it.
     counted = facts["counted"].cpu()
-    kept = torch.where(counted, values.cpu().double(), torch.zeros(()).double())
-    return (kept.sum(-1) / counted.sum(-1)).to(torch.promote_types(values.dtype, torch.float32))
+    # Not a product with the mask, in which a NaN of a padding token would stay.
+    summed = torch.where(counted, values.cpu().double(), torch.zeros(()).double()).sum(-1)
+    return (summed / counted.sum(-1)).to(torch.promote_types(values.dtype, torch.float32))
 
 
 def token_median(values: Tensor, facts: TokenFacts) -> Tensor:

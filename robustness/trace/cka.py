@@ -1,12 +1,12 @@
 """Centred kernel alignment between the residual streams of all depths.
 
-How alike two representations of the same sequences are, whatever rotation and scale: with linear
-kernels K = X Xᵀ and the unbiased estimator of the Hilbert-Schmidt independence criterion (Song et
-al. 2012, eq. 5), on batches of n sequences, diagonals of K and L set to 0,
+CKA says how alike two representations of the same sequences are, up to rotation and scale. It takes
+linear kernels K = X Xᵀ and the unbiased estimator of the Hilbert-Schmidt independence criterion
+(Song et al. 2012, eq. 5). On batches of n sequences, with the diagonals of K and L set to 0,
 
     HSIC(K, L) = (tr(K L) + 1ᵀK1 1ᵀL1 / ((n - 1)(n - 2)) - 2 / (n - 2) 1ᵀK L 1) / (n (n - 3))
 
-averaged over batches before the ratio is taken (Nguyen et al. 2021, eq. 3):
+The terms are averaged over batches before the ratio is taken (Nguyen et al. 2021, eq. 3):
 
     CKA = mean HSIC(K, L) / √(mean HSIC(K, K) · mean HSIC(L, L))
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from robustness.trace.types import Captured, TokenFacts
 
 FEWEST = 4
-"""Sequences in a batch below which the estimator is not defined."""
+"""Minimum number of sequences in a batch: the estimator divides by n - 3."""
 
 
 def last_token(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def hsic(states: Tensor) -> Tensor:
     Parameters
     ----------
     states : tensor of shape (depth, sequence, width)
-        Of one batch, with at least `FEWEST` sequences.
+        States of one batch, of at least `FEWEST` sequences.
     """
     count = states.shape[1]
     if count < FEWEST:
@@ -50,6 +50,7 @@ def hsic(states: Tensor) -> Tensor:
     gram.diagonal(dim1=1, dim2=2).zero_()
     rows = gram.sum(2)
     totals = rows.sum(1)
+    # Gram matrices are symmetric, so that tr(K L) is the sum of their elementwise product.
     flat = gram.flatten(1)
     products = flat @ flat.T
     means = torch.outer(totals, totals) / ((count - 1) * (count - 2))
@@ -68,24 +69,25 @@ def alignment(terms: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     terms : float64 tensor of shape (…, depth, depth, batch)
-        HSIC of all pairs.
+        HSIC of all pairs of depths.
 
     Returns
     -------
     value, error : tensor of shape (…, depth, depth)
-        The error is the jackknife's, each batch left out once; NaN for fewer than three batches.
+        CKA, and its standard error from a jackknife over batches; NaN for fewer than three.
     """
     count = terms.shape[-1]
     value = _ratio(terms.mean(-1))
     if count < 3:
         return value, torch.full_like(value, torch.nan)
     without = (terms.sum(-1, keepdim=True) - terms) / (count - 1)
-    left = _ratio(without.movedim(-1, 0))
-    spread = (left - left.mean(0)).square().sum(0)
+    replicates = _ratio(without.movedim(-1, 0))
+    spread = (replicates - replicates.mean(0)).square().sum(0)
     return value, (spread * (count - 1) / count).sqrt()
 
 
 def _ratio(mean: Tensor) -> Tensor:
-    # Of a negative estimate there is no root: NaN, and not what two of them would make together.
+    # The unbiased estimate may be negative. Roots are taken one by one, so that it yields NaN: the
+    # product of two negative estimates would have a root.
     own = mean.diagonal(dim1=-2, dim2=-1).sqrt()
     return mean / (own[..., :, None] * own[..., None, :])

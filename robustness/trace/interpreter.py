@@ -1,7 +1,7 @@
-"""Interprets a plan: executes steps on states in the order of its rows.
+"""Interpreter of plans: executes steps on states in the order of the rows.
 
-It knows neither models nor tracing. A step is a plain value, as from `schedule.plain`: the index of
-a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
+It is independent of models and of tracing. A step is a plain value, as from `schedule.plain`: the
+index of a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -37,8 +37,9 @@ def enter(
     Returns
     -------
     tuple
-        The residual streams that enter the blocks, and the contexts of blocks and attentions.
+        Residual streams that enter the blocks, and contexts of blocks and attentions.
     """
+    # In the order of execution: nnsight refuses to read what the model has already passed.
     states, of_blocks, of_attentions = [], [], {}
     for layer, block in enumerate(blocks):
         hidden, context = block_calls.split_inputs(block.inputs)
@@ -71,9 +72,9 @@ def execute(
     hidden : tensor of shape (copies · sequence, token, width)
         States of `copies` schedules.
     contexts : Contexts
-        The contexts of blocks and attentions, by layer.
+        Contexts of blocks and attentions, by layer.
     modules : Modules
-        The blocks, and for sublayers what `sublayers.added` takes.
+        Modules with `blocks`, and for sublayers those of `sublayers.added`.
     copies : int
         Number of states that are stacked.
     growths : Growths
@@ -81,21 +82,22 @@ def execute(
     """
     batch = len(hidden) // copies
     if not isinstance(step, tuple):
-        known = growths["blocks"] if growths else {}
-        context = block_calls.widen(contexts["blocks"][step], batch, copies, known)
+        growth = growths["blocks"] if growths else {}
+        context = block_calls.widen(contexts["blocks"][step], batch, copies, growth)
         return block_calls.call(modules["blocks"][step], hidden, context)
     kind, inner = step
     if kind == "parallel":
         outs = [execute(member, hidden, contexts, modules, copies, growths) for member in inner]
-        # Half-precision means are taken in float32: a sum could exceed their range.
+        # Torch takes half-precision means in float32. A sum of the outputs, divided afterwards,
+        # could exceed the range of half precision.
         return torch.stack([out.to(outs[0].device) for out in outs]).mean(0)
     context = sublayers.EMPTY
     if kind == "attention":
-        known = growths["attentions"] if growths else {}
-        context = block_calls.widen(contexts["attentions"][inner], batch, copies, known)
+        growth = growths["attentions"] if growths else {}
+        context = block_calls.widen(contexts["attentions"][inner], batch, copies, growth)
     which = sublayers.ATTENTION if kind == "attention" else sublayers.MLP
     out = sublayers.added(inner, which, hidden, context, modules)
-    # The stream may come from another device than the block's.
+    # A model that is spread over several devices has blocks on each.
     return hidden.to(out.device) + out
 
 
@@ -107,11 +109,11 @@ def run(
     Parameters
     ----------
     rows : sequence of tuple
-        The plan's rows.
+        Rows of the plan.
     clean : CleanRun
-        What the plan starts from; its states are removed as soon as no row needs them.
+        Clean run that the plan starts from; its states are removed as soon as no row needs them.
     read : callable
-        Called with final states and, for each, the indices of the schedules that end in it.
+        Function of final states and, for each, the indices of the schedules that end in it.
     """
     states = clean["states"]
     for kind, step, sources, results, done in rows:
@@ -122,9 +124,10 @@ def run(
             read(inputs, results)
             continue
         batch = len(inputs[0])
-        # States come from blocks that may be on several devices.
-        where = inputs[0].device
-        stacked = inputs[0] if len(inputs) == 1 else torch.cat([one.to(where) for one in inputs])
+        stacked = inputs[0]
+        if len(inputs) > 1:
+            # States come from blocks that may be on several devices.
+            stacked = torch.cat([state.to(stacked.device) for state in inputs])
         # Freed before the step runs, since they may be most of the memory.
         del inputs
         out = execute(

@@ -1,10 +1,10 @@
-"""The logit lens: what every residual stream predicts when it is read as if it were the last.
+"""Logit lens: the predictions of every residual stream when it is read as if it were the last.
 
-Two ways, because they answer differently. *Recomputed*: the final norm is applied to each residual
-stream, as the model would. *Frozen*: each is divided by the scale that the final norm found in the
-last residual stream of the same token, and neither the norm's nor the head's bias is added. That
-is what libraries of the time plotted under the name of the logit lens: it acts as a temperature,
-which makes early predictions look uniform.
+There are two lenses, because their results differ. *Recomputed*: the final norm is applied to each
+residual stream, as the model does to the last. *Frozen*: each residual stream is divided by the
+scale that the final norm has in the last residual stream of the same token, and neither the norm's
+nor the head's bias is added. Libraries at the time of the paper plotted the frozen lens. Its scale
+acts as a temperature, which makes early predictions look uniform.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from robustness.trace.types import Captured, Head, Modules, TokenFacts
 
 SMALL, LARGE = 2.0**-20, 2.0**6
-"""Sizes of states beside which what norms add counts for all, and for nothing; half precision has
-them both."""
+"""Sizes of states beside which the norm's epsilon dominates, and vanishes; both exist in half
+precision."""
 
 READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
+"""Names of the readouts of a lens."""
 
 
 def states(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
@@ -37,14 +38,13 @@ def states(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
 def read(
     taken: Sequence[dict[str, Tensor]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
-    """Read the residual stream of every depth, (depth, sequence, query, width), in both ways.
+    """Read the residual stream of every depth, (depth, sequence, query, width), with both lenses.
 
     Returns
     -------
     dict of str to tensor of shape (lens, depth, sequence)
-        `kl`, of the lens from the final prediction, KL(final ‖ lens), and `kl_reverse`, `loss`,
-        `entropy`, in nats; `agreement` and `accuracy`, shares of tokens. Lens 0 is recomputed, 1 is
-        frozen.
+        `kl`, KL(final ‖ lens), `kl_reverse`, `loss` and `entropy`, in nats; `agreement` and
+        `accuracy`, shares of tokens. Lens 0 is recomputed, lens 1 frozen.
     """
     final = taken[-1]["state"]
     ending = _normed(final, modules)
@@ -52,7 +52,9 @@ def read(
     unbiased = with_bias_as_feature(modules["head"], read_by_head)
     head = unembedding.predictor(unbiased, modules["squash"])
     matrix, bias = modules["matrix"]
-    # A matrix without a bias needs no feature for it.
+    # Both lenses are read together, but only the recomputed one has the head's bias. So the bias is
+    # one more column of the matrix, whose feature is 1 for the recomputed lens, and 0 for the
+    # frozen one.
     plain = matrix is not None and bias is None
     if matrix is not None and bias is not None:
         matrix = torch.cat([matrix, bias[:, None]], 1)
@@ -60,11 +62,12 @@ def read(
     clean = readout.reference(_feature(ending, 1, plain), targets, head, vocabulary, matrix)
     shift = _normed(torch.zeros_like(final[:1, :1]), modules) if modules["norms"] else 0
     lenses: list[list[dict[str, Tensor]]] = [[], []]
-    for kept in taken:
-        recomputed = _normed(kept["state"], modules)
+    for of_depth in taken:
+        recomputed = _normed(of_depth["state"], modules)
         frozen = recomputed
         if modules["norms"]:
-            ratio = spread(kept["state"], modules) / spread(final, modules)
+            # The norm is linear but for its scale: the bias off, then the other scale.
+            ratio = spread(of_depth["state"], modules) / spread(final, modules)
             frozen = (recomputed - shift) * ratio
         both = torch.stack([_feature(recomputed, 1, plain), _feature(frozen, 0, plain)])
         values = readout.compare(both, clean, ("kl", "kl_reverse"))
@@ -72,19 +75,22 @@ def read(
             read_out.append({name: value[index] for name, value in values.items()})
     masks = facts["compared"], facts["predicted"]
     reduced = [readings.reduce(read_out, masks) for read_out in lenses]
-    return {name: torch.stack([one[name] for one in reduced]) for name in READINGS}
+    of_lenses = {}
+    for name in READINGS:
+        of_lenses[name] = torch.stack([of_lens[name] for of_lens in reduced])
+    return of_lenses
 
 
 def _normed(state: Tensor, modules: Modules) -> Tensor:
-    """Return what follows the last block makes of a state, in float32 or wider."""
+    """Return a state after the modules between last block and head, in float32 or wider."""
     return numerics.precise(readings.through_norms(state, modules))
 
 
 def spread(state: Tensor, modules: Modules) -> Tensor:
-    """Return by what a norm divides a state, (…, 1) of (…, width).
+    """Return the scale by which the final norm divides a state, (…, 1) of (…, width).
 
-    The standard deviation, or the root of the mean square for a norm that does not centre; one
-    where there is no norm.
+    It is the standard deviation, the root of the mean square for a norm that does not centre, and
+    one for a model without a norm.
     """
     state = numerics.precise(state)
     if not modules["normed"]:
@@ -95,35 +101,35 @@ def spread(state: Tensor, modules: Modules) -> Tensor:
 
 
 def stabiliser(like: Tensor, modules: Modules) -> float:
-    """Return what the norm after the last block adds to the mean square, as its outputs tell.
+    """Return the epsilon that the final norm adds to the mean square, from its outputs.
 
-    A state whose mean square is s comes out smaller than a large one by the root of s / (s + eps).
+    A state whose mean square is s leaves the norm smaller than a large state, by the factor
+    sqrt(s / (s + eps)).
 
     Parameters
     ----------
     like : tensor of shape (sequence, token, width)
-        Of what type states are.
+        Tensor of the shape and type of states.
     """
     if not modules["normed"]:
         return 0.0
 
-    # Without a mean, so that it is the same for a norm that centres.
+    # The mean is zero, so that a norm that centres yields the same.
     signs = torch.ones_like(like)
     signs[..., ::2] = -1
     signs = signs - signs.mean(-1, keepdim=True)
     shift = _normed(torch.zeros_like(like), modules)
-    small, large = (
-        float((_normed(signs * size, modules) - shift).norm()) for size in (SMALL, LARGE)
-    )
+    small = float((_normed(signs * SMALL, modules) - shift).norm())
+    large = float((_normed(signs * LARGE, modules) - shift).norm())
     square = SMALL**2 * float(numerics.precise(signs).square().mean())
     return square * ((large / small) ** 2 - 1) if small > 0 else 0.0
 
 
 def departure(like: Tensor, modules: Modules) -> float:
-    """Return by how much what follows the last block departs from a linear map over `spread`.
+    """Return the relative error of the final norm as a linear map divided by `spread`.
 
-    On states of ordinary size, made up, of the width and type of `like` (sequence, token, width);
-    relative to what it gives. Without a norm, 0.
+    It is measured on artificial states of ordinary size, of the width and type of `like` (sequence,
+    token, width). Without a norm it is 0.
     """
     if not modules["norms"]:
         return 0.0
@@ -139,13 +145,14 @@ def departure(like: Tensor, modules: Modules) -> float:
 
 
 def with_bias_as_feature(head: Head, like: Tensor) -> Head:
-    """Return the head as a function of states with one more feature, by which its bias counts.
+    """Return the head as a function of states with one more feature, the factor of its bias.
 
-    States without it are as wide and of the type as `like` (sequence, query, width).
+    States without this feature have the width and type of `like` (sequence, query, width).
     """
     width = like.shape[-1]
 
     def call(states: Tensor) -> Tensor:
+        # The bias is the head's output for a state of zeros, wherever the head keeps it.
         bias = numerics.precise(head(torch.zeros_like(like[:1, 0]))).to(states.device)
         unbiased = numerics.precise(head(states[:, :width].to(like.dtype))).to(states.device)
         return unbiased + (states[:, width:] - 1) * bias

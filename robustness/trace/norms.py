@@ -1,4 +1,4 @@
-"""How much blocks and sublayers write: norms of their outputs, and by how much the stream turns.
+"""Norms of the outputs of blocks and sublayers, and the angles by which the residual stream turns.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def measure(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
-    """Norms at a layer, and at every depth the norm of the residual stream.
+    """Norms of what the sublayers of a layer write, and of the residual stream at every depth.
 
     Returns
     -------
@@ -27,29 +27,31 @@ def measure(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
         `attention_mlp_ratio`, and for sequential blocks `middle_norm`, of the stream between
         attention and MLP, and `mlp_middle_ratio`, all (processing, statistic, sequence);
         `block_influence` (sequence); `last`, the stream at the last token (sequence, width).
-        Processing 0 is raw; 1, where the final norm centres, is with the mean over features taken
-        out. Statistics are mean and median over the tokens that count, and the first token.
+        Processing 0 is raw. Processing 1 has the mean over features subtracted, and exists where
+        the final norm centres. Statistics are the mean and the median over the tokens that count,
+        and the first token.
     """
     residual = numerics.precise(captured["residual"])
-    found = {
+    measured = {
         "residual_norm": _statistics(_norm(residual, facts), facts),
         "last": capture.at_last_token(residual, facts),
     }
     if "output" not in captured:
-        return found
+        return measured
     attention, mlp = numerics.precise(captured["attention"]), numerics.precise(captured["mlp"])
     output = numerics.precise(captured["output"])
     written = {"attention": _norm(attention, facts), "mlp": _norm(mlp, facts)}
-    found["attention_norm"] = _statistics(written["attention"], facts)
-    found["mlp_norm"] = _statistics(written["mlp"], facts)
-    found["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], facts)
+    measured["attention_norm"] = _statistics(written["attention"], facts)
+    measured["mlp_norm"] = _statistics(written["mlp"], facts)
+    measured["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], facts)
+    # In a parallel block, attention and MLP read one stream: there is none between them.
     if not facts["parallel"]:
         middle = _norm(residual + attention, facts)
-        found["middle_norm"] = _statistics(middle, facts)
-        found["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, facts)
+        measured["middle_norm"] = _statistics(middle, facts)
+        measured["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, facts)
     cosine = torch.nn.functional.cosine_similarity(residual, output, dim=-1)
-    found["block_influence"] = capture.token_mean(1 - cosine, facts)
-    return found
+    measured["block_influence"] = capture.token_mean(1 - cosine, facts)
+    return measured
 
 
 def finish(
@@ -57,21 +59,21 @@ def finish(
 ) -> dict[str, Tensor]:
     """Stack over layers, and add `angular_distance` (layer, span, sequence).
 
-    The distance over a span of n blocks is arccos(cos(x_l, x_{l+n})) / π at the last token; NaN
-    where the model ends before.
+    The distance over a span of n blocks is arccos(cos(x_l, x_{l+n})) / π at the last token, and NaN
+    if the model ends before.
     """
-    last = torch.stack([kept["last"] for kept in taken]).cpu().double()
+    # In float64: near 1, arccos turns a rounding error of the cosine into its square root.
+    last = torch.stack([of_depth["last"] for of_depth in taken]).cpu().double()
     last = last / last.norm(dim=-1, keepdim=True)
     cosines = torch.einsum("isf,jsf->ijs", last, last).clamp(-1, 1)
     layers = len(taken) - 1
     angles = torch.full((layers, layers, last.shape[1]), torch.nan, dtype=torch.float64)
     for layer in range(layers):
         angles[layer, : layers - layer] = cosines[layer, layer + 1 :].arccos() / torch.pi
-    found = capture.stack(
-        [{name: value for name, value in kept.items() if name != "last"} for kept in taken]
-    )
-    found["angular_distance"] = angles.to(taken[0]["last"].dtype)
-    return found
+    stacked = capture.stack(taken)
+    del stacked["last"]
+    stacked["angular_distance"] = angles.to(taken[0]["last"].dtype)
+    return stacked
 
 
 def _norm(values: Tensor, facts: TokenFacts) -> Tensor:

@@ -1,8 +1,8 @@
 """Log-sum-exp, entropy, top token and KL divergence of next-token distributions, piece by piece.
 
-A distribution is over a vocabulary too large to keep for every token, so its logits are absorbed
-in pieces of the vocabulary and only four numbers per token stay: the largest logit `m` and its
-index, `s = sum exp(z - m)` and `t = sum exp(z - m) (z - m)`. From these
+The logits of all tokens over a whole vocabulary do not fit into memory. They are absorbed piece by
+piece of the vocabulary, and four numbers per token remain: the largest logit `m` and its index,
+`s = sum exp(z - m)` and `t = sum exp(z - m) (z - m)`. From these
 
     log-sum-exp  lse = m + log s
     entropy        H = log s - t / s
@@ -23,9 +23,9 @@ Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def start(hidden: Tensor) -> Sums:
-    """Return the sums over no logits at all, for tokens whose states are `hidden` (…, width)."""
+    """Return the sums before any logits, for tokens whose states are `hidden` (…, width)."""
     zeros = torch.zeros_like(hidden[..., 0])
-    # The lowest finite number and not -inf, whose difference from itself is not a number.
+    # The lowest finite number instead of -inf, whose difference from itself is not a number.
     largest = torch.full_like(zeros, torch.finfo(hidden.dtype).min)
     return largest, torch.zeros_like(zeros, dtype=torch.long), zeros, zeros
 
@@ -36,9 +36,9 @@ def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, T
     Parameters
     ----------
     sums : tuple of tensor
-        What `start` or an earlier call returned.
+        Sums from `start` or an earlier call.
     logits : tensor of shape (…, piece)
-        Overwritten.
+        Logits of the piece; they are overwritten.
     offset : int
         Index in the vocabulary of the piece's first column.
 
@@ -49,17 +49,19 @@ def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, T
     weights : tensor of shape (…, piece)
         `exp(z - m)` of this piece.
     factor : tensor of shape (…)
-        By which the weights of earlier pieces are to be multiplied to be relative to the same `m`.
+        Factor that makes the weights of earlier pieces relative to the new `m`.
     """
     largest, top, total, weighted = sums
     highest, index = logits.max(-1)
     new = torch.maximum(largest, highest)
     shift = largest - new
     factor = shift.exp()
+    # In place: this is the largest array of a reading, and a copy would double its memory.
     logits -= new[..., None]
     weights = logits.exp()
     weighted = (weighted + total * shift) * factor + dot(weights, logits)
     total = total * factor + weights.sum(-1)
+    # Strictly larger, so that of equal logits in two pieces the first wins.
     top = torch.where(highest > largest, index + offset, top)
     return (new, top, total, weighted), weights, factor
 
@@ -77,27 +79,29 @@ def entropy(sums: Sums) -> Tensor:
 def kl_from_states(expected: Tensor, difference: Tensor, sums: Sums, clean: Sums) -> Tensor:
     """KL(clean ‖ other) in nats, from final states instead of distributions.
 
-    With logits `z = W h + b` and `e = p_clean W`, the cross term is linear in the state, and what
-    is left of it is a difference, in which a bias and a common offset of the logits cancel:
+    With logits `z = W h + b` and `e = p_clean W`, the cross term is linear in the state. It becomes
+    a difference, in which a bias and a common offset of the logits cancel:
 
         KL = e · (h_clean - h) + lse - lse_clean
 
     Parameters
     ----------
     expected : tensor of shape (…, width)
-        `e`, the row of `W` that is expected under the clean distribution.
+        Expected row of `W` under the clean distribution, `e`.
     difference : tensor of shape (…, width)
-        `h_clean - h`, final states as the head receives them.
+        Difference of final states as the head receives them, `h_clean - h`.
     sums, clean : tuple of tensor of shape (…)
         Sums over the other and over the clean logits.
     """
-    # Largest logits and logarithms apart: added up, large logits would swallow the digits.
+    # Differences of largest logits and of logarithms are taken apart: added to a large logit, the
+    # logarithm would lose its last digits.
     rise = (sums[0] - clean[0]) + (sums[2].log() - clean[2].log())
     return dot(expected, difference) + rise
 
 
 def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
     """KL(clean ‖ other) in nats, shape (…), from logits of shape (…, vocabulary)."""
+    # The largest logit becomes 0, so that no exponential overflows.
     clean = clean - clean.amax(-1, keepdim=True)
     other = other - other.amax(-1, keepdim=True)
     weights = clean.exp()
@@ -107,17 +111,17 @@ def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products over the last dimension, (…), in the precision that the factors have.
-
-    A server computes models of half precision under autocast, which would round the factors.
-    """
+    """Sum of products over the last dimension, (…), in the precision of the factors."""
+    # A server runs half-precision models under autocast, which rounds the factors of matrix
+    # products, but not those of an elementwise product.
     if torch.is_autocast_enabled(a.device.type):
         return (a * b).sum(-1)
     return torch.linalg.vecdot(a, b)
 
 
 def largest(errors: Sequence[float]) -> float:
-    """Return the largest of errors, 0 without any; not a number if one is not: max() skips it."""
+    """Return the largest of several errors, NaN if one is NaN, and 0 if there are none."""
+    # Python's max() skips a NaN that is not the first.
     return float(torch.tensor([0.0, *errors], dtype=torch.float64).max())
 
 

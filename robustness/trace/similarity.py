@@ -1,13 +1,13 @@
-"""What a sublayer writes when its block is swapped with the next, compared with the clean run.
+"""Similarity of the outputs of sublayers before and after their block is swapped with the next.
 
-With a(j) what a sublayer of block j writes in the clean run, and b(j) what it writes when blocks l
-and l + 1 are exchanged, both at the same token, the cosines are
+Let a(j) be the output of a sublayer of block j in the clean run, and b(j) its output when blocks l
+and l + 1 are exchanged, both at the same token. The cosines are
 
     adjacent        a(l)     · a(l + 1)    no intervention
-    self_first      b(l)     · a(l)        the block that is moved later
-    self_second     b(l + 1) · a(l + 1)    the block that is moved earlier
-    index_early     b(l + 1) · a(l)        it, and the block whose place it takes
-    index_late      b(l)     · a(l + 1)    the other, and the block whose place it takes
+    self_first      b(l)     · a(l)        the block that moves to the later place
+    self_second     b(l + 1) · a(l + 1)    the block that moves to the earlier place
+    index_early     b(l + 1) · a(l)        both blocks at the earlier place
+    index_late      b(l)     · a(l + 1)    both blocks at the later place
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from robustness.trace.types import Captured, Modules, TokenFacts
 
 COMPARISONS = ("adjacent", "self_first", "self_second", "index_early", "index_late")
+"""Names of the cosines, in the order of the results."""
+
 COMPONENTS = ("attention", "mlp")
+"""Names of the sublayers, in the order of `sublayers.ATTENTION` and `MLP`."""
 
 
 def written(captured: Captured, facts: TokenFacts) -> dict[str, Any]:
-    """Keep what a block reads, and what its sublayers write."""
+    """Keep the input of a block, the context of its attention, and the outputs of its sublayers."""
     return {
         "residual": captured["residual"],
         "context": captured["context"],
@@ -42,7 +45,7 @@ def written(captured: Captured, facts: TokenFacts) -> dict[str, Any]:
 def compare(
     taken: Sequence[dict[str, Any]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
-    """Swap every adjacent pair of blocks, two block applications each, and compare.
+    """Swap every adjacent pair of blocks, at two block applications each, and compare the outputs.
 
     Returns
     -------
@@ -50,19 +53,19 @@ def compare(
         `cosine` (comparison, component, processing, layer, sequence); NaN at the last layer.
     """
     layers = []
-    for first, kept in enumerate(taken[:-1]):
-        after = taken[first + 1]
-        hidden = kept["residual"]
-        hidden, *second = sublayers.apply(first + 1, hidden, after["context"], modules)
-        _, *moved = sublayers.apply(first, hidden, kept["context"], modules)
+    for layer, first in enumerate(taken[:-1]):
+        second = taken[layer + 1]
+        # Each context follows its block, as in every schedule.
+        hidden, *earlier = sublayers.apply(layer + 1, first["residual"], second["context"], modules)
+        _, *later = sublayers.apply(layer, hidden, first["context"], modules)
         components = []
         for index, name in enumerate(COMPONENTS):
             pairs = (
-                (kept[name], after[name]),
-                (moved[index], kept[name]),
-                (second[index], after[name]),
-                (second[index], kept[name]),
-                (moved[index], after[name]),
+                (first[name], second[name]),
+                (later[index], first[name]),
+                (earlier[index], second[name]),
+                (earlier[index], first[name]),
+                (later[index], second[name]),
             )
             components.append(torch.stack([_cosine(a, b, facts) for a, b in pairs]))
         layers.append(torch.stack(components, 1))
@@ -74,8 +77,9 @@ def compare(
 def _cosine(a: Tensor, b: Tensor, facts: TokenFacts) -> Tensor:
     """Mean cosine over the tokens that count, (processing, sequence)."""
     a, b = numerics.precise(a), numerics.precise(b).to(a.device)
-    kinds = [(a, b)]
+    cosines = [torch.nn.functional.cosine_similarity(a, b, dim=-1)]
+    # A final norm that centres never lets the mean over features reach the predictions.
     if facts["centres"]:
-        kinds.append((a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)))
-    cosine = torch.nn.functional.cosine_similarity
-    return capture.token_mean(torch.stack([cosine(x, y, dim=-1) for x, y in kinds]), facts)
+        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+        cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=-1))
+    return capture.token_mean(torch.stack(cosines), facts)

@@ -1,10 +1,10 @@
-"""What a sublayer adds to the residual stream, and whether that makes up its block.
+"""Attention and MLP of a block: what they add to the residual stream, and whether both add up.
 
-A sublayer is `(before, main, after, place)`: what it reads the stream through, mostly a norm; the
-attention or the MLP; and the norms that stand between it and the stream (Gemma 2, OLMo 2). What
-comes out is added to the stream, in some models times a factor (Granite). Where the main part is
-handed the stream and adds to it itself (BLOOM), `place` is that of the argument, after the first;
-else None.
+A sublayer is `(before, main, after, place)`: the modules through which it reads the stream, mostly
+a norm; the attention or the MLP; and the norms between it and the stream (Gemma 2, OLMo 2). Its
+output is added to the stream, in some models times a factor (Granite). In BLOOM the attention or
+the MLP is given the stream as a further argument and adds to it itself: `place` is then the index
+of that argument among those after the first, and else None.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from robustness.trace.types import Context, Modules
 
 ATTENTION, MLP = 0, 1
-"""Places of the two sublayers of a block."""
+"""Indices of the two sublayers of a block."""
 
 EMPTY: Context = ((), {})
+"""Context of a module that takes its input alone."""
 
 CLEARLY = 4.0
-"""How many times as wrong the other answer must be for one to be believed."""
+"""Ratio of errors from which factors other than one are believed."""
 
 
 def added(layer: int, which: int, hidden: Tensor, context: Context, modules: Modules) -> Tensor:
@@ -36,13 +37,16 @@ def added(layer: int, which: int, hidden: Tensor, context: Context, modules: Mod
 
     Parameters
     ----------
-    layer, which : int
-        The block, and `ATTENTION` or `MLP`.
+    layer : int
+        Index of the block.
+    which : int
+        `ATTENTION` or `MLP`.
     hidden : tensor of shape (sequence, token, width)
+        Residual stream that enters the sublayer.
     context : tuple
-        What attention is called with besides what it reads; for an MLP, `EMPTY`.
+        Context of the attention; for an MLP, `EMPTY`.
     modules : Modules
-        `sublayers` of every block, and their `factors`.
+        Modules with `sublayers` and `factors`.
     """
     before, main, after, place = modules["sublayers"][layer][which]
     out = hidden
@@ -56,19 +60,22 @@ def added(layer: int, which: int, hidden: Tensor, context: Context, modules: Mod
         out = out - hidden.to(out.device)
     for part in after:
         out = block_calls.call(part, out, EMPTY)
-    # Some MLPs, experts above all, see one long text.
+    # Some MLPs, mostly mixtures of experts, flatten sequences and tokens into one dimension.
     return scaled(out.view_as(hidden), layer, which, modules)
 
 
 def handed(layer: int, which: int, entering: Tensor, modules: Modules) -> Tensor | None:
     """Wait for the stream that a sublayer of the clean run adds to itself, or return None.
 
-    Attention is handed the stream that enters the block. To be called before anything of an MLP is
-    read.
+    It must be called before anything of an MLP is read: a trace serves values in the order in which
+    the model computes them.
     """
     _, main, _, place = modules["sublayers"][layer][which]
-    if place is None or which == ATTENTION:
-        return None if place is None else entering
+    if place is None:
+        return None
+    # Attention comes first in a block, so that its stream is the one that enters.
+    if which == ATTENTION:
+        return entering
     stream: Tensor = main.inputs[0][1 + place]
     return stream
 
@@ -79,16 +86,16 @@ def seen(layer: int, which: int, stream: Tensor | None, like: Tensor, modules: M
     Parameters
     ----------
     stream : tensor, optional
-        What `handed` returned.
+        Stream that the sublayer adds to itself, from `handed`.
     """
     _, main, after, _ = modules["sublayers"][layer][which]
-    # Copied, because some models add to it in place; some MLPs see one long text.
+    # Copied, because some models add to it in place; viewed, because some MLPs flatten the batch.
     out = block_calls.first((*after[-1:], main)[0].output).clone().view_as(like)
     return scaled(out if stream is None else out - stream, layer, which, modules)
 
 
 def scaled(out: Tensor, layer: int, which: int, modules: Modules) -> Tensor:
-    """Return what a sublayer gives, times the factor with which it is added."""
+    """Return the output of a sublayer times the factor with which it is added to the stream."""
     factor = modules["factors"][layer][which]
     return out if factor == 1.0 else out * factor
 
@@ -96,9 +103,9 @@ def scaled(out: Tensor, layer: int, which: int, modules: Modules) -> Tensor:
 def apply(
     layer: int, hidden: Tensor, context: Context, modules: Modules
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a block sublayer by sublayer; return its output, and what attention and MLP add."""
+    """Run a block as its two sublayers; return its output, and what attention and MLP add."""
     attention = added(layer, ATTENTION, hidden, context, modules)
-    # What enters may come from another device than the block's.
+    # A model that is spread over several devices has blocks on each.
     hidden = hidden.to(attention.device)
     read = hidden if modules["parallel"] else hidden + attention
     mlp = added(layer, MLP, read, EMPTY, modules).to(hidden.device)
@@ -111,33 +118,37 @@ def factors(
     written: Sequence[Sequence[Tensor]],
     numbers: Sequence[float],
 ) -> list[tuple[float, ...]]:
-    """Find with what factors attention and MLP of every block are added to the stream.
+    """Find the factors with which attention and MLP of every block are added to the stream.
 
-    One, unless others, by least squares on what the block adds, clearly miss it less.
+    The factors are one, unless others found by least squares have clearly smaller errors.
 
     Parameters
     ----------
     entering, leaving : sequence of tensor of shape (sequence, token, width)
-        The stream before and after each block.
+        Residual stream before and after each block.
     written : sequence of (tensor, tensor)
-        What attention and MLP of each give.
+        Outputs of attention and MLP of each block.
     numbers : sequence of float
-        Numbers of the configuration, one of which a factor is if it is as close as can be told.
+        Numbers of the configuration, which replace fitted factors close to them.
     """
     known = torch.tensor(numbers, dtype=torch.float64)
-    fitted, misses = [], [0.0, 0.0]
+    fitted = []
+    with_ones = with_fitted = 0.0
     for before, after, outputs in zip(entering, leaving, written):
+        # Not every device has float64.
         columns = torch.stack([out.flatten().cpu().double() for out in outputs], 1)
-        stream = [state.flatten().cpu().double() for state in (before, after)]
-        change = stream[1] - stream[0]
+        whole = after.flatten().cpu().double()
+        change = whole - before.flatten().cpu().double()
         solved = torch.linalg.lstsq(columns, change[:, None], driver="gelsd").solution[:, 0]
         closest = known[(known - solved[:, None]).abs().argmin(1)]
-        tries = [torch.ones_like(solved), solved, closest]
-        miss = [float((columns @ pair - change).norm() / stream[1].norm()) for pair in tries]
-        chosen = 2 if miss[2] <= 2 * miss[1] else 1
-        fitted.append(tuple(tries[chosen].tolist()))
-        misses = [numerics.largest(pair) for pair in zip(misses, (miss[0], miss[chosen]))]
-    if CLEARLY * misses[1] < misses[0]:
+        candidates = (torch.ones_like(solved), solved, closest)
+        errors = [float((columns @ pair - change).norm() / whole.norm()) for pair in candidates]
+        # Exact numbers of the configuration are preferred, but not at the price of a worse fit.
+        chosen = 2 if errors[2] <= 2 * errors[1] else 1
+        fitted.append(tuple(candidates[chosen].tolist()))
+        with_ones = numerics.largest((with_ones, errors[0]))
+        with_fitted = numerics.largest((with_fitted, errors[chosen]))
+    if CLEARLY * with_fitted < with_ones:
         return fitted
     return [(1.0, 1.0)] * len(fitted)
 
@@ -148,22 +159,21 @@ def mismatch(
     contexts: Sequence[Context],
     modules: Modules,
 ) -> float:
-    """Return by how much blocks run sublayer by sublayer miss what leaves them.
+    """Return the largest relative error, over tokens and blocks, of blocks run as two sublayers.
 
-    Relative to it, for the worst token of the worst block; infinite if the sublayers cannot be
-    called this way.
+    It is infinite if the sublayers cannot be called this way.
     """
     worst = []
     for layer, hidden in enumerate(entering):
         try:
             out, _, _ = apply(layer, hidden, contexts[layer], modules)
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
-            # That there is no room says nothing of the model.
+            # Running out of memory says nothing about the structure of the model.
             if "memory" in str(error).lower():
                 raise
             return torch.inf
         whole = leaving[layer].to(out.device).float()
-        # A token that the model pads with has an empty stream.
+        # The stream of a padding token may be all zeros.
         size = whole.norm(dim=-1).clamp(min=torch.finfo(whole.dtype).tiny)
         worst.append(float(((out - whole).float().norm(dim=-1) / size).max()))
     return numerics.largest(worst)

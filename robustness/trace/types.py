@@ -1,7 +1,7 @@
 """Types of the plain dictionaries and tuples that pass through a trace.
 
-Dictionaries travel to a server, and these classes only describe them. A class with a base would not
-survive the journey, so that travelling modules import this one for type checkers alone.
+Dictionaries travel to a server, and these classes only describe them. A class with a base class
+cannot be sent, so that travelling modules import this module for type checkers alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +47,9 @@ class Contexts(TypedDict):
     """Contexts of the modules that schedules call."""
 
     blocks: Sequence[Context]
-    """By layer."""
+    """Contexts of all blocks, by layer."""
     attentions: Mapping[int, Context]
-    """Those of attentions that are called alone, by layer."""
+    """Contexts of the attentions that are called alone, by layer."""
 
 
 class Growths(TypedDict):
@@ -60,29 +60,29 @@ class Growths(TypedDict):
 
 
 class Modules(TypedDict, total=False):
-    """Modules of a model, and what is known of how they are put together."""
+    """Modules of a model, and facts about how they are combined."""
 
     blocks: Sequence[Envoy]
     attentions: Mapping[int, Envoy]
-    """By layer, of the blocks that have one."""
+    """Attentions by layer, of the blocks that have one."""
     sublayers: Sequence[tuple[Sublayer, Sublayer]]
     """Attention and MLP of every block."""
     factors: Sequence[Sequence[float]]
-    """Factors by which the outputs of attention and MLP are multiplied, of every block."""
+    """Factors of the outputs of attention and MLP, of every block."""
     parallel: bool
     """Whether attention and MLP of a block read the same residual stream."""
     writers: Sequence[Envoy]
-    """The last matrix of every MLP."""
+    """Last matrix of every MLP."""
     heads: Sequence[int]
     """Number of heads with attention weights, of every block."""
     eager: bool
-    """Whether attentions hand over their weights."""
+    """Whether attentions return their weights."""
     norms: Sequence[Envoy]
     """Modules between the last block and the head."""
     normed: bool
-    """Whether one of these is a norm."""
+    """Whether one of `norms` is a norm."""
     centres: bool
-    """Whether the final norm takes out the mean over features."""
+    """Whether the final norm subtracts the mean over features."""
     epsilon: float
     """Number that the final norm adds to the variance or the mean square."""
     head: Envoy
@@ -91,13 +91,13 @@ class Modules(TypedDict, total=False):
 
 
 class CleanRun(TypedDict):
-    """What the clean pass of a trace leaves for schedules to start from."""
+    """Results of the clean pass of a trace that schedules start from."""
 
     states: dict[int, Tensor]
-    """Clean states that a plan starts from (sequence, token, width), by number; emptied on the
-    way."""
+    """Clean states that a plan starts from (sequence, token, width), by number. The interpreter
+    deletes each after its last use."""
     final: Tensor
-    """The last residual stream (sequence, token, width), as the final norm receives it."""
+    """Last residual stream (sequence, token, width), as the final norm receives it."""
     contexts: Contexts
     growths: Growths
     modules: Modules
@@ -112,7 +112,7 @@ class PlanRows(TypedDict):
 
 
 class QueryPositions(TypedDict):
-    """Query positions that are read, and which of them count for what."""
+    """Query positions that are read, and the readouts that each counts for."""
 
     targets: Tensor
     """Tokens to predict (sequence, query)."""
@@ -138,7 +138,7 @@ class ReadoutQueries(QueryPositions):
 
 
 class ContinuationQueries(TypedDict):
-    """Queries whose next tokens are the continuations to score."""
+    """Queries that predict the tokens of continuations."""
 
     vocabulary: int
     """Number of logits."""
@@ -151,10 +151,10 @@ class ContinuationQueries(TypedDict):
 
 
 class TokenFacts(TypedDict, total=False):
-    """What measurements of the clean run know of a batch; settings of one's own stand here too."""
+    """Facts about a batch that measurements of the clean run receive, and their own settings."""
 
     lengths: Required[Tensor]
-    """Tokens of every sequence (sequence,)."""
+    """Number of tokens of every sequence (sequence,)."""
     vocabulary: int
     targets: Tensor
     first: int
@@ -164,36 +164,36 @@ class TokenFacts(TypedDict, total=False):
     counted: Tensor
     """Mask of the tokens whose mean a measurement takes (sequence, token)."""
     centres: bool
-    """Whether the final norm takes out the mean over features."""
+    """Whether the final norm subtracts the mean over features."""
     parallel: bool
     """Whether attention and MLP of a block read the same residual stream."""
     offsets: int
-    """Largest distance of a token whose attention weight is kept apart."""
+    """Largest offset of the attention profile."""
 
 
 class Captured(TypedDict, total=False):
-    """What is captured at a depth."""
+    """Tensors captured at one depth."""
 
     residual: Required[Tensor]
-    """The stream that enters the block (sequence, token, width)."""
+    """Residual stream that enters the block (sequence, token, width)."""
     layer: int
     """Index of the block; missing after the last."""
     attention: Tensor
-    """What attention adds to the stream, of the same shape."""
+    """Output of the attention that is added to the stream, of the same shape."""
     mlp: Tensor
-    """What the MLP adds to the stream, of the same shape."""
+    """Output of the MLP that is added to the stream, of the same shape."""
     output: Tensor
-    """The stream that leaves the block, of the same shape."""
+    """Residual stream that leaves the block, of the same shape."""
     pattern: Tensor
     """Attention weights (sequence, head, query, key), of blocks that have them."""
     neurons: Tensor
-    """What the last matrix of the MLP reads (sequence, token, neuron)."""
+    """Input of the last matrix of the MLP (sequence, token, neuron)."""
     context: Context
-    """What the attention is called with besides its input."""
+    """Arguments of the attention besides its input."""
 
 
 class CleanReadout(TypedDict, total=False):
-    """What `readout.compare` needs of the clean run."""
+    """Values of the clean run that `readout.compare` compares with."""
 
     hidden: Tensor
     """Final states as the head receives them (token, width)."""
@@ -204,7 +204,7 @@ class CleanReadout(TypedDict, total=False):
     weight: Tensor | None
     bias: Tensor | None
     expected: Tensor
-    """Row of the matrix expected under the clean prediction (token, width); missing without one."""
+    """Expected row of the matrix under the clean prediction (token, width); missing without one."""
     sums: tuple[Tensor, Tensor, Tensor, Tensor]
     """Sums over the clean logits; see `numerics`."""
     readout: Readout

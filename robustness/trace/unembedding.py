@@ -1,8 +1,8 @@
-"""From what a head gives to logits: some models scale it, some cap it softly, or both.
+"""Scale and soft cap of logits: what some models make of the output of their head.
 
     logits = cap · tanh(scale · z / cap)
 
-Which, is found out by putting numbers of every size in the place of `z`.
+Both are found by replacing `z` with numbers of every size.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -21,61 +21,80 @@ if TYPE_CHECKING:
     from robustness.trace.types import Head, Squash
 
 ROUNDING = 16
-"""Digits of their type by which logits may be off."""
+"""Relative error that logits may have, in units of the last place of their type."""
 
 LARGEST = 15
-"""The power of two that is large for a cap, and that half precision still has."""
+"""Exponent of the largest power of two: large for a cap, and within half precision."""
 
 
 def trial(like: Tensor) -> Tensor:
-    """Return numbers of both signs and every size, (sequence, token, number), as `like` is typed.
+    """Return numbers of both signs and every size, (sequence, token, number), typed as `like`.
 
     The first is 1, the last the largest.
     """
-    powers = [2.0**power for power in (*range(LARGEST + 1), *range(-1, -7, -1), LARGEST)]
-    numbers = [sign * power for sign in (1, -1) for power in powers]
-    found = torch.tensor([*numbers, powers[-1]], dtype=like.dtype, device=like.device)
-    return found.expand(*like.shape[:2], -1).clone()
+    exponents = (*range(LARGEST + 1), *range(-1, -7, -1), LARGEST)
+    powers = [2.0**exponent for exponent in exponents]
+    negative = [-power for power in powers]
+    numbers = [*powers, *negative, powers[-1]]
+    tried = torch.tensor(numbers, dtype=like.dtype, device=like.device)
+    # A copy, since the model may change it in place and the elements of an expanded tensor are one.
+    return tried.expand(*like.shape[:2], -1).clone()
 
 
 def fit(given: Tensor, made: Tensor, numbers: Sequence[float]) -> dict[str, Any]:
-    """Find scale and cap from what `trial` gave, (…, number), and the logits a model makes of it.
+    """Find the scale and the cap of a model's logits.
 
     Parameters
     ----------
-    given, made : tensor of shape (…, number)
+    given : tensor of shape (…, number)
+        Numbers in the place of the head's output, as from `trial`.
+    made : tensor of shape (…, number)
+        Logits that the model makes of them.
     numbers : sequence of float
-        Numbers of the configuration, one of which scale, one over it, or cap is if these are as
-        close as the type of the logits can tell.
+        Numbers of the configuration. The scale is one of them, or one over it, and the cap is one
+        of them, if these agree to the last place of the logits' type.
 
     Returns
     -------
     dict
-        `scale`; `cap`, or None; `off`, by how much these miss the logits, relative to them.
+        `scale`; `cap`, or None; `off`, the largest relative error of the logits under these.
     """
     # On the CPU first: not every device has float64.
     z, logits = (values.flatten(0, -2)[0].cpu().double() for values in (given, made))
-    known = [*numbers, *(1 / number for number in numbers)]
     digit = torch.finfo(made.dtype).eps
-    scale, most = (
-        next((number for number in known if abs(number - found) <= digit * abs(found)), found)
-        for found in (float(logits[0]), float(logits[-1]))
-    )
-    tries: list[Squash] = [(scale, None)]
+    # The logit of 1 is the scale if there is no cap, and the last logit is the cap if there is one.
+    scale = _configured(float(logits[0]), numbers, digit)
+    most = _configured(float(logits[-1]), numbers, digit)
+    candidates: list[Squash] = [(scale, None)]
     if 0 < abs(scale) < most:
-        tries += [(1.0, most), (most * float(z.new_tensor(scale / most).atanh()), most)]
-    found: list[tuple[float, Squash]] = []
-    for one in tries:
-        miss = (apply(z, one) - logits).abs() / logits.abs().clamp(min=1e-30)
-        found.append((float(miss.max()), one))
-    # The simplest that is right.
-    right = [each for each in found if each[0] <= ROUNDING * digit]
-    off, (scale, cap) = (right or sorted(found, key=lambda each: each[0]))[0]
-    return {"scale": scale, "cap": cap, "off": off}
+        # With a cap, the logit of 1 is cap · tanh(scale / cap), which is solved for the scale.
+        solved = most * float(z.new_tensor(scale / most).atanh())
+        candidates += [(1.0, most), (solved, most)]
+    errors = []
+    for squash in candidates:
+        misses = (apply(z, squash) - logits).abs() / logits.abs().clamp(min=1e-30)
+        errors.append(float(misses.max()))
+    best = errors.index(min(errors))
+    # The first that is right, not the closest: candidates come in the order of their simplicity.
+    for index, error in enumerate(errors):
+        if error <= ROUNDING * digit:
+            best = index
+            break
+    scale, cap = candidates[best]
+    return {"scale": scale, "cap": cap, "off": errors[best]}
+
+
+def _configured(measured: float, numbers: Sequence[float], digit: float) -> float:
+    """Return the number or inverse that a measured value agrees with, or else the value itself."""
+    inverses = [1 / number for number in numbers]
+    for number in (*numbers, *inverses):
+        if abs(number - measured) <= digit * abs(measured):
+            return number
+    return measured
 
 
 def apply(z: Tensor, squash: Squash) -> Tensor:
-    """Return the logits, of the shape of what the head gives."""
+    """Return the logits that a model makes of its head's output `z`, of the same shape."""
     scale, cap = squash
     if scale != 1.0:
         z = z * scale
