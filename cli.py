@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how it ends."""
+"""Command line of stages: its commands by name, and its entry point."""
 
 import sys
 from importlib.metadata import version
@@ -11,7 +11,8 @@ HERE = Path(__file__).resolve().parent
 
 
 def check_package(name: str) -> None:
-    """Exit if another package of this name is found first, as one in the working directory."""
+    """Exit if another package of this name comes first, such as one in the working directory."""
+    # This finds a package without importing it.
     spec = find_spec(name)
     if spec is None:
         return
@@ -48,7 +49,7 @@ COMMANDS = {
     "models": ("models:models", "List the built-in models, and the paper's sixteen."),
     "pretrain": ("pretrain:pretrain", "Train a small model from scratch."),
 }
-"""The commands: where each is in recipes.commands, and what it does."""
+"""Place of every command in recipes.commands, as module:function, and its short help."""
 
 
 @click.group(

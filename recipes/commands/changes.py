@@ -9,28 +9,28 @@ from recipes.commands.gathering import Values, gather
 
 @dataclass(frozen=True)
 class Changes:
-    """What is changed in a model: by interventions at layers, or by schedules."""
+    """Changes of a model: interventions at layers, or schedules."""
 
     interventions: tuple[str, ...]
     schedules: tuple[str, ...]
     layers: str | None
-    """Layers as text, which is read once the model's number of layers is known."""
+    """Layers as text, which is parsed when the model's number of layers is known."""
 
     def chosen_layers(self, count: int) -> tuple[int, ...] | None:
-        """Return the layers that are changed in a model of `count` layers, if not all are."""
+        """Return the layers to change in a model of `count` layers, or None for all."""
         from robustness.schedules import layers_from_text
 
         return None if self.layers is None else tuple(layers_from_text(self.layers, count))
 
 
 def changes(values: Values) -> Changes:
-    """Return the changes that were asked for."""
+    """Return the changes that the options give."""
     flags = ("drop", "swap", "attention-drop", "mlp-drop")
     names = [flag for flag in flags if values[flag.replace("-", "_")]]
     names += [f"repeat-{length}" for length in values["repeat"]]
     names += values["named"]
     layers = values["layers"]
-    # Checked here, because layers are only read once the model is open.
+    # Checked here, since settings get their layers only when the model is open.
     if values["texts"] and (names or layers is not None):
         raise click.UsageError(
             "--schedule goes without interventions, such as --drop, and without --layers"

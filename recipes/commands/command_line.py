@@ -1,4 +1,4 @@
-"""The command line as a file records it: as it was read, without directories, users or keys."""
+"""Command line as a file records it: without directories, users and keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,17 +11,17 @@ from click.core import ParameterSource
 from recipes.commands.parameters import Host, Named, Place
 
 TEXTS = {".txt", ".json", ".jsonl", ".parquet", ".gz", ".zst", ".nc"}
-"""How names of files end that a model, a text or a data set may be given by."""
+"""File name suffixes by which a path is told from a name on the hub."""
 
 BEGINNINGS = ("/", "~", "./", "../")
-"""What only places begin with."""
+"""Beginnings that paths have and names on the hub have not."""
 
 
 def command_line(context: click.Context | None = None) -> str:
-    """Return the command that runs, every place in it reduced to its base name.
+    """Return the command that runs, with every path in it reduced to its base name.
 
-    What is a place is known of each parameter by its type, and told from a name on the hub where it
-    may be either.
+    The type of a parameter says whether its values are paths. Where they may also be names on the
+    hub, the values themselves tell.
     """
     context = context or click.get_current_context(silent=True)
     if context is None:
@@ -36,11 +36,12 @@ def _words(context: click.Context) -> Iterator[str]:
             continue
         value = context.params.get(name)
         several = parameter.multiple or parameter.nargs != 1
-        for each in value if several and value is not None else [value]:
-            yield from _word(parameter, each)
+        for item in value if several and value is not None else [value]:
+            yield from _word(parameter, item)
 
 
 def _word(parameter: click.Parameter, value: Any) -> Iterator[str]:
+    # The longest spelling is recorded, as --out rather than -o.
     if isinstance(parameter, click.Option) and parameter.is_flag:
         yield max(parameter.opts if value else parameter.secondary_opts or parameter.opts, key=len)
         return
@@ -59,12 +60,12 @@ def _reduced(kind: click.ParamType[Any], value: Any) -> str:
 
 
 def _is_place(text: str) -> bool:
-    """Whether what may be a name on the hub, as owner/name or owner/name:config, is a place."""
+    """Whether a text is a path, and not a name on the hub such as owner/name:config."""
     if text.startswith(".") or text.count("/") > 1 or TEXTS & set(Path(text).suffixes):
         return True
     try:
         return Path(text).exists()
-    except (OSError, ValueError):  # too long, or no name of a file
+    except (OSError, ValueError):  # too long, or not a file name at all
         return "/" in text
 
 

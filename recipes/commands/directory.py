@@ -1,4 +1,4 @@
-"""A list of the results that are in a directory."""
+"""List of the results in a directory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +12,15 @@ COLUMNS = ("file", "what", "model", "state", "made")
 
 
 def say_directory(directory: Path) -> None:
-    """Print what results are in a directory, and in the directories in it.
+    """Print a list of the results in a directory and in its subdirectories.
 
     Raises
     ------
     Refusal
-        If there are none.
+        If there are no results.
     """
     rows = list(_results(directory))
-    for below in sorted(path for path in directory.iterdir() if path.is_dir()):
+    for below in sorted(filter(Path.is_dir, directory.iterdir())):
         rows += _results(below)
     if not rows:
         raise Refusal(
@@ -38,7 +38,7 @@ def _results(directory: Path) -> Iterator[tuple[Path, str, str, str, str]]:
     from robustness.files import ownership
 
     for path in sorted(directory.iterdir()):
-        # Temporary files of runs that are under way.
+        # Hidden files are locks and temporary files of runs that are under way.
         if path.name.startswith("."):
             continue
         if path.suffix.lower() == ".nc":
@@ -55,7 +55,7 @@ def _described(path: Path) -> tuple[str, str, str, str]:
         with opened(path, whole=False) as file:
             attrs = {name: file.getncattr(name) for name in file.ncattrs()}
     except Refusal as error:
-        # What is wrong with one file must not hide the others.
+        # A damaged file must not hide the others.
         return str(error).removeprefix(f"{path} ").partition(":")[0], "", "", ""
     made = str(attrs.get("created", ""))[:16].replace("T", " ")
     return str(attrs.get("measurement")), str(attrs.get("model", "")), _state(attrs), made

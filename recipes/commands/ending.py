@@ -1,4 +1,4 @@
-"""How the command line ends: with which status, and what is said of an error."""
+"""End of the command line: its exit status, and the line that explains an error."""
 
 import signal
 import sys
@@ -11,10 +11,10 @@ from recipes.commands.errors import explained
 from recipes.terminal import Unheard, let_go, note, prepare
 
 INTERRUPTED = 130
-"""Status of a command that the user interrupted, as shells have it."""
+"""Exit status of a command that the user interrupted, by the convention of shells."""
 
 READER_GONE = 141
-"""Status of a command whose output nobody reads any more, as shells have it."""
+"""Exit status of a command whose output nobody reads any more, by the same convention."""
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Invocation:
 def run_and_exit(group: click.Group) -> None:
     """Run the command that was typed, and exit with a status.
 
-    The status is 0 when all is done, 1 for a refusal, 2 for misuse, 130 when interrupted, 141 when
-    the reader of standard output has gone. Every error is a line.
+    The status is 0 after success, 1 after a refusal, 2 after misuse, 130 after an interruption, and
+    141 when the reader of standard output has gone. Every error is a line.
     """
     prepare()
     invocation = Invocation()

@@ -1,4 +1,4 @@
-"""What an error says at the command line, where settings are options."""
+"""Messages of errors at the command line, where settings are options."""
 
 import io
 import re
@@ -8,10 +8,10 @@ import click
 from robustness.errors import Refusal, first_line
 
 REMEDY = "remove it, or run the command that made it again with --fresh"
-"""What to do about a file that cannot be used."""
+"""Remedy for a file that cannot be used."""
 
 SETTING = re.compile(r"`([a-z][a-z0-9_]*)`")
-"""A setting as the library's messages name it: its Python name in backticks, as in `context`."""
+"""Pattern of a setting in the library's messages: its Python name in backticks, as in `context`."""
 
 SPELLED_OTHERWISE = {
     "answer_limit": "--sandbox-limit",
@@ -34,7 +34,7 @@ SPELLED_OTHERWISE = {
     "tasks": "TASK",
     "weights": "--weight",
 }
-"""Options and arguments by the setting they give, where the two are spelled differently."""
+"""Options and arguments by the setting that they give, where the two are spelled differently."""
 
 
 def as_options(text: str) -> str:
@@ -51,14 +51,14 @@ def _option(setting: str) -> str:
 
 
 def explained(error: Exception) -> str:
-    """Say in a line, or for misuse in click's own lines, what was wrong and what would do."""
+    """Return the line that explains an error and its remedy, or click's own lines for misuse."""
     if isinstance(error, click.ClickException):
         message = io.StringIO()
         error.show(message)
         return message.getvalue().rstrip()
     if isinstance(error, Refusal):
         return f"stages: {as_options(' '.join(str(error).split()))}"
-    # Loads torch, which by now is there if memory ran out.
+    # This imports torch, which is loaded by now if memory ran out.
     from robustness.runs.out_of_memory import is_out_of_memory
 
     if is_out_of_memory(error):

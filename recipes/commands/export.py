@@ -62,7 +62,7 @@ def export(model: "ModelSettings", directory: Path, text: str, fresh: bool) -> N
     from robustness.reordered.exporting import export as run
     from robustness.schedules import from_text
 
-    # Only a model on this machine: what a server holds cannot be written here.
+    # Without --remote: the weights of a model on a server cannot be written here.
     opened = open_model(model)
     written = run(
         opened,

@@ -18,7 +18,7 @@ Values = dict[str, Any]
 
 @contextmanager
 def misuse() -> Iterator[None]:
-    """Turn the refusal of settings that do not go together into click's error for misuse."""
+    """Turn the refusal of settings into click's error for misuse, whose exit status is 2."""
     try:
         yield
     except Refusal as error:
@@ -35,11 +35,11 @@ def gather(
     name : str
         Name under which the command takes the object.
     make : callable
-        Makes it of the parameters' values.
+        Function that makes the object from the parameters' values.
     *parameters : callable
         Decorators of click, in the order in which the help lists them.
     uses : tuple of str
-        Names of what else the object is made of, which the command takes too.
+        Names of other values from which the object is made, and which the command takes too.
     """
     # Parameters are declared on a command that is never run, to learn their names from click.
     declared: Any = click.Command(None)
@@ -51,7 +51,7 @@ def gather(
         @wraps(command)
         def gathered(**values: Any) -> Any:
             own = {key: values.pop(key) for key in keys}
-            # What other objects are made of too stays among the values.
+            # These stay among the values, since other objects may be made from them too.
             own |= {key: values[key] for key in uses}
             with misuse():
                 values[name] = make(own)

@@ -1,4 +1,4 @@
-"""The command that lets a model write with its blocks in other orders."""
+"""The command that generates text with a model's blocks in other orders."""
 
 from textwrap import indent
 from typing import TYPE_CHECKING
@@ -79,9 +79,10 @@ def generate(
     from robustness.schedules import clean, from_text, to_text
 
     if prompt == "-":
+        # The newline with which most programs end their output would be a token of the prompt.
         prompt = hear().rstrip("\n")
     opened = open_model(model)
-    # The model as it is comes first, to compare with.
+    # The unchanged model comes first, for comparison.
     schedules = [clean(opened.layers)]
     schedules += [from_text(text, opened.layers) for text in texts]
     with progress(None, "token") as show:

@@ -1,4 +1,4 @@
-"""A group of commands, each of which is imported when it is run."""
+"""Group of commands, each of which is imported only when it is run."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -8,13 +8,13 @@ import click
 
 
 class LazyGroup(click.Group):
-    """A group that knows the names of its commands, and imports those that are asked for.
+    """Group that has the names of its commands, and imports a command when it is called.
 
     Parameters
     ----------
     entries : mapping of str to tuple of str
-        Place of each command by its name, as `module:function`, and its short help. They are
-        listed in this order.
+        Place of each command, as `module:function`, and its short help, by its name. The help
+        lists commands in this order.
     package : str
         Package of the modules.
     """

@@ -41,6 +41,7 @@ def models(remote: bool, host: str | None) -> None:
 
 
 def _say_deployments(host: str | None) -> None:
+    """Print the language models that a server runs now."""
     from robustness.ndif.server import deployments
 
     rows = []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from robustness.text.settings import TextSettings
 
 MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
-"""Names of the measurements; all but neurons share one pass over the text."""
+"""Names of the measurements; all except neurons share one pass over the text."""
 
 KURTOSIS = 10.0
 """Default of --kurtosis."""
@@ -35,14 +35,14 @@ KURTOSIS = 10.0
 
 @dataclass(frozen=True)
 class NeuronOptions:
-    """What is asked of the measurement of neurons."""
+    """Options of the measurement of neurons."""
 
     real_vocabulary: bool
     kurtosis: float
 
 
 def neuron_options(values: Values) -> NeuronOptions:
-    """Return the options of neurons, which only go with their measurement."""
+    """Return the options of neurons, and refuse them where neurons are not measured."""
     measurements: tuple[str, ...] = values.pop("measurements")
     options = NeuronOptions(**values)
     if measurements and "neurons" not in measurements and options != NeuronOptions(False, KURTOSIS):
@@ -100,32 +100,32 @@ def observe(
     stages observe builtin
     stages observe openai-community/gpt2 lens cka --data my.jsonl --tokens 100000
     """
-    asked = list(dict.fromkeys(measurements))
-    wanted = asked or list(MEASUREMENTS)
-    observation = _Observation(model, run, alone=len(wanted) == 1)
-    traced = [name for name in wanted if name != "neurons"]
+    # A measurement that is named twice is made once.
+    names = list(dict.fromkeys(measurements)) or list(MEASUREMENTS)
+    observation = _Observation(model, run, alone=len(names) == 1)
+    traced = [name for name in names if name != "neurons"]
     if traced:
         observation.observe(traced, text)
-    if "neurons" in wanted:
+    if "neurons" in names:
         observation.measure_neurons(neurons)
-    observation.check(wanted, strict=bool(asked))
+    observation.check(names, strict=bool(measurements))
     observation.advise()
 
 
 class _Observation:
-    """The measurements of one command: what is done, and what is left out."""
+    """Measurements of one command: those that are made, and those that are left out."""
 
     def __init__(self, model: "ModelSettings", run: "RunOptions", *, alone: bool) -> None:
         self.model = model
         self.run = run
         self.alone = alone
-        """Whether one measurement was asked for, whose refusal says all."""
+        """Whether one measurement was asked for, so that its refusal needs no name."""
         self.directory = None if run.out is None else Path(run.out)
         self.left_out: dict[str, str] = {}
         self.files: list[Path] = []
 
     def observe(self, names: list[str], text: "TextSettings") -> None:
-        """Measure what is traced, in one pass."""
+        """Make the measurements that need the model's activations, in one pass."""
         announce(self.model)
         from robustness.measurements.observation import observe
         from robustness.measurements.requirements import unfit
@@ -143,8 +143,8 @@ class _Observation:
         for name in fitting:
             self.keep(self.directory / f"{name}.nc")
 
-    def measure_neurons(self, asked: NeuronOptions) -> None:
-        """Measure neurons, for which no model is opened."""
+    def measure_neurons(self, options: NeuronOptions) -> None:
+        """Measure neurons from the checkpoint's weights, without opening the model."""
         here = ", for neurons on this machine" if self.model.remote else ""
         tell(f"reading the weights of {self.model.source}{here}")
         from robustness.measurements.prediction_neurons import NeuronSettings, neurons
@@ -157,12 +157,12 @@ class _Observation:
             with progress(None, "layer") as show:
                 neurons(
                     self.model.source,
-                    NeuronSettings(asked.real_vocabulary, asked.kurtosis),
+                    NeuronSettings(options.real_vocabulary, options.kurtosis),
                     replace(self.run, out=out, progress=show),
                     revision=self.model.revision,
                     trust_remote_code=self.model.trust_remote_code,
                 )
-        # These are no property of the model: nothing is left out for them.
+        # These say nothing about the model, and must not be reported as left out.
         except (InUse, OtherSettings, Unwritable):
             raise
         except Refusal as error:
@@ -171,7 +171,7 @@ class _Observation:
             self.keep(out)
 
     def keep(self, file: Path) -> None:
-        """Print a file that is measured."""
+        """Print the path of a file that was measured."""
         self.files.append(file)
         say(file)
 
@@ -181,16 +181,16 @@ class _Observation:
         for name, reason in reasons.items() if not self.alone else ():
             tell(f"{name} is left out: {reason}")
 
-    def check(self, wanted: list[str], *, strict: bool) -> None:
-        """Refuse if nothing was measured, or not all that was named."""
+    def check(self, names: list[str], *, strict: bool) -> None:
+        """Refuse if nothing was measured or, if `strict`, if anything was left out."""
         for name, reason in self.left_out.items():
             if self.alone:
                 raise Refusal(reason)
-            if len(self.left_out) == len(wanted):
+            if len(self.left_out) == len(names):
                 raise Refusal(f"nothing could be measured; {name}: {reason}")
             if strict:
                 raise Refusal(f"{name} was left out, the rest was measured: {reason}")
 
     def advise(self) -> None:
-        """Tell what may follow."""
+        """Print the command that may follow."""
         advise(f"plot {quoted(self.files[0])}")

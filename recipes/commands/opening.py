@@ -1,4 +1,4 @@
-"""How commands open a model, and where they put results on it."""
+"""Opening of models by commands, and the directories of their results."""
 
 import logging
 import warnings
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from robustness.models.settings import ModelSettings
 
 OUTPUTS = Path("outputs")
-"""Directory of all that commands write, unless they are told otherwise."""
+"""Default directory of everything that commands write."""
 
 
 def announce(settings: "ModelSettings") -> None:
-    """Tell that a model is going to be opened, before libraries are loaded, which takes seconds."""
+    """Say that a model is going to be opened, before libraries are loaded, which takes seconds."""
     tell(f"opening {settings.source}")
 
 
 def open_model(settings: "ModelSettings") -> "Model":
-    """Open a model, and tell what a server says meanwhile."""
+    """Open a model, and print what a server says meanwhile."""
     from robustness.models.opening import open_settings
 
     silence_libraries()
@@ -34,7 +34,7 @@ def directory_of(model: str) -> Path:
 
 
 def silence_libraries() -> None:
-    """Keep libraries from writing bars and notes of their own."""
+    """Keep libraries from printing progress bars and notes of their own."""
     import datasets
     import huggingface_hub
     import transformers

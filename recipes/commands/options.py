@@ -1,6 +1,5 @@
 """Options that several commands share, and the settings that they give."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ SEEDS = click.IntRange(0, 2**32 - 1)
 
 
 def model_settings(values: Values) -> "ModelSettings | None":
-    """Return the settings of the model, or nothing where no model was named."""
+    """Return the settings of the model, or None where no model was given."""
     from robustness.models.settings import ModelSettings
 
     source = values.pop("model")
@@ -150,10 +149,10 @@ limit_option = click.option(
 
 
 def run_settings(values: Values) -> "RunOptions":
-    """Return the options of a run, which is told of unless the user asked for quiet."""
+    """Return the options of a run, which prints messages unless --quiet was given."""
     from robustness.runs.settings import RunOptions, silent
 
-    # One flag with two names at the command line; the library knows one of them.
+    # One flag with two names at the command line, of which the library has the second.
     fresh = not values.pop("resume")
     told = silent if is_quiet() else tell
     return RunOptions(fresh=fresh, command=command_line(), tell=told, **given(values))
@@ -179,19 +178,19 @@ cap_option = click.option(
 
 
 def run_options(out: str, *others: Decorator) -> Decorator:
-    """Return the options of a run that takes long, given the help of --out; they give RunOptions.
+    """Return the options of a long run, which give RunOptions.
 
-    Others may come first, which are fields of RunOptions too.
+    Parameters
+    ----------
+    out : str
+        Help of --out.
+    *others : callable
+        Options that come first, for other fields of RunOptions.
     """
     place = click.option("--out", type=Place(), help=out)
     return together(gather("run", run_settings, *others, place, resume_option), quiet_option)
 
 
 def model_argument(*, required: bool = True) -> Decorator:
-    """Return the argument MODEL, of which `model_options` make settings."""
+    """Return the argument MODEL, which `model_options` make part of the settings."""
     return click.argument("model", type=Named(), required=required)
-
-
-def out_or(run: "RunOptions", default: Path) -> Path:
-    """Return the path that the user gave, or a default."""
-    return default if run.out is None else Path(run.out)

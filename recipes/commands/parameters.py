@@ -1,4 +1,4 @@
-"""Types of command-line parameters: places of files, and numbers that are numbers."""
+"""Types of command-line parameters: paths, finite numbers, and names."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 
 
 class Place(click.Path):
-    """A path, in which a leading `~` stands for the user's home."""
+    """A path, in which a leading `~` is the user's home."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -25,16 +25,17 @@ class Place(click.Path):
 
 
 class Finite(click.FloatRange):
-    """A number within a range, which neither NaN nor infinity is."""
+    """A finite number within a range."""
 
     name = "number"
 
     def _describe_range(self) -> str:
-        # Of no bounds, click would say that they are None.
+        # Without bounds, click would print them as None.
         return "" if self.min is None and self.max is None else super()._describe_range()
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the number."""
+        # click takes NaN for a number within every range.
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)
@@ -42,7 +43,7 @@ class Finite(click.FloatRange):
 
 
 class Named(click.ParamType[str]):
-    """A model, a text or a data set: its name on the hub, or its place."""
+    """A model, a text or a data set, given by its name on the hub or by a path."""
 
     name = "text"
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def pretraining(values: Values) -> "Pretraining":
     """Return the settings of the training."""
+    # The package of the settings imports PyTorch, which takes seconds.
     tell("loading PyTorch")
     from recipes.training import Pretraining
 

@@ -1,4 +1,4 @@
-"""The command that asks what can be read out of activations."""
+"""The command that fits probes on activations."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """Which probes are fitted, and on what."""
+    """Options of the probes: their task and their data."""
 
     task: str
     data: str | None
@@ -43,7 +43,7 @@ class ProbeOptions:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse options of another task."""
+        """Refuse options that belong to another task."""
         if self.task != "ing" and self.suffix != "ing":
             raise click.UsageError("--suffix goes with ing")
         if self.task == "wic" and (self.items or self.field != "text"):
@@ -54,7 +54,7 @@ class ProbeOptions:
 
     @property
     def stem(self) -> str:
-        """Name of the file without its ending: another suffix has a file of its own."""
+        """Name of the file without its ending; every suffix has a file of its own."""
         return self.task if self.suffix == "ing" else f"suffix-{self.suffix.strip()}"
 
     def settings(self) -> "ProbeSettings":
@@ -72,7 +72,7 @@ class ProbeOptions:
 
 
 def probe_settings(values: Values) -> "tuple[str, ProbeSettings]":
-    """Return the stem of the file, and the settings of the probes."""
+    """Return the stem of the file's name, and the settings of the probes."""
     options = ProbeOptions(**values)
     return options.stem, options.settings()
 
@@ -80,7 +80,7 @@ def probe_settings(values: Values) -> "tuple[str, ProbeSettings]":
 @click.command()
 @model_argument()
 @gather(
-    "settings",
+    "probes",
     probe_settings,
     click.argument("task", type=click.Choice(("wic", "ing", "subjoiner"))),
     click.option(
@@ -114,7 +114,7 @@ def probe_settings(values: Values) -> "tuple[str, ProbeSettings]":
 )
 @model_options
 @run_options("Path of the file to write.  [default: outputs/MODEL/TASK.nc]", batch_option)
-def probe(model: "ModelSettings", settings: "tuple[str, ProbeSettings]", run: "RunOptions") -> None:
+def probe(model: "ModelSettings", probes: "tuple[str, ProbeSettings]", run: "RunOptions") -> None:
     """Fit probes on MODEL's activations, and report with intervals what they can read out.
 
     \b
@@ -128,11 +128,11 @@ def probe(model: "ModelSettings", settings: "tuple[str, ProbeSettings]", run: "R
     stages probe openai-community/gpt2-xl ing --data my.jsonl --suffix ed
     """
     announce(model)
-    stem, asked = settings
+    stem, settings = probes
     opened = open_model(model)
     out = run.out or directory_of(opened.name) / f"{stem}.nc"
     with progress(None, "text") as show:
-        _fit(opened, model, asked, replace(run, out=out, progress=show))
+        _fit(opened, model, settings, replace(run, out=out, progress=show))
     say(out)
     advise(f"plot {quoted(out)}")
 

@@ -1,4 +1,4 @@
-"""What a command tells on its way: what it does, how far it is, and what may follow."""
+"""Messages of a command while it works: what it does, how far it is, and what may follow."""
 
 import shlex
 import sys
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 LINE_EVERY = 60.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Number of seconds between two lines of progress where there is no terminal."""
 
 QUIET = f"{__name__}.quiet"
-"""Key of the context's notes for whether the user asked for quiet."""
+"""Key under which click's context remembers --quiet."""
 
 
 def _remember(context: click.Context, _: click.Parameter, quiet: bool) -> None:
@@ -34,7 +34,7 @@ quiet_option = click.option(
     callback=_remember,
     help="Print results and errors alone: no progress, notes or next steps.",
 )
-"""The option of every command that leaves out what is only told on the way."""
+"""The option of every command that suppresses all but results and errors."""
 
 
 def is_quiet() -> bool:
@@ -44,22 +44,23 @@ def is_quiet() -> bool:
 
 
 def tell(text: str) -> None:
-    """Tell something on the way, above the progress bar if there is one."""
+    """Print a message, above the progress bar if there is one."""
     if is_quiet():
         return
+    # Imported late, like every library in these modules, so that --help is quick.
     from tqdm import tqdm
 
     tqdm.write(printable(f"stages: {as_options(text)}"), file=Forgiving(sys.stderr))
 
 
 def advise(command: str) -> None:
-    """Tell the command that may follow, without its first word."""
+    """Print the command that may follow, which is given without its first word, stages."""
     if not is_quiet():
         note(f"next: stages {command}")
 
 
 def advise_reading(page: Path) -> None:
-    """Tell that a page can be read."""
+    """Print that a page can be opened."""
     if not is_quiet():
         note(f"next: open {page} in a browser")
 
@@ -71,19 +72,19 @@ def quoted(path: Path | str) -> str:
 
 @contextmanager
 def progress(total: int | None, unit: str) -> Iterator["Meter"]:
-    """Show how far long work is: as a bar in a terminal, as a line now and then elsewhere.
+    """Show progress: as a bar in a terminal, and as a line every minute elsewhere.
 
     Parameters
     ----------
     total : int, optional
         Number of units, where it is known beforehand.
     unit : str
-        Name of one of them.
+        Name of a unit, in the singular.
 
     Yields
     ------
     Meter
-        To be called with the number of units that are done, and of all.
+        Function to call with the number of units that are done and the number of all.
     """
     from tqdm import tqdm
 

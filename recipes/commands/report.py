@@ -1,4 +1,4 @@
-"""Commands that read what others left: stages of a model, a report, and models side by side."""
+"""Commands on measured files: stages of a model, a report, and a comparison of models."""
 
 from pathlib import Path
 
@@ -121,17 +121,19 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
     if out.suffix != ".nc":
         raise click.UsageError("--out is the file of numbers, and ends in .nc")
     page = out.with_suffix(".html")
+    # Before any file is read, so that a path that is refused costs no time.
     ownership.check(out, KIND)
-    left = ReportFiles(page, figures=figures)
-    left.check()
+    files = ReportFiles(page, figures=figures)
+    files.check()
     what = f"a file in {' or '.join(map(str, directories))}"
     with reading(what, REMEDY):
         dataset = run(side_by_side(directories), command_line())
+    # Outside the catch of damaged input: an output that cannot be written is no fault of it.
     save_with_lock(dataset, out)
     with reading(what, REMEDY), progress(None, "figure") as show:
         write(
             side_by_side(directories),
-            left,
+            files,
             comparison=dataset,
             command=command_line(),
             progress=show,

@@ -1,4 +1,4 @@
-"""Commands that run the paper's experiments: on any model, or some as a demonstration."""
+"""Commands that run the paper's experiments: on any model, or on a built-in one as a demo."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from robustness.text.settings import TextSettings
 
 DEMONSTRATED = ("E1", "E2", "E3", "E5", "E7", "E10")
-"""Names of the experiments of the demonstration, which take seconds."""
+"""Names of the experiments that `stages demo` runs, which take seconds."""
 
 EXPERIMENT_COLUMNS = (
     "name", "title", "question", "figures", "claims", "cost", "models", "data",
@@ -43,7 +43,7 @@ EXPERIMENT_COLUMNS = (
 
 
 class Items(TypedDict):
-    """Where the items of probes and tasks come from."""
+    """Sources of the items of probes and tasks."""
 
     wic_data: str
     task_data: Path | None
@@ -51,7 +51,7 @@ class Items(TypedDict):
 
 
 def items(values: Values) -> Items:
-    """Return where items come from."""
+    """Return the sources of items."""
     return Items(**values)  # type: ignore[typeddict-item]
 
 
@@ -134,6 +134,7 @@ def demo(out: Path) -> None:
 
     directory = out / "builtin"
     path, figure = directory / "sweep.nc", directory / "sweep.png"
+    # The figure is drawn last, but must not be refused after a minute of measurements.
     ownership.check(figure, ownership.FIGURE)
     run = run_settings({"out": directory, "resume": True})
     settings = ReproduceSettings(ModelSettings("builtin"), experiments=DEMONSTRATED)
@@ -148,7 +149,7 @@ def _say_experiments() -> None:
     from recipes.experiments.catalogue import RECIPES
 
     rows = [_experiment(recipe) for recipe in RECIPES]
-    # For readers a list, since a table of these sentences fits no terminal.
+    # Readers get a list, since a table of these sentences fits no terminal.
     if chosen_form() is not None:
         say_rows(EXPERIMENT_COLUMNS, rows)
         return
@@ -163,12 +164,14 @@ def _experiment(recipe: "Recipe") -> tuple[str, ...]:
     """Return an experiment as a row of EXPERIMENT_COLUMNS."""
     from recipes.paper_models import PAPER
 
-    figures = ", ".join(name for picture in recipe.pictures for name in picture.names)
+    figure_names: list[str] = []
+    for picture in recipe.pictures:
+        figure_names += picture.names
     claims = ", ".join(claim.name for claim in recipe.claims)
     names = ", ".join(model.name.rpartition("/")[2] for model in recipe.models)
     models = "all sixteen models" if recipe.models == PAPER else names
     described = (recipe.name, recipe.title, recipe.question)
-    return (*described, figures, claims, recipe.cost, models, recipe.data)
+    return (*described, ", ".join(figure_names), claims, recipe.cost, models, recipe.data)
 
 
 def _reproduce(settings: "ReproduceSettings", run: "RunOptions") -> Path:
@@ -182,6 +185,6 @@ def _reproduce(settings: "ReproduceSettings", run: "RunOptions") -> Path:
 
 
 def _watch(names: str, unit: str) -> AbstractContextManager[Callable[[int, int], object]]:
-    """Tell what is measured, and show how far it is."""
+    """Print the names of the measurements that begin, and show their progress."""
     tell("writing the report" if unit == "figure" else f"measuring {names}")
     return progress(None, unit)

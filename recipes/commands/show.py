@@ -47,7 +47,7 @@ statistics_options = together(
 def show(file: Path, minus: str | None, bootstrap: bool) -> None:
     """Print FILE as a table of means, with standard errors clustered by document.
 
-    Of a directory, the results in it are listed.
+    If FILE is a directory, the results in it are listed.
 
     \b
     stages show outputs/builtin
@@ -104,18 +104,20 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
 def say_table(
     dataset: "xr.Dataset", places: Mapping[str, Path] | None = None, *, by_bootstrap: bool = False
 ) -> None:
-    """Print a dataset as a table, and below it where files about it are."""
+    """Print a dataset as a table, and below it the paths of the files about it."""
     from recipes.views import table
 
     say_tables(table(dataset, by_bootstrap=by_bootstrap))
+    # Programs that read JSON or CSV get the table alone.
     if places and chosen_form() is None:
         width = max(map(len, places)) + 1
-        lines = (f"{name + ':':{width}} {place}" for name, place in places.items())
-        say("\n" + "\n".join(lines))
+        say("")
+        for name, place in places.items():
+            say(f"{name + ':':{width}} {place}")
 
 
 def _read(file: Path, minus: str | None) -> "xr.Dataset":
-    """Read a file, and subtract what was asked."""
+    """Read a file, and subtract what --minus names."""
     from robustness.files.netcdf import load
     from robustness.files.sequences import measured_sequences
     from robustness.statistics.paired import difference
@@ -123,13 +125,15 @@ def _read(file: Path, minus: str | None) -> "xr.Dataset":
     dataset = load(file)
     if minus is None:
         return dataset
+    # A text that is no file is the name of an intervention, a lens or the like in this one.
     other = measured_sequences(load(Path(minus))) if Path(minus).is_file() else minus
     return difference(measured_sequences(dataset), other)
 
 
 def _figure_of(file: Path, minus: str | None) -> Path:
-    """Return where a figure is saved: of differences apart from that of the file itself."""
+    """Return the default path of a figure; a figure of differences has a path of its own."""
     if minus is None:
         return file.with_name(f"{file.stem}.png")
+    # Schedules, such as 0..2-(3+4), have characters that a shell would take for its own.
     other = re.sub(r"[^A-Za-z0-9.]+", "-", Path(minus).stem)
     return file.with_name(f"{file.stem}-less-{other}.png")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What a sweep measures, as it was asked for."""
+    """Options that say what a sweep measures."""
 
     readouts: tuple[str, ...]
     per_token: bool
@@ -42,7 +42,7 @@ class SweepOptions:
     shard: str | None
 
     def settings(self, changes: Changes) -> "SweepSettings":
-        """Return the settings of the sweep, but for its layers, which the model's number bounds."""
+        """Return the settings of the sweep without its layers, whose range the model decides."""
         from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
         from robustness.sweeps.shards import parse_shard
 
@@ -57,7 +57,7 @@ class SweepOptions:
 
 
 def sweep_options(values: Values) -> SweepOptions:
-    """Return what a sweep measures."""
+    """Return the options that say what a sweep measures."""
     return SweepOptions(**values)
 
 
@@ -65,7 +65,7 @@ def sweep_options(values: Values) -> SweepOptions:
 @model_argument()
 @change_options
 @gather(
-    "asked",
+    "options",
     sweep_options,
     click.option(
         "--readout",
@@ -97,7 +97,7 @@ def sweep_options(values: Values) -> SweepOptions:
 def sweep(
     model: "ModelSettings",
     changes: Changes,
-    asked: SweepOptions,
+    options: SweepOptions,
     text: "TextSettings",
     run: "RunOptions",
     dry_run: bool,
@@ -127,7 +127,7 @@ def sweep(
 
     # Before the model is opened, which may take minutes.
     with misuse():
-        settings = asked.settings(changes)
+        settings = options.settings(changes)
     opened = open_model(model)
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
     corpus = read_text(text, opened)
@@ -149,7 +149,7 @@ def sweep(
 
 
 def _default_out(name: str, settings: "SweepSettings") -> Path:
-    """Return where a sweep is saved: pairs of layers and schedules have files of their own."""
+    """Return the default path of a sweep; pairs of layers and schedules have paths of their own."""
     from robustness.schedules.interventions import PAIRS
 
     stem = "sweep"
@@ -168,7 +168,7 @@ def _warn_of_nonfinite(dataset: "xr.Dataset") -> None:
 
 
 def _reached(dataset: "xr.Dataset") -> str:
-    """Say how certain the means are for which a run read on, and whether that is enough."""
+    """Return a sentence on the standard error that a run reached, and whether it is enough."""
     from robustness.statistics.stopping import FEWEST_DOCUMENTS, is_enough
 
     attrs = dataset.attrs
@@ -185,11 +185,13 @@ def _reached(dataset: "xr.Dataset") -> str:
 
 
 def _advise(out: Path, shard: "Shard | None") -> None:
+    """Print the command that plots a sweep, or that merges its shards."""
     if shard is None:
         advise(f"plot {quoted(out)}")
         return
     stem = out.name.partition(".shard-")[0]
     shards, whole = out.with_name(f"{stem}.shard-"), out.with_name(f"{stem}.nc")
+    # The asterisk stays outside the quotes, where the shell expands it.
     advise(
         f"merge {quoted(shards)}*-of-{shard.count}.nc -o {quoted(whole)}  "
         f"# when all {shard.count} shards are there"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from recipes.views import Tables
 
 FORM = f"{__name__}.form"
-"""Key of the context's notes for the form of tables."""
+"""Key under which click's context remembers the form of tables."""
 
 Value = str | int | float
 
@@ -41,13 +41,13 @@ def table_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_form() -> str | None:
-    """Return the form in which tables are printed: `json`, `csv`, or nothing for aligned text."""
+    """Return the form in which tables are printed: `json`, `csv`, or None for aligned text."""
     context = click.get_current_context(silent=True)
     return None if context is None else context.meta.get(FORM)
 
 
 def say_tables(tables: "Tables") -> None:
-    """Print tables in the form that was asked for; text fits the terminal if there is one."""
+    """Print tables in the chosen form; aligned text fits the terminal, if there is one."""
     from recipes.views import as_csv, as_json, as_text
 
     if chosen_form() == "json":
@@ -62,12 +62,13 @@ def say_rows(columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
     """Print one table of plain values."""
     from recipes.views import Tables, plain_table
 
+    # Without rows, zip would give no columns either.
     values = list(zip(*rows)) or [()] * len(columns)
     say_tables(Tables([plain_table(dict(zip(columns, values)))]))
 
 
 def _terminal_width() -> int | None:
-    """Return the width of the terminal that is printed to, if it is one."""
+    """Return the width of the terminal, or None where output goes to a file or a pipe."""
     # A file or a pipe gets all columns, however wide.
     if sys.stdout is None or not sys.stdout.isatty():
         return None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Which tasks are run, and on which items, as it was asked for."""
+    """Options that say which tasks are run, and on which items."""
 
     names: tuple[str, ...]
     task_data: Path | None
@@ -41,7 +41,7 @@ class TaskOptions:
     dry_run: bool
 
     def settings(self, changes: Changes) -> "TaskSettings":
-        """Return the settings of the tasks, but for layers, which the model's number bounds."""
+        """Return the settings of the tasks without layers, whose range the model decides."""
         from robustness.tasks.settings import TASKS, TaskSettings
 
         if self.clean_only and changes.layers is not None:
@@ -57,14 +57,14 @@ class TaskOptions:
 
 
 def task_options(values: Values) -> TaskOptions:
-    """Return which tasks are run."""
+    """Return the options that say which tasks are run."""
     return TaskOptions(**values)
 
 
 @click.command()
 @model_argument()
 @gather(
-    "asked",
+    "options",
     task_options,
     click.argument("names", nargs=-1, metavar="[TASK]..."),
     task_data_option,
@@ -80,7 +80,9 @@ def task_options(values: Values) -> TaskOptions:
     "Path of the file to write.  [default: outputs/MODEL/tasks.nc]", batch_option, cap_option
 )
 @table_options
-def tasks(model: "ModelSettings", asked: TaskOptions, changes: Changes, run: "RunOptions") -> None:
+def tasks(
+    model: "ModelSettings", options: TaskOptions, changes: Changes, run: "RunOptions"
+) -> None:
     """Run benchmark TASKs of lm-eval on MODEL with its layers changed.
 
     TASKs are those of lm-eval that score continuations; without any, hellaswag, arc_easy and
@@ -98,10 +100,10 @@ def tasks(model: "ModelSettings", asked: TaskOptions, changes: Changes, run: "Ru
 
     # Before the model is opened, which may take minutes.
     with misuse():
-        settings = asked.settings(changes)
+        settings = options.settings(changes)
     opened = open_model(model)
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
-    if asked.dry_run:
+    if options.dry_run:
         say_rows(("what", "cost"), _costs(prepare_tasks(opened, settings, run)))
         tell("nothing was run: the same command without --dry-run runs it")
         return
@@ -113,16 +115,16 @@ def tasks(model: "ModelSettings", asked: TaskOptions, changes: Changes, run: "Ru
 
 
 def _stem(settings: "TaskSettings") -> str:
-    """Return the name of the file: schedules and the clean model have files of their own."""
+    """Return the stem of the file's name; schedules and the clean model have files of their own."""
     if settings.clean_only:
         return "tasks-clean"
     return "tasks-schedules" if settings.schedules else "tasks"
 
 
 def _costs(prepared: "PreparedTasks") -> Iterator[tuple[str, str]]:
-    """Yield what tasks would cost."""
+    """Yield rows with the cost of tasks: what is counted, and its number."""
     count, batches = len(prepared.requests), prepared.batches()
-    # Stacking states saves time, and no applications of blocks.
+    # States that are stacked run faster, but every block still runs on each.
     applied = prepared.model.layers + prepared.plan(1).block_calls
     yield "tasks", ", ".join(prepared.settings.tasks)
     yield "continuations to score", f"{count:,}, of {sum(prepared.lengths):,} tokens"
