@@ -1,4 +1,4 @@
-"""Logistic probes: fitted on train, chosen on dev, reported on test with intervals."""
+"""Logistic probes: fitted on train, selected on dev, evaluated on test with intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from robustness.statistics import uncertainty
 from robustness.statistics.uncertainty import DRAWN_FROM
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Inverse strengths of the L2 penalty to try."""
+"""Inverse strengths of the L2 penalty that are tried."""
 
 REPETITIONS = 1000
 """Number of bootstrap samples of an interval."""
@@ -29,28 +29,31 @@ Part = tuple[Floats, Labels]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Features (item, feature) and labels (item,) of the three parts."""
+    """Features and labels of the three parts of a data set."""
 
     train: Part
     """Items that probes are fitted on."""
     dev: Part
-    """Items by which strengths, thresholds and orders are chosen."""
+    """Items that penalties, thresholds and orders are chosen on."""
     test: Part
-    """Items that accuracies are of."""
+    """Items that accuracies are measured on."""
 
     @classmethod
     def by_part(
         cls, features: Floats, labels: Labels, parts: NDArray[Any], names: Sequence[str]
     ) -> "Split":
-        """Divide features (item, feature) by the names of the three parts."""
-        train, dev, test = ((features[parts == name], labels[parts == name]) for name in names)
-        return cls(train, dev, test)
+        """Divide features (item, feature) by the names of the three parts, train, dev and test."""
+        divided: list[Part] = []
+        for name in names:
+            rows = parts == name
+            divided.append((features[rows], labels[rows]))
+        return cls(*divided)
 
     def shuffled(self, seed: int) -> "Split":
         """Return the split with the labels of each part in random order: a control.
 
-        Those of the test part too: a probe that learnt from noise may by chance have learnt a
-        direction that tells the true labels apart, in either sense.
+        The labels of the test part are shuffled, too: a probe that is fitted to noise may by chance
+        have found a direction that separates the true labels, in either sense.
         """
         random = np.random.default_rng(seed)
 
@@ -70,24 +73,24 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a fitted probe does on the held-out parts."""
+    """Results of a fitted probe on the held-out parts."""
 
     correct: Labels
     """Whether every test item is classified correctly."""
     dev_accuracy: float
     """Share of dev items that are classified correctly."""
     chosen: float
-    """Strength that was best on dev, or for a threshold the threshold."""
+    """Inverse penalty that was best on dev, or the threshold of a probe that is one."""
 
 
 def fit(split: Split) -> Probe:
     """Fit logistic regressions on standardised features, and keep the one that is best on dev.
 
-    Where there are more features than items, they are first turned onto the axes of the items
-    (singular vectors of the training features), which changes no solution of a penalty that does
-    not prefer directions, and makes the fit as small as there are items.
+    With more features than items, features are first projected onto the singular vectors of the
+    training features. The solution is the same, since the L2 penalty prefers no direction, and the
+    fit has only as many features as there are items.
     """
-    # In float64: in float32 the solver stalls on small gradients.
+    # In float32 the solver stalls on small gradients.
     scaler = StandardScaler().fit(split.train[0].astype(np.float64))
     train = scaler.transform(split.train[0].astype(np.float64))
     dev = scaler.transform(split.dev[0].astype(np.float64))
@@ -105,15 +108,18 @@ def fit(split: Split) -> Probe:
 
 
 def fit_all(splits: Sequence[Callable[[], Split]]) -> list[Probe]:
-    """Fit a probe on each of several splits, in parallel; each is made when its turn comes."""
+    """Fit a probe on each of several splits, in parallel."""
+    # Each split is made when its turn comes, so that few are in memory at once.
     jobs = (delayed(lambda make: fit(make()))(make) for make in splits)
     return list(Parallel(n_jobs=-1, prefer="threads")(jobs))
 
 
 def threshold(split: Split, grid: Sequence[float]) -> Probe:
-    """Tell items apart by whether their one feature is above the threshold that is best on dev."""
+    """Classify items by whether their one feature is above the threshold that is best on dev."""
     (dev, labels), (test, expected) = split.dev, split.test
-    accuracies = [float(((dev[:, 0] > value) == labels).mean()) for value in grid]
+    accuracies = []
+    for value in grid:
+        accuracies.append(float(((dev[:, 0] > value) == labels).mean()))
     best = int(np.argmax(accuracies))
     return Probe((test[:, 0] > grid[best]) == expected, accuracies[best], float(grid[best]))
 
@@ -121,21 +127,21 @@ def threshold(split: Split, grid: Sequence[float]) -> Probe:
 def interval(
     values: NDArray[Any], cluster: NDArray[np.int64], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of a mean over items, by bootstrap over clusters of items.
+    """Return the 95 % interval of a mean over items, by bootstrap over clusters of items.
 
     Parameters
     ----------
     values : array of shape (item,)
-        What is averaged.
+        Values of the items.
     cluster : array of shape (item,)
-        Items of one cluster (a document, say) are drawn together.
+        Cluster of each item, such as its document; the items of a cluster are drawn together.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
     low, high : float
-        As `robustness.statistics.uncertainty.interval` gives them; NaN for a single cluster.
+        Bounds, as `robustness.statistics.uncertainty.interval` returns them; NaN for one cluster.
     """
     return uncertainty.interval(_means(values, cluster, seed))
 
@@ -143,15 +149,15 @@ def interval(
 def interval_of_difference(
     values: NDArray[Any], first: Labels, cluster: NDArray[Any], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the mean of the first items less the mean of the others.
+    """Return the 95 % interval of the mean of the first items minus the mean of the others.
 
-    Clusters of the two are drawn apart; otherwise as `interval`.
+    Clusters of the two groups are drawn independently; otherwise as for `interval`.
     """
-    if min(np.unique(cluster[rows]).size for rows in (first, ~first)) < 2:
+    if min(np.unique(cluster[first]).size, np.unique(cluster[~first]).size) < 2:
         return float("nan"), float("nan")
     ones = _means(values[first], cluster[first], seed)
     others = _means(values[~first], cluster[~first], seed + 1)
-    # As wide as for the fewer clusters of the two, since the difference is no better known.
+    # Widened for the smaller number of clusters, since the difference is no more certain.
     fewer = min(ones, others, key=lambda draws: float(draws[DRAWN_FROM]))
     difference = (ones.drop_vars(DRAWN_FROM) - others.drop_vars(DRAWN_FROM)).assign_coords(
         uncertainty.draw_coordinates(fewer)
@@ -160,7 +166,8 @@ def interval_of_difference(
 
 
 def _means(values: NDArray[Any], cluster: NDArray[Any], seed: int) -> xr.DataArray:
-    """Return means over items of data that are drawn again, whole clusters at a time."""
+    """Return means over items of bootstrap samples, which draw whole clusters."""
+    # `uncertainty` takes clusters from the coordinate `document`, whatever they are.
     items = xr.DataArray(
         values.astype(np.float64), dims="item", coords={"document": ("item", cluster)}
     )
@@ -170,18 +177,18 @@ def _means(values: NDArray[Any], cluster: NDArray[Any], seed: int) -> xr.DataArr
 def labelled(
     probes: Sequence[Probe], dim: str, cluster: NDArray[np.int64], seed: int = 0
 ) -> xr.Dataset:
-    """Return what probes do on the same test items.
+    """Return the results of probes on the same test items.
 
     Parameters
     ----------
     probes : sequence of Probe
-        Along the dimension.
+        Probes along the dimension.
     dim : str
-        Its name.
+        Name of the dimension.
     cluster : array of int of shape (item,)
         As for `interval`.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -189,10 +196,14 @@ def labelled(
         `correct` (dim, item), 0 or 1; `accuracy`, with the bounds of its 95 % interval
         `accuracy_low` and `accuracy_high`, `dev_accuracy` and `chosen` (dim).
     """
-    correct = np.array([probe.correct for probe in probes], dtype=np.int8)
-    bounds = np.array([interval(items, cluster, seed) for items in correct])
-    of_dev = np.array([probe.dev_accuracy for probe in probes])
-    chosen = np.array([probe.chosen for probe in probes])
+    corrects, intervals, dev_accuracies, choices = [], [], [], []
+    for probe in probes:
+        corrects.append(probe.correct)
+        intervals.append(interval(probe.correct.astype(np.int8), cluster, seed))
+        dev_accuracies.append(probe.dev_accuracy)
+        choices.append(probe.chosen)
+    correct, bounds = np.array(corrects, dtype=np.int8), np.array(intervals)
+    of_dev, chosen = np.array(dev_accuracies), np.array(choices)
 
     def share(name: str) -> dict[str, str]:
         return {"units": "1", "long_name": name}

@@ -1,4 +1,4 @@
-"""The neurons that move the logits of some tokens most, and random ones to compare them with."""
+"""Neurons that move the logits of some tokens most, and random neurons to compare them with."""
 
 import numpy as np
 import torch
@@ -24,33 +24,35 @@ EFFECT_BINS = 40
 def choose_neurons(
     weights: Weights, moments: xr.Dataset, wanted: NDArray[np.int64], count: int = NEURONS
 ) -> xr.Dataset:
-    """Choose the neurons that move the logits of some tokens most against those of all others.
+    """Choose the neurons that move the logits of some tokens most, relative to all other tokens.
 
-    Among neurons of high kurtosis or variance (or all, if there are none), by the absolute
-    difference of the mean of W_U · w_out over the tokens and over the rest.
+    Candidates are neurons of high kurtosis or variance, or all neurons if there are none. They are
+    ranked by the absolute difference between the means of W_U · w_out over the tokens and over all
+    others.
 
     Parameters
     ----------
     weights : Weights
-        The weights that write to the vocabulary.
+        The output weights of the model.
     moments : Dataset
-        As `robustness.measurements.neurons` returns.
+        Result of `robustness.measurements.neurons`.
     wanted : array of int
-        The tokens.
+        Ids of the tokens.
     count : int
-        How many neurons.
+        Maximum number of neurons.
 
     Returns
     -------
     Dataset
-        `shift` (neuron), positive for neurons that raise the tokens' logits, in order of its size;
-        `effect` (neuron, tokens, bin), the shares of W_U · w_out in `bin`, for the tokens `with`
-        the suffix and those `without`; `layer` and `index` of each neuron.
+        `shift` (neuron), positive for neurons that raise the tokens' logits, in order of absolute
+        value; `effect` (neuron, tokens, bin), the share of tokens by W_U · w_out, for tokens `with`
+        the suffix and `without`; `layer` and `index` of each neuron.
     """
     # Rows that pad the vocabulary are no tokens.
     unembedding = processed_unembedding(weights, weights.tokens)
     is_wanted = torch.zeros(len(unembedding), dtype=torch.bool)
     is_wanted[torch.from_numpy(wanted)] = True
+    # A difference of means is linear: one product with this direction gives it for every neuron.
     direction = unembedding[is_wanted].mean(0) - unembedding[~is_wanted].mean(0)
     candidates = _candidates(moments)
     shifts = np.full(candidates.shape, 0.0)
@@ -86,12 +88,12 @@ def choose_neurons(
 def draw_controls(
     layer: NDArray[np.int64], index: NDArray[np.int64], count: int, seed: int
 ) -> NDArray[np.int64]:
-    """Draw as many other neurons of the same layers, each at most once.
+    """Draw the same number of other neurons from the same layers, each at most once if possible.
 
     Parameters
     ----------
     layer, index : array of int of shape (neuron,)
-        Where the chosen neurons are.
+        Layer of each chosen neuron, and its index in the layer.
     count : int
         Number of neurons in a layer.
     seed : int
@@ -112,7 +114,7 @@ def draw_controls(
 
 
 def _candidates(moments: xr.Dataset) -> NDArray[np.bool_]:
-    """Return which neurons, (layer, neuron), are of high kurtosis or variance; all if none is."""
+    """Return the neurons of high kurtosis or variance, bool (layer, neuron); all if none is."""
     heavy = (moments["cosine_kurtosis"] > KURTOSIS) | (moments["cosine_variance"] > VARIANCE)
     candidates: NDArray[np.bool_] = heavy.values
     return candidates if candidates.any() else np.ones(heavy.shape, bool)
@@ -121,12 +123,12 @@ def _candidates(moments: xr.Dataset) -> NDArray[np.bool_]:
 def _histograms(
     logits: NDArray[np.float32], is_wanted: Tensor, edges: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return shares of tokens by logit, (neuron, 2, bin), of those that are wanted and the rest."""
+    """Return shares of tokens by logit, (neuron, 2, bin), for wanted tokens and for all others."""
     mask = is_wanted.numpy()
     shares = []
     for row in logits:
-        for chosen in (mask, ~mask):
-            shares.append(np.histogram(row[chosen], edges)[0] / chosen.sum())
+        for tokens in (mask, ~mask):
+            shares.append(np.histogram(row[tokens], edges)[0] / tokens.sum())
     return np.array(shares).reshape(len(logits), 2, -1)
 
 

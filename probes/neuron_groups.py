@@ -1,4 +1,4 @@
-"""Probes on single neurons and on growing groups of them, beside the model's own answer."""
+"""Probes on single neurons and on growing groups of neurons, beside the model's own answer."""
 
 from functools import partial
 
@@ -9,12 +9,12 @@ from probes.classifier import Floats, Probe, Split, fit_all, labelled, threshold
 from probes.windows import SHARES, Task
 
 GROUPS = ("mixed", "prediction", "suppression", "random", "shuffled")
-"""Groups: the chosen neurons together; those that raise the suffix's logits; those that lower them;
-random neurons of the same layers; the chosen ones with shuffled labels."""
+"""Groups: all chosen neurons; those that raise the suffix's logits; those that lower them; random
+neurons of the same layers; all chosen neurons with shuffled labels."""
 
 READINGS = ("hard", "half", "tuned")
-"""The model's own answer: its top-1 token has the suffix; the suffix has more than half of the
-probability; more than a share that is best on dev."""
+"""Readings of the model's own answer: its top-1 token has the suffix; the suffix has more than half
+of the probability; the suffix has more than a share that is best on dev."""
 
 
 def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: int) -> xr.Dataset:
@@ -27,9 +27,9 @@ def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: in
     task : Task
         The windows.
     chosen : Dataset
-        As from `probes.neuron_choice.choose_neurons`.
+        Result of `probes.neuron_choice.choose_neurons`.
     seed : int
-        Of the shuffled labels and the bootstrap.
+        Seed of the shuffled labels and the bootstrap.
 
     Returns
     -------
@@ -47,8 +47,9 @@ def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: in
         if not members:
             continue
         alone = fit_all([partial(splits[kind].only, [at]) for at in members])
+        # Ranked on dev, so that the accuracies on test are those of groups chosen without it.
         order = np.argsort([-probe.dev_accuracy for probe in alone], kind="stable")
-        ranked = [members[at] for at in order]
+        ranked = np.array(members)[order].tolist()
         sizes = list(range(1, len(ranked) + 1))
         probes = fit_all([partial(splits[kind].only, ranked[:size]) for size in sizes])
         fitted = labelled(probes, "size", cluster, seed).assign_coords(size=sizes)
@@ -77,7 +78,7 @@ def _prefixed(dataset: xr.Dataset, prefix: str) -> xr.Dataset:
 
 
 def _members(chosen: xr.Dataset) -> dict[str, list[int]]:
-    """Return the neurons of every group, by their place among the chosen ones."""
+    """Return the neurons of every group, by their position among the chosen ones."""
     shift = chosen["shift"].values
     members = {kind: list(range(chosen.sizes["neuron"])) for kind in GROUPS}
     members["prediction"] = np.flatnonzero(shift > 0).tolist()
@@ -86,19 +87,21 @@ def _members(chosen: xr.Dataset) -> dict[str, list[int]]:
 
 
 def _joined(groups: list[xr.Dataset]) -> xr.Dataset:
-    """Join groups of different sizes; what a smaller one lacks is NaN, or -1 where it is whole."""
+    """Join groups of different sizes; values that smaller ones lack are NaN, or -1 for integers."""
+    # Without an integer to fill with, xarray would make `correct` floating-point.
     missing = dict.fromkeys(map(str, groups[0].data_vars), np.nan)
     return xr.concat(groups, "kind", join="outer", fill_value=missing | {"correct": np.int8(-1)})
 
 
 def _answers(activations: xr.Dataset, task: Task) -> list[Probe]:
-    """Return the model's own answers, read in every way of `READINGS`."""
+    """Return the model's own answers, in every reading of `READINGS`."""
     top = _split(activations["top"].values[:, None], task)
     share = _split(activations["share"].values[:, None], task)
+    # Quantiles of the dev shares themselves, which are often far from evenly spread.
     grid = np.unique(np.quantile(share.dev[0], np.linspace(0, 1, 101))).tolist()
     return [threshold(top, (0.5,)), threshold(share, (0.5,)), threshold(share, grid)]
 
 
 def _split(features: Floats, task: Task) -> Split:
-    """Divide features (window, feature) as the windows are."""
+    """Divide features (window, feature) into the parts of the windows."""
     return Split.by_part(features, task.label, task.part, list(SHARES))

@@ -1,9 +1,9 @@
 """Heads that gather the pieces of a word: attention from its last token to the earlier ones.
 
-Two classes of inputs of 16 tokens after BOS: in one, the last tokens are the pieces of one word; in
-the other, the last token is a word of its own. A head's score is the weight that goes from the last
-token to where the earlier pieces are (or would be), in the first class less in the second. Ferrando
-and Voita (2024) call them subword-merging heads.
+There are two classes of inputs of 16 tokens after BOS. In one, the last tokens are the pieces of
+one word; in the other, the last token is a whole word. A head's score is the attention weight from
+the last token to the positions of the earlier pieces, in the first class minus in the second.
+Ferrando and Voita (2024) call such heads subword-merging heads.
 """
 
 from collections.abc import Mapping
@@ -32,13 +32,14 @@ PERMUTATIONS = 1000
 """Number of random divisions of the words into classes."""
 
 CLASSES = ("pieces", "whole")
+"""Classes of inputs: words in pieces, and whole words."""
 
 HEAD = ("layer", "head")
-"""Dimensions of what is said of every head."""
+"""Dimensions of variables with a value for every head."""
 
 
 def last_row(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Attention of the last token to the last `length` tokens, (head, key, item)."""
+    """Return the attention of the last token to the last `length` tokens, (head, key, item)."""
     pattern = captured["pattern"]
     return {"weight": pattern[:, :, -1, -text["length"] :].permute(1, 2, 0)}
 
@@ -57,18 +58,18 @@ def probe_subjoiner(
     settings : SubjoinerSettings, optional
         Which corpus is read, and how many pieces a word has.
     options : RunOptions, optional
-        `out` is the file. `state_cap` does not matter here.
+        `out` is the file. `state_cap` has no influence.
 
     Returns
     -------
     Dataset
-        `attention` (input_class, layer, head, key), the mean weight from the last token, key 0
-        being that token and -1 the one before, on held-out words; `score` (layer, head), the weight
-        on the earlier pieces in the first class less in the second, with `score_low` and
-        `score_high`, a 95 % bootstrap interval over words; `finding_score` (layer, head), the same
-        on the words that heads are found by; `found` (layer, head), whether that is above
-        `threshold`, what the best of all heads reaches in one of twenty random divisions into
-        classes; `monotone` (layer, head), the share of inputs whose pieces get less weight the
+        `attention` (input_class, layer, head, key): the mean weight from the last token, on
+        held-out words; key 0 is that token, key -1 the one before. `score` (layer, head): the
+        weight on the earlier pieces in the first class minus in the second, with the bounds of a
+        95 % bootstrap interval over words, `score_low` and `score_high`. `finding_score` (layer,
+        head): the score on the words that heads are selected on. `found` (layer, head): whether
+        this is above `threshold`, the 95 % quantile of the best head's score over random divisions
+        into classes. `monotone` (layer, head): the share of inputs whose pieces get less weight the
         later they come, NaN for words of two pieces.
 
     Raises
@@ -91,7 +92,7 @@ def probe_subjoiner(
 
 
 def _blank(model: Model, inputs: Inputs, settings: SubjoinerSettings, command: str) -> xr.Dataset:
-    """Return the dataset that attention weights fill."""
+    """Return the empty dataset of attention weights."""
     described = {
         **model.identity,
         "measurement": "subjoiner",
@@ -124,9 +125,9 @@ def score_heads(dataset: xr.Dataset, inputs: Inputs, settings: SubjoinerSettings
     dataset : Dataset
         `weight` (layer, head, key, input), from the last token.
     inputs : Inputs
-        What was read.
+        The inputs.
     settings : SubjoinerSettings
-        `pieces` and `seed` are used.
+        Settings, of which `pieces` and `seed` are used.
 
     Returns
     -------
@@ -136,6 +137,8 @@ def score_heads(dataset: xr.Dataset, inputs: Inputs, settings: SubjoinerSettings
     attention = dataset["weight"]
     earlier = attention.sel(key=slice(1 - settings.pieces, -1))
     gathered = earlier.sum("key").values.astype(np.float64)
+    # Heads are selected on one half of the words and scored on the other: the score of the best of
+    # many would be too high on the words that it was selected on.
     finding, held_out = ~inputs.held_out, inputs.held_out
     finding_score = _difference(gathered[..., finding], inputs.pieces[finding])
     threshold = _threshold(gathered[..., finding], inputs, settings.seed)
@@ -155,7 +158,7 @@ def score_heads(dataset: xr.Dataset, inputs: Inputs, settings: SubjoinerSettings
             "share of inputs with falling weights",
         ),
     }
-    found = xr.Dataset(
+    scored = xr.Dataset(
         _mean_attention(attention.values, inputs),
         coords={
             **{name: dataset[name] for name in ("layer", "relative_depth", "head", "key")},
@@ -164,23 +167,23 @@ def score_heads(dataset: xr.Dataset, inputs: Inputs, settings: SubjoinerSettings
         attrs=dataset.attrs,
     )
     for name, (values, long_name) in scores.items():
-        found[name] = (HEAD, values, _described(long_name))
+        scored[name] = (HEAD, values, _described(long_name))
     best = "what the best head reaches in 1 of 20 random divisions"
-    found["threshold"] = ((), threshold, _described(best))
-    return found
+    scored["threshold"] = ((), threshold, _described(best))
+    return scored
 
 
 def _difference(gathered: NDArray[np.float64], in_pieces: NDArray[np.bool_]) -> Any:
-    """Return the mean over inputs in pieces less that over whole words, (layer, head)."""
+    """Return the mean over inputs in pieces minus the mean over whole words, (layer, head)."""
     return gathered[..., in_pieces].mean(-1) - gathered[..., ~in_pieces].mean(-1)
 
 
 def _threshold(gathered: NDArray[np.float64], inputs: Inputs, seed: int) -> float:
-    """Return what the best head reaches in 1 of 20 random divisions of the words it is found by."""
+    """Return the 95 % quantile of the best head's score over random divisions into classes."""
     random = np.random.default_rng(seed)
     labels = inputs.pieces[~inputs.held_out]
     words = inputs.word[~inputs.held_out]
-    # A word is of one class with all of its inputs, so words are permuted and not inputs.
+    # All inputs of a word are in one class, so words are permuted, and not inputs.
     _, first, word = np.unique(words, return_index=True, return_inverse=True)
     best = []
     for _ in range(PERMUTATIONS):
@@ -192,7 +195,7 @@ def _threshold(gathered: NDArray[np.float64], inputs: Inputs, seed: int) -> floa
 def _bounds(
     gathered: NDArray[np.float64], inputs: Inputs, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ends of the interval of every head's score, on held-out inputs."""
+    """Return the bounds of every head's score, on held-out inputs."""
     in_pieces, words = inputs.pieces[inputs.held_out], inputs.word[inputs.held_out]
     heads = gathered.shape[:-1]
     low, high = np.full(heads, np.nan), np.full(heads, np.nan)
@@ -204,7 +207,7 @@ def _bounds(
 def _monotone(weight: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return the share of inputs, (layer, head), whose pieces get less weight the later they come.
 
-    Of weights (layer, head, piece, input); NaN where there is but one earlier piece.
+    Weights are (layer, head, piece, input). The share is NaN if there is one earlier piece only.
     """
     if weight.shape[2] < 2:
         return np.full(weight.shape[:2], np.nan)
@@ -233,7 +236,8 @@ def _described(long_name: str) -> dict[str, str]:
 
 
 def _error(values: NDArray[Any], cluster: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard error of the mean over the last dimension, clustered; see `uncertainty`."""
-    data = xr.DataArray(values, dims=[*(f"d{at}" for at in range(values.ndim - 1)), "sequence"])
+    """Return the clustered standard error of the mean over the last dimension."""
+    # `standard_error` takes clusters from the coordinate `document` along `sequence`.
+    data = xr.DataArray(values, dims=[*HEAD, "key", "sequence"])
     data = data.assign_coords(document=("sequence", np.unique(cluster, return_inverse=True)[1]))
     return standard_error(data).values

@@ -1,9 +1,9 @@
-"""Whether the next token ends in a suffix, told from groups of prediction and suppression neurons.
+"""Prediction of a suffix of the next token from groups of prediction and suppression neurons.
 
-A window of 24 tokens either ends in a token with the suffix or does not, equally often; a probe
-sees activations of MLP neurons at the token before it. If groups of neurons tell more than any one,
-and neurons that lower the logits of the suffix as much as those that raise them, predictions are
-made by an ensemble.
+Half of the windows of 24 tokens end in a token with the suffix. A probe sees activations of MLP
+neurons at the token before. Predictions are made by an ensemble if groups of neurons predict better
+than any single one, and neurons that lower the logits of the suffix as well as those that raise
+them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,8 @@ from robustness.trace.unembedding import predictor
 
 
 def read_neurons(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Activations at the last token but one, (neuron, item), of chosen and of random neurons."""
+    """Return activations of chosen and of random neurons, (neuron, item), before the last token."""
+    # The last token is the one to predict, so the one before it is read.
     place = torch.arange(len(text["lengths"]), device=text["lengths"].device), text["lengths"] - 2
     if "layer" not in captured:
         return {"final": captured["residual"][place]}
@@ -50,10 +51,10 @@ def read_neurons(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[s
 def read_answer(
     taken: Sequence[dict[str, Tensor]], parts: Mapping[str, Any], text: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Join the layers, and add what the model itself predicts (item).
+    """Join the layers, and add the model's own prediction.
 
-    `top`, whether its top-1 token is one of those that are wanted, and `share`, the probability of
-    all of these together.
+    `top` (item) says whether its top-1 token is a wanted one; `share` (item) is the probability of
+    all wanted tokens together.
     """
     hidden = taken[-1]["final"][:, None]
     for norm in parts["norms"]:
@@ -63,6 +64,7 @@ def read_answer(
         joined[name] = torch.cat([kept[name] for kept in taken[:-1]])
     tops, shares = [], []
     predict = predictor(parts["head"], parts["squash"])
+    # In chunks, since the logits of all items at once would not fit into memory.
     for states in hidden.split(text["chunk"]):
         logits = predict(states)[:, 0]
         wanted = text["wanted"].to(logits.device)
@@ -78,27 +80,28 @@ def probe_suffix(
     settings: SuffixSettings | None = None,
     options: RunOptions | None = None,
 ) -> xr.Dataset:
-    """Probe groups of neurons for whether the next token ends in a suffix.
+    """Probe groups of neurons for a suffix of the next token.
 
     Parameters
     ----------
     model : Model
         An opened model.
     weights : ModelSettings or Module
-        What the model was opened from: the neurons are chosen by its weights.
+        Settings or module that the model was opened from; neurons are chosen by its weights.
     settings : SuffixSettings, optional
         Which suffix is predicted, on which text.
     options : RunOptions, optional
-        `out` is the file; activations are kept beside it until they are probed. `state_cap` does
-        not matter here.
+        `out` is the file; activations are kept beside it until they are probed. `state_cap` has
+        no influence.
 
     Returns
     -------
     Dataset
-        `single_accuracy` (neuron) and `accuracy` (kind, size), of probes on one neuron and on the
-        best `size` of a group, ranked on dev and measured on test, and `model_accuracy` (reading),
-        each with `_low` and `_high`, a 95 % bootstrap interval over documents, and the items behind
-        it; `shift` and `effect` of the neurons.
+        `single_accuracy` (neuron): accuracy of a probe on one neuron. `accuracy` (kind, size):
+        accuracy of a probe on the best `size` neurons of a group, ranked on dev and measured on
+        test. `model_accuracy` (reading): accuracy of the model itself. Each comes with the bounds
+        of a 95 % bootstrap interval over documents, `_low` and `_high`, and with the items that it
+        is computed from. Also `shift` and `effect` of the neurons.
 
     Raises
     ------
@@ -139,11 +142,12 @@ def probe_suffix(
 
 
 def _wanted_tokens(model: Model, settings: SuffixSettings) -> NDArray[np.int64]:
-    """Return the tokens that are predicted, of those that the model has logits for."""
+    """Return the ids of the wanted tokens that the model has logits for."""
     if settings.wanted is None:
         tokens = tokens_ending_in(model.tokenizer, settings.suffix)
     else:
         tokens = np.unique(settings.wanted)
+    # Tokens that were added to the tokenizer may have no logits.
     tokens = tokens[tokens < model.vocabulary]
     if not len(tokens):
         raise Refusal(f"{model.name} has no logits for the tokens that are wanted")
@@ -151,7 +155,7 @@ def _wanted_tokens(model: Model, settings: SuffixSettings) -> NDArray[np.int64]:
 
 
 def _read_weights(weights: ModelSettings | Module) -> tuple[Any, xr.Dataset]:
-    """Return the weights that write to the vocabulary, and the moments of all neurons."""
+    """Return the output weights, and the moments of all neurons."""
     if isinstance(weights, Module):
         return open_weights(weights), neurons(weights)
     revision, trusted = weights.revision, weights.trust_remote_code
@@ -168,7 +172,7 @@ def _by_layer(index: NDArray[np.int64], layer: NDArray[np.int64], layers: int) -
 def _describe(
     model: Model, task: Task, wanted: NDArray[np.int64], settings: SuffixSettings
 ) -> dict[str, Any]:
-    """Return the attributes that say what is probed."""
+    """Return attributes of the file: the model, the text and the tokens."""
     identity = (task.tokens.tolist(), task.part.tolist(), wanted.tolist())
     described = {
         **model.identity,
@@ -189,7 +193,7 @@ def _describe(
 
 
 def _blank(rank: NDArray[np.int64], windows: int, attrs: dict[str, Any]) -> xr.Dataset:
-    """Return the dataset that activations fill, the neurons in the order in which they come."""
+    """Return the empty dataset of activations, with neurons in the order of their layers."""
     of_window = ("window",)
     of_neuron = ("neuron", *of_window)
     variables = {

@@ -1,7 +1,7 @@
 """Word in context: whether a word means the same in two sentences.
 
-The task is that of Pilehvar and Camacho-Collados (2019). A word is represented by the mean of the
-residual stream over its tokens, each sentence run alone.
+The task is that of Pilehvar and Camacho-Collados (2019). Each sentence is run alone, and a word is
+represented by the mean of the residual stream over its tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,28 +30,28 @@ from robustness.text.sources import source_name
 from robustness.trace import numerics
 
 PROBES = ("pair", "concatenation", "threshold", "shuffled")
-"""What is done with the two representations g and h of a word.
+"""Probes of the two representations g and h of a word.
 
-`pair`: a probe on |g - h| and g ⊙ h. `concatenation`: one on both after each other, which cannot
-say whether two things are the same, as it only adds. `threshold`: their cosine, standardised, above
-a threshold chosen on dev (Liu et al. 2024). `shuffled`: `pair` with labels in random order, a
-control."""
+`pair`: a probe on |g - h| and g ⊙ h. `concatenation`: a probe on g and h, which cannot compare
+them because it is linear. `threshold`: whether the cosine of the standardised representations is
+above a threshold chosen on dev (Liu et al. 2024). `shuffled`: `pair` with labels in random order,
+a control."""
 
 GRID = tuple(np.arange(0, 1, 0.05).round(2).tolist())
-"""Thresholds of the cosine that are tried."""
+"""Thresholds that are tried for the cosine."""
 
 Aligned = tuple[list[int], NDArray[np.float32]]
-"""A sentence's tokens, and which of them are of the word."""
+"""Token ids of a sentence, and a mask of those that belong to the word."""
 
 MOST_UNALIGNED = 0.05
-"""Largest share of pairs that may be left out because their word's tokens were not found."""
+"""Maximum share of pairs that are left out because their word's tokens were not found."""
 
 
 def align(sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None) -> Aligned | None:
-    """Return a sentence's tokens, BOS first, and which of them are of the word.
+    """Return the tokens of a sentence, BOS first, and a mask of those that belong to the word.
 
-    A token is of the word if it covers one of its characters. None if no token is, or the sentence
-    is longer than the model takes.
+    A token belongs to the word if it covers one of its characters. None is returned if no token
+    does, or if the sentence has more than `most` tokens.
     """
     encoded = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True)
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
@@ -62,7 +62,7 @@ def align(sentence: str, span: tuple[int, int], tokenizer: Any, most: int | None
 
 
 def mean_of_word(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Mean of the residual stream over a word's tokens, (width, item)."""
+    """Return the mean of the residual stream over a word's tokens, (width, item)."""
     mask = text["word"][..., None]
     states = numerics.precise(captured["residual"])
     return {"state": ((states * mask).sum(1) / mask.sum(1)).T}
@@ -73,16 +73,17 @@ class _Sentences:
     """Pairs whose words are found in both sentences, and these sentences."""
 
     pairs: list[Pair]
+    """The pairs."""
     part: NDArray[np.str_]
     """Part of every pair."""
     sides: list[Aligned]
     """Both sentences of the first pair, both of the second, and so on."""
     counts: dict[str, str]
-    """Number of aligned pairs of each part, and of all, as an attribute of the file."""
+    """Numbers of aligned and of all pairs, by part, as attributes of the file."""
 
     @property
     def digest(self) -> str:
-        """Hash of what is read."""
+        """Hash of tokens, masks, parts and labels."""
         tokens = [(ids, mask.tolist()) for ids, mask in self.sides]
         labels = [(str(p), pair.same) for p, pair in zip(self.part, self.pairs, strict=True)]
         return value_digest(tokens + labels)
@@ -101,14 +102,14 @@ def probe_wic(
         Which pairs are read.
     options : RunOptions, optional
         `out` is the file; captured states are kept beside it until they are probed. `state_cap`
-        does not matter here.
+        has no influence.
 
     Returns
     -------
     Dataset
-        `correct` (probe, depth, item), of the test items; `accuracy`, `accuracy_low`,
-        `accuracy_high`, a 95 % bootstrap interval, `dev_accuracy` and `chosen` (probe, depth). The
-        attributes say how many pairs of each part were aligned, and how many there were.
+        `correct` (probe, depth, item) for the test items; `accuracy` with the bounds of its 95 %
+        bootstrap interval, `accuracy_low` and `accuracy_high`, `dev_accuracy` and `chosen` (probe,
+        depth). Attributes hold the numbers of aligned and of all pairs, by part.
 
     Raises
     ------
@@ -118,6 +119,7 @@ def probe_wic(
     """
     settings, options = settings or WicSettings(), options or RunOptions()
     read_in = _read_sentences(model, settings)
+    # In order of length, so that batches have little padding.
     order = np.argsort([len(ids) for ids, _ in read_in.sides], kind="stable")
     run = resumable.Run(
         _blank(model, read_in, order, settings, options.command),
@@ -125,9 +127,10 @@ def probe_wic(
         fresh=options.fresh,
         complete=lambda states, _: fit_depths(states, read_in.part, read_in.pairs, settings.seed),
     )
+    tokens, masks = zip(*(read_in.sides[at] for at in order), strict=True)
     texts = ShortTexts(
-        [read_in.sides[at][0] for at in order],
-        details={"word": [read_in.sides[at][1] for at in order]},
+        tokens,
+        details={"word": masks},
         fewer="fewer pairs, in a directory of your own",
     )
     return fill(run, model, texts, Reading(mean_of_word, final=True), options)
@@ -179,7 +182,7 @@ def _blank(
     settings: WicSettings,
     command: str,
 ) -> xr.Dataset:
-    """Return the dataset that the words' states fill, sentence by sentence in order of length."""
+    """Return the empty dataset of the words' states, with sentences in order of length."""
     described = {
         **model.identity,
         **read_in.counts,
@@ -211,15 +214,16 @@ def fit_depths(
     parts : array of str of shape (pair,)
         Part of every pair.
     pairs : sequence of Pair
-        What is told apart.
+        The pairs.
     seed : int
-        Of the shuffled labels and the bootstrap.
+        Seed of the shuffled labels and the bootstrap.
 
     Returns
     -------
     Dataset
         As `probe_wic` returns it.
     """
+    # Back into the order of pairs: both sentences of the first, both of the second, and so on.
     states = dataset["state"].values[..., np.argsort(dataset["sentence"].values)]
     same = np.array([pair.same for pair in pairs])
     tested = [pair for pair, part in zip(pairs, parts, strict=True) if part == "test"]
@@ -243,7 +247,7 @@ def fit_depths(
 def _fit(
     method: str, states: Floats, same: NDArray[np.bool_], parts: NDArray[Any], seed: int
 ) -> list[Probe]:
-    """Fit a method at every depth."""
+    """Fit a probe of one kind at every depth."""
     if method == "threshold":
         probes = []
         for state in states:
@@ -253,8 +257,8 @@ def _fit(
     features = _concatenated if method == "concatenation" else _pair_features
 
     def split(depth: int) -> Split:
-        made = _split(features(*_sides(states[depth])), same, parts)
-        return made.shuffled(seed + depth) if method == "shuffled" else made
+        whole = _split(features(*_sides(states[depth])), same, parts)
+        return whole.shuffled(seed + depth) if method == "shuffled" else whole
 
     return fit_all([partial(split, depth) for depth in range(len(states))])
 
@@ -273,7 +277,9 @@ def _pair_features(g: Floats, h: Floats) -> Floats:
 
 
 def _standardised_cosine(g: Floats, h: Floats, parts: NDArray[Any]) -> Floats:
-    train = np.concatenate([side[parts == "train"] for side in (g, h)])
+    """Return the cosine of both representations, standardised by those of the train part."""
+    # A few features are far larger than the others, and would decide the cosine alone.
+    train = np.concatenate([g[parts == "train"], h[parts == "train"]])
     mean, deviation = train.mean(0), train.std(0) + 1e-12
     g, h = (g - mean) / deviation, (h - mean) / deviation
     norms = np.linalg.norm(g, axis=1) * np.linalg.norm(h, axis=1)

@@ -1,4 +1,4 @@
-"""Windows of text that end in some tokens, and as many that do not, divided by document."""
+"""Windows of text that end in some tokens, and as many others, divided by document."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ WINDOW_TOKENS = 24
 """Number of tokens of a window, besides BOS."""
 
 FEWEST_DOCUMENTS = 10
-"""Minimum number of documents in each part, because intervals are by document."""
+"""Minimum number of documents in each part, since the bootstrap draws documents."""
 
 SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 """Share of the documents in each part."""
@@ -23,10 +23,10 @@ SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Windows that end in a token with the suffix, and as many that do not."""
+    """Windows that end in a token with the suffix, and as many others."""
 
     tokens: NDArray[np.int64]
-    """Token ids, (item, token), BOS first where there is one; the last is to be predicted."""
+    """Token ids, (item, token), BOS first if the tokenizer has one; the last is to be predicted."""
     label: NDArray[np.bool_]
     """Whether a window ends in a token with the suffix."""
     document: NDArray[np.int64]
@@ -34,15 +34,17 @@ class Task:
     part: NDArray[np.str_]
     """`train`, `dev` or `test`; the same for all windows of a document."""
     positives: int
-    """Number of windows with the suffix that were found before there were enough."""
+    """Number of windows with the suffix that were collected."""
 
 
 @dataclass(eq=False)
 class _Windows:
-    """Windows collected so far; positive and negative ones stand at the same places."""
+    """Windows collected so far; each positive one has its counterpart at the same position."""
 
     positive: list[tuple[int, NDArray[np.int32]]] = field(default_factory=list)
+    """Documents and tokens of windows that end in a wanted token."""
     negative: list[tuple[int, NDArray[np.int32]]] = field(default_factory=list)
+    """Documents and tokens of other windows."""
     documents: int = 0
     """Number of documents with windows."""
 
@@ -53,24 +55,26 @@ class _Windows:
         wanted: NDArray[np.int64],
         random: np.random.Generator,
     ) -> None:
-        """Take the windows of a document that end in a wanted token, and as many others."""
+        """Add the windows of a document that end in a wanted token, and as many others."""
         hits = np.isin(ids, wanted)
         places = np.arange(WINDOW_TOKENS - 1, len(ids))
         ends = places[hits[places]]
         others = random.permutation(places[~hits[places]])[: len(ends)]
-        # Where a document has too few others, positives are left out: each has its counterpart.
-        for kept, chosen in ((self.positive, ends[: len(others)]), (self.negative, others)):
+        # If a document has too few others, positives are left out: each has a counterpart from the
+        # same document, so that documents tell nothing about labels.
+        for windows, chosen in ((self.positive, ends[: len(others)]), (self.negative, others)):
             for end in chosen:
-                kept.append((document, ids[end - WINDOW_TOKENS + 1 : end + 1].copy()))
+                # A copy, since a view would keep the whole document in memory.
+                windows.append((document, ids[end - WINDOW_TOKENS + 1 : end + 1].copy()))
         self.documents += bool(len(ends) and len(others))
 
     def suffice(self, items: int) -> bool:
-        """Whether there are so many windows, from documents enough to be divided."""
+        """Whether there are enough windows, from enough documents to divide."""
         return len(self.positive) * 2 >= items and self.documents >= 10 * FEWEST_DOCUMENTS
 
 
 def tokens_ending_in(tokenizer: Any, suffix: str) -> NDArray[np.int64]:
-    """Return the tokens that, stripped and in lower case, end in a suffix.
+    """Return the ids of tokens that end in a suffix, stripped and in lower case.
 
     Raises
     ------
@@ -80,10 +84,13 @@ def tokens_ending_in(tokenizer: Any, suffix: str) -> NDArray[np.int64]:
     if tokenizer is None:
         raise Refusal("there is no tokenizer to find the tokens with a suffix by")
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    found = [at for at, text in enumerate(texts) if text.strip().lower().endswith(suffix.lower())]
-    if not suffix or not found:
+    matching = []
+    for token, text in enumerate(texts):
+        if text.strip().lower().endswith(suffix.lower()):
+            matching.append(token)
+    if not suffix or not matching:
         raise Refusal(f"no token of {len(texts)} ends in {suffix!r}")
-    return np.array(found)
+    return np.array(matching)
 
 
 def make_task(tokenizer: Any, wanted: NDArray[np.int64], settings: SuffixSettings) -> Task:
@@ -94,7 +101,7 @@ def make_task(tokenizer: Any, wanted: NDArray[np.int64], settings: SuffixSetting
     tokenizer
         A transformers tokenizer.
     wanted : array of int
-        Tokens that a positive window ends in.
+        Ids of the tokens that a positive window ends in.
     settings : SuffixSettings
         Which corpus is read, and how many windows are taken.
 
@@ -111,7 +118,7 @@ def make_task(tokenizer: Any, wanted: NDArray[np.int64], settings: SuffixSetting
             f"{settings.source} has {count} windows of {WINDOW_TOKENS} tokens that end in a wanted "
             f"token; {FEWEST_WINDOWS} are needed: read more text"
         )
-    # The same places of both lists, so that a positive and its counterpart stay together.
+    # The same positions in both lists, so that each positive keeps its counterpart.
     places = np.sort(random.permutation(len(windows.positive))[:count]).tolist()
     rows = [windows.positive[at] for at in places] + [windows.negative[at] for at in places]
     document = np.array([index for index, _ in rows])
@@ -133,11 +140,11 @@ def _collect(
     settings: SuffixSettings,
     random: np.random.Generator,
 ) -> _Windows:
-    """Read documents until there are windows enough."""
+    """Read documents until there are enough windows."""
     windows = _Windows()
     with open_source(settings.source, field=settings.field, split=settings.split) as text:
         for index, chunks in text.documents(settings.seed):
-            # Ids alone are kept, for a document may be long, and the draw depends on all of it.
+            # The draw depends on the whole document, which may be long: only its ids are kept.
             pieces = [piece.ids.astype(np.int32) for piece in encode(tokenizer, chunks)]
             windows.add(index, np.concatenate(pieces), wanted, random)
             if windows.suffice(settings.items):
@@ -150,20 +157,22 @@ def _check_parts(
 ) -> None:
     """Refuse a division in which a part has too few documents."""
     for name in SHARES:
-        there = len(np.unique(document[part == name]))
-        if there < FEWEST_DOCUMENTS:
+        count = len(np.unique(document[part == name]))
+        if count < FEWEST_DOCUMENTS:
             raise Refusal(
-                f"{settings.source} gives {there} document(s) for {name}, and {FEWEST_DOCUMENTS} "
+                f"{settings.source} gives {count} document(s) for {name}, and {FEWEST_DOCUMENTS} "
                 "are needed: read a corpus of more documents"
             )
 
 
 def _divide(document: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.str_]:
-    """Give every document to a part, so that the parts have about their share of the items."""
+    """Return the part of every item; documents stay whole, and parts have about their shares."""
     order = random.permutation(np.unique(document))
-    counts = np.array([(document == each).sum() for each in order])
+    _, sizes = np.unique(document, return_counts=True)
+    counts = sizes[np.searchsorted(np.unique(document), order)]
+    # A document belongs to the part that its middle item falls into.
     middle = (np.cumsum(counts) - counts / 2) / counts.sum()
     bounds = np.cumsum(list(SHARES.values()))[:-1]
     names = np.array(list(SHARES))[np.searchsorted(bounds, middle)]
-    place = dict(zip(order.tolist(), names.tolist(), strict=True))
-    return np.array([place[each] for each in document.tolist()])
+    part_of = dict(zip(order.tolist(), names.tolist(), strict=True))
+    return np.array([part_of[index] for index in document.tolist()])

@@ -1,4 +1,4 @@
-"""Inputs that end in a word of several tokens, or in a word of one."""
+"""Inputs that end in a word of several tokens, or in a word of one token."""
 
 import re
 from collections import deque
@@ -24,10 +24,10 @@ FEWEST_WORDS = 10
 """Minimum number of distinct words of each class in each half."""
 
 WHOLE_WORDS_OF_A_DOCUMENT = 3
-"""Number of whole words after which a document gives no more."""
+"""Maximum number of whole words from a document."""
 
 WORD = re.compile(r"[a-z]+")
-"""Words that are used: lower case, letters alone."""
+"""Pattern of the words that are used: lower-case letters only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +35,22 @@ class Inputs:
     """Inputs of both classes."""
 
     tokens: NDArray[np.int64]
-    """Token ids, (item, token), BOS first where there is one."""
+    """Token ids, (item, token), BOS first if the tokenizer has one."""
     pieces: NDArray[np.bool_]
     """Whether the last tokens are pieces of one word."""
     word: NDArray[np.str_]
     """Word that the input ends in."""
     held_out: NDArray[np.bool_]
-    """Whether heads are measured on the input, or found on it; the same for all inputs that end in
-    one word."""
+    """Whether heads are scored on the input, and not selected on it; the same for all inputs of a
+    word."""
 
 
 Row = tuple[str, list[int]]
-"""A word, and the tokens up to its end."""
+"""A word, and the last tokens up to its end."""
 
 
 def make_inputs(tokenizer: Any, settings: SubjoinerSettings) -> Inputs:
-    """Cut inputs from a corpus: running text that ends in a word of so many pieces, or of one.
+    """Cut inputs from a corpus: running text that ends in a word in pieces, or in a whole word.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def make_inputs(tokenizer: Any, settings: SubjoinerSettings) -> Inputs:
 
 
 def _collect(tokenizer: Any, settings: SubjoinerSettings) -> tuple[list[Row], list[Row]]:
-    """Read documents until there are inputs enough that end in words in pieces, and in whole ones.
+    """Read documents until there are enough inputs of both classes.
 
     Returns
     -------
     in_pieces, whole : list of tuple
-        Words, and the tokens up to their ends.
+        Words, and the last tokens up to their ends.
     """
     in_pieces: list[Row] = []
     whole: list[Row] = []
@@ -109,7 +109,7 @@ def _collect_from(
     """Add the inputs of a document."""
     seen = 0
     for word, ids, count in _words(text, tokenizer):
-        # Whole words are many: of each document a few will do, so that more documents count.
+        # Whole words are frequent: a few from each document, so that the inputs come from many.
         enough = seen >= WHOLE_WORDS_OF_A_DOCUMENT
         if len(ids) < INPUT_TOKENS or count not in (1, settings.pieces) or (count == 1 and enough):
             continue
@@ -123,7 +123,8 @@ def _collect_from(
 
 
 def _words(text: str, tokenizer: Any) -> Iterator[tuple[str, list[int], int]]:
-    """Yield the words that are used, the last tokens up to each one's end, and their count."""
+    """Yield each word that is used, the last tokens up to its end, and its number of tokens."""
+    # Words and tokens are walked through side by side, so that long documents take one pass.
     tokens = _tokens(text, tokenizer)
     token = next(tokens, None)
     before: deque[int] = deque(maxlen=INPUT_TOKENS)
@@ -142,7 +143,7 @@ def _words(text: str, tokenizer: Any) -> Iterator[tuple[str, list[int], int]]:
 
 
 def _tokens(text: str, tokenizer: Any) -> Iterator[tuple[int, int, int]]:
-    """Yield the tokens of a text, each with the characters that it covers."""
+    """Yield the tokens of a text with the positions of the characters that they cover."""
     for piece in encode(tokenizer, [text], spans=True):
         for token, (first, last) in zip(piece.ids.tolist(), _spans(piece), strict=True):
             yield token, first, last
@@ -167,7 +168,7 @@ def _check_inputs(settings: SubjoinerSettings, in_pieces: list[Row], whole: list
 def _hold_out(
     settings: SubjoinerSettings, words: NDArray[np.str_], kinds: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Return which inputs are held out: those of half of the words of each class."""
+    """Return which inputs are held out: those with half of the words of each class."""
     random = np.random.default_rng(settings.seed)
     held_out = np.zeros(len(words), np.bool_)
     for kind in (True, False):
