@@ -2,5 +2,5 @@
 
 import logging
 
-# Where it may keep nothing, it draws all the same, only later: nothing that a user can act on.
+# Without a writable cache matplotlib warns and then works, only more slowly.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

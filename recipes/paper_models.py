@@ -1,24 +1,27 @@
-"""The models of the paper, and those that come with the project."""
+"""Checkpoints of the paper, and those that come with the project."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model by the name that `open_model` takes."""
+    """A pretrained model and its architecture."""
 
     name: str
+    """Name that `open_model` accepts."""
     family: str
+    """Architecture family."""
     layers: int
+    """Number of blocks."""
     blocks: str
-    """`sequential`, or `parallel`: attention and MLP of a block read the same residual stream."""
+    """Kind of block: `sequential`, or `parallel` (attention and MLP read the same stream)."""
 
 
 BUILTIN = (
     Checkpoint("builtin", "GPT-2", 12, "sequential"),
     Checkpoint("builtin-parallel", "GPT-NeoX", 12, "parallel"),
 )
-"""Shipped with the project; needs no network."""
+"""Checkpoints shipped with the project; they need no network."""
 
 PAPER = (
     Checkpoint("EleutherAI/pythia-410m-deduped", "GPT-NeoX", 24, "parallel"),
@@ -38,18 +41,18 @@ PAPER = (
     Checkpoint("meta-llama/Llama-3.2-1B", "Llama", 16, "sequential"),
     Checkpoint("meta-llama/Llama-3.2-3B", "Llama", 28, "sequential"),
 )
-"""The paper's sixteen (its Table 3)."""
+"""The sixteen checkpoints of the paper (its Table 3)."""
 
 
 def of(*families: str) -> tuple[Checkpoint, ...]:
-    """Return those of the sixteen that are of some families."""
+    """Return the paper's checkpoints of some architecture families."""
     return tuple(model for model in PAPER if model.family in families)
 
 
 FIRST = of("GPT-NeoX", "GPT-2", "Phi")
-"""The eleven of the paper's first version."""
+"""The eleven checkpoints of the paper's first version."""
 
 
 def named(*names: str) -> tuple[Checkpoint, ...]:
-    """Return those of the sixteen that have some names."""
+    """Return the paper's checkpoints with some names, without their owners."""
     return tuple(model for model in PAPER if model.name.rpartition("/")[2] in names)

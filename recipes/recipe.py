@@ -1,4 +1,4 @@
-"""What a recipe is: one experiment of the paper as data. Making one measures nothing."""
+"""Recipes: experiments of the paper as data, with their files, figures and claims."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,26 +9,27 @@ from recipes.paper_models import PAPER, Checkpoint
 
 @dataclass(frozen=True)
 class Source:
-    """A file that an experiment is read from, and what makes it."""
+    """A file that experiments need, and the command that makes it."""
 
     file: str
-    """Its name in a model's directory, without `.nc`."""
+    """Name of the file in a model's directory, without `.nc`."""
     command: str
-    """`sweep`, `observe`, `neurons`, `probe` or `tasks`."""
+    """Command that makes the file: `sweep`, `observe`, `neurons`, `probe`, `tasks`, `segment`."""
     arguments: tuple[str, ...] = ()
     """Interventions of a sweep, or names of tasks."""
     interventions: tuple[str, ...] = ()
-    """Interventions that tasks are run under."""
+    """Interventions under which tasks are evaluated."""
     unit: str = "documents"
-    """What its independent values are: documents, batches, items or words; empty for weights."""
+    """Independent values of the file: documents, batches, items or words; empty for weights."""
     least: int = 10
     """Minimum number of independent values for figures and claims."""
     look: str = ""
-    """Line of xarray that draws something of the file, loaded as `data`."""
+    """Line of xarray that draws a variable of the file, loaded as `data`."""
 
     @property
     def made_by(self) -> str:
-        """The command that makes the file."""
+        """Command line that makes the file."""
+        # These two are not the default file of any single command.
         if self.file in {"repeat", "tasks-repeat"}:
             return "stages reproduce MODEL E11"
         if self.command == "segment":
@@ -41,7 +42,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """What the file's attribute `measurement` says."""
+        """Value of the file's attribute `measurement`."""
         kinds = {"repeat": "sweep", "ing": "suffix", "tasks-repeat": "tasks"}
         return kinds.get(self.file, self.file)
 
@@ -110,7 +111,7 @@ SOURCES = (
     TASKS_REPEAT,
     STAGES,
 )
-"""Every file of a model, in the order in which they are made."""
+"""All files of a model, in the order in which they are made."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,11 @@ class Picture:
     """Name of the function that draws it, in `recipes.figures.registry`."""
     title: str
     caption: str
-    """Text that says what is drawn, and how to read it."""
+    """Explanation of the figure and how to read it."""
     sources: tuple[Source, ...] = ()
-    """Files that it is drawn from; none for a diagram of schedules."""
+    """Files that the figure needs; none for a diagram of schedules."""
     options: tuple[tuple[str, Any], ...] = ()
-    """Further keyword arguments of the function."""
+    """Further keyword arguments of the function, in pairs so that a picture can be hashed."""
     fewest: int = 1
     """Minimum number of models."""
     most: int = 16
@@ -135,13 +136,13 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """The first number, as the name of a file."""
+        """File name of the figure without ending, from its first number."""
         return self.names[0].replace(" ", "-")
 
 
 @dataclass(frozen=True)
 class Check:
-    """A number that a claim depends on, and where it must lie."""
+    """A number that a claim depends on, and its thresholds."""
 
     what: str
     """Name of the number, in words."""
@@ -152,6 +153,7 @@ class Check:
     most: float | None = None
     """Thresholds that the number must be above and below; without either it is only reported."""
     unit: str = "1"
+    """Unit of the number."""
 
 
 @dataclass(frozen=True)
@@ -159,31 +161,36 @@ class Claim:
     """A statement of the paper, as numbers and thresholds."""
 
     name: str
+    """Name by which files and reports refer to the claim."""
     text: str
+    """Statement in plain words."""
     where: str
     """Section, figure or table of the paper."""
     checks: tuple[Check, ...] = ()
+    """Numbers that must all meet their thresholds."""
     unjudged: str = ""
-    """Reason why no experiment decides it."""
+    """Reason why no experiment can decide the claim."""
     only: Callable[[Any], str] = lambda files: ""
-    """Function of a model's files that returns why they cannot decide it, or an empty text."""
+    """Function of a model's files that returns why they cannot decide the claim, or an empty
+    text."""
     models: int = 1
     """Minimum number of models; above one, the numbers are of several models."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment: what is measured, what is drawn, and what the paper says of it."""
+    """One experiment: files to measure, figures to draw, and claims of the paper."""
 
     name: str
-    """`E1` to `E13`, as they are numbered here; `T1` for Table 1."""
+    """Name of the experiment: `E1` to `E13`, as numbered here; `T1` for Table 1."""
     title: str
     question: str
+    """Question that the experiment answers."""
     sources: tuple[Source, ...]
     pictures: tuple[Picture, ...]
     claims: tuple[Claim, ...]
     cost: str
-    """Forward passes over the text, or what else it takes."""
+    """Cost in forward passes over the text, or in other work."""
     models: tuple[Checkpoint, ...] = PAPER
     """Models that the paper shows it on."""
     data: str = ""

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text without control characters, on streams that may fail."""
+"""Output on the terminal: text without control characters, on streams that may fail."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from typing import TextIO
 
 from robustness.errors import Refusal
 
-KEPT = "\n\t"
-"""Control characters that text for a terminal may hold."""
+HARMLESS = "\n\t"
+"""Control characters that are not escaped."""
 
 
 class Unheard(Exception):
-    """Standard output that takes no more text; `broken` where its reader has gone."""
+    """Standard output accepts no more text; `broken` says that its reader has gone."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(os.strerror(error.errno or 0))
@@ -20,12 +20,12 @@ class Unheard(Exception):
 
 
 class Forgiving:
-    """A stream for notes and progress, whose failure ends nothing.
+    """A stream for notes and progress that ignores failures to write.
 
     Parameters
     ----------
     stream : file, optional
-        Standard error; None where the process was started without one.
+        Standard error; None if the process was started without one.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -40,14 +40,14 @@ class Forgiving:
         return hash(id(self._stream))
 
     def write(self, text: str) -> int:
-        """Write text, as far as the stream takes it."""
+        """Write text, as far as the stream accepts it."""
         if self._stream is not None:
             with suppress(OSError, ValueError):  # a full disk, a closed file
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, as far as it can be."""
+        """Flush the stream, if possible."""
         if self._stream is not None:
             with suppress(OSError, ValueError):
                 self._stream.flush()
@@ -64,25 +64,26 @@ class Forgiving:
 
 
 def printable(text: str) -> str:
-    """Return text with what could command a terminal written as escapes.
+    """Return text with control characters escaped, since they could command a terminal.
 
-    Names of models, schedules and attributes come from files of others.
+    Names of models, schedules and attributes come from untrusted files.
     """
-    return "".join(
-        letter
-        if letter in KEPT or letter.isprintable()
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    if letter in HARMLESS or letter.isprintable():
+        return letter
+    return letter.encode("unicode_escape").decode()
 
 
 def hear() -> str:
-    """Return what standard input holds, as UTF-8.
+    """Return the text of standard input.
 
     Raises
     ------
     Refusal
-        If there is no standard input, or it holds something else.
+        If there is no standard input, or it is not UTF-8.
     """
     try:
         if sys.stdin is None:
@@ -102,12 +103,14 @@ def say(text: object) -> None:
     Raises
     ------
     Unheard
-        If standard output takes no more.
+        If standard output accepts no more.
     """
+    # Python has no stdout in a process that was started with it closed.
     if sys.stdout is None:
         return
     try:
         sys.stdout.write(f"{printable(str(text))}\n")
+        # Errors of a pipe or a full disk appear only when the buffer is written.
         sys.stdout.flush()
     except OSError as error:
         raise Unheard(error) from error
@@ -121,20 +124,21 @@ def note(text: object) -> None:
 
 
 def prepare() -> None:
-    """Let standard output and error write what their encoding lacks as escapes."""
+    """Have standard output and error escape letters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def let_go() -> None:
-    """Drop what standard output cannot take, which Python would complain of at its end."""
+    """Discard text that standard output cannot accept, so that Python ends without complaint."""
     with suppress(ValueError, AttributeError):
         try:
             sys.stdout.flush()
             return
         except OSError:
             pass
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
-        os.close(nothing)
+        # Python flushes again at its end: the descriptor has to lead to a place that accepts it.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)

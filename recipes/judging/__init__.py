@@ -1,1 +1,1 @@
-"""Claims judged, and models side by side."""
+"""Verdicts on the paper's claims, and comparisons of several models."""

@@ -1,4 +1,4 @@
-"""Models side by side: what characterises each, and the claims that are about several."""
+"""Comparison of models: quantities that characterise each, and claims about several."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -37,35 +37,34 @@ QUANTITIES = (
         "word-in-context accuracy peaks at depth", lambda files: place_of_largest(accuracy(files))
     ),
 )
-"""Numbers that are set side by side; depths are relative, 0 to 1."""
+"""Quantities that are compared; depths are relative, 0 to 1."""
 
-
-SAID = ("corpus", "context", "tokens", "dtype")
-"""Attributes that say how each model was run: numbers from different texts differ."""
+RUN_ATTRIBUTES = ("corpus", "context", "tokens", "dtype")
+"""Attributes that say how each model was run; numbers from different texts differ."""
 
 
 def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
-    """Set models side by side.
+    """Compare the quantities and verdicts of models.
 
     Parameters
     ----------
     models : sequence of Files
-        Two or more.
+        Files of two or more models.
     command : str
-        The command line, for the record.
+        Command line, for the record.
 
     Returns
     -------
     Dataset
-        `value`, `low` and `high` (quantity, model), with 95 % intervals, NaN where a model's files
-        do not say; `verdict` (claim, model), of the claims about one model; `verdict_across`
-        (claim_across), of those about several; `numbers` (claim, model), what they stand on, as
-        text; `layers` and those of `SAID` (model).
+        `value`, `low` and `high` (quantity, model): quantities with 95 % intervals, NaN where a
+        model's files lack what they need. `verdict` and `numbers` (claim, model): verdicts on
+        claims about one model, and their numbers as text. `verdict_across` (claim_across): verdicts
+        on claims about several models. `layers` and the names in `RUN_ATTRIBUTES` (model).
 
     Raises
     ------
     Refusal
-        If there is one model.
+        If there are fewer than two models.
     """
     if len(models) < 2:
         raise Refusal("one model cannot be compared: give the directories of two or more")
@@ -79,8 +78,8 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
         "model": [files.label for files in models],
         "layers": ("model", [files.layers for files in models]),
     }
-    for name in SAID:
-        labels[name] = ("model", [_said(files, name) for files in models])
+    for name in RUN_ATTRIBUTES:
+        labels[name] = ("model", [_run_attribute(files, name) for files in models])
     return (
         _quantities(models)
         .merge(_verdicts(models))
@@ -90,35 +89,37 @@ def compare(models: Sequence[Files], command: str = "") -> xr.Dataset:
 
 
 def _quantities(models: Sequence[Files]) -> xr.Dataset:
-    """Return what characterises each model, with 95 % intervals, (quantity, model)."""
-    # Value, low and high of every quantity.
-    shape = (3, len(QUANTITIES), len(models))
-    values = np.full(shape, nan)
-    for row, check in enumerate(QUANTITIES):
-        for column, files in enumerate(models):
-            number = _or_nothing(check, files)
-            values[:, row, column] = number.value, number.low, number.high
-    names = {
+    """Return the quantities of every model, with 95 % intervals, (quantity, model)."""
+    long_names = {
         "value": "what was found",
         "low": "lower end of its 95 % interval",
         "high": "upper end of its 95 % interval",
     }
+    dims, shape = ("quantity", "model"), (len(QUANTITIES), len(models))
     variables = {}
-    for (name, long_name), each in zip(names.items(), values, strict=True):
-        attrs = {"units": "1", "long_name": long_name}
-        variables[name] = (("quantity", "model"), each, attrs)
-    return xr.Dataset(variables, coords={"quantity": [check.what for check in QUANTITIES]})
+    for name, long_name in long_names.items():
+        variables[name] = (dims, np.full(shape, nan), {"units": "1", "long_name": long_name})
+    dataset = xr.Dataset(variables, coords={"quantity": [check.what for check in QUANTITIES]})
+    for row, check in enumerate(QUANTITIES):
+        for column, files in enumerate(models):
+            number = _or_missing(check, files)
+            for name in long_names:
+                dataset[name][row, column] = getattr(number, name)
+    return dataset
 
 
 def _verdicts(models: Sequence[Files]) -> xr.Dataset:
     """Return the verdicts on claims about one model (claim, model), and about several."""
-    alone = [_about_one(files) for files in models]
+    alone = list(map(_about_one, models))
+    claims = [verdict.claim for verdict in alone[0]]
     across = judge(models)
-    shape = (len(alone[0]), len(models))
+    shape = (len(claims), len(models))
+    # Objects, since NumPy would cut its own texts to the length of the array's type.
     verdicts, numbers = np.empty(shape, object), np.empty(shape, object)
-    for column, of_model in enumerate(alone):
-        verdicts[:, column] = [each.verdict for each in of_model]
-        numbers[:, column] = [_text(each) for each in of_model]
+    for column, verdicts_of_model in enumerate(alone):
+        for row, verdict in enumerate(verdicts_of_model):
+            verdicts[row, column] = verdict.verdict
+            numbers[row, column] = _numbers_as_text(verdict)
     return xr.Dataset(
         {
             "verdict": (("claim", "model"), verdicts),
@@ -126,8 +127,8 @@ def _verdicts(models: Sequence[Files]) -> xr.Dataset:
             "verdict_across": ("claim_across", _objects(each.verdict for each in across)),
         },
         coords={
-            "claim": [each.claim.name for each in alone[0]],
-            "claim_text": ("claim", [each.claim.text for each in alone[0]]),
+            "claim": [claim.name for claim in claims],
+            "claim_text": ("claim", [claim.text for claim in claims]),
             "claim_across": [each.claim.name for each in across],
         },
     )
@@ -143,8 +144,9 @@ def _about_one(files: Files) -> list[Verdict]:
     return [each for each in verdicts if each.claim.models == 1 and not each.claim.unjudged]
 
 
-def _said(files: Files, name: str) -> str:
-    """Return what the first file that says so says of its run."""
+def _run_attribute(files: Files, name: str) -> str:
+    """Return an attribute of the first file that has it."""
+    # Files of weights have no corpus; those of tasks and probes have texts of their own.
     for source in files.sources:
         dataset = files.get(source)
         if dataset is not None and name in dataset.attrs:
@@ -152,11 +154,11 @@ def _said(files: Files, name: str) -> str:
     return "-"
 
 
-def _text(verdict: Verdict) -> str:
+def _numbers_as_text(verdict: Verdict) -> str:
     return "; ".join(number.text for number in verdict.numbers)
 
 
-def _or_nothing(check: Check, files: Files) -> Number:
+def _or_missing(check: Check, files: Files) -> Number:
     try:
         return measure(check, files)
     except Absent:

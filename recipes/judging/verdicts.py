@@ -1,4 +1,4 @@
-"""Claims to verdicts: every number with its interval, beside the thresholds that decide."""
+"""Verdicts on claims: every number with its interval, and the thresholds that decide."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ CLAIMS = "claims"
 """Attribute `measurement` of a file of verdicts."""
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be judged"
+"""Verdicts that a claim or a number can have."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Number:
     value: float
     low: float
     high: float
-    """Ends of the 95 % interval; the value itself where it has no uncertainty."""
+    """Ends of the 95 % interval; equal to the value if it has no uncertainty."""
 
     @property
     def verdict(self) -> str:
-        """Whether the whole interval is on the right side, on the wrong one, or neither."""
+        """Verdict by the interval: all of it meets the thresholds, none of it does, or open."""
         least = -np.inf if self.check.least is None else self.check.least
         most = np.inf if self.check.most is None else self.check.most
         if isnan(self.value) or isnan(self.low) or isnan(self.high):
@@ -45,7 +46,7 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The number as it is shown, with its interval if it has one."""
+        """Text that shows the number, with its interval if it has one."""
         unit = "" if self.check.unit == "1" else f" {self.check.unit}"
         if isnan(self.value):
             return "-"
@@ -55,13 +56,13 @@ class Number:
 
     @property
     def decides(self) -> bool:
-        """Whether there is a threshold."""
+        """Whether the number has a threshold; others are only reported."""
         return self.check.least is not None or self.check.most is not None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim."""
+    """Verdict on a claim, with the numbers behind it."""
 
     recipe: Recipe
     claim: Claim
@@ -69,7 +70,7 @@ class Verdict:
     """`HOLDS`, `FAILS` or `OPEN`."""
     numbers: tuple[Number, ...] = ()
     reason: str = ""
-    """Reason why it cannot be judged."""
+    """Reason why the claim cannot be judged; empty otherwise."""
 
 
 def judge(models: Sequence[Files]) -> list[Verdict]:
@@ -92,6 +93,7 @@ def _judge(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> Verdict:
         return Verdict(recipe, claim, OPEN, reason=str(error))
     deciding = [number for number in numbers if number.decides]
     verdicts = {number.verdict for number in deciding}
+    # One number that fails refutes a claim, whatever the uncertainty of the others.
     if FAILS in verdicts:
         return Verdict(recipe, claim, FAILS, numbers)
     if OPEN not in verdicts:
@@ -117,17 +119,17 @@ def _numbers(recipe: Recipe, claim: Claim, models: Sequence[Files]) -> tuple[Num
         if reason:
             raise Absent(reason)
         return tuple(measure(check, models[0]) for check in claim.checks)
-    able = [files for files in models if files.has(*recipe.sources)]
-    if len(able) < claim.models:
-        there, where = f"{len(able)} of these have the files", ""
+    complete = [files for files in models if files.has(*recipe.sources)]
+    if len(complete) < claim.models:
+        problem = f"{len(complete)} of these have the files"
         if len(models) == 1:
-            there, where = "this is one", ": see `stages compare`"
-        raise Absent(f"needs {claim.models} models or more; {there}{where}")
-    return tuple(measure(check, able) for check in claim.checks)
+            problem = "this is one: see `stages compare`"
+        raise Absent(f"needs {claim.models} models or more; {problem}")
+    return tuple(measure(check, complete) for check in claim.checks)
 
 
 def _more_data(recipe: Recipe) -> str:
-    """Say what makes the intervals of a recipe's numbers narrower."""
+    """Return the advice that makes the intervals of a recipe's numbers narrower."""
     units = {source.unit for source in recipe.sources}
     if units & {"documents", "batches"}:
         return "use more --tokens"
@@ -135,29 +137,39 @@ def _more_data(recipe: Recipe) -> str:
 
 
 def measure(check: Check, of: Files | Sequence[Files]) -> Number:
-    """Find the number of a check, with its interval.
+    """Compute the number of a check, with its interval, from files.
 
     Raises
     ------
     Absent
-        If the files do not say.
+        If a file that the number needs is missing or incomplete.
     """
     try:
-        found = check.value(of)
+        value = check.value(of)
     except KeyError as error:  # a sweep without some readout, a probe without some group
         reason = str(error.args[0]).partition(". ")[0]
         raise Absent(f"a file it needs is incomplete: {reason}") from error
-    if isinstance(found, xr.DataArray) and "draw" in found.dims:
-        return Number(check, float(found.isel(draw=0)), *map(float, interval(found)))
-    if isinstance(found, tuple):
-        return Number(check, *map(float, found))
-    return Number(check, float(found), float(found), float(found))
+    if isinstance(value, xr.DataArray) and "draw" in value.dims:
+        return Number(check, float(value.isel(draw=0)), *map(float, interval(value)))
+    if isinstance(value, tuple):
+        return Number(check, *map(float, value))
+    return Number(check, float(value), float(value), float(value))
 
 
 def to_dataset(
     verdicts: Sequence[Verdict], models: Sequence[Files], command: str = ""
 ) -> xr.Dataset:
-    """Label verdicts: `verdict` (claim), and the numbers behind them (check)."""
+    """Return a dataset of verdicts by claim, and of the numbers behind them by check.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+        Verdicts, as from `judge`.
+    models : sequence of Files
+        Files that they were judged on.
+    command : str
+        Command line, for the record.
+    """
     settings = {
         "measurement": CLAIMS,
         "model": ", ".join(files.model for files in models),
@@ -171,7 +183,7 @@ def to_dataset(
 
 def _labelled_claims(verdicts: Sequence[Verdict]) -> xr.Dataset:
     def texts(read: Callable[[Verdict], str]) -> tuple[str, NDArray[np.object_]]:
-        return "claim", np.array([read(each) for each in verdicts], dtype=object)
+        return "claim", np.array(list(map(read, verdicts)), dtype=object)
 
     return xr.Dataset(
         {
@@ -195,12 +207,12 @@ def _labelled_checks(verdicts: Sequence[Verdict]) -> xr.Dataset:
         claims += [verdict.claim.name] * len(verdict.numbers)
 
     def values(read: Callable[[Number], float | None], name: str) -> Any:
-        read_values = [read(number) for number in numbers]
         # None, where there is no threshold, becomes NaN.
-        return "check", np.array(read_values, np.float64), {"long_name": name, "units": "1"}
+        array = np.array(list(map(read, numbers)), np.float64)
+        return "check", array, {"long_name": name, "units": "1"}
 
     def texts(read: Callable[[Number], str]) -> tuple[str, NDArray[np.object_]]:
-        return "check", np.array([read(number) for number in numbers], dtype=object)
+        return "check", np.array(list(map(read, numbers)), dtype=object)
 
     return xr.Dataset(
         {

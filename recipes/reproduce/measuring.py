@@ -1,4 +1,4 @@
-"""Measuring the files that recipes are read from, one after the other."""
+"""Measurement of the files that recipes need, one after the other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +26,15 @@ class Watch(Protocol):
     """Shows progress while something is measured."""
 
     def __call__(self, names: str, unit: str) -> AbstractContextManager[Progress | None]:
-        """Given what is measured and its unit, return a context that hands over a callback."""
+        """Return a context that hands over a callback for progress.
+
+        Parameters
+        ----------
+        names : str
+            Names of what is measured.
+        unit : str
+            Unit in which progress is counted.
+        """
 
 
 @contextmanager
@@ -37,14 +45,20 @@ def unwatched(names: str, unit: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What stays the same over all that is measured."""
+    """Model, text and options that all measurements of a reproduction share."""
 
     settings: ReproduceSettings
+    """Settings of the reproduction."""
     model: Model
+    """Model, opened."""
     corpus: Corpus
+    """Text for sweeps and observations."""
     directory: Path
+    """Path of the directory of all files."""
     options: RunOptions
+    """Options of every run, but for its path and its progress."""
     watch: Watch
+    """Function that shows progress."""
 
     def path(self, source: Source) -> Path:
         """Path of the file of a source."""
@@ -52,21 +66,28 @@ class Session:
 
 
 Measure = Callable[[Session, Sequence[Source], RunOptions], object]
-"""Measures sources that share a pass, given the options of the run but for its path."""
+"""Function that measures sources which share a pass, with options that lack only the path."""
 
 
 def measure_sources(session: Session, sources: Sequence[Source]) -> dict[str, str]:
-    """Measure what is not there yet; what the model or the data do not allow is left out.
+    """Measure sources, except those that exist, and those that model or data do not allow.
+
+    Parameters
+    ----------
+    session : Session
+        Model, text and options.
+    sources : sequence of Source
+        Sources to measure.
 
     Returns
     -------
     dict of str to str
-        Reasons by the name of every file that was left out.
+        Reasons why files were left out, by their names.
 
     Raises
     ------
     OtherSettings
-        If a file of other settings stands where one would be left.
+        If there is a file that was measured with other settings.
     """
     left_out: dict[str, str] = {}
 
@@ -82,6 +103,7 @@ def measure_sources(session: Session, sources: Sequence[Source]) -> dict[str, st
     for group in _groups([source for source in sources if source.file not in reasons]):
         try:
             _measure_group(session, group)
+        # These concern the directory, not one file: going on would fail again or mix settings.
         except (InUse, OtherSettings, Unwritable):
             raise
         except Refusal as error:
@@ -91,12 +113,12 @@ def measure_sources(session: Session, sources: Sequence[Source]) -> dict[str, st
 
 
 def _groups(sources: Sequence[Source]) -> list[list[Source]]:
-    """Return sources in the order in which they are measured; observations share a pass."""
-    observed = [source for source in sources if source.command == "observe"]
-    groups = [[source] for source in sources if source.command != "observe"]
-    if observed:
-        groups.append(observed)
-    return sorted(groups, key=lambda group: SOURCES.index(group[0]))
+    """Return groups of sources in the order of measurement; observations share one pass."""
+    groups: dict[str, list[Source]] = {}
+    for source in sorted(sources, key=SOURCES.index):
+        name = "observe" if source.command == "observe" else source.file
+        groups.setdefault(name, []).append(source)
+    return list(groups.values())
 
 
 def _measure_group(session: Session, group: Sequence[Source]) -> None:
@@ -161,7 +183,7 @@ MEASURES: Mapping[str, Measure] = {
     "probe": _probe,
     "tasks": _tasks,
 }
-"""What is done for the command of a source."""
+"""Functions that measure a source, by its command."""
 
 UNITS = {
     "sweep": "sequence",
@@ -174,7 +196,7 @@ UNITS = {
 
 
 def _fitting(names: Sequence[str], layers: int) -> list[str]:
-    """Return the interventions that fit at one layer at least."""
+    """Return the interventions that fit at least one layer of a model."""
     fitting = [name for name in names if intervention(name).span <= layers]
     if not fitting:
         raise Refusal(f"none of {', '.join(names)} fits a model of {layers} layers")

@@ -1,4 +1,4 @@
-"""A reproduction step by step: measure, divide into stages, judge, draw, and report."""
+"""Steps of a reproduction: measure, divide into stages, judge, draw, and report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from robustness.runs.settings import RunOptions
 from robustness.text.corpus import read_text
 
 AGAIN = "run the same command with `fresh`"
-"""What to do about a damaged file."""
+"""Advice about a damaged file."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Paths of what is made of the files that are measured."""
+    """Paths of the report, the verdicts and the figures of a directory."""
 
     directory: Path
 
@@ -46,17 +46,17 @@ class Outputs:
 
     @property
     def of_report(self) -> ReportFiles:
-        """Paths of all that the report leaves."""
+        """Paths of all files that the report writes."""
         return ReportFiles(self.page, self.claims, self.figures)
 
     def check(self) -> None:
-        """Refuse places that hold other things, and remove what interrupted runs left there."""
+        """Refuse paths that hold other files, and remove temporary files of interrupted runs."""
         self.of_report.check()
         for path, _ in self.of_report.kinds():
             remove_leftovers_with_lock(path)
 
     def are_of(self, fingerprint: str, left_out: Mapping[str, str]) -> bool:
-        """Whether the report was made for this very request from these very files."""
+        """Whether the report was made with the same settings from the present files."""
         try:
             attrs, files = netcdf.load(self.claims).attrs, Files(self.directory)
         except Refusal:  # none yet, or damaged
@@ -73,33 +73,34 @@ def reproduce(
     options: RunOptions | None = None,
     watch: Watch = unwatched,
 ) -> Path:
-    """Measure what recipes are read from, divide into stages, judge, draw, and report.
+    """Measure the files of recipes, divide layers into stages, judge claims, draw, and report.
 
-    What is there is not made again: measured files are gone on with, and verdicts, figures and
-    report are made anew only where a file has changed.
+    Existing files are reused, and unfinished ones are continued. Verdicts, figures and report are
+    made again only if a file has changed.
 
     Parameters
     ----------
     settings : ReproduceSettings
-        The experiments, the model and the data.
+        Experiments, model and data.
     directory : path
-        Where all files are left.
+        Path of the directory of all files.
     options : RunOptions, optional
-        How runs proceed; `out` and `progress` do not matter here.
+        Options of every run; `out` and `progress` are ignored.
     watch : callable, optional
-        Shows progress.
+        Function that shows progress.
 
     Returns
     -------
     path
-        The report.
+        Path of the report.
 
     Raises
     ------
     Refusal
-        If nothing could be measured, an experiment that was named is incomplete, or files of other
-        settings are in the way.
+        If nothing could be measured, a named experiment is incomplete, or the directory holds files
+        of other settings.
     """
+    # Held to the end: two reproductions in one directory would replace each other's report.
     with Lock(Outputs(directory).page):
         return _reproduce(settings, Outputs(directory), options or RunOptions(), watch)
 
@@ -107,15 +108,17 @@ def reproduce(
 def _reproduce(
     settings: ReproduceSettings, outputs: Outputs, options: RunOptions, watch: Watch
 ) -> Path:
-    """Reproduce while no other process does so in the same directory."""
+    """Reproduce, with the lock on the directory's report held."""
     sources = sources_of(settings.recipes)
+    # Before anything is measured: the report is written hours later.
     outputs.check()
     unavailable = _unavailable(settings, sources)
     for file, reason in unavailable.items():
         options.tell(f"{file} is left out: {reason}")
     fingerprint = settings.fingerprint(options)
+    # Known without opening the model, which may take minutes.
     if not options.fresh and outputs.are_of(fingerprint, unavailable):
-        options.tell("all of it is there: nothing to do")
+        options.tell("all files are up to date: nothing to do")
         return outputs.page
     fitting = [source for source in sources if source.file not in unavailable]
     session = _open(settings, outputs.directory, options, watch)
@@ -134,13 +137,17 @@ def _reproduce(
 
 
 def sources_of(recipes: Sequence[Recipe]) -> list[Source]:
-    """Return what recipes are read from, in the order in which it is measured."""
-    wanted = {source for recipe in recipes for source in recipe.sources}
-    return [source for source in SOURCES if source in wanted and source != STAGES]
+    """Return the sources that recipes need, in the order of measurement, without the stages."""
+    needed: set[Source] = set()
+    for recipe in recipes:
+        needed.update(recipe.sources)
+    # Stages are not measured on the model, but made of the other files.
+    return [source for source in SOURCES if source in needed and source != STAGES]
 
 
 def _unavailable(settings: ReproduceSettings, sources: Sequence[Source]) -> dict[str, str]:
-    """Return what cannot be measured for want of data, and why: built-in models stay offline."""
+    """Return the files that lack their data, with the reason."""
+    # A built-in model promises to need no network.
     if settings.model.source not in checkpoint.BUILTIN or settings.task_data is not None:
         return {}
     reason = "the items of benchmark tasks are on the hub: give `task_data` with the files"
@@ -156,10 +163,7 @@ def _open(
 
 
 def _check_model(session: Session, replaced: Sequence[Source]) -> None:
-    """Refuse a directory with files of another model before anything is measured.
-
-    Files that are measured anew do not count.
-    """
+    """Refuse a directory with files of another model, except files that will be replaced."""
     for source in SOURCES:
         path = session.path(source)
         if source == STAGES or source in replaced or not path.exists():
@@ -176,18 +180,18 @@ def _check_model(session: Session, replaced: Sequence[Source]) -> None:
 
 
 def _warn_of_few_documents(session: Session, sources: Sequence[Source]) -> None:
-    """Say so if the text is of too few documents for uncertainty."""
+    """Warn if the text has too few documents for figures and claims."""
     documents = len(set(session.corpus.document.tolist()))
     if documents < SWEEP.least and any(source.unit == "documents" for source in sources):
         session.options.tell(
-            f"the text has {documents} document(s): with fewer than {SWEEP.least} what is measured "
-            "on it is neither drawn nor judged (a line <|endoftext|> divides the documents of a "
-            ".txt)"
+            f"the text has {documents} document(s): with fewer than {SWEEP.least}, its "
+            "measurements are neither drawn nor judged (a line <|endoftext|> divides the documents "
+            "of a .txt)"
         )
 
 
 def _divide(outputs: Outputs, left_out: dict[str, str], command: str) -> None:
-    """Divide into stages, if that is not done from these very files."""
+    """Divide layers into stages, unless `stages.nc` was made from the present files."""
     with reading(f"a file in {outputs.directory.name}", AGAIN):
         if not Files(outputs.directory, left_out).missing(STAGES):
             return
@@ -206,7 +210,7 @@ def _report(
     options: RunOptions,
     watch: Watch,
 ) -> None:
-    """Judge, draw, and write the page."""
+    """Judge claims, draw figures, and write the page."""
     with (
         reading(f"a file in {outputs.directory.name}", AGAIN),
         watch("report", "figure") as progress,
@@ -223,12 +227,12 @@ def _report(
 def _check_complete(
     outputs: Outputs, left_out: Mapping[str, str], unavailable: Mapping[str, str]
 ) -> None:
-    """Refuse experiments that were named and are incomplete, once all that can be is measured."""
+    """Refuse named experiments that are incomplete, after all others have been measured."""
     for file, reason in _without_stages(left_out).items():
         if file not in unavailable:
             raise Refusal(f"{file} was left out, the rest is in {outputs.page}: {reason}")
 
 
 def _without_stages(left_out: Mapping[str, str]) -> dict[str, str]:
-    """Return reasons but that of the division, which follows from all other files."""
+    """Return the reasons without that of the stages, which follows from the other files."""
     return {file: reason for file, reason in left_out.items() if file != STAGES.file}

@@ -1,7 +1,7 @@
-"""Settings of a reproduction, and the fingerprint by which a finished one is known."""
+"""Settings of a reproduction, and the fingerprint that identifies a finished one."""
 
 import stat
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class ReproduceSettings:
     Raises
     ------
     Refusal
-        If there is no such experiment, or no such directory of data.
+        If an experiment or a path of data does not exist.
     """
 
     model: ModelSettings
@@ -34,22 +34,23 @@ class ReproduceSettings:
     text: TextSettings = field(default_factory=TextSettings)
     """Text for sweeps and measurements; probes read its source, too."""
     experiments: tuple[str, ...] = ()
-    """Names of experiments, all of which must succeed; without any, all experiments that fit the
-    model and the data."""
+    """Names of experiments, which must all succeed. By default all experiments that fit the model
+    and the data."""
     wic_data: str | Path = "builtin"
     """Word-in-context pairs, as `probes.pairs.read_pairs` takes them."""
     task_data: str | Path | None = None
-    """Path of a directory with `TASK.jsonl` files in the place of the tasks' data sets."""
+    """Path of a directory with `TASK.jsonl` files that replace the tasks' data sets."""
     limit: int | None = None
-    """Maximum number of items of each task; all of them without it."""
+    """Maximum number of items of each task; by default all of them."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not there."""
+        """Check experiments and paths before hours are spent on measuring."""
         choose(self.experiments)
         for name in ("wic_data", "task_data"):
-            given = str(getattr(self, name) or "")
-            if given.startswith((".", "/", "~")) and not Path(given).expanduser().exists():
-                raise Refusal(f"`{name}`: there is no {given}")
+            path = str(getattr(self, name) or "")
+            # Anything else may be the name of a data set.
+            if path.startswith((".", "/", "~")) and not Path(path).expanduser().exists():
+                raise Refusal(f"`{name}`: there is no {path}")
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -58,7 +59,8 @@ class ReproduceSettings:
 
     @property
     def probed_text(self) -> str | Path:
-        """Text that probes cut their inputs from: of the built-in ones the larger."""
+        """Text that probes cut their inputs from."""
+        # The small built-in text has too few of the words that probes look for.
         return "builtin-sampled" if self.text.source == "builtin" else self.text.source
 
     def fingerprint(self, options: RunOptions) -> str:
@@ -69,34 +71,41 @@ class ReproduceSettings:
         Parameters
         ----------
         options : RunOptions
-            Of which the sizes of batches count.
+            Options of the run, of which the sizes of batches count.
         """
-        described = {f"text.{key}": value for key, value in asdict(self.text).items()}
-        described |= {f"model.{key}": value for key, value in _described(self.model).items()}
-        described |= {"experiments": [recipe.name for recipe in self.recipes], "limit": self.limit}
-        described |= {"wic_data": self.wic_data, "task_data": self.task_data}
-        described |= {"batch_tokens": options.batch_tokens, "state_cap": options.state_cap}
-        told = {key: str(value) for key, value in described.items()}
-        for key in FILE_SETTINGS:
-            contents = [file_digest(path) for path in _files(described[key])]
-            told[key] = str(contents) if contents else told[key]
-        _, place = checkpoint.resolve(self.model.source)
-        weights = hashes.hash_directory(Path(place)) if Path(place).is_dir() else ""
-        return value_digest((project_version(), weights, sorted(told.items())))
+        values: dict[str, Any] = {
+            **_by_name("text", self.text),
+            **_by_name("model", self.model),
+            "experiments": [recipe.name for recipe in self.recipes],
+            "limit": self.limit,
+            "wic_data": self.wic_data,
+            "task_data": self.task_data,
+            "batch_tokens": options.batch_tokens,
+            "state_cap": options.state_cap,
+        }
+        texts = {name: str(value) for name, value in values.items()}
+        for name in FILE_SETTINGS:
+            digests = list(map(file_digest, _files(values[name])))
+            if digests:
+                texts[name] = str(digests)
+        _, path = checkpoint.resolve(self.model.source)
+        weights = hashes.hash_directory(Path(path)) if Path(path).is_dir() else ""
+        return value_digest((project_version(), weights, sorted(texts.items())))
 
 
-def _described(model: ModelSettings) -> dict[str, Any]:
-    """Return the settings of a model by name; a mapping of devices cannot be copied deeply."""
-    return {each.name: getattr(model, each.name) for each in fields(model)}
+def _by_name(prefix: str, settings: ModelSettings | TextSettings) -> dict[str, Any]:
+    """Return the values of settings by their names, after a prefix and a dot."""
+    # Not by `asdict`, which copies deeply: a mapping of devices cannot be copied so.
+    return {f"{prefix}.{item.name}": getattr(settings, item.name) for item in fields(settings)}
 
 
 def _files(value: Any) -> list[Path]:
-    """Return the files that a setting names, if it names any."""
+    """Return the regular files that a setting names, directly or by their directory."""
     if not isinstance(value, (str, Path)):
         return []
     path = expanded(value)
     kind = file_kind(path)
     if kind == stat.S_IFDIR:
-        return sorted(each for each in path.iterdir() if file_kind(each) == stat.S_IFREG)
-    # What is no file is refused where it is read; a pipe would wait here for a writer.
+        return sorted(entry for entry in path.iterdir() if file_kind(entry) == stat.S_IFREG)
+    # A path of another kind is refused where it is read; opening a pipe would wait for a writer.
     return [path] if kind == stat.S_IFREG else []
