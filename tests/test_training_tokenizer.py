@@ -50,7 +50,7 @@ def test_code_that_comes_with_a_tokenizer_is_not_run_and_not_asked_about(
         change(config, tokenizer_class="Tokenizer")
         change(saved / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Tokenizer"})
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
-    code, _, err = run("pretrain", "out", "--data", "builtin", "--tokenizer", saved)
+    code, _, err = run("pretrain", "out", "--data", "builtin", "--tokenizer", saved, "--quiet")
     assert code == 1 and not Path("ran").exists() and not Path("out").exists()
     assert err == (
         "stages: the tokenizer of given is code of its own (auto_map), which is not run: take a "

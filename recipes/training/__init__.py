@@ -1,4 +1,4 @@
-"""Training of small decoders, as the built-in models were trained."""
+"""Training of small decoders, in the way that the built-in models were trained."""
 
 from recipes.training.pretraining import pretrain
 from recipes.training.settings import Pretraining, TrainingOptions

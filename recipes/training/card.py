@@ -1,4 +1,4 @@
-"""The card of a model trained here: on what, how long, how well, and what a sweep of it shows."""
+"""Card of a model trained here: its training, its losses, a sweep of it, and continuations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +22,14 @@ PROMPTS = (
     "My fellow citizens, the duty of this nation is",
     "In the early morning the old man",
 )
-"""What the greedy continuations in a card begin with."""
+"""Prompts of the greedy continuations in a card."""
 
 CONTINUATION = 40
-"""Tokens of a continuation."""
+"""Maximum number of tokens of a continuation."""
 
 
 def prose(tokenizer: Any, context: int) -> Corpus:
-    """Cut the built-in prose, which the sweep in a card is of."""
+    """Cut the built-in prose, which the sweep in a card runs on."""
     return cut("builtin", tokenizer, context=min(128, context))
 
 
@@ -39,22 +39,22 @@ def card(directory: Path, log: xr.Dataset, corpus: Corpus) -> str:
     Parameters
     ----------
     directory : path
-        The model.
+        Directory of the model.
     log : Dataset
-        What its training left, as from `recipes.training.pretrain`.
+        Log of its training, as `recipes.training.pretrain` returns it.
     corpus : Corpus
-        As from `prose`, with the model's tokenizer.
+        Result of `prose`, with the model's tokenizer.
 
     Returns
     -------
     str
-        Training, held-out losses beside n-gram models of the same text, what dropping and swapping
-        blocks does on the built-in prose, and greedy continuations.
+        Training, held-out losses beside those of n-gram models of the same text, effects of
+        dropping and swapping blocks on the built-in prose, and greedy continuations.
     """
     model = open_model(directory)
     blocks = f"{model.layers} block{'' if model.layers == 1 else 's'}"
     written = list(_continuations(model))
-    # Of one block nothing is left when it is dropped, and there is none to swap it with.
+    # A model of one block has nothing left when it is dropped, and no block to swap it with.
     data = sweep(model, corpus) if model.layers > 1 else None
     lines = [
         f"# {model.identity['architecture']}, {blocks} of width {log.attrs['width']}",
@@ -111,7 +111,8 @@ def _losses(log: xr.Dataset) -> Iterator[str]:
 def _sources(log: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
     """Yield every source with its name, which two files may share, as a cell of a table."""
     for place, name in enumerate(log["source"].values):
-        plain = "".join(each if each.isprintable() else "?" for each in str(name))
+        # A source is named by the user's file, whose name may hold anything.
+        plain = "".join(letter if letter.isprintable() else "?" for letter in str(name))
         yield plain.replace("|", "\\|"), log.isel(source=place)
 
 
@@ -132,9 +133,10 @@ def _sweep(data: xr.Dataset) -> list[str]:
 
 
 def _findings(data: xr.Dataset) -> Iterator[str]:
-    """State three things the paper saw, with numbers, whether they hold here or not.
+    """Yield the numbers behind three findings of the paper, whether or not they hold here.
 
-    Of few blocks fewer: the interior ones are those between the first and the last.
+    The interior blocks are those between the first and the last; a model of few blocks has fewer
+    findings.
     """
     last = data.sizes["layer"] - 1
     mean, error = data.kl.mean("sequence"), standard_error(data.kl)
@@ -147,7 +149,7 @@ def _findings(data: xr.Dataset) -> Iterator[str]:
     if typical > 0:
         cost += f", {first / typical:.0f} times the median of the interior blocks ({typical:.3f})"
     yield f"{cost}."
-    # Swapping the last interior block changes the last block too, and is left out.
+    # Swapping the last interior block moves the last block, too, and is left out.
     swapped = data.isel(layer=slice(1, last - 1))
     if not swapped.sizes["layer"]:
         return
@@ -172,6 +174,7 @@ def _continuations(model: Model) -> Iterator[str]:
     for prompt in PROMPTS:
         ids = encode_with_bos(model.tokenizer, prompt)
         room = CONTINUATION if model.context is None else model.context - len(ids)
+        # A short context may be full with the prompt.
         if room < 1:
             continue
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The log of a training: its losses, and those of n-gram models of the same text."""
+"""Log of a training: its losses, and those of n-gram models of the same text."""
 
 from dataclasses import asdict
 from typing import Any
@@ -14,29 +14,34 @@ from robustness.files.provenance import file_attributes
 
 
 def to_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> xr.Dataset:
-    """Return the log of a training as it is saved.
+    """Return the log of a training as a dataset.
 
     Parameters
     ----------
     log : Log
-        Losses, and the steps after which there was an evaluation.
+        Losses, and the steps that were followed by an evaluation.
     data : Texts
-        What was trained on, and what was held out.
+        Tokens of the training and held-out texts.
     settings : Pretraining
-        What was trained and how.
+        Settings of the model and its training.
     given : bool
-        Whether the tokenizer was given, and not trained.
+        Whether the tokenizer was given by the user, and not trained.
 
     Returns
     -------
     Dataset
         As `recipes.training.pretrain` returns it.
     """
-    rates = [settings.rate(step) for step in range(len(log["loss"]))]
+    rates = list(map(settings.rate, range(len(log["loss"]))))
     nats = {"units": "nat"}
+    # N-gram models see each text once, whatever its share in the training.
     seen = np.concatenate(data.train)
-    held_out = [data.windows(i, settings.context).numpy() for i in range(len(data.names))]
     size = data.vocabulary
+    unigram, trigram = [], []
+    for source in range(len(data.names)):
+        windows = data.windows(source, settings.context).numpy()
+        unigram.append(unigram_loss(seen, windows, size))
+        trigram.append(trigram_loss(seen, windows, size))
     return xr.Dataset(
         {
             "loss": ("step", log["loss"], {**nats, "long_name": "training loss per token"}),
@@ -48,21 +53,22 @@ def to_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> xr.
             ),
             "unigram_loss": (
                 "source",
-                [unigram_loss(seen, windows, size) for windows in held_out],
+                unigram,
                 {**nats, "long_name": "held-out loss per token, add-one unigram model"},
             ),
             "trigram_loss": (
                 "source",
-                [trigram_loss(seen, windows, size) for windows in held_out],
+                trigram,
                 {**nats, "long_name": "held-out loss per token, interpolated trigram model"},
             ),
         },
         coords={
-            "evaluation": [int(step) for step in log["evaluated"]],
+            # Steps come as floats from a checkpoint, which keeps numbers of one type.
+            "evaluation": list(map(int, log["evaluated"])),
             "source": list(data.names),
             "weight": ("source", data.weights),
-            "train_tokens": ("source", [len(ids) for ids in data.train]),
-            "held_out_tokens": ("source", [len(ids) for ids in data.held_out]),
+            "train_tokens": ("source", list(map(len, data.train))),
+            "held_out_tokens": ("source", list(map(len, data.held_out))),
         },
         attrs=file_attributes(
             _attributes(settings)
@@ -72,7 +78,7 @@ def to_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> xr.
 
 
 def _attributes(settings: Pretraining) -> dict[str, Any]:
-    """Return settings as NetCDF takes them, which knows no truth values."""
+    """Return settings as attributes; NetCDF has no truth values."""
     attributes = asdict(settings)
     for name, value in attributes.items():
         if isinstance(value, bool):

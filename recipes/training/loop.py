@@ -1,4 +1,4 @@
-"""The training loop: steps, losses, and checkpoints on the way."""
+"""Training loop: steps, losses and checkpoints."""
 
 import math
 import time
@@ -26,22 +26,22 @@ def train(
     made_of: dict[str, str],
     options: TrainingOptions,
 ) -> tuple[Any, Log]:
-    """Train from the last checkpoint on.
+    """Train a model, from the last checkpoint if there is one.
 
     Parameters
     ----------
     checkpoint : path
-        The file in which checkpoints are kept.
+        Path of the checkpoint.
     data : Texts
-        What is trained on, and what is held out.
+        Tokens of the training and held-out texts.
     settings : Pretraining
-        What is trained and how.
+        Settings of the model and its training.
     tokenizer
         The tokenizer of the texts.
     made_of : dict
-        What a checkpoint must have been made of.
+        Settings and hashes that a checkpoint must have been made with.
     options : TrainingOptions
-        When checkpoints are kept, and who is told.
+        Interval of checkpoints, and callbacks.
 
     Returns
     -------
@@ -57,6 +57,7 @@ def train(
     optimizer = build_optimizer(model, settings)
     log: Log = {"loss": [], "held_out_loss": [], "evaluated": []}
     start = restore(checkpoint, model, optimizer, log, made_of, settings.steps)
+    # The model itself is kept: the names of a compiled one's parameters have a prefix.
     compiled = torch.compile(model) if settings.compile else model
     for step in range(start, settings.steps):
         began = time.perf_counter()
@@ -67,6 +68,7 @@ def train(
                 step, seed=settings.seed, size=settings.batch, context=settings.context
             )
             loss = _step(compiled, optimizer, tokens, settings)
+        # Before the log and the next checkpoint, which would be worth nothing.
         _check_loss(loss, log, step + 1, settings)
         log["loss"].append(loss)
         speed = settings.batch * settings.context / (time.perf_counter() - began)
@@ -80,7 +82,7 @@ def train(
 
 
 def _evaluate(model: Any, data: Texts, log: Log, step: int, settings: Pretraining) -> None:
-    """Log the held-out losses after a step."""
+    """Add the held-out losses after a step to the log."""
     held_out = held_out_loss(model, data, settings)
     _check_loss(sum(held_out), log, step, settings)
     log["held_out_loss"].append(held_out)
@@ -88,7 +90,7 @@ def _evaluate(model: Any, data: Texts, log: Log, step: int, settings: Pretrainin
 
 
 def _halve(model: Any, settings: Pretraining) -> None:
-    """Convert a model to float16, in which it is written."""
+    """Convert a model to float16, the type of its file."""
     model.half()
     if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
         raise Refusal(
@@ -98,7 +100,7 @@ def _halve(model: Any, settings: Pretraining) -> None:
 
 
 def _step(model: Any, optimizer: torch.optim.AdamW, tokens: Tensor, settings: Pretraining) -> float:
-    """Take a step and return its loss; none is taken where loss or gradient is no number."""
+    """Take a step and return its loss, or NaN without a step if the gradient is not finite."""
     loss = _loss(model, tokens, settings.bfloat16)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -110,7 +112,7 @@ def _step(model: Any, optimizer: torch.optim.AdamW, tokens: Tensor, settings: Pr
 
 
 def _check_loss(loss: float, log: Log, step: int, settings: Pretraining) -> None:
-    """Refuse to go on with a loss that is no number."""
+    """Refuse to continue with a loss that is no finite number."""
     if not math.isfinite(loss):
         evaluated = log["evaluated"]
         kept = f"; the checkpoint of step {int(evaluated[-1])} stays" if evaluated else ""
@@ -120,13 +122,13 @@ def _check_loss(loss: float, log: Log, step: int, settings: Pretraining) -> None
 
 
 def _milder(settings: Pretraining) -> str:
-    """Return what to do about losses and weights that are no numbers."""
+    """Return advice for losses and weights that are not finite."""
     return f"lower `learning_rate` from {settings.learning_rate}, and choose another directory"
 
 
 @contextmanager
 def _refusing_failures(settings: Pretraining) -> Iterator[None]:
-    """Refuse what this machine cannot compute, where libraries raise errors of their own."""
+    """Turn errors of libraries about what this machine cannot compute into refusals."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -142,7 +144,7 @@ def _refusing_failures(settings: Pretraining) -> Iterator[None]:
 
 
 def held_out_loss(model: Any, data: Texts, settings: Pretraining) -> list[float]:
-    """Mean loss on the held-out windows of each source, nats per token."""
+    """Return the mean loss on the held-out windows of each source, in nats per token."""
     losses = []
     for source in range(len(data.names)):
         windows = data.windows(source, settings.context)

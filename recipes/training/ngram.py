@@ -1,4 +1,4 @@
-"""Unigram and interpolated trigram models of token ids: what a trained model has to beat."""
+"""Unigram and interpolated trigram models of token ids, which a trained model has to beat."""
 
 from collections.abc import Sequence
 
@@ -8,37 +8,39 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 EM_STEPS = 30
+"""Number of steps of expectation maximisation."""
 
 
 def unigram_loss(train: Ids, windows: Ids, vocabulary: int) -> float:
-    """Mean loss of an add-one unigram model, nats per token.
+    """Return the mean loss of an add-one unigram model, in nats per token.
 
     Parameters
     ----------
     train : int64 array of shape (token,)
-        What is counted.
+        Tokens that are counted.
     windows : int64 array of shape (sequence, token)
-        What is predicted: all tokens but the first of each sequence.
+        Sequences of which all tokens but the first are predicted.
     vocabulary : int
-        How many tokens there are.
+        Number of distinct tokens.
     """
     counts = np.bincount(train, minlength=vocabulary) + 1.0
     return float(-np.log(counts[windows[:, 1:]] / counts.sum()).mean())
 
 
 def trigram_loss(train: Ids, windows: Ids, vocabulary: int) -> float:
-    """Mean loss of a trigram model interpolated with lower orders, nats per token.
+    """Return the mean loss of a trigram model interpolated with lower orders, in nats per token.
 
     Relative frequencies of orders 3, 2, 1 and 0 are mixed with fixed weights (Jelinek and Mercer,
-    1980); a context never seen leaves its order's share to the next lower one. The weights are
-    those that suit `windows` best, found by expectation maximisation on them: an advantage that
-    no other model is given.
+    1980). A context that was never seen leaves the share of its order to the next lower one. The
+    weights are fitted to `windows` by expectation maximisation, an advantage that no other model
+    has.
 
     Parameters
     ----------
     train, windows, vocabulary
         As for `unigram_loss`.
     """
+    # The first token has only one before it: it is repeated, so that every token has two.
     padded = np.concatenate([windows[:, :1], windows], axis=1)
     before, last, token = (padded[:, i : i + windows.shape[1] - 1].ravel() for i in range(3))
     one = np.bincount(train, minlength=vocabulary) / len(train)
@@ -58,6 +60,7 @@ def trigram_loss(train: Ids, windows: Ids, vocabulary: int) -> float:
 
 
 def _keys(columns: Sequence[Ids], vocabulary: int) -> Ids:
+    """Return n-grams as one number each, with the columns as its digits."""
     key = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         key = key * vocabulary + column
@@ -65,6 +68,8 @@ def _keys(columns: Sequence[Ids], vocabulary: int) -> Ids:
 
 
 def _count(grams: Ids, wanted: Ids) -> NDArray[np.float64]:
-    found, counts = np.unique(grams, return_counts=True)
-    place = np.minimum(np.searchsorted(found, wanted), len(found) - 1)
-    return np.where(found[place] == wanted, counts[place], 0).astype(np.float64)
+    """Return how often each wanted n-gram is among some."""
+    distinct, counts = np.unique(grams, return_counts=True)
+    # A number above all of them would be looked up past the end.
+    place = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
+    return np.where(distinct[place] == wanted, counts[place], 0).astype(np.float64)

@@ -1,8 +1,9 @@
-"""Training a small decoder from scratch, as the built-in models were."""
+"""Training of a small decoder from scratch, as the built-in models were trained."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from robustness.files.manifest import Manifest
 from robustness.files.netcdf import load, save
 
 KIND, LOG = "pretraining", "pretraining.nc"
-"""What the mark of a directory with a trained model says, and the name of its log."""
+"""Kind of a directory with a trained model, as its manifest has it, and file name of its log."""
 
 
 def pretrain(
@@ -38,32 +39,33 @@ def pretrain(
     weights: Sequence[float] = (),
     tokenizer: Any = None,
 ) -> xr.Dataset:
-    """Train a model and leave it, its tokenizer, its log and its card in a directory.
+    """Train a model and write it, its tokenizer, its log and its card to a directory.
 
-    An interrupted call, made again, goes on from the last checkpoint; a finished one does nothing.
+    An interrupted call resumes from the last checkpoint when it is made again; a finished one does
+    nothing.
 
     Parameters
     ----------
     directory : path
-        Where `model.safetensors` (float16), `config.json`, the tokenizer, `pretraining.nc`,
-        `README.md` and `stages.json`, which says that they are of this training, go. It is empty,
-        or not there, or holds this training; what else is put there then stays as it is.
+        Directory for `model.safetensors` (float16), `config.json`, the tokenizer, `pretraining.nc`,
+        `README.md` and `stages.json`, the manifest of the training. It must be empty, missing, or
+        hold this training; files that are added later stay as they are.
     sources : sequence of str or path
         Corpora, as `robustness.text.sources.documents` takes them.
     settings : Pretraining, optional
-        What is trained and how.
+        Settings of the model and its training.
     options : TrainingOptions, optional
-        When checkpoints are kept, and who is told.
+        Interval of checkpoints, and callbacks.
     weights : sequence of float
-        How often each source is drawn, in any unit; equally without them.
+        Relative frequencies with which sources are drawn; by default all are equal.
     tokenizer : optional
-        A tokenizer to use; without one, one is trained on the same texts.
+        Tokenizer to use; by default one is trained on the same texts.
 
     Returns
     -------
     Dataset
-        `loss (step)`, `learning_rate (step)`, `held_out_loss (evaluation, source)`, and what n-gram
-        models of the same training text lose there: `unigram_loss`, `trigram_loss` (source).
+        `loss (step)`, `learning_rate (step)` and `held_out_loss (evaluation, source)`; losses of
+        n-gram models of the same training text, `unigram_loss` and `trigram_loss` (source).
 
     Raises
     ------
@@ -84,7 +86,7 @@ def pretrain(
         check("the tokenizer", tokenizer)
         data = encode(texts, shares, settings.context, tokenizer)
         check_memory(settings, data.vocabulary)
-        # What the card needs is looked for before hours of training, not after.
+        # Cut now: a tokenizer that cannot encode it would otherwise fail after hours of training.
         corpus = prose(tokenizer, settings.context)
         made_of = _describe(settings, data, texts, tokenizer)
         if earlier is not None and _is_finished(directory, earlier, made_of):
@@ -100,13 +102,14 @@ def pretrain(
             (where / "README.md").write_text(card(where, dataset, corpus), encoding="utf-8")
 
         write_into(directory, write, kind=KIND, made_of=made_of)
+        # Last of all: while it is there, an interrupted call is known to be unfinished.
         with unwritable(directory):
             (directory / CHECKPOINT).unlink()
         return dataset
 
 
 def _claim(directory: Path, *, clear: bool) -> Manifest | None:
-    """Make the directory of a training, or refuse it; return the mark of what is there."""
+    """Make the directory of a training, or refuse it; return its manifest if there is one."""
     with unwritable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         earlier = _find(directory)
@@ -117,15 +120,15 @@ def _claim(directory: Path, *, clear: bool) -> Manifest | None:
 
 
 def _train_tokenizer(texts: Sequence[Source], settings: Pretraining) -> Any:
-    """Train a tokenizer on what the model is trained on."""
-    every = (text for source in texts for text in source.train)
-    return train_tokenizer(every, settings.vocabulary)
+    """Train a tokenizer on the documents that the model is trained on."""
+    documents = chain.from_iterable(source.train for source in texts)
+    return train_tokenizer(documents, settings.vocabulary)
 
 
 def _describe(
     settings: Pretraining, data: Texts, texts: Sequence[Source], tokenizer: Any
 ) -> dict[str, str]:
-    """Return what tells this training from any other."""
+    """Return the settings and hashes that identify a training."""
     made_of = {name: str(value) for name, value in asdict(settings).items()}
     made_of |= {"sources": ", ".join(data.names), "shares": str(data.weights.tolist())}
     for number, text in enumerate(texts, 1):
@@ -135,32 +138,34 @@ def _describe(
 
 
 def _find(directory: Path) -> Manifest | None:
-    """Return the mark of what was trained in a directory, and refuse one with other things."""
-    found = manifest.read(directory)
-    if found is not None and found.kind != KIND:
-        raise Refusal(f"{directory} holds a {found.kind}: choose another directory")
+    """Return the manifest of a directory, and refuse a directory with other things."""
+    earlier = manifest.read(directory)
+    if earlier is not None and earlier.kind != KIND:
+        raise Refusal(f"{directory} holds a {earlier.kind}: choose another directory")
     if os.path.lexists(directory / CHECKPOINT):
         read_made_of(directory / CHECKPOINT)
-    elif found is None:
-        hidden = (f".{CHECKPOINT}.", WRITING)
-        names = (path.name for path in directory.iterdir())
-        for name in sorted(name for name in names if not name.startswith(hidden))[:1]:
-            raise Refusal(
-                f"{directory} holds {name}, and no training of stages: choose another directory"
-            )
-    return found
+    elif earlier is None:
+        # Files that an interrupted call was writing are no reason to refuse its directory.
+        ours = (f".{CHECKPOINT}.", WRITING)
+        for path in sorted(directory.iterdir()):
+            if not path.name.startswith(ours):
+                raise Refusal(
+                    f"{directory} holds {path.name}, and no training of stages: choose another "
+                    "directory"
+                )
+    return earlier
 
 
-def _is_finished(directory: Path, found: Manifest, made_of: dict[str, str]) -> bool:
-    """Return whether the model is there, and refuse another one.
+def _is_finished(directory: Path, earlier: Manifest, made_of: dict[str, str]) -> bool:
+    """Whether a directory holds all files of the model; another model is refused.
 
     While there is a checkpoint, files of the model may be missing.
     """
     checkpoint = directory / CHECKPOINT
-    wrong = [*found.missing(directory), *found.changed(directory)]
+    wrong = [*earlier.missing(directory), *earlier.changed(directory)]
     if checkpoint.exists() and wrong:
         return False
-    different = manifest.difference(found.made_of, made_of)
+    different = manifest.difference(earlier.made_of, made_of)
     if different:
         raise Refusal(
             f"{directory} holds a model that was trained {different}: choose another directory"

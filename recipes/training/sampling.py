@@ -1,4 +1,4 @@
-"""Text sampled from a model: as many windows as one wants, of a text that the model knows."""
+"""Text sampled from a model: any amount of text that the model predicts well."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from robustness.files.atomic import write_whole
 from robustness.models.model import Model
 
 BATCH = 64
-"""Documents sampled together."""
+"""Number of documents that are sampled together."""
 
 
 def sample(
@@ -24,7 +24,7 @@ def sample(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[str]:
-    """Sample documents at temperature 1, from the whole distribution, without end-of-text.
+    """Sample documents at temperature 1 from the whole distribution, except for EOS.
 
     A document longer than the model's context is continued from its last half context.
 
@@ -33,13 +33,13 @@ def sample(
     model : Model
         An opened model whose tokenizer has a BOS.
     tokens : int
-        Tokens wanted in all, rounded up to whole documents.
+        Number of tokens in all, rounded up to whole documents.
     document : int
-        Tokens of a document.
+        Number of tokens of a document.
     seed : int
-        Equal seeds on one machine give equal texts.
+        Seed of the tokens; equal seeds on one machine give equal texts.
     progress : callable, optional
-        Told how many tokens are done, and how many there will be.
+        Function that is called with the numbers of tokens that are done and of all.
 
     Returns
     -------
@@ -52,6 +52,7 @@ def sample(
     torch.manual_seed(seed)
     count = -(-tokens // document)
     texts: list[str] = []
+    # The checkpoint's own settings of generation may say otherwise, so all are given.
     options: dict[str, Any] = {
         "do_sample": True,
         "temperature": 1.0,
@@ -64,24 +65,27 @@ def sample(
     while len(texts) < count:
         rows = min(BATCH, count - len(texts))
         begin = torch.full((rows, 1), tokenizer.bos_token_id, device=model.device)
-        found = begin[:, :0]
-        while found.shape[1] < document:
-            prompt = torch.cat([begin, found[:, -(limit // 2) :]], dim=1)
-            room = min(limit - prompt.shape[1], document - found.shape[1])
+        sampled = begin[:, :0]
+        while sampled.shape[1] < document:
+            prompt = torch.cat([begin, sampled[:, -(limit // 2) :]], dim=1)
+            room = min(limit - prompt.shape[1], document - sampled.shape[1])
             with torch.no_grad():
                 out = net.generate(prompt, max_new_tokens=room, **options)
-            found = torch.cat([found, out[:, prompt.shape[1] :]], dim=1)
-        texts += tokenizer.batch_decode(found)
+            sampled = torch.cat([sampled, out[:, prompt.shape[1] :]], dim=1)
+        texts += tokenizer.batch_decode(sampled)
         if progress is not None:
             progress(len(texts) * document, count * document)
     return texts
 
 
 def write(texts: Sequence[str], path: Path, source: str) -> None:
-    """Write documents as lines of JSON, compressed, each marked with what it is.
+    """Write documents as compressed lines of JSON, each with the name of its source.
 
     `builtin-sampled` was made by `write(sample(open_model("builtin"), 200_000), …)`.
     """
-    lines = (json.dumps({"text": text, "source": source}, ensure_ascii=False) for text in texts)
-    packed = gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0)
+    lines = []
+    for text in texts:
+        lines.append(json.dumps({"text": text, "source": source}, ensure_ascii=False) + "\n")
+    # Without the time, so that equal texts make equal files.
+    packed = gzip.compress("".join(lines).encode(), mtime=0)
     write_whole(path, lambda file: file.write_bytes(packed))

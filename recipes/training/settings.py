@@ -1,4 +1,4 @@
-"""Settings of a training: the model that is made, and how."""
+"""Settings of a training: the model, its text and its optimiser."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,8 @@ from robustness.runs.settings import Tell, silent
 from robustness.text.settings import SHORTEST_SEQUENCE
 
 ARCHITECTURES = ("gpt2", "gpt_neox")
-"""Sequential blocks with learned positions; parallel blocks with rotary positions."""
+"""Architectures: `gpt2` has sequential blocks and learned positions, `gpt_neox` parallel blocks and
+rotary positions."""
 
 LEAST = {
     "layers": 1,
@@ -22,15 +23,15 @@ LEAST = {
     "vocabulary": 257,
     "seed": 0,
 }
-"""Minimum of every setting that is a whole number; a vocabulary has all bytes and EOS."""
+"""Minimum of every setting that is a whole number; a vocabulary has at least all bytes and EOS."""
 
 Progress = Callable[[int, int, float, float], None]
-"""Called with the step, the number of steps, the loss in nats per token, and tokens per second."""
+"""Function of the step, the number of steps, the loss in nats per token, and tokens per second."""
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What is trained and how; equal settings on one machine give equal losses.
+    """Settings of a model and its training; equal settings on one machine give equal losses.
 
     Raises
     ------
@@ -49,9 +50,9 @@ class Pretraining:
     context: int = 256
     """Number of tokens in a sequence, the leading BOS included."""
     vocabulary: int = 2048
-    """Number of tokens of the tokenizer, where one is trained."""
+    """Number of tokens of the tokenizer, if one is trained."""
     tokens: int = 12_000_000
-    """Number of tokens seen in all."""
+    """Number of tokens of the training in all."""
     batch: int = 16
     """Number of sequences in a step."""
     learning_rate: float = 2e-3
@@ -59,9 +60,9 @@ class Pretraining:
     warmup: int = 150
     """Number of steps of the warm-up."""
     weight_decay: float = 0.1
-    """Weight decay, of matrices alone."""
+    """Weight decay of matrices; other parameters have none."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     held_out: float = 0.03
     """Share of the documents of each source that is never trained on."""
     seed: int = 0
@@ -69,10 +70,10 @@ class Pretraining:
     bfloat16: bool = True
     """Whether products are computed in bfloat16; weights and sums stay float32."""
     compile: bool = False
-    """Whether torch compiles the model first; needs a C++ compiler."""
+    """Whether torch compiles the model first, which takes a C++ compiler."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be trained with."""
+        """Refuse settings that are out of their range."""
         if self.architecture not in ARCHITECTURES:
             raise Refusal(
                 f"no architecture {self.architecture!r}; there are: {', '.join(ARCHITECTURES)}"
@@ -102,16 +103,17 @@ class Pretraining:
         return self.tokens // (self.batch * self.context)
 
     def rate(self, step: int) -> float:
-        """Learning rate at a step, counted from 0."""
+        """Return the learning rate at a step, counted from 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        # A cosine from 1 to 0.1.
         return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of a training that change nothing of the model."""
+    """Options of a training that do not change the model."""
 
     checkpoint_every: int = 400
     """Number of steps between checkpoints and between measurements of the held-out loss."""

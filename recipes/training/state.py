@@ -1,4 +1,4 @@
-"""What an interrupted training goes on from: weights, optimiser, log, and what they are of."""
+"""Checkpoints of a training: weights, optimiser and log, and the settings that they belong to."""
 
 import os
 from collections.abc import Mapping
@@ -16,22 +16,26 @@ from robustness.files.directory import unwritable
 from robustness.files.manifest import difference
 
 CHECKPOINT = "checkpoint.safetensors"
+"""File name of a checkpoint."""
 
 MARK, KIND = "stages", "pretraining 1"
-"""The entry by which a checkpoint is known as the project's, and what it says."""
+"""Name and value of the metadata entry that identifies a checkpoint of this project."""
 
 OPTIMISER = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every parameter."""
+"""Names of the tensors that AdamW keeps for every parameter."""
 
 Log = dict[str, list[Any]]
-"""By name: the loss of every step, the steps after which there was an evaluation, the losses."""
+"""Lists by name: `loss` of every step, `evaluated` steps, and `held_out_loss` of each of these."""
 
 
 def keep(
     path: Path, model: Any, optimizer: torch.optim.AdamW, log: Log, made_of: Mapping[str, str]
 ) -> None:
-    """Write a checkpoint in the place of the last."""
-    tensors = {f"log.{name}": torch.tensor(rows, dtype=torch.float64) for name, rows in log.items()}
+    """Write a checkpoint in the place of the last one."""
+    tensors = {}
+    for name, rows in log.items():
+        # In float64, in which losses come back as they were.
+        tensors[f"log.{name}"] = torch.tensor(rows, dtype=torch.float64)
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
@@ -42,7 +46,7 @@ def keep(
 
 
 def read_made_of(path: Path) -> dict[str, str]:
-    """Return what a checkpoint was made of, and refuse a file that is none."""
+    """Return the settings and hashes that a checkpoint was made with; refuse other files."""
     remedy = f"remove {path.name} to start again if it is of stages, or choose another directory"
     if path.is_symlink() or not path.is_file():
         raise Refusal(f"{path} is not a file that stages wrote: choose another directory")
@@ -61,12 +65,12 @@ def restore(
     made_of: Mapping[str, str],
     steps: int,
 ) -> int:
-    """Load a checkpoint where there is one; return the steps done.
+    """Load a checkpoint if there is one, and return the number of steps that are done.
 
     Raises
     ------
     Refusal
-        If it is of other settings or another text, or does not hold what one of these holds.
+        If it belongs to other settings or another text, or is damaged.
     """
     if not os.path.lexists(path):
         return 0
@@ -76,35 +80,36 @@ def restore(
             f"{path.parent} holds a checkpoint of other settings: it was made {different}; choose "
             f"another directory, or remove {path.name} to start again"
         )
+    # Everything is checked before anything is loaded, so that no model is half restored.
     with reading(str(path), f"remove {path.name} to start again"):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        found = {name: tensors[f"log.{name}"] for name in log}
-        done = len(found["loss"])
-        _check_log(found, done, steps)
+        stored = {name: tensors[f"log.{name}"] for name in log}
+        done = len(stored["loss"])
+        _check_log(stored, done, steps)
         state = {}
         for name, parameter in model.named_parameters():
-            state[parameter] = {key: tensors[f"{key}.{name}"] for key in OPTIMISER}
-            weight = tensors[f"weight.{name}"]
-            _check_like(parameter, weight, *(state[parameter][key] for key in OPTIMISER[1:]))
-            if float(state[parameter]["step"]) != done:
+            step, *moments = (tensors[f"{key}.{name}"] for key in OPTIMISER)
+            state[parameter] = dict(zip(OPTIMISER, (step, *moments), strict=True))
+            _check_like(parameter, tensors[f"weight.{name}"], *moments)
+            if float(step) != done:
                 raise ValueError(f"the optimiser is not at step {done}")
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"weight.{name}"])
         optimizer.state[parameter] = state[parameter]
     for name, rows in log.items():
-        rows[:] = found[name].tolist()
+        rows[:] = stored[name].tolist()
     return done
 
 
-def _check_log(found: Mapping[str, Tensor], done: int, steps: int) -> None:
-    """Raise ValueError for a log that is not of so many steps."""
-    evaluated = found["evaluated"].tolist()
-    if not 1 <= done <= steps or found["loss"].ndim != 1 or found["held_out_loss"].ndim != 2:
+def _check_log(log: Mapping[str, Tensor], done: int, steps: int) -> None:
+    """Raise ValueError for a log that does not belong to this number of steps."""
+    evaluated = log["evaluated"].tolist()
+    if not 1 <= done <= steps or log["loss"].ndim != 1 or log["held_out_loss"].ndim != 2:
         raise ValueError(f"its log is not of 1 to {steps} steps")
     if evaluated != sorted(set(evaluated)) or evaluated[-1:] != [done]:
         raise ValueError("its log has other evaluations than steps")
-    if len(evaluated) != len(found["held_out_loss"]) or not all(map(_is_finite, found.values())):
+    if len(evaluated) != len(log["held_out_loss"]) or not all(map(_is_finite, log.values())):
         raise ValueError("its log has losses that are no numbers")
 
 

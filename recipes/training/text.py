@@ -1,4 +1,4 @@
-"""The text that a model is trained on: read once, some documents held out, hashed and encoded."""
+"""Text that a model is trained on: documents are read, divided, hashed and encoded."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from robustness.errors import Refusal, reading
 from robustness.text.sources import documents, source_name
 
 TOGETHER = 1000
-"""Documents that are encoded at once."""
+"""Number of documents that are encoded at once."""
 
 Ids = NDArray[np.int64]
 
@@ -26,10 +26,13 @@ class Source:
     """The documents of one source, divided."""
 
     name: str
+    """Name of the source, for messages and files."""
     train: list[str]
+    """Documents that are trained on."""
     held_out: list[str]
+    """Documents that are not."""
     sha256: str
-    """Of all documents in their order."""
+    """Hash of all documents, in order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +40,22 @@ class Texts:
     """The token ids of several sources, each joined into one row, and how often each is drawn."""
 
     names: tuple[str, ...]
+    """Names of the sources."""
     train: tuple[Ids, ...]
+    """Token ids of each source that are trained on."""
     held_out: tuple[Ids, ...]
+    """Token ids of each source that are not."""
     weights: NDArray[np.float64]
-    """Shares, which sum to 1."""
+    """Probabilities with which sources are drawn."""
     bos: int
+    """Token id that each sequence begins with."""
     vocabulary: int
+    """Number of tokens that the model needs."""
 
     def batch(self, step: int, *, seed: int, size: int, context: int) -> Tensor:
         """Return the sequences of a step, int64 of shape (sequence, token), BOS first.
 
-        A function of the seed and the step alone, so a resumed run draws what it would have drawn.
+        They depend on the seed and the step alone, so that a resumed run draws the same sequences.
         """
         random = np.random.default_rng((seed, step))
         width = context - 1
@@ -59,7 +67,7 @@ class Texts:
         return torch.from_numpy(np.stack(rows))
 
     def windows(self, source: int, context: int) -> Tensor:
-        """Held-out sequences of a source, int64 of shape (sequence, token), BOS first."""
+        """Return held-out sequences of a source, int64 of shape (sequence, token), BOS first."""
         width = context - 1
         ids = self.held_out[source]
         rows = ids[: len(ids) // width * width].reshape(-1, width)
@@ -67,28 +75,30 @@ class Texts:
 
 
 def read(source: str | Path, *, seed: int, held_out: float, field: str = "text") -> Source:
-    """Read a source, and divide its documents into those trained on and those held out, seeded."""
+    """Read a source in random order, and hold out the first documents."""
     name = source_name(source)
-    found, digest = [], hashlib.sha256()
+    texts, digest = [], hashlib.sha256()
     for _, text in documents(source, seed=seed, field=field):
         content = text.encode(errors="surrogatepass")
+        # With their lengths, so that the same text divided otherwise has another hash.
         digest.update(f"{len(content)} ".encode() + content)
-        found.append(text)
-    count = max(1, round(held_out * len(found)))
-    if len(found) <= count:
+        texts.append(text)
+    count = max(1, round(held_out * len(texts)))
+    if len(texts) <= count:
         raise Refusal(
-            f"{name} has {len(found)} document(s), too few to hold any out: divide it into more"
+            f"{name} has {len(texts)} document(s), too few to hold any out: divide it into more"
         )
-    return Source(name, found[count:], found[:count], digest.hexdigest())
+    return Source(name, texts[count:], texts[:count], digest.hexdigest())
 
 
 def share(weights: Sequence[float], sources: int) -> NDArray[np.float64]:
-    """Return how often each of some sources is drawn, of 1; equally without weights."""
+    """Return the probability of each source, in proportion to its weight; equal without weights."""
     shares = np.asarray(tuple(weights) or (1.0,) * sources, dtype=np.float64)
     if not sources or len(shares) != sources or not (np.isfinite(shares) & (shares > 0)).all():
         raise Refusal(
             f"{sources} source(s) take as many weights, finite and above 0, not {tuple(weights)}"
         )
+    # Divided by the largest first, so that the sum of very large weights does not overflow.
     shares = shares / shares.max()
     return shares / shares.sum()
 
@@ -101,7 +111,7 @@ def encode(
     Raises
     ------
     Refusal
-        If a source is shorter than a sequence, or what is held out of it is.
+        If the documents of a source, or those held out of it, are shorter than a sequence.
     """
     train, held_out, size = [], [], size_of(tokenizer)
     for source in sources:
@@ -130,9 +140,11 @@ def encode(
 
 
 def _join(texts: list[str], tokenizer: Any) -> Ids:
+    """Return the token ids of documents in one row, each document ended by EOS."""
     rows = []
     for start in range(0, len(texts), TOGETHER):
-        part = texts[start : start + TOGETHER]
-        encoded = tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
-        rows += [np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded]
+        some = texts[start : start + TOGETHER]
+        encoded = tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
+        for ids in encoded:
+            rows.append(np.array([*ids, tokenizer.eos_token_id], dtype=np.int64))
     return np.concatenate(rows)

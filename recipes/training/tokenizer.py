@@ -1,4 +1,4 @@
-"""The tokenizer of a model that is trained: made from its text, or taken from another model."""
+"""Tokenizers for training: trained on the text, or taken from another model."""
 
 import hashlib
 import json
@@ -14,10 +14,11 @@ from robustness.models.checkpoint import load_tokenizer, resolve
 from robustness.text.formats import SEPARATOR
 
 REMEDY = "take a model with a tokenizer.json that transformers reads"
+"""Advice for a tokenizer that cannot be used."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with one special token, BOS and EOS at once."""
+    """Train a byte-level BPE tokenizer with one special token, which is both BOS and EOS."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         texts, vocab_size=vocabulary, special_tokens=[SEPARATOR], show_progress=False
@@ -31,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def open_tokenizer(source: str | Path) -> Any:
-    """Open the tokenizer of a model, of which no code is run.
+    """Open the tokenizer of a model without running code that comes with it.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ def open_tokenizer(source: str | Path) -> Any:
     name, where = (path.name, str(path)) if path.is_dir() else resolve(str(source))
     with reading(f"the tokenizer of {name}", REMEDY):
         _refuse_code(name, Path(where))
-        # Left out, the library asks on standard input whether to run what comes with it.
+        # Without this argument, transformers asks on standard input whether to run such code.
         tokenizer = load_tokenizer(name, where, trust_remote_code=False)
         check(name, tokenizer)
     return tokenizer
@@ -69,12 +70,13 @@ def check(name: str, tokenizer: Any) -> None:
 
 
 def size_of(tokenizer: Any) -> int:
-    """Return how many tokens a model needs for a tokenizer, whose ids may leave some out."""
+    """Return the number of tokens that a model needs for a tokenizer, whose ids may have gaps."""
     return max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
 
 
 def hash_of(tokenizer: Any) -> str:
-    """Hash what a tokenizer says of a text."""
+    """Hash the rules by which a tokenizer encodes text, and its BOS and EOS."""
+    # A slow tokenizer does not tell its rules; its vocabulary stands for them.
     fast = getattr(tokenizer, "backend_tokenizer", None)
     rules = fast.to_str() if fast is not None else repr(sorted(tokenizer.get_vocab().items()))
     ends = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id}"

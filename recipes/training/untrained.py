@@ -1,4 +1,4 @@
-"""The untrained model and its optimiser."""
+"""Untrained models and their optimisers."""
 
 from typing import Any
 
@@ -12,20 +12,21 @@ from robustness.errors import Refusal
 
 
 def check_memory(settings: Pretraining, vocabulary: int) -> None:
-    """Refuse a model that cannot be trained in the memory of this machine."""
+    """Refuse a model whose training does not fit into the memory of this machine."""
+    # A block has about 12 width² weights: 4 in attention and 8 in the MLP.
     weights = 12 * settings.layers * settings.width**2 + vocabulary * settings.width
-    # Weights, gradients and two moments; the logits of a step and their gradients.
+    # In float32: weights, gradients and two moments; the logits of a step and their gradients.
     needed = 16 * weights + 8 * settings.batch * settings.context * vocabulary
-    there = psutil.virtual_memory().total
-    if needed > there:
+    memory = psutil.virtual_memory().total
+    if needed > memory:
         raise Refusal(
             f"training takes more than {needed / 1e9:,.0f} GB of memory, and there are "
-            f"{there / 1e9:,.0f} GB: lower `layers`, `width`, `batch` or `context`"
+            f"{memory / 1e9:,.0f} GB: lower `layers`, `width`, `batch` or `context`"
         )
 
 
 def build_model(settings: Pretraining, tokenizer: Any) -> Any:
-    """Return the untrained model, float32, in training mode; its weights depend on the seed."""
+    """Return an untrained model, float32, in training mode, with weights drawn from the seed."""
     torch.manual_seed(settings.seed)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     if settings.architecture == "gpt2":
@@ -35,6 +36,7 @@ def build_model(settings: Pretraining, tokenizer: Any) -> Any:
             n_embd=settings.width,
             n_layer=settings.layers,
             n_head=settings.heads,
+            # GPT2Config has dropout by default, GPTNeoXConfig has none.
             attn_pdrop=0.0,
             embd_pdrop=0.0,
             resid_pdrop=0.0,
