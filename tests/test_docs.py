@@ -72,3 +72,13 @@ def test_every_link_to_a_file_leads_somewhere():
                     re.sub(r"[^\w\- ]", "", each).lower().replace(" ", "-") for each in headings
                 }
                 assert anchor in slugs, f"{page}: #{anchor}"
+
+
+def test_the_architecture_names_what_there_is():
+    text = (ROOT / "docs/architecture.md").read_text()
+    for name in re.findall(r"`((?:robustness|recipes|probes)/[\w./]*|\w+\.py)`", text):
+        assert (ROOT / name).exists() or list(ROOT.glob(f"r*/**/{name}")), name
+    rooms = [*ROOT.glob("robustness/*/"), *ROOT.glob("recipes/*/")]
+    for room in rooms:
+        if room.name != "__pycache__":
+            assert f"`{room.relative_to(ROOT)}/`" in text, room

@@ -7,17 +7,26 @@ when the program ends.
 
 import gzip
 import hashlib
+import operator
 import os
 import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Protocol
 
 from robustness.errors import Refusal, first_line
+
+# What a system lacks is left out: Windows has its own flags.
+FLAGS = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY")
+
+READ_ONLY = reduce(operator.or_, (getattr(os, flag, 0) for flag in FLAGS), os.O_RDONLY)
+"""Flags with which a file is opened to be read."""
+
 
 BLOCK_BYTES = 2**20
 """Number of bytes that are read at once."""
@@ -125,7 +134,7 @@ def open_file(path: Path) -> BufferedReader:
         try:
             # The file may have become a pipe since it was looked at, and opening a pipe would wait
             # for a writer.
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+            file = os.fdopen(os.open(path, READ_ONLY), "rb")
         except OSError as error:
             raise Refusal(
                 f"{printable_name(path)} cannot be read ({error.strerror}): check its permissions"
