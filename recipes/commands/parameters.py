@@ -1,10 +1,12 @@
 """Types of command-line parameters: paths, finite numbers, and names."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 
 class Place(click.Path):
@@ -40,6 +42,35 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is no finite number", param, ctx)
         return number
+
+
+class LazyChoice(click.ParamType[str]):
+    """A choice among names that are imported when they are needed, since that takes long.
+
+    Parameters
+    ----------
+    load : callable
+        Returns the names.
+    """
+
+    name = "choice"
+
+    def __init__(self, load: Callable[[], Sequence[str]]) -> None:
+        self._load = load
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name."""
+        return click.Choice(self._load()).convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """Return the names as the help shows them."""
+        return click.Choice(self._load()).get_metavar(param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names that begin with what is typed."""
+        return click.Choice(self._load()).shell_complete(ctx, param, incomplete)
 
 
 class Named(click.ParamType[str]):

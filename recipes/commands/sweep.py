@@ -17,7 +17,7 @@ from recipes.commands.options import (
     run_options,
     text_options,
 )
-from recipes.commands.parameters import Finite
+from recipes.commands.parameters import Finite, LazyChoice
 from recipes.commands.progress import advise, progress, quoted, tell
 from recipes.commands.tables import say_rows, table_options
 from recipes.terminal import note, say
@@ -56,6 +56,13 @@ class SweepOptions:
         )
 
 
+def readout_names() -> tuple[str, ...]:
+    """Return the names of the readouts."""
+    from robustness.sweeps.settings import READOUT_NAMES
+
+    return READOUT_NAMES
+
+
 def sweep_options(values: Values) -> SweepOptions:
     """Return the options that say what a sweep measures."""
     return SweepOptions(**values)
@@ -70,7 +77,7 @@ def sweep_options(values: Values) -> SweepOptions:
     click.option(
         "--readout",
         "readouts",
-        type=click.Choice(("kl", "agreement", "loss", "entropy", "accuracy")),
+        type=LazyChoice(readout_names),
         multiple=True,
         help="Readout to measure.  [default: all]",
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from recipes.views import style
-from robustness.files.metrics import MODAL_SHARE, READOUTS
+from robustness.files.metrics import MODAL_SHARE, READOUTS, own_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,23 +21,23 @@ LABELS = {
     "entropy": ("entropy of the prediction [nat]", "Entropy"),
     "accuracy": ("share of tokens with the right top-1", "Accuracy"),
 }
-"""Axis label and panel title of every readout."""
-
-DIFFERENCES = {"loss": "loss [nat]", "entropy": "entropy [nat]", "kl": "KL [nat]"}
-"""Axis labels of differences of readouts that have a unit, without the Δ."""
+"""Axis label and panel title of the readouts that do not take them from the file."""
 
 SHARES = ("agreement", "accuracy")
 """Readouts that lie between 0 and 1."""
 
 
 def drawn_names(dataset: xr.Dataset) -> list[str]:
-    """Return the readouts that a figure shows: the first two of those that were measured."""
-    return [metric.name for metric in READOUTS if metric.name in dataset][:2]
+    """Return the readouts that a figure shows: the first two measured, and a user's own."""
+    first = [metric.name for metric in READOUTS if metric.name in dataset][:2]
+    return [*first, *own_metrics(dataset.data_vars)]
 
 
 def tabulated_names(dataset: xr.Dataset) -> list[str]:
     """Return the readouts that a table shows: all that were measured."""
-    return [metric.name for metric in (*READOUTS, MODAL_SHARE) if metric.name in dataset]
+    known = [metric.name for metric in READOUTS if metric.name in dataset]
+    last = [MODAL_SHARE.name] if MODAL_SHARE.name in dataset else []
+    return [*known, *own_metrics(dataset.data_vars), *last]
 
 
 def is_difference(dataset: xr.Dataset) -> bool:
@@ -47,10 +47,21 @@ def is_difference(dataset: xr.Dataset) -> bool:
 
 def label_and_title(dataset: xr.Dataset, name: str) -> tuple[str, str]:
     """Return the axis label and the panel title of a readout."""
-    label, title = LABELS[name]
+    label, title = LABELS.get(name) or _described(dataset[name])
     if is_difference(dataset):
-        return f"Δ {DIFFERENCES.get(name, name)}", title
+        return f"Δ {_with_unit(dataset[name])}", title
     return label, title
+
+
+def _described(values: xr.DataArray) -> tuple[str, str]:
+    """Return the label and the title of a metric of a user's own."""
+    return _with_unit(values), str(values.attrs.get("long_name", values.name))
+
+
+def _with_unit(values: xr.DataArray) -> str:
+    unit = values.attrs.get("units", "1")
+    name = "KL" if values.name == "kl" else str(values.name)
+    return name if unit == "1" else f"{name} [{unit}]"
 
 
 def colour(image: AxesImage, values: xr.DataArray, name: str, *, difference: bool) -> None:

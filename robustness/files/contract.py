@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from robustness.files.damage import damaged, shown_value
 from robustness.files.kinds import KINDS
+from robustness.files.metrics import own_metrics
 from robustness.files.schema import (
     LAYERS,
     NAME,
@@ -35,6 +36,7 @@ TEXTS = (
     "corpus_sha256",
     "source_sha256",
     "measurement_sha256",
+    "metrics_sha256",
     "attention",
     "server",
     "server_versions",
@@ -135,8 +137,11 @@ def _faults_of_variables(dataset: xr.Dataset, kind: Kind) -> Iterator[str]:
         yield f"it has none of the variables of its kind ({', '.join(kind.variables)})"
     # A difference of two shares, for instance, may be negative.
     ranged = "difference" not in dataset.attrs
-    for name in names:
-        expected, values = kind.variables[name], dataset[name]
+    expectations = {name: kind.variables[name] for name in names}
+    if kind.own is not None:
+        expectations |= dict.fromkeys(own_metrics(dataset.variables), kind.own)
+    for name, expected in expectations.items():
+        values = dataset[name]
         if name in dataset.coords:
             yield f"its {name} is a coordinate"
         dims = {*expected.dims}

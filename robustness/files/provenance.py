@@ -1,8 +1,9 @@
 """Provenance of a file: its settings, versions of libraries, and digests of its sources."""
 
 import hashlib
+import inspect
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,16 @@ def project_version() -> str:
 def value_digest(value: Any) -> str:
     """Return the SHA-256 of a value's `repr`, for measured items that are not a corpus."""
     return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
+def source_digest(functions: Iterable[Callable[..., Any] | None]) -> str:
+    """Hash a user's functions, so that a run of changed ones is not resumed; None is left out."""
+    there = [function for function in functions if function is not None]
+    try:
+        return value_digest([inspect.getsource(function) for function in there])
+    except OSError:
+        # Of what was typed into a shell there is no source.
+        return value_digest([function.__code__.co_code for function in there])
 
 
 def file_digest(path: Path) -> str:

@@ -24,14 +24,6 @@ SHARE = (-ROUNDING, 1 + ROUNDING)
 ATTENTION_WEIGHT = (-ROUNDING, 1.05)
 """Range of attention weights, whose sum exceeds 1 a little in half precision."""
 
-READOUT_RANGES = {
-    **dict.fromkeys(("kl", "kl_reverse", "loss", "entropy"), (-0.1, math.inf)),
-    **dict.fromkeys(("clean_loss", "clean_entropy"), (-0.1, math.inf)),
-    **dict.fromkeys(("agreement", "accuracy", "clean_accuracy", "modal_share"), SHARE),
-    "nonfinite": (0, math.inf),
-}
-"""Range of every readout, by its name."""
-
 
 @dataclass(frozen=True)
 class Variable:
@@ -76,6 +68,8 @@ class Kind:
     """Names of coordinates that every file has and that no dimension is named after."""
     may_be_empty: tuple[str, ...] = ()
     """Names of dimensions that may have size 0."""
+    own: Variable | None = None
+    """Variable that a metric of a user's own is, in files that may have some."""
 
 
 def is_whole(value: Any) -> TypeGuard[int]:

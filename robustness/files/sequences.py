@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
-from robustness.files.metrics import METRICS
+from robustness.files.metrics import TokenMetric, metric_of
 
 COUNTED = "tokens_counted"
 """Name of the coordinate with the number of tokens in the means of a sequence."""
@@ -79,7 +79,8 @@ def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
 
 def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """Return the mask (sequence, token) of the positions at which a readout is measured."""
-    which = "predicted" if name.removeprefix("clean_") in {"loss", "accuracy"} else "compared"
+    metric = metric_of(name, dataset[name].attrs)
+    which = metric.tokens if isinstance(metric, TokenMetric) else "compared"
     if which not in dataset:
         raise Refusal(
             "the file is of an early version, and does not say which positions count: measure it "
@@ -92,7 +93,7 @@ def _over_tokens(dataset: xr.Dataset) -> xr.Dataset:
     """Return means over the positions that count; NaN where the value of one of them is NaN."""
     means = {}
     for name, values in dataset.data_vars.items():
-        if name in METRICS:
+        if metric_of(str(name), values.attrs):
             counts = counted_positions(dataset, str(name))
             # 0 elsewhere, so that only a NaN at a position that counts makes the mean NaN.
             total = values.where(counts, 0).sum("token", skipna=False, dtype=np.float64)

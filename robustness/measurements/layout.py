@@ -1,6 +1,5 @@
 """The empty datasets that measurements fill: variables, coordinates and provenance."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from robustness.files.labels import blank_dataset, layer_coords
-from robustness.files.provenance import file_attributes, value_digest
+from robustness.files.provenance import file_attributes, source_digest
 from robustness.files.sequences import COUNTED, sequence_coords
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import SMALLEST_GROUP
@@ -88,18 +87,10 @@ class Layout:
         if lacking:
             settings["layers_left_out"] = "; ".join(lacking)
         if measurement not in MEASUREMENTS.values():
-            settings["measurement_sha256"] = source_digest(measurement)
+            settings["measurement_sha256"] = source_digest(
+                (measurement.measure, measurement.finish)
+            )
         if measurement.grouped:
             used = len(self.corpus.tokens) // self.group * self.group
             settings |= {"batch_sequences": self.group, "sequences_used": used}
         return settings
-
-
-def source_digest(measurement: Measurement) -> str:
-    """Hash the functions of a user's measurement, so that no run goes on with changed ones."""
-    functions = list(filter(None, (measurement.measure, measurement.finish)))
-    try:
-        return value_digest(list(map(inspect.getsource, functions)))
-    except OSError:
-        # Functions typed into an interpreter have no source.
-        return value_digest([function.__code__.co_code for function in functions])

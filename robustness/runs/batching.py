@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustness.errors import Refusal
+from robustness.files.metrics import READOUT_TOKENS
 from robustness.models.model import Model
 from robustness.text.corpus import Corpus
 from robustness.text.settings import SHORTEST_SEQUENCE
@@ -131,4 +132,5 @@ def query_positions(corpus: Corpus, rows: slice, tokens: Tensor) -> QueryPositio
         "last": last,
         "compared": compared,
         "predicted": predicted,
+        "readout_tokens": READOUT_TOKENS,
     }

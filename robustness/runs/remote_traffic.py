@@ -26,7 +26,14 @@ class Crossing:
     bytes: float
 
 
-def of_plan(model: Model, plan: Plan, tokens: int, queries: int, divergences: int) -> Crossing:
+def of_plan(
+    model: Model,
+    plan: Plan,
+    tokens: int,
+    queries: int,
+    divergences: int,
+    logits: bool = False,
+) -> Crossing:
     """Estimate a request that runs a plan.
 
     Parameters
@@ -39,21 +46,25 @@ def of_plan(model: Model, plan: Plan, tokens: int, queries: int, divergences: in
         Of a batch: all, and those whose predictions are read.
     divergences : int
         How many kinds of KL are read; without any, the clean logits are needed once.
+    logits : bool
+        Whether a metric reads the logits, which are computed for it again.
     """
-    state, logits, chunks = _sizes(model, tokens, queries)
+    state, logits_bytes, chunks = _sizes(model, tokens, queries)
     finals = sum(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
     readings = sum(kind != RUN for kind, *_ in plan.rows)
     read = model.layers + 2
     # What is read is sent back, because it may have been changed.
     normed = 2 * queries / tokens * (finals + 1) * len(model.norms)
     heads = finals + 1 + (readings if divergences else 0)
+    if logits:
+        heads += finals + readings
     # A sublayer is called behind its norm.
     modules = plan.block_calls + 2 * plan.sublayer_calls
     stacked = plan.calls / max(1, plan.applications)
     return Crossing(
         calls=read + round(modules * stacked) + (finals + 1) * len(model.norms) + heads * chunks,
         bytes=state * (2 * read + 2 * modules + normed)
-        + heads * (logits + state * queries / tokens),
+        + heads * (logits_bytes + state * queries / tokens),
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustness.errors import Refusal
 from robustness.files import changes, resumable
-from robustness.files.metrics import NONFINITE
+from robustness.files.metrics import NONFINITE, TokenMetric
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
@@ -45,6 +45,7 @@ def sweep(
     schedules: Sequence[Schedule | str] = (),
     layers: Sequence[int] | None = None,
     readouts: Sequence[str] = READOUT_NAMES,
+    metrics: Sequence[TokenMetric] = (),
     until_se: float | None = None,
     shard: Shard | None = None,
     per_token: bool = False,
@@ -76,7 +77,9 @@ def sweep(
     layers : sequence of int, optional
         Layers at which interventions are made; all without it.
     readouts : sequence of str
-        Readouts to measure, of `kl`, `agreement`, `loss`, `entropy` and `accuracy`.
+        Readouts to measure, of `robustness.sweeps.settings.READOUT_NAMES`.
+    metrics : sequence of TokenMetric
+        Metrics of one's own, measured besides: records with a function.
     until_se : float, optional
         Relative standard error at which the run stops: after the first batch at which that of no
         mean KL is larger; see `robustness.statistics.stopping`.
@@ -106,9 +109,9 @@ def sweep(
     Dataset
         `kl`, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite` (intervention, layer,
         sequence), `modal_share` (intervention, layer), `clean_loss`, `clean_entropy` and
-        `clean_accuracy` (sequence); with free schedules (schedule, …) instead. NaN where an
-        intervention does not fit. Interventions on two layers have (intervention, layer, layer_to,
-        sequence).
+        `clean_accuracy` (sequence), and metrics of one's own like `kl`; with free schedules
+        (schedule, …) instead. NaN where an intervention does not fit. Interventions on two layers
+        have (intervention, layer, layer_to, sequence).
 
     Raises
     ------
@@ -121,6 +124,7 @@ def sweep(
         schedules=schedules,
         layers=layers,
         readouts=readouts,
+        metrics=metrics,
         until_se=until_se,
         shard=shard,
         per_token=per_token,
@@ -233,7 +237,12 @@ def _allow_traffic(
         width = prepared.tokens(rows)
         crossings.append(
             remote_traffic.of_plan(
-                prepared.model, plan(prepared.state_cap), width, width, len(prepared.divergences)
+                prepared.model,
+                plan(prepared.state_cap),
+                width,
+                width,
+                len(prepared.divergences),
+                logits=prepared.reads_logits,
             )
         )
     remote_traffic.allow(prepared.model, crossings, LESS_TRAFFIC)

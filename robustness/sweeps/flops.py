@@ -77,8 +77,10 @@ def head_flops(prepared: PreparedSweep, plan: Plan, sequences: int, width: int) 
     once = 2 * sequences * query_count(prepared, width) * model.vocabulary * model.width
     readings = [sources for kind, _, sources, *_ in plan.rows if kind != RUN]
     finals = sum(map(len, readings))
+    # A metric that reads logits has them computed again, with the clean ones for every reading.
+    again = finals + len(readings) if prepared.reads_logits else 0
     if model.reads_matrix:
-        return once * (finals + 2)
+        return once * (finals + 2 + again)
     # A head that can only be called yields no expected rows: for the KL, every reading computes
     # the clean logits anew.
-    return once * (finals + 1 + (len(readings) if prepared.divergences else 0))
+    return once * (finals + 1 + again + (len(readings) if prepared.divergences else 0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from robustness.errors import OtherSettings, Refusal
 from robustness.files import changes, matching, netcdf, resumable
 from robustness.files.labels import blank_dataset
-from robustness.files.metrics import METRICS, MODAL_SHARE
+from robustness.files.metrics import MODAL_SHARE, metric_of
 from robustness.files.provenance import file_attributes
 from robustness.files.tally import modal_share
 from robustness.sweeps import token_file
@@ -135,8 +135,9 @@ def _blank(shards: Mapping[Path, xr.Dataset], attributes: Mapping[str, Any]) -> 
     first = datasets[0]
     variables = {}
     for name, variable in first.data_vars.items():
-        if "sequence" in variable.dims and name in METRICS:
-            variables[str(name)] = (METRICS[str(name)], tuple(map(str, variable.dims)))
+        metric = metric_of(str(name), variable.attrs)
+        if "sequence" in variable.dims and metric is not None:
+            variables[str(name)] = (metric, tuple(map(str, variable.dims)))
     shared: dict[Any, Any] = {}
     joined: dict[Any, Any] = {}
     for name, coord in first.coords.items():
@@ -145,7 +146,7 @@ def _blank(shards: Mapping[Path, xr.Dataset], attributes: Mapping[str, Any]) -> 
             joined[name] = (coord.dims, values, coord.attrs)
         else:
             shared[name] = coord
-    dtype = next(first[name].dtype for name in variables if not METRICS[name].count)
+    dtype = next(first[name].dtype for name, (metric, _) in variables.items() if not metric.count)
     return blank_dataset(variables, shared | joined, attributes, dtype)
 
 
@@ -187,7 +188,8 @@ def _check_structure(shards: Mapping[Path, xr.Dataset]) -> None:
     first = next(iter(shards.values()))
     if MODAL_SHARE.name not in first or "schedule" not in first.coords:
         raise Refusal(f"{_damaged(next(iter(shards)))} (it has no {MODAL_SHARE.name} or schedule)")
-    readouts = [name for name in first.data_vars if name in METRICS]
+    variables = first.data_vars.items()
+    readouts = [name for name, each in variables if metric_of(str(name), each.attrs)]
     for file, dataset in shards.items():
         for name in (*readouts, *first.coords):
             ours, theirs = first[name], dataset.get(name)

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from robustness.errors import Refusal
 from robustness.files import changes, resumable
 from robustness.files.labels import Labels, blank_dataset, schedule_labels, sweep_labels
-from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS, Metric
+from robustness.files.metrics import (
+    CLEAN_READOUTS,
+    DISTRIBUTION,
+    LOGITS,
+    MODAL_SHARE,
+    NONFINITE,
+    READOUTS,
+    Metric,
+    TokenMetric,
+)
 from robustness.files.provenance import file_attributes
 from robustness.files.sequences import sequence_coords
 from robustness.files.tally import modal_share
@@ -21,7 +30,7 @@ from robustness.runs import batching
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule, check, clean, count_blocks, interventions, to_text
 from robustness.schedules.plan import Plan, compile_plan
-from robustness.sweeps import shards
+from robustness.sweeps import metric_trial, shards
 from robustness.sweeps.settings import USUAL_INTERVENTIONS, SweepSettings
 from robustness.text.corpus import Corpus
 
@@ -48,9 +57,9 @@ class PreparedSweep:
     """Sequences of every batch."""
     state_cap: int
     """Maximum number of states that go through a block together."""
-    readouts: list[Metric]
-    """Readouts of every schedule."""
-    clean_readouts: list[Metric]
+    readouts: list[TokenMetric]
+    """Readouts of every schedule, and metrics of the user's own."""
+    clean_readouts: list[TokenMetric]
     """Readouts of the clean run."""
     blank: xr.Dataset
     """The dataset to fill, with settings and provenance."""
@@ -59,6 +68,16 @@ class PreparedSweep:
     def divergences(self) -> list[str]:
         """The kinds of KL that are read."""
         return [metric.name for metric in self.readouts if metric.name == "kl"]
+
+    @property
+    def further(self) -> list[TokenMetric]:
+        """The metrics that are not made of the sums from which the other readouts are."""
+        return [metric for metric in self.readouts if metric.reads != DISTRIBUTION]
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether a metric reads logits, which are computed for it again."""
+        return any(metric.reads == LOGITS for metric in self.further)
 
     def plan(self, cap: int) -> Plan:
         """Compile the schedules into a plan that stacks at most `cap` states."""
@@ -100,6 +119,7 @@ def prepare(
     """
     schedules, labels, described = lay_out_schedules(model, settings)
     batching.check_corpus(model, corpus)
+    metric_trial.try_out(settings.metrics, model)
     sublayer_calls.check_schedules(model, schedules)
     batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
     batches = corpus.batches(batch_tokens)
@@ -122,7 +142,10 @@ def prepare(
         "until_se": settings.until_se,
         "per_token": "yes" if settings.per_token else None,
         "readouts": None if len(readouts) == len(READOUTS) else _names(readouts),
+        "metrics": _names(settings.metrics) or None,
+        "metrics_sha256": metric_trial.digest(settings.metrics),
     }
+    readouts += settings.metrics
     sequences = sequence_coords(corpus.document, first, corpus.counted())
     blank = blank_dataset(
         _variables(readouts, kept, labels.dims),

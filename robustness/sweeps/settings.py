@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustness.errors import Refusal
-from robustness.files.metrics import READOUTS
+from robustness.files.metrics import READOUTS, TokenMetric, check_metrics
 from robustness.schedules import Schedule
 from robustness.schedules.interventions import Intervention
 from robustness.statistics import stopping
@@ -29,7 +29,9 @@ class SweepSettings:
     layers: Sequence[int] | None = None
     """Layers at which interventions are made; every layer without it."""
     readouts: Sequence[str] = READOUT_NAMES
-    """Readouts to measure, of `kl`, `agreement`, `loss`, `entropy` and `accuracy`."""
+    """Readouts to measure, of `READOUT_NAMES`."""
+    metrics: Sequence[TokenMetric] = ()
+    """Metrics of one's own, measured besides."""
     until_se: float | None = None
     """Relative standard error of the mean KL at which the run stops; see
     `robustness.statistics.stopping`."""
@@ -41,6 +43,7 @@ class SweepSettings:
     def __post_init__(self) -> None:
         """Refuse settings that are unknown or exclude each other."""
         self._check_readouts()
+        check_metrics(self.metrics)
         if self.until_se is not None:
             self._check_stopping(self.until_se)
         if self.schedules:

@@ -12,7 +12,7 @@ import xarray as xr
 from robustness.errors import Refusal, reading
 from robustness.files import netcdf
 from robustness.files.atomic import remove_leftovers, write_whole
-from robustness.files.metrics import METRICS
+from robustness.files.metrics import Metric, metric_of
 from robustness.sweeps import token_layout
 from robustness.sweeps.token_layout import beside
 
@@ -51,12 +51,13 @@ def merge_token_files(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> 
             for dataset in datasets:
                 # Masked arrays would take NaN, the fill value, for missing data.
                 dataset.set_auto_mask(False)
-            readouts = _readouts(datasets[0])
+            metrics = _metrics(datasets[0])
+            readouts = {name: datasets[0][name] for name in metrics}
             _frame(datasets, readouts, blank).to_netcdf(temporary, engine="netcdf4")
             whole = stack.enter_context(netCDF4.Dataset(temporary, "a"))
             for name, variable in readouts.items():
                 token_layout.create_readout(
-                    whole, METRICS[name], variable.dimensions, variable.dtype
+                    whole, metrics[name], variable.dimensions, variable.dtype
                 )
             begin = 0
             for dataset in datasets:
@@ -65,9 +66,14 @@ def merge_token_files(shards: Sequence[Path], path: Path, blank: xr.Dataset) -> 
     write_whole(beside(path), join)
 
 
-def _readouts(dataset: netCDF4.Dataset) -> dict[str, Any]:
-    """Return the variables of a file that are readouts, by name."""
-    return {name: variable for name, variable in dataset.variables.items() if name in METRICS}
+def _metrics(dataset: netCDF4.Dataset) -> dict[str, Metric]:
+    """Return the metrics that a file holds, by name."""
+    metrics = {}
+    for name, variable in dataset.variables.items():
+        metric = metric_of(name, {key: variable.getncattr(key) for key in variable.ncattrs()})
+        if metric is not None:
+            metrics[name] = metric
+    return metrics
 
 
 def _frame(
@@ -118,4 +124,4 @@ def _check_of_one_run(
 
 def _structure(dataset: netCDF4.Dataset, first: netCDF4.Dataset) -> dict[str, Any]:
     """Return type and dimensions of the readouts that the first shard has."""
-    return {name: (dataset[name].dtype, dataset[name].dimensions) for name in _readouts(first)}
+    return {name: (dataset[name].dtype, dataset[name].dimensions) for name in _metrics(first)}

@@ -14,15 +14,13 @@ from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.batching import query_positions
 from robustness.schedules.plan import Plan
+from robustness.sweeps.metric_trial import travelling
 from robustness.sweeps.preparation import PreparedSweep
 from robustness.trace import block_calls, interpreter, readings
 from robustness.trace.types import Matrix, Modules, ReadoutQueries
 
 Read = Callable[..., dict[str, Tensor]]
 """A function such as `readings.measure`: from a plan, the clean run and queries to tensors."""
-
-CLEAN_VALUES = ("clean_loss", "clean_entropy", "clean_accuracy")
-"""Values of the clean run among those of `readings.measure`."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,15 @@ def measure_batch(
         "vocabulary": model.vocabulary,
         "divergences": prepared.divergences,
         "per_token": prepared.settings.per_token,
+        "metrics": [travelling(metric) for metric in prepared.further],
         **query_positions(corpus, rows, tokens),
     }
-    reading = FinalReading(readings.measure, queries, _outputs(plan.schedules, queries))
+    queries["readout_tokens"] = {
+        **queries["readout_tokens"],
+        **{metric.name: metric.tokens for metric in prepared.further},
+    }
+    outputs = _outputs(plan.schedules, queries["targets"], prepared)
+    reading = FinalReading(readings.measure, queries, outputs)
     measured = run_plan(model, tokens, plan, matrix, reading)
     top = measured["top"]
     if model.request and not -1 <= top.min() <= top.max() < model.vocabulary:
@@ -58,19 +62,16 @@ def measure_batch(
     return measured
 
 
-def _outputs(schedules: int, queries: ReadoutQueries) -> answer.Wanted:
-    """Return the shapes of what `readings.measure` returns."""
-    tokens = tuple(queries["targets"].shape)
+def _outputs(schedules: int, targets: Tensor, prepared: PreparedSweep) -> answer.Wanted:
+    """Return the shapes of what is kept of the values that `readings.measure` returns."""
+    tokens = tuple(targets.shape)
     sequences = tokens[:1]
     outputs: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
-    for name in (*queries["divergences"], "agreement", "loss", "entropy", "accuracy"):
-        outputs[name] = ((schedules, *sequences), answer.FLOATS)
-        if queries["per_token"]:
-            outputs[f"token_{name}"] = ((schedules, *tokens), answer.FLOATS)
-    for name in CLEAN_VALUES:
-        outputs[name] = (sequences, answer.FLOATS)
-        if queries["per_token"]:
-            outputs[f"token_{name}"] = (tokens, answer.FLOATS)
+    of_runs = dict.fromkeys(prepared.readouts, (schedules,))
+    for metric, runs in (of_runs | dict.fromkeys(prepared.clean_readouts, ())).items():
+        outputs[metric.name] = ((*runs, *sequences), answer.FLOATS)
+        if prepared.settings.per_token:
+            outputs[f"token_{metric.name}"] = ((*runs, *tokens), answer.FLOATS)
     outputs["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
     outputs["top"] = ((schedules, *tokens), answer.INTEGERS)
     return outputs

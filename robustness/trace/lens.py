@@ -73,7 +73,7 @@ def read(
         values = readout.compare(both, clean, ("kl", "kl_reverse"))
         for index, read_out in enumerate(lenses):
             read_out.append({name: value[index] for name, value in values.items()})
-    masks = facts["compared"], facts["predicted"]
+    masks = readings.masks_of(facts)
     reduced = [readings.reduce(read_out, masks) for read_out in lenses]
     of_lenses = {}
     for name in READINGS:

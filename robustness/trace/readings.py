@@ -8,13 +8,13 @@ Trace bodies reach this module, so it keeps to plain functions of tensors: it tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from robustness.trace import block_calls, interpreter, readout, unembedding
+from robustness.trace import block_calls, interpreter, readout, token_metrics, unembedding
 
 if TYPE_CHECKING:
     from robustness.trace.types import (
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
         ContinuationQueries,
         Modules,
         PlanRows,
+        QueryPositions,
         Readout,
         ReadoutQueries,
+        TokenFacts,
     )
 
 
@@ -45,7 +47,8 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
     dict of str to tensor
         Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite`
         (schedule, sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where
-        none counts or is known; and `clean_loss`, `clean_entropy`, `clean_accuracy` (sequence).
+        none counts or is known; further metrics like the readouts; and `clean_loss`,
+        `clean_entropy`, `clean_accuracy` (sequence).
         Where single tokens are wanted, of each readout `token_NAME` too (…, sequence, query), NaN
         where none counts or is known.
     """
@@ -59,19 +62,21 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
     targets = here["targets"].flatten()
     reference = _reference(head_input(final), targets, modules, here["vocabulary"])
     read_out: list[Readout] = [{} for _ in range(plan["schedules"])]
+    further = here["metrics"]
 
     def read(finals: list[Tensor], ends: Sequence[Any]) -> None:
         states = torch.stack([head_input(state) for state in finals])
         values = readout.compare(states, reference, here["divergences"])
+        values |= token_metrics.evaluate(further, states, reference, values)
         for position, indices in enumerate(ends):
             for index in indices:
                 read_out[index] = {name: value[position] for name, value in values.items()}
 
     interpreter.run(plan["rows"], clean, read)
-    masks, per_token = (here["compared"], here["predicted"]), here["per_token"]
-    measured = reduce(read_out, masks, per_token)
+    masks, per_token = masks_of(here), here["per_token"]
+    measured = reduce(read_out, masks, per_token, further=[name for name, _, _ in further])
     unchanged = reduce([reference["readout"]], masks, per_token)
-    for name in ("loss", "entropy", "accuracy"):
+    for name in sorted(reference["readout"].keys() - {"top"}):
         measured[f"clean_{name}"] = unchanged[name][0]
         if per_token:
             measured[f"token_clean_{name}"] = unchanged[f"token_{name}"][0]
@@ -131,8 +136,17 @@ def _reference(hidden: Tensor, targets: Tensor, modules: Modules, vocabulary: in
     return readout.reference(hidden, targets, head, vocabulary, *modules["matrix"])
 
 
+def masks_of(queries: QueryPositions | TokenFacts) -> dict[str, Tensor]:
+    """Return the mask (sequence, query) of the queries that count for each readout, by its name."""
+    of_tokens = {"compared": queries["compared"], "predicted": queries["predicted"]}
+    return {name: of_tokens[tokens] for name, tokens in queries["readout_tokens"].items()}
+
+
 def reduce(
-    readouts: Sequence[Readout], masks: tuple[Tensor, Tensor], per_token: bool = False
+    readouts: Sequence[Readout],
+    masks: Mapping[str, Tensor],
+    per_token: bool = False,
+    further: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return means over the tokens that count, and what else is kept of a sequence, on the CPU.
 
@@ -142,28 +156,32 @@ def reduce(
     ----------
     readouts : sequence of dict
         Readouts of every schedule (token,).
-    masks : pair of tensors of shape (sequence, query)
-        The queries that count for KL, agreement and entropy, and those for loss and accuracy.
+    masks : mapping of str to tensor of shape (sequence, query)
+        Queries that count for each readout, and for `top`.
     per_token : bool
         Whether the readouts of single tokens are kept too.
+    further : collection of str
+        Names of readouts that do not tell whether the logits of a token are numbers.
     """
-    compared, predicted = (mask.cpu() for mask in masks)
+    masks = {name: mask.cpu() for name, mask in masks.items()}
     values = {}
     for name in readouts[0]:
         stacked = torch.stack([one[name] for one in readouts])
-        values[name] = stacked.cpu().unflatten(-1, compared.shape)
+        values[name] = stacked.cpu().unflatten(-1, masks["top"].shape)
     top = values.pop("top")
-    finite = torch.stack([torch.isfinite(value) for value in values.values()]).all(0)
+    telling = [torch.isfinite(value) for name, value in values.items() if name not in further]
+    finite = torch.stack(telling).all(0)
     reduced = {}
     for name, value in values.items():
-        mask = predicted if name in ("loss", "accuracy") else compared
+        mask = masks[name]
         # A token with a bad logit has a top-1 prediction too, which must not pass for a number.
         known = torch.where(finite, value, torch.full_like(value, torch.nan))
         kept = torch.where(mask, known, torch.zeros_like(value)).double().sum(-1)
         reduced[name] = (kept / mask.sum(-1)).to(value.dtype)
         if per_token:
             reduced[f"token_{name}"] = torch.where(mask, known, torch.full_like(value, torch.nan))
-    reduced["nonfinite"] = (~finite & (compared | predicted)).sum(-1).to(torch.int32)
-    counted = compared & finite
-    reduced["top"] = torch.where(counted, top, torch.full_like(top, -1)).to(torch.int32)
+    counted = torch.stack([*masks.values()]).any(0)
+    reduced["nonfinite"] = (~finite & counted).sum(-1).to(torch.int32)
+    known_top = torch.where(masks["top"] & finite, top, torch.full_like(top, -1))
+    reduced["top"] = known_top.to(torch.int32)
     return reduced

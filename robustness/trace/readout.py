@@ -152,25 +152,29 @@ def tokens_per_call(device: str, vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE) // vocabulary)
 
 
+def logits_of(states: Tensor, clean: CleanReadout) -> Tensor:
+    """Return the logits (token, vocabulary) of states (token, width), in float32 or wider."""
+    weight = clean["weight"]
+    if weight is None:
+        # A model that is spread over several devices may have its head on another.
+        return numerics.precise(clean["head"](states)).to(states.device)
+    return torch.nn.functional.linear(states.to(weight), weight, clean["bias"])
+
+
 def _by_calls(
     hidden: Tensor, clean: CleanReadout, divergences: Sequence[str]
 ) -> tuple[numerics.Sums, Tensor, dict[str, Tensor]]:
     """Sums, target logits and KL either way, as asked for, chunk of tokens by chunk of tokens."""
     size = tokens_per_call(hidden.device.type, clean["vocabulary"])
-
-    def logits_of(states: Tensor) -> Tensor:
-        # A model that is spread over several devices may have its head on another.
-        return numerics.precise(clean["head"](states)).to(hidden.device)
-
     # One tuple of numbers for each state of the first chunk, then of the second, and so on.
     chunks = []
     for first in range(0, hidden.shape[1], size):
         tokens = slice(first, first + size)
         targets = clean["targets"][tokens, None]
         # Without a divergence, the head need not be called on the clean states again.
-        before = logits_of(clean["hidden"][tokens]) if divergences else hidden
+        before = logits_of(clean["hidden"][tokens], clean) if divergences else hidden
         for state in hidden:
-            logits = logits_of(state[tokens])
+            logits = logits_of(state[tokens], clean)
             target = logits.gather(-1, targets)[..., 0]
             pairs = {"kl": (before, logits), "kl_reverse": (logits, before)}
             diverged = [numerics.kl_from_logits(*pairs[name]) for name in divergences]

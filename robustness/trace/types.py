@@ -43,6 +43,10 @@ Readout = dict[str, Tensor]
 """Values of tokens by name, (…, token)."""
 
 
+TravellingMetric = tuple[str, str, Callable[..., Tensor]]
+"""Name, what is read, and function of a metric; see `token_metrics`."""
+
+
 class Contexts(TypedDict):
     """Contexts of the modules that schedules call."""
 
@@ -124,6 +128,8 @@ class QueryPositions(TypedDict):
     """Mask of the queries that count for KL, agreement and entropy (sequence, query)."""
     predicted: Tensor
     """Mask of the queries that count for loss and accuracy (sequence, query)."""
+    readout_tokens: Mapping[str, str]
+    """Which of these masks is that of each readout, by its name: `compared` or `predicted`."""
 
 
 class ReadoutQueries(QueryPositions):
@@ -135,6 +141,8 @@ class ReadoutQueries(QueryPositions):
     """Divergences to compute, as in `readout.compare`."""
     per_token: bool
     """Whether the readouts of single tokens are kept too."""
+    metrics: Sequence[TravellingMetric]
+    """Metrics that are measured besides the readouts of `readout`."""
 
 
 class ContinuationQueries(TypedDict):
@@ -161,6 +169,7 @@ class TokenFacts(TypedDict, total=False):
     last: int
     compared: Tensor
     predicted: Tensor
+    readout_tokens: Mapping[str, str]
     counted: Tensor
     """Mask of the tokens whose mean a measurement takes (sequence, token)."""
     centres: bool

@@ -1,10 +1,10 @@
 """Kinds of files that `observe` and `neurons` write."""
 
+from robustness.files.metrics import KL_REVERSE, LEAST_INFORMATION, READOUTS
 from robustness.files.schema import (
     ATTENTION_WEIGHT,
     LAYERS,
     NUMBER,
-    READOUT_RANGES,
     ROUNDING,
     SEQUENCES,
     SHARE,
@@ -23,8 +23,8 @@ NORM_DIMS = ("processing", "statistic", "sequence")
 MEASUREMENTS = {
     "lens": Kind(
         {
-            name: Variable(LENS_DIMS, "f", *READOUT_RANGES[name])
-            for name in ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
+            metric.name: Variable(LENS_DIMS, "f", metric.least, metric.most)
+            for metric in (*READOUTS, KL_REVERSE)
         },
         {**text_labels("lens"), **number_labels(0, "depth"), **SEQUENCES},
         needed_attrs=("context",),
@@ -43,7 +43,7 @@ MEASUREMENTS = {
         {
             "profile": Variable(("layer", "head", "offset", "sequence"), "f", *ATTENTION_WEIGHT),
             "first_token": Variable(HEAD_DIMS, "f", *ATTENTION_WEIGHT),
-            "entropy": Variable(HEAD_DIMS, "f", *READOUT_RANGES["entropy"]),
+            "entropy": Variable(HEAD_DIMS, "f", LEAST_INFORMATION),
             "previous": Variable(("window", *HEAD_DIMS), "f", *ATTENTION_WEIGHT),
         },
         {**LAYERS, **number_labels(0, "head", "offset"), **number_labels(1, "window"), **SEQUENCES},

@@ -6,8 +6,8 @@ from robustness.files.schema import (
     NUMBER,
     NUMBER_OR_NAN,
     PART,
-    READOUT_RANGES,
     SEQUENCES,
+    SHARE,
     TEXT,
     Kind,
     Variable,
@@ -20,13 +20,11 @@ from robustness.files.schema import (
 def _sweep(*runs: str) -> Kind:
     """Return what a sweep holds, over interventions and layers, or over schedules."""
     rows = (*runs, "sequence")
-    variables = {
-        metric.name: Variable(rows, "f", *READOUT_RANGES[metric.name]) for metric in READOUTS
-    }
+    variables = {metric.name: Variable(rows, "f", metric.least, metric.most) for metric in READOUTS}
     for metric in CLEAN_READOUTS:
-        variables[metric.name] = Variable(("sequence",), "f", *READOUT_RANGES[metric.name])
-    variables[NONFINITE.name] = Variable(rows, "i", *READOUT_RANGES[NONFINITE.name])
-    variables[MODAL_SHARE.name] = Variable(runs, "f", *READOUT_RANGES[MODAL_SHARE.name])
+        variables[metric.name] = Variable(("sequence",), "f", metric.least, metric.most)
+    variables[NONFINITE.name] = Variable(rows, "i", 0)
+    variables[MODAL_SHARE.name] = Variable(runs, "f", *SHARE)
     variables["token_id"] = Variable(("sequence", "token"), "i", 0)
     for name in ("compared", "predicted"):
         variables[name] = Variable(("sequence", "token"), "i", 0, 1)
@@ -38,7 +36,7 @@ def _sweep(*runs: str) -> Kind:
         labels,
         attrs={
             **dict.fromkeys(
-                ("interventions", "schedules", "layers", "readouts", "per_token"), TEXT
+                ("interventions", "schedules", "layers", "readouts", "metrics", "per_token"), TEXT
             ),
             **dict.fromkeys(("corpus_sequences", "corpus_tokens", "documents"), whole_from(0)),
             **dict.fromkeys(("shards_created", "shards_command"), TEXT),
@@ -48,6 +46,7 @@ def _sweep(*runs: str) -> Kind:
             "shard": PART,
         },
         needed_attrs=("context",),
+        own=Variable(rows, "f"),
     )
 
 
