@@ -2,5 +2,7 @@
 
 import logging
 
+__all__: list[str] = []
+
 # Without a writable cache matplotlib warns and then works, only more slowly.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)

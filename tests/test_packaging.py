@@ -43,6 +43,7 @@ def test_a_wheel_holds_these_four_names_and_the_builtin_files(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"cli.py", "probes", "recipes", "robustness"}
+    assert {f"{name}/py.typed" for name in ("probes", "recipes", "robustness")} <= {*names}
     for name in ("texts/prose.jsonl", "sequential/model.safetensors", "sequential/tokenizer.json"):
         assert f"robustness/builtin/{name}" in names
 

@@ -1,11 +1,13 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from recipes.evidence.signatures import SIGNATURES
+from recipes.evidence.signatures import SIGNATURES, Signature
 from recipes.evidence.stages import stages
+from recipes.recipe import NEURONS, SWEEP
 from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files.netcdf import load, save
@@ -145,3 +147,19 @@ def test_a_repeat_sweep_alone_gives_no_drop(tmp_path):
     save(load(tmp_path / "sweep.nc").isel(intervention=[1]), tmp_path / "sweep.nc")
     assert "drop_kl" not in stages(tmp_path).signature_name.values
     assert re.search("swap_kl", as_text(table(stages(tmp_path))))
+
+
+def test_a_signature_of_ones_own_counts_besides(tmp_path):
+    place = directory(tmp_path, (5,))
+    own = Signature(
+        "again", SWEEP, "KL of drop again", lambda data: data.kl.sel(intervention="drop")
+    )
+    data = stages(place, signatures=[own])
+    assert data.signature_name.values.tolist()[-1] == "again"
+    values = data.value.sel(signature_name=["drop_kl", "again"])
+    np.testing.assert_array_equal(values[0], values[1])
+    missing = replace(own, read=lambda data: data["none"])
+    with pytest.raises(Refusal, match=r"sweep.nc lacks what again reads"):
+        stages(place, signatures=[missing])
+    with pytest.raises(Refusal, match=r"neurons.nc, of the signature again, is missing"):
+        stages(place, signatures=[replace(own, source=NEURONS)])

@@ -1,1 +1,3 @@
 """The commands of `stages`."""
+
+__all__: list[str] = []

@@ -1,6 +1,6 @@
 """Signatures of stages: numbers per layer that the paper's Table 1 takes as signs of a stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,24 +112,31 @@ SIGNATURES = (
 """The signatures that boundaries are drawn by."""
 
 
-def read_signatures(files: Files) -> list[Measured]:
-    """Return the signatures that the files of a directory have.
+def read_signatures(files: Files, further: Sequence[Signature] = ()) -> list[Measured]:
+    """Return the signatures that the files of a directory have, and further ones.
 
     Raises
     ------
     Refusal
-        If they are too few, or of different layers.
+        If they are too few, or of different layers, or a further one is not in its file.
     """
     found: list[Measured] = []
     missing = []
-    for signature in SIGNATURES:
+    for signature in (*SIGNATURES, *further):
         dataset = files.get(signature.source)
+        if dataset is None and signature in further:
+            raise Refusal(
+                f"{signature.source.file}.nc, of the signature {signature.name}, is missing"
+            )
         if dataset is None:
             missing.append(signature.source.file)
             continue
         try:
             found.append(Measured(signature, dataset, signature.read(dataset)))
-        except KeyError:
+        except KeyError as error:
+            if signature in further:
+                name, file = signature.name, signature.source.file
+                raise Refusal(f"{file}.nc lacks what {name} reads: {error.args[0]}") from error
             continue  # a sweep without this intervention, or without KL
     if len(found) < FEWEST:
         raise Refusal(

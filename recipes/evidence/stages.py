@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from recipes.evidence.files import Files
-from recipes.evidence.signatures import Measured, read_signatures
+from recipes.evidence.signatures import Measured, Signature, read_signatures
 from recipes.recipe import STAGES
 from robustness.files import netcdf, ownership
 from robustness.files.labels import layer_coords
@@ -40,7 +40,12 @@ Starts = Mapping[str, Sequence[int]]
 
 
 def stages(
-    directory: str | Path, *, seed: int = 0, out: str | Path | None = None, command: str = ""
+    directory: str | Path,
+    *,
+    signatures: Sequence[Signature] = (),
+    seed: int = 0,
+    out: str | Path | None = None,
+    command: str = "",
 ) -> xr.Dataset:
     """Divide a model's layers into stages, from the files in a directory.
 
@@ -48,6 +53,8 @@ def stages(
     ----------
     directory : str or path
         A directory as `stages sweep` and `stages observe` leave it.
+    signatures : sequence of Signature
+        Signatures of one's own, which count besides those of the project.
     seed : int
         Seed of the documents that are drawn.
     out : str or path, optional
@@ -74,19 +81,19 @@ def stages(
     if out is not None:
         ownership.check(Path(out), KIND)
     files = Files(directory)
-    signatures = read_signatures(files)
-    samples = np.stack([each.means(DRAWS, seed) for each in signatures], axis=1)
-    division = _divide(signatures, samples)
+    measured = read_signatures(files, signatures)
+    samples = np.stack([each.means(DRAWS, seed) for each in measured], axis=1)
+    division = _divide(measured, samples)
     settings = {
-        **_copied(signatures[0].dataset),
+        **_copied(measured[0].dataset),
         "measurement": KIND,
-        "signatures": ", ".join(each.signature.name for each in signatures),
+        "signatures": ", ".join(each.signature.name for each in measured),
         "criterion_segments": len(division.starts["chosen"]),
         "draws": DRAWS,
         "seed": seed,
         "sources": files.stamp(STAGES),
     }
-    dataset = _labelled(signatures, division).assign_attrs(file_attributes(settings, command))
+    dataset = _labelled(measured, division).assign_attrs(file_attributes(settings, command))
     if out is not None:
         netcdf.save_with_lock(dataset, Path(out))
     return dataset
