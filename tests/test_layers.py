@@ -59,6 +59,17 @@ def test_an_arrow_upwards_is_found(tmp_path):
     assert lint.returncode == 1 and "errors" in lint.stdout
 
 
+@pytest.mark.parametrize("module", EVERY)
+def test_a_module_can_be_read_in_one_sitting(module):
+    text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    assert len(text.splitlines()) <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            described = ast.get_docstring(node) is not None and len(node.body) > 1
+            first = node.body[1 if described else 0]
+            assert node.end_lineno - first.lineno < 60, node.name
+
+
 def test_nothing_imports_the_command_line():
     assert not [module for module in EVERY if module != "cli" and "cli" in imports(module)]
 

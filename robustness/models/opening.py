@@ -18,7 +18,7 @@ from robustness.ndif.backend import Notify
 from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
 
 
-def open_model(
+def open_model(  # noqa: PLR0913 - its keywords are the settings
     source: str | Path | Module,
     *,
     dtype: str = "float32",

@@ -37,7 +37,7 @@ LESS_TRAFFIC = "fewer `tokens`, some `layers`, or the readout agreement alone"
 """What lowers the traffic of a sweep on a sandboxed server."""
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - its keywords are the settings
     model: Model,
     corpus: Corpus,
     interventions: Sequence[str | Intervention] | None = None,

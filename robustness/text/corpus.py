@@ -149,7 +149,7 @@ def read_text(settings: TextSettings, model: TokenizedModel) -> Corpus:
     return read(settings, model.tokenizer, context)
 
 
-def cut(
+def cut(  # noqa: PLR0913 - its keywords are the settings
     source: str | Path,
     tokenizer: Tokenizer,
     *,
