@@ -46,7 +46,8 @@ def fit_groups(activations: xr.Dataset, task: Task, chosen: xr.Dataset, seed: in
     for kind, members in _members(chosen).items():
         if not members:
             continue
-        alone = fit_all([partial(splits[kind].only, [at]) for at in members])
+        single_neurons = [partial(splits[kind].only, [at]) for at in members]
+        alone = fit_all(single_neurons)
         # Ranked on dev, so that the accuracies on test are those of groups chosen without it.
         order = np.argsort([-probe.dev_accuracy for probe in alone], kind="stable")
         ranked = np.array(members)[order].tolist()

@@ -226,19 +226,20 @@ def fit_depths(
     # Back into the order of pairs: both sentences of the first, both of the second, and so on.
     states = dataset["state"].values[..., np.argsort(dataset["sentence"].values)]
     same = np.array([pair.same for pair in pairs])
-    tested = [pair for pair, part in zip(pairs, parts, strict=True) if part == "test"]
+    words = np.array([pair.word for pair in pairs])
+    tested = parts == "test"
     fitted = []
     for method in PROBES:
         probes = _fit(method, states, same, parts, seed)
-        fitted.append(labelled(probes, "depth", np.arange(len(tested)), seed))
+        fitted.append(labelled(probes, "depth", np.arange(tested.sum()), seed))
     return (
         xr.concat(fitted, "probe")
         .assign_coords(
             probe=list(PROBES),
             depth=dataset["depth"],
-            item=np.arange(len(tested)),
-            word=("item", [pair.word for pair in tested]),
-            same=("item", [int(pair.same) for pair in tested]),
+            item=np.arange(tested.sum()),
+            word=("item", words[tested].tolist()),
+            same=("item", same[tested].astype(np.int64)),
         )
         .assign_attrs(dataset.attrs)
     )

@@ -121,12 +121,13 @@ def make_task(tokenizer: Any, wanted: NDArray[np.int64], settings: SuffixSetting
     # The same positions in both lists, so that each positive keeps its counterpart.
     places = np.sort(random.permutation(len(windows.positive))[:count]).tolist()
     rows = [windows.positive[at] for at in places] + [windows.negative[at] for at in places]
-    document = np.array([index for index, _ in rows])
+    indices, ids = zip(*rows, strict=True)
+    document = np.array(indices)
     part = _divide(document, random)
     _check_parts(settings, document, part)
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return Task(
-        tokens=np.array([[*bos, *ids] for _, ids in rows], dtype=np.int64),
+        tokens=np.array([[*bos, *of_window] for of_window in ids], dtype=np.int64),
         label=np.repeat([True, False], count),
         document=document,
         part=part,

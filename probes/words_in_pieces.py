@@ -68,11 +68,12 @@ def make_inputs(tokenizer: Any, settings: SubjoinerSettings) -> Inputs:
         raise Refusal("there is no tokenizer with offsets, to find a word's tokens by")
     in_pieces, whole = _collect(tokenizer, settings)
     _check_inputs(settings, in_pieces, whole)
-    words = np.array([word for word, _ in in_pieces + whole])
+    ends, ids = zip(*in_pieces, *whole, strict=True)
+    words = np.array(ends)
     kinds = np.repeat([True, False], [len(in_pieces), len(whole)])
     bos = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return Inputs(
-        tokens=np.array([bos + ids for _, ids in in_pieces + whole], dtype=np.int64),
+        tokens=np.array([bos + of_input for of_input in ids], dtype=np.int64),
         pieces=kinds,
         word=words,
         held_out=_hold_out(settings, words, kinds),

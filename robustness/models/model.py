@@ -158,7 +158,7 @@ class Model:
     @property
     def block_parameters(self) -> tuple[int, ...]:
         """Number of parameters in the matrices of each block."""
-        return tuple(count_numbers(block) for block in self.blocks)
+        return tuple(map(count_numbers, self.blocks))
 
     @property
     def sublayer_parameters(self) -> tuple[tuple[int, ...], ...]:

@@ -82,13 +82,13 @@ def find_paths(module: PreTrainedModel) -> Paths:
     tail = _find_tail(run, blocks[-1], head)
     attentions = _find_attentions(run, blocks)
     sublayers = _find_sublayers(run, blocks, attentions)
-    mlp_matrices = _find_mlp_matrices(run, sublayers)
+    readers, writers = _find_mlp_matrices(run, sublayers)
     return Paths(
         blocks=tuple(block.path for block in blocks),
         attentions=tuple(attentions),
         sublayers=tuple(sublayers),
-        readers=tuple(tuple(names[:-1]) for names in mlp_matrices),
-        writers=tuple(names[-1] for names in mlp_matrices),
+        readers=tuple(readers),
+        writers=tuple(writers),
         norms=tuple(tail),
         head=head,
     )
@@ -198,17 +198,19 @@ def _find_sublayers(
 
 def _find_mlp_matrices(
     run: _ForwardPass, sublayers: Sequence[tuple[Sublayer, Sublayer]]
-) -> list[list[str]]:
-    """Return the matrices of every MLP that is made of some, in the order in which they begin."""
-    mlp_matrices = []
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return the matrices of every MLP: those that read its input, and the one called last."""
+    readers, writers = [], []
     for _, (before, main, *_) in sublayers:
         inside: list[str] = []
         for path in (*before, main):
             inside += _matrices_at(run, path)
         # Modules that are not called, such as experts that no token chose, have no order.
         if len(inside) > 1 and run.calls_of.keys() >= set(inside):
-            mlp_matrices.append(sorted(inside, key=lambda path: run.calls_of[path][0].began))
-    return mlp_matrices
+            *reading, writing = sorted(inside, key=lambda path: run.calls_of[path][0].began)
+            readers.append(tuple(reading))
+            writers.append(writing)
+    return readers, writers
 
 
 def _calls_in(run: _ForwardPass, block: Call) -> list[Call]:
@@ -219,8 +221,12 @@ def _calls_in(run: _ForwardPass, block: Call) -> list[Call]:
 def _divide(run: _ForwardPass, chain: Sequence[Call], attentions: Sequence[str]) -> Sublayer:
     """Divide a chain of calls into the parts of a sublayer."""
     paths = [call.path for call in chain]
-    others = [at for at, path in enumerate(paths) if not is_called_norm(run.modules[path])] or [0]
-    attending = [at for at in others if paths[at] in attentions]
+    others, attending = [0], []
+    for at, path in enumerate(paths):
+        if not is_called_norm(run.modules[path]):
+            others.append(at)
+            if path in attentions:
+                attending.append(at)
     # The last of several is the main part: those before it prepare its input.
     main = (attending or others)[-1]
     return tuple(paths[:main]), paths[main], tuple(paths[main + 1 :]), chain[main].handed

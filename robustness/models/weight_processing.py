@@ -172,7 +172,7 @@ def _tokens(model: Model) -> Tensor:
 
 def _digit(module: PreTrainedModel) -> float:
     """Return the rounding error in the type of the weights, or in float32 if that is coarser."""
-    return max(torch.finfo(kind).eps for kind in (module.dtype, torch.float32))
+    return max(torch.finfo(module.dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _untie(module: PreTrainedModel) -> None:
