@@ -138,7 +138,7 @@ def test_what_is_not_enough_is_refused(tmp_path):
         load(tmp_path / "norms.nc").assign_attrs(model="planted").isel(layer=slice(1, 5)),
         tmp_path / "norms.nc",
     )
-    with pytest.raises(Refusal, match="of different layers"):
+    with pytest.raises(Refusal, match="have different layers"):
         stages(tmp_path)
 
 

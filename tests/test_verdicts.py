@@ -218,7 +218,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     one = planted(tmp_path / "one")
     with pytest.raises(Refusal, match="two or more"):
         compare([one])
-    with pytest.raises(Refusal, match="one is there twice"):
+    with pytest.raises(Refusal, match="one is given twice"):
         side_by_side([tmp_path / "one", tmp_path / "one"])
     planted(tmp_path / "two")
     planted(tmp_path / "other" / "two")

@@ -1,4 +1,4 @@
-"""The shape of curves over layers or depths, for all draws of a bootstrap at once."""
+"""Shapes of curves over layers or depths, computed for all bootstrap draws at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ FEWEST = 7
 
 
 def interior(files: Files) -> slice:
-    """Layers 2 to L - 3, away from both ends: to be used with `isel`."""
+    """Return the layers 2 to L - 3, away from both ends, as a slice for `isel`."""
     if files.layers < FEWEST:
         raise Absent(f"{files.layers} layers have no interior: {FEWEST} are needed")
     return slice(2, files.layers - 2)
@@ -29,14 +29,14 @@ def with_interior(models: Sequence[Files]) -> list[Files]:
     Absent
         If none has.
     """
-    able = [files for files in models if files.layers >= FEWEST]
-    if not able:
+    deep = [files for files in models if files.layers >= FEWEST]
+    if not deep:
         raise Absent(f"no model has an interior: {FEWEST} layers are needed")
-    return able
+    return deep
 
 
 def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
-    """The part of a curve between two relative depths, both included."""
+    """Return the part of a curve between two relative depths, both included."""
     dim = along(values)
     place = position(values)
     # Depths that should be equal differ in their last digits, as 1/3 and 8/24 do.
@@ -49,12 +49,12 @@ def part(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
 
 
 def along(values: xr.DataArray) -> str:
-    """The dimension of a curve: layer or depth."""
+    """Return the dimension of a curve: layer or depth."""
     return "depth" if "depth" in values.dims else "layer"
 
 
 def position(values: xr.DataArray) -> Any:
-    """Relative depth of every point of a curve, 0 to 1."""
+    """Return the relative depth of every point of a curve, 0 to 1."""
     if "relative_depth" in values.coords:
         return values["relative_depth"].values
     labels = values[along(values)].values
@@ -62,7 +62,7 @@ def position(values: xr.DataArray) -> Any:
 
 
 def place_of_largest(values: xr.DataArray) -> xr.DataArray:
-    """Relative depth at which a curve is largest; NaN where a point of it is not finite."""
+    """Return the relative depth of a curve's maximum; NaN if any of its points is not finite."""
     dim = along(values)
     # argmax refuses NaN; where a point is missing, the place is made NaN below.
     where = values.fillna(-np.inf).argmax(dim)
@@ -74,7 +74,7 @@ def place_of_largest(values: xr.DataArray) -> xr.DataArray:
 
 
 def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
-    """What a curve gains between two relative depths."""
+    """Return the change of a curve between two relative depths."""
     dim, chosen = along(values), part(values, begin, end)
     if chosen.sizes[dim] < 2:
         raise Absent(f"of {values.sizes[dim]} places along {dim} one is from {begin:.0%} on")
@@ -82,13 +82,14 @@ def change(values: xr.DataArray, begin: float, end: float) -> xr.DataArray:
 
 
 def rank_correlation(values: xr.DataArray) -> xr.DataArray:
-    """Spearman's rank correlation of a curve with layer or depth."""
+    """Return Spearman's rank correlation of a curve with layer or depth."""
     dim = along(values)
     rest = [name for name in values.dims if name != dim]
-    known = values.notnull().all(rest).values
-    if known.sum() < 3:
-        raise Absent(f"{int(known.sum())} points have no rank correlation: 3 are needed")
-    ranks = scipy.stats.rankdata(values.transpose(dim, ...).values[known], axis=0)
+    complete = values.notnull().all(rest).values
+    if complete.sum() < 3:
+        raise Absent(f"{int(complete.sum())} points have no rank correlation: 3 are needed")
+    # Not scipy's spearmanr, which would correlate all draws with one another too.
+    ranks = scipy.stats.rankdata(values.transpose(dim, ...).values[complete], axis=0)
     ranks = ranks - ranks.mean(0)
     order = np.arange(len(ranks)) - (len(ranks) - 1) / 2
     spread = np.sqrt((ranks**2).sum(0) * (order**2).sum())
@@ -100,7 +101,7 @@ def rank_correlation(values: xr.DataArray) -> xr.DataArray:
 def rank_correlation_of_models(
     values: Sequence[float], order: Sequence[float]
 ) -> tuple[float, float, float]:
-    """Spearman's rank correlation over models, and its 95 % interval."""
+    """Return Spearman's rank correlation over models, and its 95 % interval."""
     count = len(values)
     if count < 4:
         raise Absent(f"{count} models have no interval of a rank correlation: 4 are needed")

@@ -1,4 +1,4 @@
-"""The files of a model's directory, as recipes read them."""
+"""Files of a model's directory, as recipes read them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,32 +15,31 @@ from robustness.schedules.interventions import intervention
 
 
 class Absent(Refusal):
-    """A figure or a claim needs a file that is missing, or that has too little in it."""
+    """A figure or a claim needs a file that is missing, or that has too few values."""
 
 
 class Files:
-    """The files of one model, each read when it is first wanted.
+    """Files of one model.
 
     Parameters
     ----------
     directory : str or path
-        As `stages reproduce` or single commands leave it.
+        Path of a directory that `stages reproduce` or single commands wrote.
     left_out : mapping of str to str, optional
-        Reasons why files are missing, by the file's name; by default those in `claims.nc`.
+        Reasons why files are missing, by their names; by default those in `claims.nc`.
 
     Raises
     ------
     Refusal
-        If there is no such directory, it has no file of a model, or files of different models.
+        If the directory does not exist, or holds files of no model or of different models.
     """
 
     def __init__(self, directory: str | Path, left_out: Mapping[str, str] | None = None) -> None:
         self.directory = Path(directory)
         self._read: dict[str, xr.Dataset] = {}
-        there = [each for each in SOURCES if self._readable(each)]
-        self.sources: Sequence[Source] = there
+        self.sources: Sequence[Source] = list(filter(self._readable, SOURCES))
         """Files of the directory, in the order in which they are made."""
-        if not there:
+        if not self.sources:
             raise Refusal(
                 f"{self.directory.name} has no file of a model (such as sweep.nc): give the "
                 "directory that `stages reproduce` left"
@@ -48,29 +47,38 @@ class Files:
         if left_out is None:
             left_out = self._recorded()
         self.left_out = dict(left_out)
-        """Reasons why files are missing, by the file's name."""
-        # Boundaries are drawn anew where they are of other files: see `missing`.
-        attrs = [self._load(each.file).attrs for each in there if each != STAGES or len(there) < 2]
+        """Reasons why files are missing, by their names."""
+        # Stages of another model do not matter: `missing` has them made again.
+        measured = [source for source in self.sources if source != STAGES] or self.sources
         for name in ("model", "weights_sha256", "revision"):
-            names = sorted({str(each[name]) for each in attrs if name in each})
-            if len(names) > 1:
-                raise Refusal(
-                    f"the files in {self.directory.name} are of different models: "
-                    f"{', '.join(names)}; keep a directory for each"
-                )
-        self.model = str(attrs[0]["model"])
-        self.architecture = str(attrs[0].get("architecture", ""))
+            self._check_equal(name, measured)
+        attrs = self._load(measured[0].file).attrs
+        self.model = str(attrs["model"])
+        self.architecture = str(attrs.get("architecture", ""))
         self.label = self.name
-        """Name of the model among others."""
+        """Name of the model in comparisons, where two models may share a name."""
+
+    def _check_equal(self, attribute: str, sources: Sequence[Source]) -> None:
+        """Refuse files of different models, which have different values of an attribute."""
+        values = set()
+        for source in sources:
+            attrs = self._load(source.file).attrs
+            if attribute in attrs:
+                values.add(str(attrs[attribute]))
+        if len(values) > 1:
+            raise Refusal(
+                f"the files in {self.directory.name} are of different models: "
+                f"{', '.join(sorted(values))}; keep a directory for each"
+            )
 
     @property
     def name(self) -> str:
-        """The model's name without its owner."""
+        """Name of the model without its owner."""
         return self.model.rpartition("/")[2]
 
     @property
     def layers(self) -> int:
-        """How many blocks the model has."""
+        """Number of blocks of the model."""
         for source in self.sources:
             dataset = self._load(source.file)
             if "layers" in dataset.attrs:
@@ -82,11 +90,11 @@ class Files:
         raise Absent("no file says how many layers the model has")
 
     def has(self, *sources: Source) -> bool:
-        """Whether files are there, with enough in them."""
+        """Whether files exist and have enough values."""
         return not any(self.missing(source) for source in sources)
 
     def missing(self, source: Source) -> str:
-        """Return why a file cannot be used, or nothing if it can."""
+        """Return the reason why a file cannot be used, or an empty text."""
         if source not in self.sources:
             return self.left_out.get(source.file, f"not measured yet: run `{source.made_by}`")
         dataset = self._load(source.file)
@@ -115,7 +123,7 @@ class Files:
         Raises
         ------
         Absent
-            If the file is missing, or has too little in it.
+            If the file is missing, or has too few values.
         """
         reason = self.missing(source)
         if reason:
@@ -123,29 +131,34 @@ class Files:
         return self._load(source.file)
 
     def get(self, source: Source) -> xr.Dataset | None:
-        """Return a file's dataset, however little is in it, or None if it is missing."""
-        there = source in self.sources and "sequences_done" not in self._load(source.file).attrs
-        return self._load(source.file) if there else None
+        """Return a file's dataset, even if it has few values, or None if it is missing."""
+        if source not in self.sources:
+            return None
+        dataset = self._load(source.file)
+        # A run that is not finished is as good as missing.
+        return None if "sequences_done" in dataset.attrs else dataset
 
     def stamp(self, *but: Source) -> str:
-        """Return what tells whether something was made from these very files, by this version."""
-        made = [
-            (each.file, self._load(each.file).attrs["created"])
-            for each in self.sources
-            if each not in but
-        ]
-        return value_digest((project_version(), self.model, made))
+        """Return a digest of the files' times of creation and of the project's version.
+
+        A file that records it was made from the present files if the digest is still the same.
+        """
+        times = []
+        for source in self.sources:
+            if source not in but:
+                times.append((source.file, self._load(source.file).attrs["created"]))
+        return value_digest((project_version(), self.model, times))
 
     def _recorded(self) -> dict[str, str]:
         try:
             attrs = load(self.directory / "claims.nc").attrs
         except Refusal:  # there is none, or a damaged one, which is written anew
             return {}
-        found: dict[str, str] = json.loads(attrs.get("left_out", "{}"))
-        return found
+        left_out: dict[str, str] = json.loads(attrs.get("left_out", "{}"))
+        return left_out
 
     def _readable(self, source: Source) -> bool:
-        """Whether a file is there; a damaged one is refused, but for what is drawn anew."""
+        """Whether a file exists; a damaged one is refused, except the stages, made in seconds."""
         if not (self.directory / f"{source.file}.nc").exists():
             return False
         try:
@@ -166,7 +179,7 @@ class Files:
 
 
 def side_by_side(directories: Sequence[str | Path]) -> list[Files]:
-    """Read the files of several models; those of one name are told apart by their directories.
+    """Read the files of several models, and label models of the same name by their directories.
 
     Raises
     ------
@@ -176,8 +189,8 @@ def side_by_side(directories: Sequence[str | Path]) -> list[Files]:
     paths = [Path(directory).resolve() for directory in directories]
     for path in paths:
         if paths.count(path) > 1:
-            raise Refusal(f"{path.name} is there twice: give every directory once")
-    models = [Files(directory) for directory in directories]
+            raise Refusal(f"{path.name} is given twice: give every directory once")
+    models = list(map(Files, directories))
     names = [files.name for files in models]
     for files, path in zip(models, paths, strict=True):
         if names.count(files.name) > 1:
@@ -189,13 +202,14 @@ def side_by_side(directories: Sequence[str | Path]) -> list[Files]:
 
 
 def best_head(dataset: xr.Dataset) -> tuple[int, int]:
-    """Return layer and index of the head that stands out on the words that heads are found by."""
+    """Return layer and index of the head with the highest score on the words that select heads."""
     layer, head = divmod(int(dataset["finding_score"].values.argmax()), dataset.sizes["head"])
     return layer, head
 
 
 def task_metric(dataset: xr.Dataset, task: str) -> str:
-    """Return by which metric a task is usually reported: normalised by length, or plain."""
+    """Return the metric that a task is usually reported in: normalised by length, or plain."""
+    # ARC's easy half is reported in plain accuracy, though the harness has both.
     if task == "arc_easy" or "acc_norm" not in dataset["metric"]:
         return "acc"
     normed = dataset["clean_value"].sel(task=task, metric="acc_norm")
@@ -203,7 +217,7 @@ def task_metric(dataset: xr.Dataset, task: str) -> str:
 
 
 def _count(dataset: xr.Dataset, source: Source) -> int:
-    """Return how many independent units a file has."""
+    """Return the number of independent values of a file, in the unit of its source."""
     if source.unit == "documents":
         return int(np.unique(dataset["document"]).size)
     if source.unit == "batches":

@@ -1,4 +1,4 @@
-"""Published values: what is known of a model, beside what its own files have in their place."""
+"""Published values of a model, beside the values measured in its files."""
 
 from math import nan
 
@@ -7,7 +7,7 @@ from recipes.evidence.published_values import PUBLISHED, Published
 
 
 def find(model: str, quantity: str) -> Published | None:
-    """Return what was published of a quantity for a model, if anything was."""
+    """Return the published values of a quantity for a model, if there are any."""
     for record in PUBLISHED:
         if (record.model, record.quantity) == (model, quantity):
             return record
@@ -15,18 +15,20 @@ def find(model: str, quantity: str) -> Published | None:
 
 
 def of_model(files: Files) -> list[tuple[Published, dict[str, tuple[float, float]]]]:
-    """Return all that was published for a model and can be compared with its files.
+    """Return all published values of a model that can be compared with its files.
 
     Returns
     -------
     list of tuple
-        The record, and by place the value that was published and the one that was measured (NaN
-        where there is none).
+        Records, each with pairs by place: the published value and the measured one (NaN where there
+        is none).
     """
-    found = []
+    compared = []
     for record in PUBLISHED:
         if record.model == files.name and files.has(record.source):
-            here = record.measured(files)
-            rows = {place: (value, here.get(place, nan)) for place, value in record.values.items()}
-            found.append((record, rows))
-    return found
+            measured = record.measured(files)
+            pairs = {}
+            for place, value in record.values.items():
+                pairs[place] = value, measured.get(place, nan)
+            compared.append((record, pairs))
+    return compared

@@ -1,4 +1,4 @@
-"""Published values, as facts with their sources: a record for each quantity of a model."""
+"""Published values with their sources: a record for each quantity of a model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from recipes.evidence.files import Files
 from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC, Source
 
 TOLERANCE_OF_ATTENTION = 0.003
-"""To which values of local attention could be read off the authors' plots."""
+"""Precision with which local attention could be read off the authors' plots."""
 
 
 @dataclass(frozen=True)
@@ -18,22 +18,22 @@ class Published:
     """Values of one quantity for one model."""
 
     model: str
-    """The last part of its name on the hub."""
+    """Name of the model on the hub, without its owner."""
     quantity: str
     experiment: str
     unit: str
-    """As published, which here need not be the files' unit."""
+    """Unit of the published values, which need not be that of the files."""
     where: str
     settings: str
-    """How it was measured there."""
+    """Settings of the published measurement."""
     values: Mapping[str, float]
-    """By layer, depth, or layer.neuron."""
+    """Values by layer, depth, or layer.neuron."""
     tolerance: float
-    """How exactly the values are known, or NaN where settings are too different to compare."""
+    """Precision of the published values; NaN if settings differ too much for a comparison."""
     source: Source
-    """The file that has what was measured here."""
+    """File that holds the same quantity as measured here."""
     measured: Callable[[Files], Mapping[str, float]]
-    """From a model's files to the same quantity, in the same unit."""
+    """Function that reads the quantity from a model's files, in the published unit."""
 
     @property
     def peak(self) -> int:

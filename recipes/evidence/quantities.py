@@ -1,4 +1,4 @@
-"""Quantities that were published, as a model's files have them: each by layer, depth or neuron."""
+"""Published quantities, computed from a model's files by layer, depth or neuron."""
 
 from math import log
 
@@ -10,13 +10,14 @@ from recipes.recipe import ATTENTION, LENS, NEURONS, SUBJOINER, SUFFIX, WIC
 
 
 def local_attention(files: Files) -> dict[str, float]:
-    """Attention weight on one of the five tokens before, mean over heads, by layer."""
+    """Mean attention weight on one of the five previous tokens, over heads, by layer."""
     values = files[ATTENTION]["previous"].sel(window=5).mean(("head", "sequence")) / 5
     return _by_place(values)
 
 
 def lens_entropy(lens: str, files: Files) -> dict[str, float]:
     """Entropy of a lens in bits, by depth."""
+    # Published in bits; files are in nats.
     values = files[LENS]["entropy"].sel(lens=lens).mean("sequence") / log(2)
     return _by_place(values)
 
@@ -29,27 +30,33 @@ def neuron_count(name: str, files: Files) -> dict[str, float]:
 
 
 def neurons_above_kurtosis(files: Files) -> dict[str, float]:
-    """Number of neurons of kurtosis above 10."""
+    """Number of neurons with a kurtosis above 10."""
     dataset = files[NEURONS]
     return {"all": float((dataset["cosine_kurtosis"] > 10).sum())}
 
 
 def moments(name: str, files: Files) -> dict[str, float]:
-    """A moment of the cosines with the vocabulary, by layer.neuron."""
+    """Moment of the cosines with the vocabulary, by layer.neuron."""
     values = files[NEURONS][f"cosine_{name}"].values
-    places = np.ndindex(values.shape)
-    return {f"{layer}.{neuron}": float(values[layer, neuron]) for layer, neuron in places}
+    moments_by_place = {}
+    for (layer, neuron), value in np.ndenumerate(values):
+        moments_by_place[f"{layer}.{neuron}"] = float(value)
+    return moments_by_place
 
 
 def suffix_ranks(files: Files) -> dict[str, float]:
-    """Rank of the neurons for a suffix from 1, by layer.neuron."""
+    """Rank of the suffix neurons, from 1, by layer.neuron."""
     dataset = files[SUFFIX]
+    ranks = {}
+    # The file lists neurons in the order of their ranks.
     pairs = zip(dataset["layer"].values, dataset["index"].values, strict=True)
-    return {f"{layer}.{index}": rank + 1.0 for rank, (layer, index) in enumerate(pairs)}
+    for rank, (layer, index) in enumerate(pairs, 1):
+        ranks[f"{layer}.{index}"] = float(rank)
+    return ranks
 
 
 def neurons_raising_suffix(files: Files) -> dict[str, float]:
-    """Number of the neurons for a suffix that raise it."""
+    """Number of suffix neurons that raise the suffix."""
     return {"all": float((files[SUFFIX]["shift"] > 0).sum())}
 
 
@@ -60,7 +67,7 @@ def best_subjoiner_head(files: Files) -> dict[str, float]:
 
 
 def threshold_accuracy(files: Files) -> dict[str, float]:
-    """Accuracy of word in context by a threshold on the cosine, by depth."""
+    """Word-in-context accuracy of a threshold on the cosine, by depth."""
     values = files[WIC]["accuracy"].sel(probe="threshold")
     return _by_place(values)
 

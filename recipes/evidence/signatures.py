@@ -1,4 +1,4 @@
-"""Signatures of stages: numbers per layer that the paper's Table 1 takes as signs of a stage."""
+"""Signatures of stages: quantities per layer that mark a stage in the paper's Table 1."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,51 +13,52 @@ from robustness.errors import Refusal
 from robustness.statistics.uncertainty import bootstrap_means
 
 FEWEST = 3
-"""Number of signatures below which boundaries mean little."""
+"""Minimum number of signatures; boundaries of fewer mean little."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One number per layer."""
+    """A quantity with one value per layer."""
 
     name: str
     source: Source
-    """The file that it is taken from."""
+    """File that holds the quantity."""
     long_name: str
     read: Callable[[xr.Dataset], xr.DataArray]
-    """From the file to values with the dimension layer, and sequence where there is one."""
+    """Function that reads the values from the file, by layer, and by sequence if it has any."""
     logarithm: bool = False
-    """Whether the logarithm of the values counts, since they span orders of magnitude."""
+    """Whether logarithms are segmented, because the values span orders of magnitude."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A signature of one model."""
+    """Values of a signature for one model."""
 
     signature: Signature
     dataset: xr.Dataset
-    """The file that it is taken from."""
+    """Dataset of the signature's file."""
     values: xr.DataArray
-    """(layer), and sequence where there is one."""
+    """Values by layer, and by sequence if the file has any."""
 
     def means(self, draws: int, seed: int) -> NDArray[np.float64]:
-        """Return means over sequences, (draw, layer): of the data, and of documents drawn again."""
+        """Return means over sequences of the data and of bootstrap samples, (draw, layer)."""
         if "sequence" in self.values.dims:
             means = bootstrap_means(self.values, draws=draws, seed=seed)
             return means.transpose("draw", "layer").values
-        # What is of weights alone does not depend on which documents are drawn.
+        # Quantities of weights alone do not depend on the documents of a sample.
         shape = (draws + 1, self.values.sizes["layer"])
         return np.broadcast_to(self.values.values.astype(np.float64), shape)
 
     def scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values, or their logarithms where those count."""
+        """Return values on the scale that is segmented: themselves, or their logarithms."""
         if not self.signature.logarithm:
             return values
         return np.log(np.maximum(values, np.finfo(np.float64).tiny))
 
 
 def _after_block(values: xr.DataArray) -> xr.DataArray:
-    """Return the values at depths that are after a block, by the block's layer."""
+    """Return the values after each block, by the block's layer."""
+    # Depth 0 is before the first block.
     layers = np.arange(values.sizes["depth"] - 1)
     return values.isel(depth=slice(1, None)).rename(depth="layer").assign_coords(layer=layers)
 
@@ -65,6 +66,7 @@ def _after_block(values: xr.DataArray) -> xr.DataArray:
 def _coordinate(dataset: xr.Dataset) -> xr.DataArray:
     """Return the first principal coordinate of the residual streams' similarity (Gower 1966)."""
     cka = dataset["cka"].isel(processing=0).values
+    # Centred in rows and columns, similarities become inner products of positions.
     inner = cka - cka.mean(0) - cka.mean(1)[:, None] + cka.mean()
     scales, vectors = np.linalg.eigh((inner + inner.T) / 2)
     first = vectors[:, -1] * np.sqrt(max(scales[-1], 0.0))
@@ -109,18 +111,19 @@ SIGNATURES = (
     Signature("mlp_norm", NORMS, "norm of what the MLP writes", _mlp_norm, True),
     Signature("cka", CKA, "first principal coordinate of CKA", _coordinate),
 )
-"""The signatures that boundaries are drawn by."""
+"""All signatures; boundaries are computed from those that a directory has."""
 
 
 def read_signatures(files: Files, further: Sequence[Signature] = ()) -> list[Measured]:
-    """Return the signatures that the files of a directory have, and further ones.
+    """Return the signatures that can be read from the files of a directory, and further ones.
 
     Raises
     ------
     Refusal
-        If they are too few, or of different layers, or a further one is not in its file.
+        If there are too few signatures, files have different numbers of layers, or a further
+        signature cannot be read.
     """
-    found: list[Measured] = []
+    measured: list[Measured] = []
     missing = []
     for signature in (*SIGNATURES, *further):
         dataset = files.get(signature.source)
@@ -132,20 +135,20 @@ def read_signatures(files: Files, further: Sequence[Signature] = ()) -> list[Mea
             missing.append(signature.source.file)
             continue
         try:
-            found.append(Measured(signature, dataset, signature.read(dataset)))
+            measured.append(Measured(signature, dataset, signature.read(dataset)))
         except KeyError as error:
             if signature in further:
                 name, file = signature.name, signature.source.file
                 raise Refusal(f"{file}.nc lacks what {name} reads: {error.args[0]}") from error
             continue  # a sweep without this intervention, or without KL
-    if len(found) < FEWEST:
+    if len(measured) < FEWEST:
         raise Refusal(
-            f"{files.directory.name} has {len(found)} signatures of stages, and {FEWEST} are "
+            f"{files.directory.name} has {len(measured)} signatures of stages, and {FEWEST} are "
             "needed: run `stages sweep` and `stages observe` on the model first (missing: "
             f"{', '.join(sorted(set(missing)))})"
         )
-    if len({each.values.sizes["layer"] for each in found}) > 1:
+    if len({signature.values.sizes["layer"] for signature in measured}) > 1:
         raise Refusal(
-            f"the files in {files.directory.name} are of different layers: measure all of them"
+            f"the files in {files.directory.name} have different layers: measure all layers in each"
         )
-    return found
+    return measured

@@ -1,8 +1,8 @@
-"""The stages of a model: boundaries between its layers, drawn by its signatures.
+"""Stages of a model: boundaries between layers, computed from the signatures of its files.
 
-All signatures that are there are standardised and weigh the same. The boundaries are drawn by
+All available signatures are standardised and have equal weight. Boundaries are found by
 `robustness.statistics.segmentation`, for the number of segments that the criterion chooses and for
-four, the paper's; intervals come from drawing the documents again.
+the paper's four. Intervals come from a bootstrap over documents.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ from robustness.statistics.segmentation import Segmentation, partitions, segment
 from robustness.statistics.uncertainty import percentiles
 
 KIND = "stages"
-"""What the file says that it holds."""
+"""Attribute `measurement` of a file of stages."""
 
 FOUR = 4
-"""The paper's number of stages."""
+"""Number of stages in the paper."""
 
 DRAWS = 200
-"""Number of samples of documents for the intervals."""
+"""Number of bootstrap samples for the intervals."""
 
 COPIED = ("model", "revision", "weights_sha256", "architecture", "dtype", "server")
-"""Attributes that the file takes from those that it is made of."""
+"""Attributes that are copied from the file of the first signature."""
 
 Starts = Mapping[str, Sequence[int]]
 """First layers of all segments, by the name of the partition."""
@@ -52,15 +52,15 @@ def stages(
     Parameters
     ----------
     directory : str or path
-        A directory as `stages sweep` and `stages observe` leave it.
+        Path of a directory that `stages sweep` and `stages observe` wrote.
     signatures : sequence of Signature
-        Signatures of one's own, which count besides those of the project.
+        User-defined signatures, in addition to those of the project.
     seed : int
-        Seed of the documents that are drawn.
+        Seed of the bootstrap samples.
     out : str or path, optional
         Path of the file to write.
     command : str
-        The command line, for the record.
+        Command line, for the record.
 
     Returns
     -------
@@ -101,13 +101,14 @@ def stages(
 
 @dataclass(frozen=True)
 class _Division:
-    """How the layers of a model are divided."""
+    """Partitions of a model's layers, with the signatures that they were computed from."""
 
     values: NDArray[np.float64]
-    """(signature, layer), as measured."""
+    """Signatures as measured, (signature, layer)."""
     standardised: NDArray[np.float64]
+    """Signatures with mean 0 and variance 1 over layers, (signature, layer)."""
     partitions: Sequence[Segmentation]
-    """The best partition for every number of segments."""
+    """Cheapest partition for every number of segments."""
     starts: Starts
     """First layers of the partition that the criterion chooses, and of that into four."""
     intervals: Mapping[str, NDArray[np.float64]]
@@ -115,35 +116,36 @@ class _Division:
 
     @property
     def most(self) -> int:
-        """The largest number of segments."""
+        """Largest number of segments of a partition."""
         return max(map(len, self.starts.values()))
 
 
 def _divide(signatures: Sequence[Measured], samples: NDArray[np.float64]) -> _Division:
-    """Divide layers by means of signatures (draw, signature, layer); draw 0 is of the data."""
+    """Divide layers by the means of signatures (draw, signature, layer); draw 0 is the data's."""
     values = samples[0]
     standardised = _standardised(signatures, values)
-    every = partitions(standardised)
-    starts = {"chosen": min(every, key=lambda one: one.criterion).starts}
-    # With fewer than two layers a stage there are no four stages to speak of.
+    candidates = partitions(standardised)
+    starts = {"chosen": min(candidates, key=lambda partition: partition.criterion).starts}
+    # Fewer than two layers per stage would make nearly every layer a stage.
     if values.shape[1] >= 2 * FOUR:
         starts["four"] = segment(standardised, FOUR).starts
     intervals = _intervals(signatures, samples[1:], starts)
-    return _Division(values, standardised, every, starts, intervals)
+    return _Division(values, standardised, candidates, starts, intervals)
 
 
 def _standardised(
     signatures: Sequence[Measured], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Standardise values (signature, layer), on the scale on which each signature counts."""
-    rows = [each.scaled(row) for each, row in zip(signatures, values, strict=True)]
-    return standardise(np.stack(rows))
+    """Standardise values (signature, layer), each on the scale of its signature."""
+    rows = map(Measured.scaled, signatures, values)
+    return standardise(np.stack(list(rows)))
 
 
 def _intervals(
     signatures: Sequence[Measured], samples: NDArray[np.float64], starts: Starts
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the 95 % interval of every boundary over samples of documents."""
+    """Return the 95 % interval of every boundary over bootstrap samples."""
+    # The number of segments stays as in the data, so that boundaries can be matched by their order.
     drawn_starts: dict[str, list[Sequence[int]]] = {name: [] for name in starts}
     for sample in samples:
         standardised = _standardised(signatures, sample)
@@ -160,9 +162,9 @@ def _segment_means(division: _Division) -> NDArray[np.float64]:
         ends = [*starts[1:], values.shape[1]]
         for place, (begin, end) in enumerate(zip(starts, ends, strict=True)):
             # The last layer has no swap: its mean is over the layers that have a value.
-            known = ~np.isnan(values[:, begin:end])
-            sums = np.where(known, values[:, begin:end], 0).sum(1)
-            means[row, place] = np.where(known.any(1), sums / known.sum(1).clip(1), np.nan)
+            measured = ~np.isnan(values[:, begin:end])
+            sums = np.where(measured, values[:, begin:end], 0).sum(1)
+            means[row, place] = np.where(measured.any(1), sums / measured.sum(1).clip(1), np.nan)
     return means
 
 
@@ -174,10 +176,11 @@ def _numbers(division: _Division) -> NDArray[np.int64]:
 
 
 def _padded(rows: Sequence[Any], most: int) -> NDArray[np.float64]:
-    """Lay out the boundaries of partitions, without the first start, which is no boundary."""
+    """Return the boundaries of partitions, (partition, edge), padded with NaN."""
     edges = np.full((len(rows), most - 1), np.nan)
-    for into, row in zip(edges, rows, strict=True):
-        into[: len(row) - 1] = row[1:]
+    for padded, row in zip(edges, rows, strict=True):
+        # The start of the first segment is no boundary.
+        padded[: len(row) - 1] = row[1:]
     return edges
 
 

@@ -11,7 +11,7 @@ CHANCE = {"hellaswag": 0.25, "arc_easy": 0.25, "lambada_openai": 0.0}
 
 
 def _lost(name: str, files: Files) -> xr.DataArray:
-    """Share of items lost, (draw, layer), over the tasks that the clean model can do."""
+    """Return the share of items lost, (draw, layer), over the tasks that the clean model can do."""
     dataset = files[TASKS]
     lost = []
     for task in map(str, dataset["task"].values):

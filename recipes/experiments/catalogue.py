@@ -1,4 +1,4 @@
-"""Every recipe, in the paper's order, and every figure of the paper."""
+"""Catalogue of all recipes, in the paper's order, and of all figures of the paper."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -37,11 +37,11 @@ RECIPES: tuple[Recipe, ...] = (
     similarity.RECIPE,
     hypothesis.RECIPE,
 )
-"""The experiments."""
+"""Recipes of all experiments; T1 is last because it is read from the files of the others."""
 
 
 def choose(names: Sequence[str]) -> tuple[Recipe, ...]:
-    """Return the recipes of some names, or all of them without any.
+    """Return the recipes with some names, in upper or lower case; without names, all recipes.
 
     Raises
     ------
@@ -70,4 +70,4 @@ def _by_number() -> dict[str, Picture]:
 
 
 PICTURES: Mapping[str, Picture] = _by_number()
-"""Every figure by its number; the first version's are `v1 2` to `v1 10`."""
+"""Figures by their numbers; those of the paper's first version are `v1 2` to `v1 10`."""

@@ -16,12 +16,12 @@ def _means(files: Files, metric: str, name: str) -> xr.DataArray:
 
 
 def interior_agreement(name: str, files: Files) -> xr.DataArray:
-    """Agreement with the clean model, mean over interior layers, by draw."""
+    """Return the mean agreement with the clean model over interior layers, by draw."""
     return _means(files, "agreement", name).isel(layer=interior(files)).mean("layer", skipna=False)
 
 
 def against_interior(name: str, layer: int, files: Files) -> xr.DataArray:
-    """KL at a layer over the median KL of interior layers."""
+    """Return the ratio of the KL at a layer to the median KL of interior layers, by draw."""
     kl = _means(files, "kl", name)
     return kl.isel(layer=layer) / kl.isel(layer=interior(files)).median("layer", skipna=False)
 

@@ -27,35 +27,32 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def bounds(files: Files) -> list[int]:
-    """Where the four stages begin, and the number of layers."""
+    """Return the first layers of the four stages, and the number of layers."""
     dataset = files[STAGES]
     if "four" not in dataset["partition"]:
         raise Absent(f"{files.layers} layers are too few for four stages")
     edges = dataset["boundary"].sel(partition="four").dropna("edge")
-    return [0, *(int(edge) for edge in edges), files.layers]
+    return [0, *map(int, edges), files.layers]
 
 
 def by_stage(values: xr.DataArray, files: Files) -> list[xr.DataArray]:
-    """Mean of a curve over the layers of each of the four stages.
-
-    A curve of swaps ends a layer early, and a last stage of one layer is then left out.
-    """
-    edges = bounds(files)
-    return [
-        values.isel(layer=slice(begin, end)).mean("layer", skipna=False)
-        for begin, end in pairwise(edges)
-        if begin < values.sizes["layer"]
-    ]
+    """Return the means of a curve over the layers of each of the four stages."""
+    means = []
+    for begin, end in pairwise(bounds(files)):
+        # A curve of swaps ends a layer early: a last stage of one layer has no value.
+        if begin < values.sizes["layer"]:
+            means.append(values.isel(layer=slice(begin, end)).mean("layer", skipna=False))
+    return means
 
 
 def across(values: xr.DataArray, files: Files) -> list[xr.DataArray]:
-    """Change of a curve over depths from the beginning of each of the four stages to its end."""
+    """Return the change of a curve over depths within each of the four stages."""
     edges = bounds(files)
     return [values.isel(depth=end) - values.isel(depth=begin) for begin, end in pairwise(edges)]
 
 
 def _largest_of_others(values: list[xr.DataArray], stage: int) -> xr.DataArray:
-    others = [each for at, each in enumerate(values) if at != stage]
+    others = [*values[:stage], *values[stage + 1 :]]
     return xr.concat(others, "other").max("other")
 
 
@@ -73,7 +70,7 @@ def _attention_of_first(files: Files) -> xr.DataArray:
 
 
 def _progress(stage: int, files: Files) -> xr.DataArray:
-    """Share of the lens's way to the final prediction that is made in a stage."""
+    """Return the share of the total fall in the lens's KL that happens in a stage."""
     kl = lens_kl(files)
     return -across(kl, files)[stage] / (kl.isel(depth=0) - kl.isel(depth=-1))
 

@@ -12,7 +12,7 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def entropy(lens: str, files: Files) -> xr.DataArray:
-    """Entropy of the lens in nats, (draw, depth)."""
+    """Return the entropy of the lens in nats, (draw, depth)."""
     return bootstrap_means(files[LENS]["entropy"].sel(lens=lens))
 
 

@@ -10,7 +10,7 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def previous_five(files: Files) -> xr.DataArray:
-    """Attention weight on the five tokens before, mean over heads, (draw, layer)."""
+    """Return the mean attention weight on the five previous tokens over heads, (draw, layer)."""
     return bootstrap_means(files[ATTENTION]["previous"].sel(window=5).mean("head"))
 
 

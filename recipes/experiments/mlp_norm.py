@@ -9,7 +9,7 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def mlp_norm(files: Files) -> xr.DataArray:
-    """Mean norm of what the MLP writes, (draw, layer)."""
+    """Return the mean norm of the MLP's output, (draw, layer)."""
     return bootstrap_means(files[NORMS]["mlp_norm"].isel(processing=-1).sel(statistic="mean"))
 
 

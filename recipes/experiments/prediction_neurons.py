@@ -37,7 +37,7 @@ def share(files: Files, name: str) -> xr.DataArray:
 
 
 def lens_kl(files: Files) -> xr.DataArray:
-    """KL of the recomputed lens from the final prediction, (draw, depth)."""
+    """Return the KL between the final prediction and the recomputed lens, (draw, depth)."""
     return bootstrap_means(files[LENS]["kl"].sel(lens="recomputed"))
 
 
@@ -57,7 +57,7 @@ def _overtakes(files: Files) -> float:
 
 
 def _apart(files: Files) -> xr.DataArray:
-    """How far the steepest fall of KL is from the steepest rise of prediction neurons."""
+    """Return the distance between the steepest fall of KL and the steepest rise of neurons."""
     kl = lens_kl(files)
     if files.layers < 3:
         raise Absent(f"{files.layers} layers have no steepest rise")
@@ -71,7 +71,7 @@ def _apart(files: Files) -> xr.DataArray:
 
 
 def _named(models: Sequence[Files], names: Sequence[str]) -> list[Files]:
-    """Return the models of these names, in their order."""
+    """Return the models with some names, in the order of the names."""
     there = {files.name: files for files in models}
     missing = [name for name in names if name not in there]
     if missing:

@@ -12,7 +12,7 @@ SPAN = 5
 
 
 def _change(metric: str, late: bool, files: Files) -> xr.DataArray:
-    """Change of a readout when blocks are repeated, (draw, layer), in one half of the layers.
+    """Return the change of a readout under repetition in one half of the layers, (draw, layer).
 
     A span of blocks is in the half that its middle is in.
     """

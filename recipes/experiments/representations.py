@@ -42,7 +42,7 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _divisions(depths: int, count: int) -> NDArray[np.int64]:
-    """Return the edges of all divisions into so many segments, (division, edge)."""
+    """Return the edges of all divisions of depths into `count` segments, (division, edge)."""
     cuts = np.array(list(combinations(range(2, depths - 1), count - 1)), np.int64)
     cuts = cuts.reshape(-1, count - 1)
     # Every segment has two depths or more; the first and the last have by the choice of cuts.

@@ -15,7 +15,7 @@ OTHERS = ("index_early", "index_late", "adjacent")
 
 
 def _cosine(component: str, files: Files) -> xr.DataArray:
-    """Cosines (draw, comparison, layer) of one component, without the last layer, which has none.
+    """Return the cosines of one component, (draw, comparison, layer), without the last layer.
 
     Centred where the model's norms centre, as the paper's were.
     """

@@ -9,7 +9,7 @@ from robustness.statistics.uncertainty import interval_of_share
 
 
 def _best(files: Files) -> xr.Dataset:
-    """Return the head that was found first, on the words that it was sought on."""
+    """Return the head with the highest score on the words that select heads."""
     dataset = files[SUBJOINER]
     layer, head = best_head(dataset)
     return dataset.isel(layer=layer, head=head)
@@ -21,7 +21,7 @@ def _score(files: Files) -> tuple[float, float, float]:
 
 
 def _monotone(files: Files) -> tuple[float, float, float]:
-    """Share of held-out words with falling weights, and its 95 % interval."""
+    """Return the share of held-out words with falling weights, and its 95 % interval."""
     share, words = float(_best(files)["monotone"]), files[SUBJOINER].attrs["words_in_pieces"] // 2
     return share, *interval_of_share(round(share * words), words)
 

@@ -9,7 +9,7 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def _group(kind: str, size: int, files: Files) -> xr.DataArray:
-    """Accuracy of a group's best neurons, ranked on dev, on test; size 0 is all of them."""
+    """Return the test accuracy of a group of the best neurons on dev; size 0 is the largest."""
     dataset = files[SUFFIX]
     there = dataset["accuracy"].sel(kind=kind).notnull()
     if not there.any():
@@ -23,7 +23,7 @@ def _model(files: Files) -> xr.DataArray:
 
 
 def _able(files: Files) -> str:
-    """Why nothing can be said, if the model itself does not know."""
+    """Return the reason why claims cannot be judged, if the model itself cannot do the task."""
     if not files.has(SUFFIX):
         return ""
     # Balanced windows: half is chance.

@@ -9,12 +9,12 @@ from robustness.statistics.uncertainty import bootstrap_means
 
 
 def accuracy(files: Files) -> xr.DataArray:
-    """Accuracy of the pair probe on test, (draw, depth)."""
+    """Return the test accuracy of the pair probe, (draw, depth)."""
     return bootstrap_means(files[WIC]["correct"].sel(probe="pair"), "item")
 
 
 def at_peak(files: Files) -> xr.DataArray:
-    """Accuracy on test at the depth where that on dev is largest, by draw.
+    """Return the test accuracy at the depth with the largest dev accuracy, by draw.
 
     Chosen on what it is measured on, the largest of many depths would be too large.
     """
@@ -23,7 +23,7 @@ def at_peak(files: Files) -> xr.DataArray:
 
 
 def _above(end: int, files: Files) -> xr.DataArray:
-    """Accuracy at its peak less that at the first or the last depth."""
+    """Return the accuracy at its peak less that at the first or the last depth."""
     return at_peak(files) - accuracy(files).isel(depth=end)
 
 

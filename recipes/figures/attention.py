@@ -1,4 +1,4 @@
-"""Figures of attention: how much of it goes to the tokens just before."""
+"""Figures of attention to the previous tokens, and of the best subjoiner head."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WINDOWS = (1, 2, 4, 8, 16)
-"""Numbers of tokens before a query that are drawn."""
+"""Numbers of previous tokens whose summed attention is drawn."""
 
 
 def windows(models: Models) -> Figure:
-    """Attention to the tokens before, by how many of them, a panel a model."""
+    """Draw attention to the previous tokens by their number, one panel for each model."""
     figure, axes = panel_each(models)
     for axis, files in zip(axes, models, strict=True):
         previous = files[ATTENTION]["previous"].mean("head")
@@ -32,7 +32,7 @@ def windows(models: Models) -> Figure:
 
 
 def local_attention(models: Models) -> Figure:
-    """Mean attention weight on one of the five tokens before."""
+    """Draw the mean attention weight on one of the five previous tokens."""
     return one_line_each(
         models,
         lambda files: files[ATTENTION]["previous"].sel(window=5).mean("head") / 5,
@@ -42,7 +42,7 @@ def local_attention(models: Models) -> Figure:
 
 
 def subjoiner(models: Models) -> Figure:
-    """Where the best head looks from the end of a word, a panel a model."""
+    """Draw the best head's attention from the end of a word, one panel for each model."""
     figure, axes = panel_each(models)
     for axis, files in zip(axes, models, strict=True):
         data = files[SUBJOINER]

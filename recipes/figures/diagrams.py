@@ -1,4 +1,4 @@
-"""The paper's two diagrams, drawn from schedules."""
+"""Diagrams of the paper, drawn from schedules alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CHANGED = 2
 """Index of the block that is dropped, or swapped with the next."""
 
 WIDTH, HEIGHT = 1.5, 0.62
-"""Size of a block, where steps are 1 apart."""
+"""Size of a block; steps are 1 apart."""
 
 
 def schedules() -> Figure:
-    """The order in which blocks run: clean, with one dropped, and with two swapped."""
+    """Draw the order of blocks in the clean run, with one dropped, and with two swapped."""
     whole = clean(BLOCKS)
     figure = style.new_figure(7, 4.6)
     shown = {"clean": whole, "drop": drop(whole, CHANGED), "swap": swap(whole, CHANGED)}
@@ -35,7 +35,7 @@ def schedules() -> Figure:
 
 
 def comparisons() -> Figure:
-    """Two blocks in the clean run and swapped, and which of their outputs are compared."""
+    """Draw two blocks in the clean run and swapped, and the pairs of outputs to compare."""
     from matplotlib.lines import Line2D
 
     figure = style.new_figure(8, 4.8)
@@ -86,10 +86,10 @@ def _arrow(
 
 
 def _column(axis: Axes, x: float, schedule: Schedule) -> None:
-    """Draw a residual stream that goes upwards, with a block at every step.
+    """Draw the residual stream upwards, with a block at every step of a schedule.
 
-    Blocks stand where they stand in the clean run, but for those that are swapped; where one is
-    left out there is a gap.
+    A dropped block leaves a gap, so that the others keep the height that they have in the clean
+    run.
     """
     from matplotlib.patches import FancyBboxPatch
 

@@ -1,4 +1,4 @@
-"""Figures of probes: what can be read out of activations."""
+"""Figures of probes on activations: word in context, and suffixes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8
-"""Number of neurons beside one another in the figure of all effects."""
+"""Number of panels side by side in the figure of all effects."""
 
 
 def word_in_context(models: Models) -> Figure:
-    """Accuracy of the pair probe over depth."""
+    """Draw the accuracy of the pair probe over depth."""
     figure, axes = style.panels(1, 1, PANEL)
     axis = axes[0, 0]
     for index, files in enumerate(models):
@@ -36,14 +36,16 @@ def word_in_context(models: Models) -> Figure:
 
 
 def suffix_probes(models: Models) -> Figure:
-    """Single neurons, groups and the model itself; effects of the strongest, a row a model."""
+    """Draw the accuracy of neurons, groups and the model, and the strongest neurons' effects."""
     figure, axes = style.panels(len(models), 2, (6, 3.8))
     for (accuracy, strongest), files in zip(axes, models, strict=True):
         data = files[SUFFIX]
         _draw_accuracy(accuracy, data)
         accuracy.set_title(name_of(files), fontsize="medium")
-        signs = [np.flatnonzero(data["shift"].values * sign > 0)[:1] for sign in (1, -1)]
-        _draw_effects(strongest, data.isel(neuron=np.concatenate(signs)))
+        # Neurons are in the order of their ranks; a model may lack one that raises or lowers.
+        raising = np.flatnonzero(data["shift"].values > 0)[:1]
+        lowering = np.flatnonzero(data["shift"].values < 0)[:1]
+        _draw_effects(strongest, data.isel(neuron=np.concatenate([raising, lowering])))
     axes[0, 0].legend(frameon=False, fontsize="small")
     return figure
 
@@ -66,24 +68,25 @@ def _draw_accuracy(axis: Axes, data: xr.Dataset) -> None:
 
 
 def _draw_effects(axis: Axes, data: xr.Dataset) -> None:
-    """Draw effects on logits, a floor for each neuron."""
-    for floor in range(data.sizes["neuron"]):
-        neuron = data.isel(neuron=floor)
+    """Draw histograms of effects on logits, one above the other for each neuron."""
+    for bottom in range(data.sizes["neuron"]):
+        neuron = data.isel(neuron=bottom)
         for index, tokens in enumerate(data["tokens"].values):
-            line = neuron["effect"].sel(tokens=tokens)
-            height = line / float(neuron["effect"].max()) * 0.9 + floor
-            label = None if floor else _name_of_tokens(data, str(tokens))
-            _fill(axis, line["bin"], floor, height, index, label)
+            histogram = neuron["effect"].sel(tokens=tokens)
+            height = histogram / float(neuron["effect"].max()) * 0.9 + bottom
+            # One entry in the legend for all neurons.
+            label = None if bottom else _name_of_tokens(data, str(tokens))
+            _fill(axis, histogram["bin"], bottom, height, index, label)
         kind = "raises" if float(neuron["shift"]) > 0 else "lowers"
         name = f"{int(neuron['layer'])}.{int(neuron['index'])} {kind}"
-        axis.text(float(data["bin"][0]), floor + 0.7, name, fontsize="small")
+        axis.text(float(data["bin"][0]), bottom + 0.7, name, fontsize="small")
     axis.set_yticks([])
     axis.set_xlabel("effect on logits")
     axis.legend(frameon=False, fontsize="small", loc="upper right")
 
 
 def effects(models: Models) -> Figure:
-    """What every neuron does to the logits of tokens with the suffix and of others."""
+    """Draw every neuron's effect on the logits of tokens with the suffix, and of other tokens."""
     data = models[0][SUFFIX]
     rows = ceil(data.sizes["neuron"] / COLUMNS)
     figure = style.new_figure(1.6 * COLUMNS, 1.25 * rows + 0.5)
@@ -109,7 +112,7 @@ def _draw_effect(axis: Axes, neuron: xr.Dataset) -> None:
 def _fill(
     axis: Axes, x: xr.DataArray, low: float, high: xr.DataArray, index: int, label: str | None
 ) -> None:
-    """Fill a distribution over bins from a height upwards."""
+    """Fill a histogram upwards from a height."""
     colour = style.COLOURS[index]
     axis.fill_between(x, low, high, step="mid", alpha=0.55, color=colour, linewidth=0, label=label)
 

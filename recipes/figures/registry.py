@@ -1,4 +1,4 @@
-"""The paper's figures by the names that recipes know them by, drawn from files alone."""
+"""Registry of the paper's figures: functions by the names in recipes, drawn from files alone."""
 
 from __future__ import annotations
 
@@ -45,44 +45,44 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
         tasks.repeated_tasks,
     )
 }
-"""Functions that draw a figure from the files of one or more models, over relative depth."""
+"""Functions that draw a figure from the files of one or more models, by their names."""
 
 DIAGRAMS: Mapping[str, Callable[[], Figure]] = {
     "schedules": diagrams.schedules,
     "comparisons": diagrams.comparisons,
 }
-"""Functions that draw a diagram from schedules."""
+"""Functions that draw a diagram from schedules, by their names."""
 
 
 def draw(picture: Picture, models: Models) -> Figure:
-    """Draw a figure from the files of the models that have what it takes.
+    """Draw a figure from the models that have all of its files.
 
     Raises
     ------
     Absent
-        If none of them has: the reason is that of the first.
+        If no model has, with the first model's reason; or if too few or too many have.
     """
     options = dict(picture.options)
     if not picture.sources:
         return DIAGRAMS[picture.draw](**options)
-    able = [files for files in models if files.has(*picture.sources)]
-    if not able:
-        missing = (models[0].missing(source) for source in picture.sources)
-        raise Absent(next(reason for reason in missing if reason))
-    if not picture.fewest <= len(able) <= picture.most:
+    complete = [files for files in models if files.has(*picture.sources)]
+    if not complete:
+        reasons = filter(None, map(models[0].missing, picture.sources))
+        raise Absent(next(reasons))
+    if not picture.fewest <= len(complete) <= picture.most:
         raise Absent(f"it is drawn of {picture.fewest} to {picture.most} models")
     try:
-        figure = FIGURES[picture.draw](able, **options)
+        figure = FIGURES[picture.draw](complete, **options)
     except KeyError as error:  # a sweep without some readout
         reason = str(error.args[0]).partition(". ")[0]
         raise Absent(f"a file it needs is incomplete: {reason}") from error
-    if len(able) == 1:
-        _name_model(figure, name_of(able[0]))
+    if len(complete) == 1:
+        _name_model(figure, name_of(complete[0]))
     return figure
 
 
 def _name_model(figure: Figure, name: str) -> None:
-    """Put a model's name above its figure, unless a panel begins with it."""
+    """Put a model's name above its figure, unless a panel's title begins with it."""
     titles = [axis.get_title() for axis in figure.axes]
     if not any(title.startswith(name) for title in titles):
         figure.suptitle(name, fontsize="medium")

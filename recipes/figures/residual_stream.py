@@ -1,4 +1,4 @@
-"""Figures of what blocks write into the residual stream: alignment, norms, similarity, the lens."""
+"""Figures of the residual stream: CKA, norms, similarity under swap, and the logit lens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPARISONS = {"index_early": 2, "index_late": 1, "adjacent": 3, "self_first": 0
 
 
 def alignment(models: Models) -> Figure:
-    """CKA between all depths, a heat map a model."""
+    """Draw the CKA of all pairs of depths, one heat map for each model."""
     figure, axes = panel_each(models, (4.4, 3.8))
     for axis, files in zip(axes, models, strict=True):
         values = files[CKA]["cka"].isel(processing=0)
@@ -36,7 +36,7 @@ def alignment(models: Models) -> Figure:
 
 
 def norm_ratio(models: Models) -> Figure:
-    """Norm of attention outputs over that of MLP outputs."""
+    """Draw the ratio of the norms of attention and MLP outputs."""
     figure = one_line_each(
         models,
         lambda files: (
@@ -50,7 +50,7 @@ def norm_ratio(models: Models) -> Figure:
 
 
 def mlp_norm(models: Models) -> Figure:
-    """Mean norm of what the MLP writes."""
+    """Draw the mean norm of MLP outputs."""
     return one_line_each(
         models,
         lambda files: files[NORMS]["mlp_norm"].isel(processing=-1).sel(statistic="mean"),
@@ -60,7 +60,7 @@ def mlp_norm(models: Models) -> Figure:
 
 
 def similarity(models: Models) -> Figure:
-    """Cosines of what sublayers write under swap, a row a model."""
+    """Draw cosines of sublayer outputs under swap, one row for each model."""
     figure, axes = style.panels(len(models), 2, (5.4, 3.6))
     for row, files in zip(axes, models, strict=True):
         data = files[SIMILARITY]["cosine"].isel(processing=-1)
@@ -78,7 +78,7 @@ def similarity(models: Models) -> Figure:
 
 
 def lens_entropy(models: Models) -> Figure:
-    """Entropy of both lenses in bits."""
+    """Draw the entropy of both lenses in bits."""
     figure, axes = style.panels(1, 1, (6.2, 4.2))
     axis = axes[0, 0]
     for index, files in enumerate(models):
@@ -94,7 +94,7 @@ def lens_entropy(models: Models) -> Figure:
 
 
 def lens_and_neurons(models: Models) -> Figure:
-    """KL of the lens from the final prediction, and shares of neurons, a panel a model."""
+    """Draw the lens's KL and the shares of neurons, one panel for each model."""
     figure, axes = panel_each(models, (5.2, 3.6))
     for axis, files in zip(axes, models, strict=True):
         curve(axis, files[LENS]["kl"].sel(lens="recomputed"), 0, "KL of the lens")

@@ -1,4 +1,4 @@
-"""The figure of the stages' signatures."""
+"""Figure of the signatures of stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABELS = ("KL, block dropped [nat]", "attention to the previous 5", "share of ne
 
 
 def signatures(models: Models) -> Figure:
-    """KL dropped, local attention and neurons, a column a model, with the four stages' bounds."""
+    """Draw KL under drop, local attention and neurons, with the bounds of the four stages."""
     figure = style.new_figure(max(PANEL[0], 3.4 * len(models)), 7)
     axes = figure.subplots(3, len(models), sharex=True, squeeze=False)
     for (kl, local, neurons), files in zip(axes.T, models, strict=True):
@@ -48,7 +48,7 @@ def signatures(models: Models) -> Figure:
 
 
 def _inner_bounds(files: Files) -> list[int]:
-    """Return where all stages but the first begin; nothing where that is not known."""
+    """Return the first layers of all stages but the first; none if the stages are unknown."""
     try:
         return bounds(files)[1:-1]
     except Absent:

@@ -1,4 +1,4 @@
-"""Figures of sweeps: what dropping, swapping and repeating blocks changes."""
+"""Figures of sweeps: changes when blocks are dropped, swapped and repeated."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def interventions(models: Models) -> Figure:
-    """KL and agreement, a row each for swap and drop."""
+    """Draw KL and agreement, one row each for swap and drop."""
     figure, axes = style.panels(2, 2, PANEL)
     for row, name in zip(axes, ("swap", "drop"), strict=True):
         for axis, metric in zip(row, ("kl", "agreement"), strict=True):
@@ -42,7 +42,7 @@ def interventions(models: Models) -> Figure:
 
 
 def agreement_by_layers(models: Models) -> Figure:
-    """Interior agreement of every model against its number of layers."""
+    """Draw the interior agreement of every model against its number of layers."""
     figure, axes = style.panels(1, 1, (6, 3.8))
     axis = axes[0, 0]
     able = with_interior(models)
@@ -67,7 +67,7 @@ def agreement_by_layers(models: Models) -> Figure:
 
 
 def changes(models: Models) -> Figure:
-    """KL, agreement and change in entropy, swap left and drop right, and both KLs zoomed."""
+    """Draw KL, agreement and change in entropy of swap and drop, and their KL on the interior."""
     figure, axes = style.panels(4, 2, (PANEL[0], 2.8))
     for column, name in enumerate(("swap", "drop")):
         _draw_changes(axes[:3, column], models, name)
@@ -108,7 +108,7 @@ def _draw_interior(zoom: Axes, difference: Axes, files: Files, index: int) -> No
 
 
 def repetition(models: Models, span: int) -> Figure:
-    """Entropy in bits when each block of a span is executed twice."""
+    """Draw the entropy in bits when each block of a span is executed twice."""
     figure, axes = style.panels(1, 1, PANEL)
     axis = axes[0, 0]
     for index, files in enumerate(with_layers(models, span)):

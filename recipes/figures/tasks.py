@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def tasks(models: Models, intervention: str) -> Figure:
-    """Accuracy on tasks under an intervention, a panel a task."""
+    """Draw accuracy on tasks under an intervention, one panel for each task."""
     names: dict[str, None] = {}
     for files in models:
         names |= dict.fromkeys(map(str, files[TASKS]["task"].values))
@@ -32,7 +32,7 @@ def tasks(models: Models, intervention: str) -> Figure:
 
 
 def repeated_tasks(models: Models) -> Figure:
-    """HellaSwag when each of five blocks is executed twice."""
+    """Draw accuracy on HellaSwag when each of five blocks is executed twice."""
     figure, axes = style.panels(1, 1, PANEL)
     axis = axes[0, 0]
     for index, files in enumerate(with_layers(models, 5)):

@@ -1,4 +1,4 @@
-"""What the page says: everything that its template shows, from files, verdicts and figures."""
+"""Content of the report's page: the values of its template, from files, verdicts and figures."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ from recipes.views import stages as stages_view
 from recipes.views.style import LIGHT_ON_DARK
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
-"""Names of verdicts in the page's style."""
+"""Names of verdicts in the page's style sheet."""
 
 PLURALS = {HOLDS: "hold", FAILS: "do not hold", OPEN: "cannot be judged"}
-"""Verdicts on several claims."""
+"""Words for a verdict on several claims."""
 
 FACTS = {
     "model": "model",
@@ -40,7 +40,7 @@ FACTS = {
     "tokens": "tokens",
     "context": "tokens in a sequence",
 }
-"""Attributes of a file that the page begins with, and what they are called there."""
+"""Attributes of a file that the page begins with, and their labels."""
 
 SETTINGS = (
     "command",
@@ -58,16 +58,18 @@ SETTINGS = (
     "server",
     "versions",
 )
-"""Attributes of a file that are shown where it is listed."""
+"""Attributes that are shown in the list of files."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure on the page, or why it is not there."""
+    """A figure on the page, or the reason why it is missing."""
 
     picture: Picture
     image: Markup
+    """SVG of the figure; empty if it is missing."""
     reason: str = ""
+    """Reason why the figure is missing."""
 
 
 def render(
@@ -82,15 +84,15 @@ def render(
     Parameters
     ----------
     models : sequence of Files
-        One model, or several that are set side by side.
+        Files of one model, or of several to compare.
     verdicts : sequence of Verdict
-        What became of every claim.
+        Verdicts on all claims.
     drawn : mapping of str to Drawn
-        The figures by name.
+        Figures by name.
     claims : Dataset
-        The verdicts' file, whose attributes say how the page was made.
+        Dataset of the verdicts, whose attributes say how the page was made.
     comparison : Dataset, optional
-        The models side by side, as from `recipes.judging.compare`.
+        Comparison of the models, from `recipes.judging.compare`.
     """
     return (
         _environment()
@@ -114,16 +116,17 @@ def render(
 
 
 def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    """Return the number of claims by their verdict."""
+    """Return the number of claims by their verdict, also of verdicts that no claim has."""
     counts = dict.fromkeys(CLASSES, 0)
-    for each in verdicts:
-        counts[each.verdict] += 1
+    for verdict in verdicts:
+        counts[verdict.verdict] += 1
     return counts
 
 
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("recipes.report", "."),
+        # Names come from files of others, and could hold a script.
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -134,7 +137,7 @@ def _environment() -> Environment:
 
 
 def _about_one(models: Sequence[Files]) -> dict[str, Any]:
-    """Return what the page says of a single model; of several, nothing."""
+    """Return the values of the template that only a page of a single model shows."""
     if len(models) > 1:
         return {"one": None, "facts": [], "stages": Markup(""), "division": "", "published": []}
     files = models[0]
@@ -150,7 +153,7 @@ def _about_one(models: Sequence[Files]) -> dict[str, Any]:
 def _experiments(
     models: Sequence[Files], verdicts: Sequence[Verdict], drawn: Mapping[str, Drawn]
 ) -> Iterator[dict[str, Any]]:
-    """Yield what the page says of every experiment; of several models, of those with anything."""
+    """Yield the content of every experiment; for several models, only of those with content."""
     one = models[0] if len(models) == 1 else None
     for recipe in RECIPES:
         pictures = [drawn[picture.name] for picture in recipe.pictures]
@@ -172,18 +175,19 @@ def _image_of_stages(files: Files) -> Markup:
 
 
 def _with_code(text: str) -> Markup:
-    """Return a text as HTML, in which what is in backticks is code."""
+    """Return a text as HTML, with text in backticks as code."""
+    # Escaped first: afterwards the tags of this function would be escaped too.
     escaped = str(Markup.escape(printable(text)))
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", escaped))
 
 
 def _shown_as_text(value: Any) -> Any:
-    """Write what a page must not hold, such as control characters of a name, as escapes."""
+    """Escape characters that a page must not contain, such as control characters of a name."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _facts(files: Files) -> list[tuple[str, str]]:
-    """Return what is said of the model in one line each."""
+    """Return the labels and values of the list of facts about a model."""
     datasets = (files.get(source) for source in files.sources)
     first = next(dataset for dataset in datasets if dataset is not None)
     facts = [(FACTS[name], str(first.attrs[name])) for name in FACTS if name in first.attrs]
@@ -200,7 +204,7 @@ def _facts(files: Files) -> list[tuple[str, str]]:
 
 
 def _division(files: Files) -> str:
-    """Say in a sentence where the stages begin."""
+    """Return the sentence on the stages and their first layers."""
     if STAGES not in files.sources:
         return ""
     if files.missing(STAGES):
@@ -212,7 +216,7 @@ def _division(files: Files) -> str:
     )
     if count > 1:
         chosen = dataset["boundary"].sel(partition="chosen").dropna("edge")
-        starts = ", ".join(str(int(edge)) for edge in chosen)
+        starts = ", ".join(map(str, chosen.values.astype(int)))
         text = (
             f"The criterion divides the {files.layers} layers into {count} segments, which begin "
             f"at layers 0, {starts}."
@@ -225,29 +229,29 @@ def _division(files: Files) -> str:
 
 
 def _sources(recipe: Recipe, files: Files) -> list[dict[str, Any]]:
-    """Return how every file that a recipe is read from was made."""
+    """Return the settings of every file that a recipe needs, or why it is missing."""
     sources = []
     for source in recipe.sources:
         dataset = files.get(source)
         attrs = {} if dataset is None else dataset.attrs
-        # What is of weights alone has layers in the place of sequences.
-        passed = () if "corpus" in attrs else ("sequences",)
+        # In files of weights alone, the attribute counts layers.
+        skipped = () if "corpus" in attrs else ("sequences",)
         rows = []
         for name in SETTINGS:
-            if name in attrs and name not in passed:
+            if name in attrs and name not in skipped:
                 rows.append((name, str(attrs[name])))
         sources.append({"source": source, "rows": rows, "missing": files.missing(source)})
     return sources
 
 
 def _matrix(comparison: xr.Dataset) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Return verdict and numbers of every claim about one model, for each of the models."""
+    """Return claims about one model as rows, with verdict and numbers of each model as cells."""
     rows = []
     for claim in comparison["claim"].values:
-        here = comparison.sel(claim=claim)
-        verdicts, numbers = here["verdict"].astype(str).values, here["numbers"].astype(str).values
-        cells = [(str(verdict), str(each)) for verdict, each in zip(verdicts, numbers, strict=True)]
-        rows.append((str(claim), str(here["claim_text"].values), cells))
+        row = comparison.sel(claim=claim)
+        verdicts, numbers = map(str, row["verdict"].values), map(str, row["numbers"].values)
+        cells = list(zip(verdicts, numbers, strict=True))
+        rows.append((str(claim), str(row["claim_text"].values), cells))
     return rows
 
 
@@ -265,5 +269,5 @@ def _asked(number: Number) -> str:
 
 
 def snippet(source: Source) -> str:
-    """Return the lines of Python that load a file and draw something of it."""
+    """Return the lines of Python that load a file and draw one of its variables."""
     return f'import xarray as xr\ndata = xr.load_dataset("{source.file}.nc"); {source.look}'

@@ -1,4 +1,4 @@
-"""The report: verdicts and figures from the files of one model or several, in one HTML page."""
+"""Report of verdicts and figures, from the files of one model or several, as one HTML page."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from robustness.files import netcdf, ownership
 from robustness.files.atomic import remove_leftovers_with_lock, write_with_lock
 
 Progress = Callable[[int, int], object]
-"""Told how many figures are drawn, and how many there are."""
+"""Function that is called with the number of finished figures, and of all figures."""
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Paths of the files that a report leaves."""
+    """Paths of the files that a report writes."""
 
     page: Path
     """Path of the page."""
     claims: Path | None = None
     """Path of the NetCDF file of verdicts, if they are saved."""
     figures: Path | None = None
-    """Path of a directory in which every figure is left as `.svg` too."""
+    """Path of the directory for the figures as `.svg` files, if they are saved."""
 
     def kinds(self) -> Iterator[tuple[Path, str]]:
-        """Yield every file that a report may leave, and its kind."""
+        """Yield the path and kind of every file that a report may write."""
         yield self.page, ownership.PAGE
         if self.claims is not None:
             yield self.claims, CLAIMS
@@ -44,7 +44,7 @@ class ReportFiles:
                 yield self.figures / f"{picture.name}.svg", ownership.FIGURE
 
     def check(self) -> None:
-        """Refuse a report that would replace files of others.
+        """Refuse a report that would replace other files.
 
         Raises
         ------
@@ -72,22 +72,22 @@ def report(
     Parameters
     ----------
     models : sequence of Files
-        One model, or several that are set side by side.
+        Files of one model, or of several to compare.
     out : ReportFiles
         Paths of the files to write.
     comparison : Dataset, optional
-        The models side by side, as from `recipes.judging.compare`.
+        Comparison of the models, from `recipes.judging.compare`.
     settings : mapping, optional
         Further attributes of the verdicts' file.
     command : str
-        The command line, for the record.
+        Command line, for the record.
     progress : callable, optional
-        Told how many figures are drawn, and how many there are.
+        Function that is called with the number of finished figures, and of all figures.
 
     Returns
     -------
     list of Verdict
-        What became of every claim.
+        Verdicts on all claims.
 
     Raises
     ------
@@ -101,6 +101,7 @@ def report(
     drawn = dict(_draw_all(models, out.figures, progress))
     page = render(models, verdicts, drawn, dataset, comparison)
     write_with_lock(out.page, partial(_write, page))
+    # Last, since the file says that the page before it is complete.
     if out.claims is not None:
         netcdf.save_with_lock(dataset, out.claims)
     return verdicts
@@ -113,7 +114,7 @@ def _write(text: str, path: Path) -> None:
 def _draw_all(
     models: Sequence[Files], directory: Path | None, progress: Progress | None
 ) -> Iterator[tuple[str, Drawn]]:
-    """Yield every figure by its name, and leave it in a directory too if there is one."""
+    """Yield every figure by its name, and write it into a directory if there is one."""
     pictures = list(every_picture())
     for index, picture in enumerate(pictures):
         if progress is not None:
@@ -125,7 +126,7 @@ def _draw_all(
 
 
 def _draw(picture: Picture, models: Sequence[Files], path: Path | None) -> Drawn:
-    """Draw a figure, and write it to a path or remove what an earlier report left there."""
+    """Draw a figure and write it, or remove the one of an earlier report if it cannot be drawn."""
     try:
         text = to_svg(draw(picture, models))
     except Absent as error:

@@ -1,4 +1,4 @@
-"""Figures as SVG: by themselves, and within a page whose colours they take."""
+"""Figures as SVG: as separate files, and within a page whose colours they adopt."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS_TO_AN_EM = 12
-"""Points of a figure that are as wide as one em of the page."""
+"""Number of points of a figure that are as wide as one em of the page."""
 
 
 def to_svg(figure: Figure) -> str:
-    """Write a figure as SVG, with nothing behind it."""
+    """Return a figure as SVG without a background."""
     buffer = io.StringIO()
     figure = with_plain_texts(figure)
-    said = {"Creator": ownership.MARK, "Date": None, "Format": None, "Type": None}
+    # Without a date, so that the same figure is the same file.
+    metadata = {"Creator": ownership.MARK, "Date": None, "Format": None, "Type": None}
     with svg_style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata=said)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     return buffer.getvalue()
 
 
 def on_white(svg: str) -> str:
-    """Return SVG with a white ground, to be looked at by itself."""
-    ground = '<rect width="100%" height="100%" fill="#ffffff"/>'
-    return re.sub(r"(<svg [^>]*>)", rf"\1\n {ground}", svg, count=1)
+    """Return SVG with a white background, for viewing as a separate file."""
+    background = '<rect width="100%" height="100%" fill="#ffffff"/>'
+    return re.sub(r"(<svg [^>]*>)", rf"\1\n {background}", svg, count=1)
 
 
 def inline(svg: str, name: str, alt: str) -> Markup:
-    """Return SVG that stands in a page among others and takes the page's colours.
+    """Return SVG to embed in a page, in the page's colours.
 
-    Black becomes the colour of the text. Of the names within the figure those that nothing refers
-    to go, and the others get its own in front: otherwise they would clash with those of the next.
+    Black becomes the colour of the text. Ids that nothing refers to are removed, and the others are
+    prefixed with the figure's name, because ids of all figures share the page.
     """
     text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -49,9 +50,10 @@ def inline(svg: str, name: str, alt: str) -> Markup:
     text = re.sub(r' (xmlns|xmlns:xlink|version)="[^"]*"', "", text)
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
     text = text.replace("#000000", "currentColor")
+    # Variables of the style sheet, which have lighter values on a dark page.
     for index in range(len(LIGHT_ON_DARK)):
-        ours = COLOURS[index].lower()
-        text = text.replace(ours, f"var(--c{index}, {ours})")
+        colour = COLOURS[index].lower()
+        text = text.replace(colour, f"var(--c{index}, {colour})")
     size = re.compile(r'width="([\d.]+)pt" height="[\d.]+pt"')
     width = f"width: {float(size.search(text)[1]) / POINTS_TO_AN_EM:.0f}em"  # type: ignore[index]
     opening = f'<svg role="img" aria-label="{Markup.escape(printable(alt))}" style="{width}" '
