@@ -134,7 +134,7 @@ def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scar
         if done == 6:
             raise KeyboardInterrupt
 
-    options = {"batch_tokens": 24, "cap": 2, "out": path}
+    options = {"batch_tokens": 24, "state_cap": 2, "out": path}
     with pytest.raises(KeyboardInterrupt):
         sweep(gpt2, text, progress=stop, **options)
     found = sweep(gpt2, text, **options)

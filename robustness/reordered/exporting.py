@@ -1,4 +1,4 @@
-"""A checkpoint of a model whose blocks are in another order, for transformers alone."""
+"""Export: a checkpoint of a model whose blocks are in another order, for plain transformers."""
 
 import hashlib
 import json
@@ -24,13 +24,13 @@ from robustness.runs.out_of_memory import is_out_of_memory
 from robustness.schedules import Schedule, check, to_text
 
 VOLATILE = ("version", "command", "created")
-"""What two exports of the same may differ in."""
+"""Entries of the origin that may differ between two equal exports."""
 
 UNWRITTEN = ("auto_map", "is_local", "local_files_only")
 """Entries of configurations that name code to run, or say how the original was opened."""
 
 BESIDES = 2**24
-"""Bytes of what a checkpoint has besides weights, at most: a tokenizer mostly."""
+"""Maximum number of bytes of a checkpoint besides its weights, mostly of the tokenizer."""
 
 
 def export(
@@ -42,32 +42,33 @@ def export(
     command: str = "",
     notify: Callable[[str], object] = lambda text: None,
 ) -> Path:
-    """Write a checkpoint that executes a schedule, as transformers loads it.
+    """Write a checkpoint that executes a schedule when transformers loads it.
 
-    What is written is loaded again by plain transformers, and its logits are compared with those of
-    the rewired model, before the directory is put in its place.
+    Plain transformers then loads the checkpoint, and its logits are compared with those of the
+    rewired model, before the directory is put in its place.
 
     Parameters
     ----------
     model : Model
-        An opened model with its weights in memory; they are written in the dtype that they have.
+        An opened model with its weights in memory, which are written in their own dtype.
     schedule : tuple of int
-        Whole blocks. One that is executed twice is written twice.
+        Whole blocks. A block that is executed twice is written twice.
     directory : str or path
-        One that is not there, or empty. One that holds this very export is left as it is.
+        Path of the directory to write, which must not exist or be empty. A directory that holds
+        this very export already stays as it is.
     fresh : bool
-        Whether to replace a directory that holds what an earlier export left, and nothing else.
+        Whether to replace a directory that holds an earlier export and nothing else.
     command : str
-        The command line, for the record.
+        Command line that is recorded in the checkpoint.
     notify : callable, optional
-        Told of what is written more than once, and where nothing is.
+        Callback for messages: which blocks are written more than once, and whether nothing is.
 
     Returns
     -------
     path
-        The directory: configuration, safetensors, tokenizer, and a card, `README.md`. The entry
-        `stages` of the configuration says which model it is made of, and how; `stages.json` says
-        which files are of the export.
+        Path of the directory, with configuration, safetensors, tokenizer, and a card, `README.md`.
+        The entry `stages` of the configuration names the original model and the schedule, and
+        `stages.json` lists the files of the export.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def export(
 
 
 def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
-    """Write a checkpoint, or without weights what it has besides them and its configuration."""
+    """Write a checkpoint, or, without weights, its files besides weights and configuration."""
     try:
         if weights:
             net.save_pretrained(where, **weights)
@@ -130,12 +131,12 @@ def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
         raise Refusal(f"{model.name} cannot be written ({first_line(error)}): {REMEDY}") from error
     for path in where.glob("*config.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in content.items() if key not in UNWRITTEN}
-        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        written = {key: value for key, value in content.items() if key not in UNWRITTEN}
+        path.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _hash_besides(model: Model, net: Any) -> str:
-    """Hash what a checkpoint has besides its weights and the configuration of the model."""
+    """Return the hash of the files of a checkpoint besides its weights and configuration."""
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as name:
         where = Path(name)
@@ -147,7 +148,7 @@ def _hash_besides(model: Model, net: Any) -> str:
 
 
 def _refuse_code(model: Model, net: Any) -> None:
-    """Refuse a model that is computed, or whose text is cut, by code of its own."""
+    """Refuse a model whose module, configuration or tokenizer is code of its own."""
     for part in (net, net.config, model.tokenizer):
         if getattr(part, "_auto_class", None) is not None:
             raise Refusal(
@@ -158,14 +159,14 @@ def _refuse_code(model: Model, net: Any) -> None:
 
 def _copies(model: Model, net: Any, schedule: tuple[int, ...]) -> list[str]:
     """Return the names of the tensors of blocks that a schedule has executed before."""
-    again = Counter[int]()
-    found: list[str] = []
+    executed = set[int]()
+    copies: list[str] = []
     for place, step in enumerate(schedule):
         path = f"{model.paths.block_list}.{place}"
-        if again[step]:
-            found += [f"{path}.{name}" for name in net.get_submodule(path).state_dict()]
-        again[step] += 1
-    return found
+        if step in executed:
+            copies += [f"{path}.{name}" for name in net.get_submodule(path).state_dict()]
+        executed.add(step)
+    return copies
 
 
 def _blocks(steps: Sequence[int]) -> str:
@@ -174,9 +175,10 @@ def _blocks(steps: Sequence[int]) -> str:
 
 
 def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
-    kept = ("model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture")
+    """Return what the checkpoint records of the original model and the export."""
+    facts = ("model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture")
     return {
-        **{name: model.identity[name] for name in kept if model.identity.get(name)},
+        **{name: model.identity[name] for name in facts if model.identity.get(name)},
         "dtype": model.identity["dtype"],
         "schedule": to_text(schedule),
         "layers": str(model.layers),
@@ -187,7 +189,7 @@ def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
 
 
 def _check(model: Model, schedule: Schedule, directory: Path) -> None:
-    """Refuse what plain transformers does not load, or loads as another model."""
+    """Refuse a checkpoint that plain transformers does not load, or loads as another model."""
     try:
         net, info = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -211,6 +213,7 @@ def _check(model: Model, schedule: Schedule, directory: Path) -> None:
 
 
 def _card(name: str, origin: dict[str, str], tokenizer: Any) -> str:
+    """Return the text of the checkpoint's card."""
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in origin.items())
     source = f"`{origin['model']}` ({origin['architecture']}, {origin['layers']} blocks)"
     classes, use, path = "AutoModelForCausalLM", "", json.dumps(name)

@@ -1,9 +1,9 @@
-"""A plain model of transformers that executes a schedule, sharing its weights with the original.
+"""Rebuilding: a plain model of transformers that executes a schedule with the original's weights.
 
-Its list of blocks is the schedule, and its configuration says so. Where a configuration can say
-it, such a model has what a rewired one has not: a cache of keys and values, and a checkpoint. Where
-it cannot, the model is refused: every block must be built as it was in its old place, and the
-logits must be those of the rewired model.
+Its list of blocks is the schedule, and its configuration says so. Unlike a rewired model it has a
+cache of keys and values, and it can be saved as a checkpoint. A schedule that no configuration can
+describe is refused: every block must be built as it was in its old place, and the logits must be
+those of the rewired model.
 """
 
 import copy
@@ -26,14 +26,14 @@ NOT_OF_LAYERS = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id"
 """Lists that may be as long as there are layers, and say nothing of them."""
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
-"""What configurations call the number of tokens that some blocks attend to."""
+"""Names in configurations of the number of tokens that some blocks attend to."""
 
 LONGEST = 1024
-"""The longest window that is looked beyond where two models are compared."""
+"""Longest window that the text of a comparison of two models exceeds."""
 
 
 def rebuild(model: Model, schedule: Schedule | str) -> Module:
-    """Return a plain module whose blocks are a schedule; the original is left as it is.
+    """Return a plain module whose blocks are a schedule; the original stays as it is.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
     Returns
     -------
     Module
-        Of the model's class, in evaluation mode. All its tensors are the model's own: a block that
-        is executed twice takes no memory twice.
+        Module of the model's class, in evaluation mode. Its tensors are those of the model, so that
+        it takes no further memory.
 
     Raises
     ------
     Refusal
-        If weights are elsewhere, a step is no whole block, or no configuration of this class
-        executes the schedule.
+        If the weights are not all on one device of this machine, a step is no whole block, or no
+        configuration of this class executes the schedule.
     """
     schedule = check(schedule, model.layers)
     blocks = whole_blocks(schedule)
@@ -77,18 +77,20 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
 
 def whole_blocks(schedule: Schedule) -> tuple[int, ...]:
     """Return a schedule of whole blocks, and refuse one with other steps."""
-    parts = [step for step in schedule if not isinstance(step, int)]
-    if parts:
-        raise Refusal(
-            f"{to_text((parts[0],))} is no whole block: a checkpoint is made of whole blocks alone"
-        )
-    return tuple(step for step in schedule if isinstance(step, int))
+    blocks = []
+    for step in schedule:
+        if not isinstance(step, int):
+            raise Refusal(
+                f"{to_text((step,))} is no whole block: a checkpoint is made of whole blocks alone"
+            )
+        blocks.append(step)
+    return tuple(blocks)
 
 
 def reorder(config: Any, schedule: tuple[int, ...]) -> Any:
-    """Return a configuration of a model whose blocks are a schedule.
+    """Return the configuration of a model whose blocks are a schedule.
 
-    The number of layers, and what there is a list of with an entry for every layer.
+    The number of layers changes, and so do lists with an entry for every layer or of layers.
     """
     changed = copy.deepcopy(config)
     text = changed.get_text_config()
@@ -101,7 +103,8 @@ def reorder(config: Any, schedule: tuple[int, ...]) -> Any:
             new[name] = [place for place, step in enumerate(schedule) if step in value]
         elif len(value) == layers:
             new[name] = [value[step] for step in schedule]
-    if getattr(text, "attention_types", None):  # GPT-Neo counts how often a pattern follows itself
+    # GPT-Neo has a pattern and how often it is repeated: here the whole list, once.
+    if getattr(text, "attention_types", None):
         new["attention_layers"] = [text.attention_layers[step] for step in schedule]
         new["attention_types"] = [[new["attention_layers"], 1]]
     for name, value in new.items():
@@ -112,12 +115,11 @@ def reorder(config: Any, schedule: tuple[int, ...]) -> Any:
 def compare(model: Model, schedule: Schedule, net: Any) -> None:
     """Refuse a plain model whose logits are not those of the rewired one, but for rounding."""
     config = model.config
+    # A text within the window of a block cannot tell a block with the window from one without.
     windows = [getattr(config, name, None) or 0 for name in WINDOWS]
     beyond = 16 + max(window for window in (0, *windows) if window <= LONGEST)
     length = min(beyond, model.context or beyond)
-    tokens = torch.tensor(
-        [[(5 * at + 1) % model.vocabulary for at in range(length)]], device=model.device
-    )
+    tokens = (5 * torch.arange(length, device=model.device)[None] + 1) % model.vocabulary
     with (
         model.lock,
         torch.no_grad(),
@@ -129,6 +131,7 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
     largest = float(logits.abs().max())
     tolerance = 4 * torch.finfo(own.dtype).eps * max(1.0, largest)
     difference = float((own - logits).abs().max())
+    # Asked this way round, so that NaN is refused too.
     if not difference <= tolerance:
         raise Refusal(
             f"{model.name} ({type(net).__name__}) has no checkpoint of {to_text(schedule)}: its "
@@ -137,7 +140,7 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
 
 
 def _build(model: Model, schedule: tuple[int, ...], none: str) -> Any:
-    """Build the changed configuration without weights, and give it those of the model."""
+    """Build a module of the changed configuration, and give it the tensors of the model."""
     module, blocks = model.traced._module, model.paths.block_list
     with torch.device("meta"):
         net = type(module)._from_config(
@@ -163,9 +166,10 @@ def _build(model: Model, schedule: tuple[int, ...], none: str) -> Any:
                     f"{none}: in place {place} block {step} would have {odd}, and no setting of "
                     f"{type(module).__name__} says otherwise"
                 )
-        # The very tensors: what is tied in the module is tied here.
+        # The same tensors, not copies: those tied in the model are tied here too.
         part._parameters = dict(twin._parameters)
         part._buffers = {name: twin._buffers[name] for name in part._buffers}
+        # Some modules keep tensors as plain attributes, which would stay on the meta device.
         for name, value in vars(part).items():
             if isinstance(value, Tensor):
                 setattr(part, name, getattr(twin, name))
@@ -173,20 +177,22 @@ def _build(model: Model, schedule: tuple[int, ...], none: str) -> Any:
 
 
 def _difference(part: Any, twin: Any, place: int, step: int) -> str:
-    """Return in what a part of a block in its new place differs from what it was, if anything.
+    """Return what differs between a module of a block in its new place and in its old one, if any.
 
-    What is the block's number in both is no difference.
+    The index of the block is no difference.
     """
     if type(part) is not type(twin):
         return f"a {type(part).__name__} instead of a {type(twin).__name__}"
     for name in part._parameters.keys() | twin._parameters.keys():
-        weights = [each._parameters.get(name) for each in (part, twin)]
-        if len({None if weight is None else weight.shape for weight in weights}) > 1:
+        new, old = part._parameters.get(name), twin._parameters.get(name)
+        if getattr(new, "shape", None) != getattr(old, "shape", None):
             return f"another {name}"
     for name, value in vars(part).items():
-        there = vars(twin).get(name)
-        plain = isinstance(value, (int, float, str, bool, type(None)))
-        if name.startswith("_") or not plain or value == there or (value, there) == (place, step):
+        old = vars(twin).get(name)
+        # Settings such as the window of a block are plain values. Tensors are not compared: those
+        # of the new module have no values yet.
+        if name.startswith("_") or not isinstance(value, (int, float, str, bool, type(None))):
             continue
-        return f"another {name}"
+        if value != old and (value, old) != (place, step):
+            return f"another {name}"
     return ""

@@ -1,4 +1,4 @@
-"""Runs: their options, batches of text, memory, and traffic to a server."""
+"""Runs: options, batches of text, recovery when memory runs out, and traffic to a server."""
 
 from robustness.runs.settings import RunOptions
 

@@ -1,4 +1,4 @@
-"""How text goes through a model: how much at once, and which of its positions are read."""
+"""Batches of text, and the query positions that are read in them."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,26 +14,28 @@ from robustness.text.settings import SHORTEST_SEQUENCE
 from robustness.trace.types import QueryPositions
 
 BATCH_TOKENS = {"cpu": 1024}
-"""Tokens of text in a trace where none are asked for, by kind of device."""
+"""Default number of tokens of text in a trace, by kind of device."""
 
 BATCH_TOKENS_ELSEWHERE = 8192
+"""Default number of tokens of text in a trace on any other device."""
 
 STACKED_TOKENS = {"cpu": 2048}
-"""Tokens that go through a block together where no cap is asked for, by kind of device."""
+"""Default number of tokens that go through a block together, by kind of device."""
 
 STACKED_TOKENS_ELSEWHERE = 65536
+"""Default number of tokens that go through a block together on any other device."""
 
 SCHEDULES_PER_GROUP = 256
 """Maximum number of schedules in a group of a plan: about as many states are alive at once."""
 
 
 def tokens_of_text(model: Model) -> int:
-    """Return how many tokens of text a trace has where no number is asked for."""
+    """Return the default number of tokens of text in a trace."""
     return BATCH_TOKENS.get(model.identity["device"], BATCH_TOKENS_ELSEWHERE)
 
 
 def state_cap(model: Model, tokens: int) -> int:
-    """Return how many states of so many tokens go through a block together."""
+    """Return the default number of states of `tokens` tokens that go through a block together."""
     stacked = STACKED_TOKENS.get(model.identity["device"], STACKED_TOKENS_ELSEWHERE)
     return max(1, stacked // tokens)
 
@@ -41,44 +43,47 @@ def state_cap(model: Model, tokens: int) -> int:
 def batches(
     lengths: Sequence[int], tokens: int, begin: int = 0, bends: Sequence[int] = ()
 ) -> list[slice]:
-    """Divide texts, in order of length, into batches that have so many tokens when filled up.
+    """Divide sequences, which are ordered by length, into batches of at most `tokens` tokens.
 
-    No batch has texts on both sides of a bend (see `Model.bends`): a short one, filled up, would be
-    taken for a long one.
+    Tokens are counted after padding. No batch has sequences on both sides of a bend (see
+    `Model.bends`): a short one, padded, would be taken for a long one.
     """
-    found = []
+    divided = []
     while begin < len(lengths):
         end = begin + 1
+        # The next sequence is the longest so far, and all others are padded to it.
         while (
             end < len(lengths)
             and (end + 1 - begin) * lengths[end] <= tokens
             and _side(lengths[end], bends) == _side(lengths[begin], bends)
         ):
             end += 1
-        found.append(slice(begin, end))
+        divided.append(slice(begin, end))
         begin = end
-    return found
+    return divided
 
 
 def _side(length: int, bends: Sequence[int]) -> int:
-    """Return how many bends a length is above."""
+    """Return the number of bends that a length is above."""
     return sum(length > bend for bend in bends)
 
 
 def rest(parts: Sequence[slice], done: Sequence[int]) -> list[slice]:
-    """Return what is left of batches, given how many sequences are done of one or several runs.
+    """Return the batches that remain when one or several runs have done their first sequences.
 
     A run may have begun with other batches, so that one of these is done in part.
 
     >>> rest([slice(0, 4), slice(4, 8)], [2])
     [slice(2, 4, None), slice(4, 8, None)]
     """
-    found = []
+    remaining = []
     for rows in parts:
+        first = max(rows.start, min(done))
+        # Cut where any of the runs stands, so that a batch is either done or not in each.
         bounds = sorted({rows.start, rows.stop, *done})
-        inside = [at for at in bounds if max(rows.start, min(done)) <= at <= rows.stop]
-        found += [slice(first, last) for first, last in pairwise(inside)]
-    return found
+        inside = [bound for bound in bounds if first <= bound <= rows.stop]
+        remaining += [slice(*pair) for pair in pairwise(inside)]
+    return remaining
 
 
 def check_corpus(model: Model, corpus: Corpus) -> None:
@@ -97,7 +102,7 @@ def check_corpus(model: Model, corpus: Corpus) -> None:
 
 
 def check_tokens(model: Model, tokens: Tensor) -> None:
-    """Refuse token ids that this model does not have, or more in a sequence than it takes."""
+    """Refuse token ids outside the vocabulary, and sequences longer than the model's context."""
     if tokens.ndim != 2 or not tokens.numel():
         raise Refusal(f"tokens are of shape (sequence, token), not {tuple(tokens.shape)}")
     if model.context is not None and tokens.shape[1] > model.context:
@@ -105,24 +110,26 @@ def check_tokens(model: Model, tokens: Tensor) -> None:
             f"sequences of {tokens.shape[1]} tokens are longer than {model.name} takes: "
             f"ask for `context` {model.context} or less"
         )
-    if tokens.max() >= model.vocabulary or tokens.min() < 0:
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if highest >= model.vocabulary or lowest < 0:
         raise Refusal(
-            f"there is no token {int(tokens.max() if tokens.min() >= 0 else tokens.min())}: "
+            f"there is no token {lowest if lowest < 0 else highest}: "
             f"{model.name} has tokens 0 to {model.vocabulary - 1}"
         )
 
 
 def query_positions(corpus: Corpus, rows: slice, tokens: Tensor) -> QueryPositions:
-    """Return which query positions are read, and which of them count for what.
+    """Return the query positions that are read, and the readouts that each counts for.
 
     The query at position t predicts token t + 1. The first and the last query position are left
-    out. In the alignment of the paper's authors, loss takes all that have a next token, and the
-    other readouts all but the first.
+    out. In the alignment of the paper's authors, the loss is of all positions with a next token,
+    and the other readouts are of all positions but the first.
     """
     width = tokens.shape[1]
     lengths = torch.from_numpy(corpus.lengths[rows]).to(tokens.device)[:, None]
     first, last = (0, width) if corpus.authors_alignment else (1, width - 1)
     query = torch.arange(first, last, device=tokens.device)
+    # The last position has no next token. It repeats the last one, which no mask lets count.
     following = torch.cat([tokens[:, 1:], tokens[:, -1:]], dim=1)
     compared = (query >= 1) & (query < lengths - (0 if corpus.authors_alignment else 1))
     predicted = (query >= first) & (query < lengths - 1)

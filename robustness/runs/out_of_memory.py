@@ -1,4 +1,4 @@
-"""What to do when memory runs out: the same work in smaller portions."""
+"""Recovery when memory runs out: the same work in smaller portions."""
 
 import gc
 import re
@@ -11,40 +11,42 @@ import torch
 from robustness.errors import Refusal, first_line
 from robustness.trace.types import Matrix
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _MESSAGE = re.compile(
     r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed", re.IGNORECASE
 )
 
+# Recorded in files, and read again when a run resumes.
 _CAP, _SEQUENCES = "state cap {}", "{} sequence(s) at once"
 
 HEAD = "the head is called, and its matrix not copied"
-"""What is done where there is no room for the matrix by which logits are read."""
+"""Text of the record that memory has no room for a copy of the unembedding matrix."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: of a GPU, or of this machine."""
+    """Whether an error says that memory ran out, on a GPU or on this machine."""
+    # Torch raises a plain RuntimeError where its CPU allocator fails.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and _MESSAGE.search(str(error)) is not None
     )
 
 
 class Portions:
-    """How much of a batch is run at once: less from where memory runs out on.
+    """Size of the portions in which batches are run, halved whenever memory runs out.
 
-    Half as many states go through a block together then, and where that is one, half as many
-    sequences are in a trace. The numbers of a sequence stay the same but for rounding.
+    First the number of states that go through a block together is halved. When that is one, the
+    number of sequences in a trace is halved. The numbers of a sequence change by rounding alone.
 
     Parameters
     ----------
     record : callable
-        Given the first sequence of the batch and what is run at once from there on, keeps that
-        with the numbers.
+        Function of the first sequence of a batch and a text about the portions from there on, which
+        it saves with the results.
     tell : callable
-        Told of it.
+        Callback for messages.
     remedy : str
-        What the user can ask for where not even one sequence fits.
+        Advice for a user whose memory does not hold one sequence.
     """
 
     def __init__(
@@ -54,46 +56,48 @@ class Portions:
         remedy: str = "a shorter `context`, `dtype` bfloat16, or another `device`",
     ) -> None:
         self.cap: int | None = None
-        """The most states that go through a block together, if memory has run out."""
+        """Maximum number of states that go through a block together; None if it was not lowered."""
         self.sequences: int | None = None
-        """The most sequences in a trace, if memory has run out so far."""
+        """Maximum number of sequences in a trace; None if it was not lowered."""
         self._record, self._tell, self._remedy = record, tell, remedy
 
     def __str__(self) -> str:
-        cap = [] if self.cap is None else [_CAP.format(self.cap)]
-        together = [] if self.sequences is None else [_SEQUENCES.format(self.sequences)]
-        return ", ".join([*cap, *together])
+        limits = []
+        if self.cap is not None:
+            limits.append(_CAP.format(self.cap))
+        if self.sequences is not None:
+            limits.append(_SEQUENCES.format(self.sequences))
+        return ", ".join(limits)
 
     def begin(self, recorded: str) -> None:
-        """Begin with what the run took at once before it was interrupted, as was recorded."""
+        """Begin with the limits that were recorded before the run was interrupted."""
         self.cap = _least(self.cap, recorded, _CAP)
         self.sequences = _least(self.sequences, recorded, _SEQUENCES)
 
     def each(
         self,
         rows: slice,
-        measure: Callable[[slice, int | None], Found],
+        measure: Callable[[slice, int | None], Result],
         tokens: Callable[[slice], int],
         stacked: Callable[[int | None], int] = lambda cap: 1,
-    ) -> Iterator[tuple[slice, Found]]:
-        """Measure a batch portion by portion; where memory runs out, a smaller one anew.
+    ) -> Iterator[tuple[slice, Result]]:
+        """Measure a batch portion by portion; a portion that does not fit is divided and repeated.
 
         Parameters
         ----------
         rows : slice
-            The sequences of the batch.
+            Sequences of the batch.
         measure : callable
-            Given sequences, and the most states that may go through a block together if that is
-            less than was asked for, returns what is wanted of these sequences.
+            Function of the sequences of a portion and `cap`, which returns the portion's results.
         tokens : callable
-            How many tokens some sequences have when they are filled up.
+            Function from sequences to their number of tokens after padding.
         stacked : callable
-            How many states go through a block together at most, given the same cap.
+            Function from `cap` to the number of states that go through a block together.
 
         Yields
         ------
         tuple
-            The sequences of every portion, and what is wanted of them.
+            Sequences and results of every portion.
 
         Raises
         ------
@@ -103,41 +107,42 @@ class Portions:
         start = rows.start
         while start < rows.stop:
             part = slice(start, min(start + (self.sequences or rows.stop), rows.stop))
-            found = _attempt(partial(measure, part, self.cap))
-            if not isinstance(found, _Lacking):
-                yield part, found
+            result = _attempt(partial(measure, part, self.cap))
+            if not isinstance(result, _OutOfMemory):
+                yield part, result
                 start = part.stop
                 continue
-            _empty()
+            _free_memory()
             if not self._lower(part, stacked):
                 raise Refusal(
                     f"one sequence of {tokens(part)} tokens does not fit into memory: ask for "
                     f"{self._remedy}"
-                ) from MemoryError(found)
+                ) from MemoryError(result)
             self._say(rows.start, str(self))
 
     def matrix(self, unembedding: Callable[[], Matrix], sequence: int) -> Matrix:
-        """Return what `Model.unembedding` does, or nothing where there is no room for a copy.
+        """Return the result of `Model.unembedding`, or None twice if memory has no room for a copy.
 
-        Logits then come from calling the head, as on a server.
+        Logits are then computed by calling the head, as on a server.
 
         Parameters
         ----------
         unembedding : callable
-            Of the model.
+            Method of the model.
         sequence : int
-            From which on the run goes on.
+            First sequence that is still to be measured.
         """
-        for _ in range(2):  # what is left of other work may be in the way
-            found = _attempt(unembedding)
-            if not isinstance(found, _Lacking):
-                return found
-            _empty()
+        # Twice, since memory that other work left behind is freed in between.
+        for _ in range(2):
+            result = _attempt(unembedding)
+            if not isinstance(result, _OutOfMemory):
+                return result
+            _free_memory()
         self._say(sequence, HEAD)
         return None, None
 
     def _lower(self, part: slice, stacked: Callable[[int | None], int]) -> bool:
-        """Take half as much from now on, if anything can be taken less."""
+        """Halve a limit from now on, and return whether there was one to halve."""
         together, count = stacked(self.cap), part.stop - part.start
         if together > 1:
             self.cap = together // 2
@@ -150,26 +155,24 @@ class Portions:
         self._record(sequence, text)
 
 
-class _Lacking(str):
-    """What an error said that memory ran out by."""
+class _OutOfMemory(str):
+    """Message of an error that says that memory ran out."""
 
 
-def _attempt(run: Callable[[], Found]) -> Found | _Lacking:
-    """Return what is found, or what is said where memory runs out.
-
-    Not the error itself, which would keep all that is to be freed: by its traceback, by the errors
-    that it came of, and by what nnsight adds to it.
-    """
+def _attempt(run: Callable[[], Result]) -> Result | _OutOfMemory:
+    """Return the result of a function, or the message of its error if memory runs out."""
     try:
         return run()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _Lacking(first_line(error))
+        # The message alone: the error would keep alive all tensors that are to be freed, by its
+        # traceback, by the errors that caused it, and by what nnsight adds to it.
+        return _OutOfMemory(first_line(error))
 
 
-def _empty() -> None:
-    """Give back what a failed attempt held, once its error is gone."""
+def _free_memory() -> None:
+    """Free the memory of a failed attempt, whose error must be gone by now."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -178,6 +181,9 @@ def _empty() -> None:
 
 
 def _least(now: int | None, recorded: str, pattern: str) -> int | None:
-    """Return the smallest number that stands in what was recorded, or what is so now."""
+    """Return the smallest number that a record has in the place of `{}`, or `now` if it is less."""
     numbers = re.findall(re.escape(pattern).replace(r"\{\}", r"(\d{1,9})"), recorded)
-    return min([max(1, int(number)) for number in numbers] + ([now] if now else []), default=None)
+    limits = [max(1, int(number)) for number in numbers]
+    if now:
+        limits.append(now)
+    return min(limits, default=None)

@@ -1,10 +1,11 @@
-"""What crosses the socket of a sandboxed server, estimated before a run.
+"""Traffic through the socket of a sandboxed server, estimated before a run.
 
-Where a server does not know the user, a trace runs in a process of its own, without weights: every
-state that is read, every block that is called and all logits go through a socket. That is most of
-the time of such a run, and for a large vocabulary out of all proportion.
+A server runs the traces of users whom it does not trust in a process of their own, without weights.
+Every state that is read, every call of a block and all logits then cross a socket. Such a run
+spends most of its time there, above all with a large vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,17 +14,25 @@ from robustness.models.model import Model
 from robustness.schedules.plan import RUN, Plan
 from robustness.trace import readout
 
-CALL_SECONDS, BYTES_PER_SECOND, REQUEST_SECONDS = 0.03, 100e6, 5.0
-"""Of a call, of what crosses, and of a request, on a small server; larger ones are faster."""
+# Of a small server; larger ones are faster.
+CALL_SECONDS = 0.03
+"""Duration of a call."""
+
+BYTES_PER_SECOND = 100e6
+"""Bytes that cross the socket in a second."""
+
+REQUEST_SECONDS = 5.0
+"""Duration of a request without calls."""
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """What crosses the socket for one request."""
+    """Traffic of one request."""
 
     calls: int
-    """Values that are read, and modules that are called."""
+    """Number of values that are read and modules that are called."""
     bytes: float
+    """Bytes that cross the socket, both ways."""
 
 
 def of_plan(
@@ -39,13 +48,15 @@ def of_plan(
     Parameters
     ----------
     model : Model
-        On a server.
+        Model on a server.
     plan : Plan
-        What is executed.
-    tokens, queries : int
-        Of a batch: all, and those whose predictions are read.
+        Plan of the schedules.
+    tokens : int
+        Number of tokens in a batch.
+    queries : int
+        Number of tokens in a batch whose predictions are read.
     divergences : int
-        How many kinds of KL are read; without any, the clean logits are needed once.
+        Number of kinds of KL that are read; without any, the clean logits are needed once.
     logits : bool
         Whether a metric reads the logits, which are computed for it again.
     """
@@ -53,12 +64,12 @@ def of_plan(
     finals = sum(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
     readings = sum(kind != RUN for kind, *_ in plan.rows)
     read = model.layers + 2
-    # What is read is sent back, because it may have been changed.
+    # A value that is read is also sent back, since the trace may have changed it.
     normed = 2 * queries / tokens * (finals + 1) * len(model.norms)
     heads = finals + 1 + (readings if divergences else 0)
     if logits:
         heads += finals + readings
-    # A sublayer is called behind its norm.
+    # A sublayer takes two calls: its norm, then the attention or the MLP.
     modules = plan.block_calls + 2 * plan.sublayer_calls
     stacked = plan.calls / max(1, plan.applications)
     return Crossing(
@@ -74,23 +85,26 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
     Parameters
     ----------
     model : Model
-        On a server.
+        Model on a server.
     needs : sequence of str
-        As of `Measurement`.
+        Names of the captured tensors, as in `Measurement`.
     tokens : int
-        Of a batch.
+        Number of tokens in a batch.
     predicted : int
-        Tokens whose logits are computed.
+        Number of tokens whose logits are computed.
     """
     state, logits, calls_of_head = _sizes(model, tokens, predicted)
     layers = model.layers
     wider = getattr(model.config, "intermediate_size", None) or 4 * model.width
+    # Sizes in states of the residual stream.
     sizes = {"pattern": 3.0, "neurons": wider / model.width}
     captured = [need for need in needs if need != "prediction"]
+    per_layer = 1 + sum(sizes.get(need, 1.0) for need in captured)
     calls = layers * (1 + len(captured)) + 2
-    states = 2 * (layers * (1 + sum(sizes.get(need, 1.0) for need in captured)) + 2)
+    # Both ways: a value that is read is also sent back.
+    states = 2 * (layers * per_layer + 2)
     if "context" in needs:
-        # Every pair of blocks is run sublayer by sublayer, each behind its norm.
+        # Every pair of blocks is run sublayer by sublayer, each of which takes two calls.
         calls += 8 * (layers - 1)
         states += 16 * (layers - 1)
     if predicted:
@@ -100,17 +114,20 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
 
 
 def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossing:
-    """Estimate a request that generates tokens by a rewired model, which has no cache.
+    """Estimate a request that generates tokens with a rewired model.
 
     Parameters
     ----------
     model : Model
-        On a server.
+        Model on a server.
     steps : int
-        Of the schedule.
-    prompt, tokens : int
-        How many tokens there are, and how many are generated at most.
+        Number of steps of the schedule.
+    prompt : int
+        Number of tokens of the prompt.
+    tokens : int
+        Maximum number of tokens to generate.
     """
+    # Without a cache, every new token computes all positions before it again.
     positions = sum(range(prompt, prompt + tokens))
     state, _, _ = _sizes(model, positions, 0)
     # Every block is read and skipped, and every step called.
@@ -118,28 +135,32 @@ def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossin
 
 
 def of_lens(model: Model, tokens: int) -> int:
-    """Return of how many tokens the lens computes logits: at each depth clean and two ways."""
+    """Return the number of tokens whose logits the lens computes.
+
+    At every depth these are the logits of both lenses and, to compare with, the final ones.
+    """
     return (3 * (model.layers + 1) + 1) * tokens
 
 
 def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
-    """Tell what a run on a sandboxed server costs, and refuse one that passes more than is asked.
+    """Announce the traffic of a run on a sandboxed server, and refuse it above `sandbox_limit`.
 
     Parameters
     ----------
     model : Model
         An opened model; nothing happens unless it is sandboxed.
     crossings : sequence of Crossing
-        Of every request of the run.
+        Traffic of every request of the run.
     lower : str
-        What would lower it.
+        Advice that would lower it.
     """
     if not model.sandboxed or not crossings:
         return
     requests = model.request["backend"]
-    calls, crossing = (sum(getattr(c, name) for c in crossings) for name in ("calls", "bytes"))
-    seconds = len(crossings) * REQUEST_SECONDS + calls * CALL_SECONDS + crossing / BYTES_PER_SECOND
-    size = crossing / 1e9
+    calls = sum(crossing.calls for crossing in crossings)
+    total = sum(crossing.bytes for crossing in crossings)
+    seconds = len(crossings) * REQUEST_SECONDS + calls * CALL_SECONDS + total / BYTES_PER_SECOND
+    size = total / 1e9
     text = (
         f"{requests.host} runs this key's requests in a sandbox: {calls} calls and {size:.2f} GB "
         f"will cross its socket in {len(crossings)} requests, for some {_duration(seconds)}"
@@ -156,11 +177,8 @@ def _duration(seconds: float) -> str:
 
 
 def _sizes(model: Model, tokens: int, queries: int) -> tuple[float, float, int]:
-    """Return the bytes of a state and of its logits, and how many calls of the head these take."""
+    """Return the bytes of a state and of logits, and the number of calls of the head for these."""
     item = {"float64": 8, "float32": 4}.get(model.identity["dtype"], 2)
     chunk = readout.tokens_per_call(model.identity["device"], model.vocabulary)
-    return (
-        float(tokens * model.width * item),
-        float(queries * model.vocabulary * item),
-        -(-queries // chunk),
-    )
+    state, logits = tokens * model.width * item, queries * model.vocabulary * item
+    return float(state), float(logits), math.ceil(queries / chunk)

@@ -1,4 +1,4 @@
-"""How a run proceeds: where it is saved, how much is computed at once, and who is told."""
+"""Options of a run: its file, the size of its batches, and callbacks for progress and messages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from pathlib import Path
 from robustness.errors import Refusal
 
 Progress = Callable[[int, int], object]
-"""Called with the number of sequences that are done and the number of all."""
+"""Callback for the number of sequences that are done and the number of all."""
 
 Tell = Callable[[str], object]
-"""Called with a sentence for the user."""
+"""Callback for a sentence to the user."""
 
 
 def silent(text: str) -> None:
-    """Tell nobody."""
+    """Discard a message."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RunOptions:
     batch_tokens: int | None = None
     """Tokens of text in one trace; without it, a number that suits the device."""
     state_cap: int | None = None
-    """Maximum number of states that go through a block together; without it, as above."""
+    """Maximum number of states that go through a block together; without it, one that suits the
+    device."""
     command: str = ""
     """Command line to record in the file."""
     progress: Progress | None = None
