@@ -355,7 +355,7 @@ def test_the_command_prints_a_model_that_a_sweep_takes(run):
         torch.testing.assert_close(loaded(ids).logits, rewired, atol=0.05, rtol=0)
     code, out, err = run("sweep", "pruned", "--tokens", 1024, "--context", 64, "--drop")
     assert (code, out) == (0, "outputs/pruned/sweep.nc\n"), err
-    code, _, err = run("export", "builtin", "--schedule", "0..5-7..", "pruned")
+    code, _, err = run("export", "builtin", "--schedule", "0..5-7..", "pruned", "--quiet")
     assert code == 1 and err == (
         "stages: the directory pruned is not empty: choose another place, or --fresh to replace "
         "what stages wrote there\n"

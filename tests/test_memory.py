@@ -336,7 +336,7 @@ def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
         "robustness.sweeps.preparation.psutil.virtual_memory",
         lambda: SimpleNamespace(available=free),
     )
-    with pytest.raises(Refusal, match=r"101 tokens under 7 schedules take .* --layers"):
+    with pytest.raises(Refusal, match=r"101 tokens under 7 schedules takes .* `layers`"):
         sweep(gpt2, corpus(), ("drop", "swap"))
     sweep(gpt2, corpus(), ("drop",))
 

@@ -58,9 +58,9 @@ class SweepOptions:
 
 def readout_names() -> tuple[str, ...]:
     """Return the names of the readouts."""
-    from robustness.sweeps.settings import READOUT_NAMES
+    from robustness.files.metrics import READOUTS
 
-    return READOUT_NAMES
+    return tuple(metric.name for metric in READOUTS)
 
 
 def sweep_options(values: Values) -> SweepOptions:

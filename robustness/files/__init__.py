@@ -1,11 +1,16 @@
 """Files: what they must hold, how they are written and read, and runs that resume from them."""
 
-from robustness.files.figures import save_figure
-from robustness.files.metrics import Metric, TokenMetric
-from robustness.files.netcdf import load, save, save_with_lock
-from robustness.files.provenance import file_attributes
-from robustness.files.resumable import Run
-from robustness.files.sequences import mean_over_tokens, measured_sequences
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
+
+if TYPE_CHECKING:
+    from robustness.files.figures import save_figure
+    from robustness.files.metrics import Metric, TokenMetric
+    from robustness.files.netcdf import load, save, save_with_lock
+    from robustness.files.provenance import file_attributes
+    from robustness.files.resumable import Run
+    from robustness.files.sequences import mean_over_tokens, measured_sequences
 
 __all__ = [
     "Metric",
@@ -19,3 +24,20 @@ __all__ = [
     "save_figure",
     "save_with_lock",
 ]
+
+# The help of commands names metrics, and needs no xarray.
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "Metric": "metrics",
+        "Run": "resumable",
+        "TokenMetric": "metrics",
+        "file_attributes": "provenance",
+        "load": "netcdf",
+        "mean_over_tokens": "sequences",
+        "measured_sequences": "sequences",
+        "save": "netcdf",
+        "save_figure": "figures",
+        "save_with_lock": "netcdf",
+    },
+)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustness.errors import Refusal
-from robustness.files.schema import SHARE
+from robustness.files.ranges import SHARE
 
 TOKENS = ("compared", "predicted")
 """Sets of tokens that a mean is over: those whose prediction is compared with the clean model's,

@@ -15,15 +15,6 @@ SCHEMA = 1
 LONGEST_NAME = 1000
 """Maximum number of characters in the name of a model, an architecture or a text."""
 
-ROUNDING = 1e-3
-"""Distance by which rounding may take a share beyond 0 or 1, or a variance below 0."""
-
-SHARE = (-ROUNDING, 1 + ROUNDING)
-"""Range of a share."""
-
-ATTENTION_WEIGHT = (-ROUNDING, 1.05)
-"""Range of attention weights, whose sum exceeds 1 a little in half precision."""
-
 
 @dataclass(frozen=True)
 class Variable:

@@ -1,7 +1,8 @@
 """Models: how they are opened and checked, their parts, their weights and checkpoints."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
 
 if TYPE_CHECKING:
     from robustness.models.model import Model
@@ -10,16 +11,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "ModelSettings", "open_model", "open_settings"]
 
-_MODULES = {
-    "Model": "model",
-    "ModelSettings": "settings",
-    "open_model": "opening",
-    "open_settings": "opening",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: nnsight takes seconds to import, settings take none."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# nnsight takes seconds to import, settings take none.
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "Model": "model",
+        "ModelSettings": "settings",
+        "open_model": "opening",
+        "open_settings": "opening",
+    },
+)

@@ -401,11 +401,11 @@ KINDS: list[Callable[[random.Random, Path], None]] = [
 
 COMMANDS: list[tuple[str, ...]] = [
     ("sweep", "{}", "--drop", "--layers", "1", "--tokens", "60", "--context", "16", "--quiet"),
-    ("sweep", "{}", "--drop", "--dry-run", "--tokens", "60", "--context", "16"),
-    ("generate", "{}", "--schedule", "0..", "--tokens", "3", "a"),
+    ("sweep", "{}", "--drop", "--dry-run", "--tokens", "60", "--context", "16", "--quiet"),
+    ("generate", "{}", "--schedule", "0..", "--tokens", "3", "--quiet", "a"),
     ("observe", "{}", "neurons", "--quiet"),
     ("sweep", "{}", "--dtype", "float16", "--drop", "--tokens", "60", "--context", "16", "--quiet"),
-    ("export", "{}", "--schedule", "1-0", "out"),
+    ("export", "{}", "--schedule", "1-0", "--quiet", "out"),
 ]
 
 

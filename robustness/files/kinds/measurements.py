@@ -1,13 +1,11 @@
 """Kinds of files that `observe` and `neurons` write."""
 
 from robustness.files.metrics import KL_REVERSE, LEAST_INFORMATION, READOUTS
+from robustness.files.ranges import ATTENTION_WEIGHT, ROUNDING, SHARE
 from robustness.files.schema import (
-    ATTENTION_WEIGHT,
     LAYERS,
     NUMBER,
-    ROUNDING,
     SEQUENCES,
-    SHARE,
     TEXT,
     YES_OR_NO,
     Kind,

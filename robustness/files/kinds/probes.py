@@ -2,11 +2,10 @@
 
 import math
 
+from robustness.files.ranges import ATTENTION_WEIGHT, SHARE
 from robustness.files.schema import (
-    ATTENTION_WEIGHT,
     LAYERS,
     NAME,
-    SHARE,
     TEXT,
     YES_OR_NO,
     Kind,

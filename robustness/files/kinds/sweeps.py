@@ -1,13 +1,13 @@
 """Kinds of files that `sweep` writes."""
 
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
+from robustness.files.ranges import SHARE
 from robustness.files.schema import (
     LAYERS,
     NUMBER,
     NUMBER_OR_NAN,
     PART,
     SEQUENCES,
-    SHARE,
     TEXT,
     Kind,
     Variable,

@@ -2,7 +2,8 @@
 
 import math
 
-from robustness.files.schema import LAYERS, SHARE, TEXT, Kind, Variable, number_labels, text_labels
+from robustness.files.ranges import SHARE
+from robustness.files.schema import LAYERS, TEXT, Kind, Variable, number_labels, text_labels
 
 TASK_DIMS = ("task", "metric")
 
