@@ -634,7 +634,7 @@ def test_neurons_are_measured_here(server, run, monkeypatch):
     code, out, err = run("observe", NAME, "neurons", "--remote")
     assert (code, out) == (0, "outputs/tiny/neurons.nc\n"), err
     assert err.startswith(
-        "stages: neurons: measured on this machine, from the checkpoint's weights"
+        "stages: reading the weights of stages/tiny, for neurons on this machine\n"
     )
 
 
