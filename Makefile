@@ -1,5 +1,6 @@
 # make demo   the built-in model, dropped, swapped and looked into: files, figures, table, report
 # make test   ruff, mypy, pytest
+# make check  the same without the slow tests
 # make fuzz   hostile command lines, files, models, texts and answers, and kills, all that are known
 # make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
 # All set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
@@ -7,16 +8,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fuzz ndif-test clean
+.PHONY: demo check lint test fuzz ndif-test clean
 
 demo: .venv/ready
 	$(BIN)/stages demo
 
-test: .venv/ready
+test: .venv/ready lint
+	$(BIN)/pytest -n auto --dist worksteal
+
+check: .venv/ready lint
+	$(BIN)/pytest -n auto --dist worksteal -m "not hub and not slow"
+
+lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --dist worksteal
 
 # The limit on memory (in KiB) is the machine's protection from what a bomb would take.
 fuzz: .venv/ready

@@ -82,6 +82,7 @@ def handed_over(kind, tokens):
     return [None if layer in stateful else found[layer][1].numpy() for layer in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "attention"),
     [
@@ -110,6 +111,7 @@ def test_where_a_block_has_weights_they_are_the_models_own_and_elsewhere_none(ki
     assert ("layers_left_out" in data.attrs) == uneven
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_a_server():
     model = open_model(tiny("minimax", "sdpa"))
     there = replace(model, request={"backend": StrictBackend(model.traced)})
@@ -127,6 +129,7 @@ def test_what_takes_weights_of_every_block_alike_is_refused_where_they_are_not()
             next(scan(model, ShortTexts([[1, 2, 3]]), reading))
 
 
+@pytest.mark.slow
 def test_a_model_of_states_alone_is_refused():
     for attention in ("eager", "sdpa"):
         model = open_model(tiny("kimi_linear", attention, layer_types=["linear_attention"] * 4))

@@ -21,6 +21,7 @@ def some(tokenizer: object, context: int) -> Corpus:
     return prose(tokenizer, context).part(slice(0, None, 500))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_a_card_says_of_few_blocks_what_can_be_said(tmp_path, monkeypatch, layers):
     monkeypatch.setattr(pretraining, "prose", some)

@@ -50,6 +50,7 @@ def swept(gpt2, text, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_token", [False, True])
 def test_a_sweep_goes_on_with_fewer_and_with_more_tokens_in_a_batch(
     gpt2, text, swept, tmp_path, per_token
@@ -72,6 +73,7 @@ def test_a_sweep_goes_on_with_fewer_and_with_more_tokens_in_a_batch(
         assert tokens.batches_changed == found.batches_changed
 
 
+@pytest.mark.slow
 def test_parts_of_tokens_that_a_killed_run_left_behind_are_not_mixed_with_those_of_other_batches(
     gpt2, text, swept, tmp_path, monkeypatch
 ):
@@ -105,6 +107,7 @@ def test_other_settings_are_refused_whatever_the_batches_are(gpt2, text, swept, 
         sweep(gpt2, text, ("swap",), batch_tokens=LENGTH, out=tmp_path / "a.nc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "done"), [(4, 16, [16, 20]), (16, 4, [32, 32])])
 def test_what_is_observed_goes_on_with_other_batches(gpt2, tmp_path, first, then, done):
     """In groups of 16 sequences, of which CKA counts whole ones alone."""
@@ -124,6 +127,7 @@ def test_what_is_observed_goes_on_with_other_batches(gpt2, tmp_path, first, then
     assert notes == [f"from sequence {count} on batch_tokens {then * LENGTH}" for count in done]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_by_itself_goes_on_with_other_batches_and_further(gpt2, tmp_path):
     text = corpus(sequences=80)
     path = tmp_path / "a.nc"
@@ -134,6 +138,7 @@ def test_a_run_that_stops_by_itself_goes_on_with_other_batches_and_further(gpt2,
     assert found.batches_changed.startswith("from sequence 64 on batch_tokens 36")
 
 
+@pytest.mark.slow
 def test_a_shard_that_went_on_with_other_batches_is_still_that_shard(gpt2, text, tmp_path):
     """Four sequences a batch are six batches, divided 4 to 2; three a batch would be eight."""
     files = [tmp_path / f"{index}.nc" for index in (1, 2, 3, 4)]

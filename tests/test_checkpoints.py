@@ -80,6 +80,7 @@ def save_texts(texts: list[str], path: Path) -> None:
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n")
 
 
+@pytest.mark.slow
 def test_what_is_measured_for_a_comparison_is_measured(tmp_path, monkeypatch):
     """The way to it, on the built-in model and text, whose values were published nowhere."""
     monkeypatch.setattr("test_checkpoints._pile", lambda: (t for _, t in documents("builtin")))

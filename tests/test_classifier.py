@@ -54,6 +54,7 @@ def test_probes_in_parallel_are_those_one_by_one():
         assert (fit(split).correct == probe.correct).all()
 
 
+@pytest.mark.slow
 def test_with_labels_shuffled_probes_are_at_chance_within_their_interval():
     probes = fit_all([lambda seed=seed: made().shuffled(seed) for seed in range(40)])
     data = labelled(probes, "seed", np.arange(300))

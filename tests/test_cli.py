@@ -18,6 +18,7 @@ from robustness.schedules.interventions import FORMS, PAIRS
 from robustness.sweeps import execution
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
     code, out, err = run(
         "sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--repeat", 2
@@ -37,12 +38,14 @@ def test_a_sweep_prints_its_file_which_show_and_plot_read(run, llama, stories):
     assert (code, out) == (0, "x.svg\n")
 
 
+@pytest.mark.slow
 def test_without_flags_a_sweep_is_drop_and_swap(run, llama, stories):
     assert run("sweep", llama, "--data", stories, "--context", 32)[0] == 0
     data = xr.load_dataset("outputs/tiny-llama/sweep.nc")
     assert data.intervention.values.tolist() == ["drop", "swap"]
 
 
+@pytest.mark.slow
 def test_without_a_terminal_progress_is_a_line_now_and_then(run, llama, stories, monkeypatch):
     words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--drop"]
     words += ["--batch-tokens", 96]
@@ -55,6 +58,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(run, llama, stories,
     assert run(*words, "--fresh", "--quiet")[2] == ""
 
 
+@pytest.mark.slow
 def test_differences_are_shown_and_drawn_from_files(run, llama, stories):
     words = ["sweep", llama, "--data", stories, "--tokens", 300, "--context", 32]
     assert run(*words, "--out", "a.nc")[0] == 0
@@ -65,6 +69,7 @@ def test_differences_are_shown_and_drawn_from_files(run, llama, stories):
     assert code == 1 and "it has drop, swap" in err
 
 
+@pytest.mark.slow
 def test_observe_prints_its_files_which_show_and_plot_read(run, llama, stories):
     words = ("observe", llama, "--data", stories, "--context", 40)
     code, out, err = run(*words)
@@ -90,6 +95,7 @@ def test_neurons_alone_open_no_model(run, llama, monkeypatch):
     assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["wic", "ing", "subjoiner"])
 def test_probe_prints_its_file_which_show_and_plot_read(run, task):
     sizes = {"ing": ("--items", 500), "subjoiner": ("--items", 60, "--pieces", 2), "wic": ()}[task]
@@ -100,6 +106,7 @@ def test_probe_prints_its_file_which_show_and_plot_read(run, task):
     assert run("plot", f"outputs/builtin/{task}.nc")[:2] == (0, f"outputs/builtin/{task}.png\n")
 
 
+@pytest.mark.slow
 def test_tasks_prints_its_file_which_show_and_plot_read(run, llama):
     Path("data").mkdir()
     rows = [
@@ -119,6 +126,7 @@ def test_tasks_prints_its_file_which_show_and_plot_read(run, llama):
     assert code == 1 and "was made with" in err
 
 
+@pytest.mark.slow
 def test_observe_leaves_out_what_the_text_does_not_allow(run, llama, stories):
     words = ("--data", stories, "--context", 20, "--tokens", 200)
     code, out, err = run("observe", llama, *words)
@@ -146,6 +154,7 @@ def test_free_schedules_have_a_file_of_their_own(run, llama, stories):
     assert code == 2 and "--schedule goes without" in err
 
 
+@pytest.mark.slow
 def test_pairs_of_layers_have_a_file_of_their_own_which_show_and_plot_read(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32, "--tokens", 300)
     pairs = ("--intervention", "drop-pair", "--intervention", "repeat-span", "--layers", "1..2")
@@ -236,6 +245,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSALS)
 def test_a_refusal_is_one_line_and_status_1(run, llama, stories, case):
     words, expected = REFUSALS[case]
@@ -255,6 +265,7 @@ def test_a_refusal_is_one_line_and_status_1(run, llama, stories, case):
     assert sorted(Path().rglob("*")) == before, "something was written"
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_by_name_and_fresh_replaces_them(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32)
     run(*words)
@@ -280,6 +291,7 @@ def test_the_choices_of_the_options_are_those_of_the_model():
         assert form.replace("-", "_") in options or form in options["named"].help
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_one_line(run, llama, stories, monkeypatch):
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -302,6 +314,7 @@ def test_misuse_is_status_2(run):
     assert run("nothing")[0] == 2
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_path):
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 1]
     code = f"""
@@ -330,6 +343,7 @@ cli.main()
     )
 
 
+@pytest.mark.slow
 def test_help_is_light(tmp_path):
     code = "import sys, cli\ntry: cli.main()\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
     for words in (["--help"], ["sweep", "--help"]):

@@ -47,6 +47,7 @@ def settings_named_in(module: str) -> set[str]:
     return {name for text in texts for name in SETTING.findall(str(text.value))}
 
 
+@pytest.mark.slow
 def test_every_setting_that_a_message_names_is_one_at_the_command_line():
     spelled = set()
     for command in COMMANDS.values():

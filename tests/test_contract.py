@@ -330,6 +330,7 @@ def test_going_on_takes_numbers_by_their_labels_alone(path):
 NAMES = ("a$b$c", r"\$x$", "a\x1b[2Jb\u202e", "a\nb\tc\r", "e\u0301\U0001f980", "m" * 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_and_drawn_as_text_whatever_it_holds(name, path, run):
     data = planted(model=name, corpus=name)
@@ -346,6 +347,7 @@ def test_a_name_is_shown_and_drawn_as_text_whatever_it_holds(name, path, run):
     assert "\x1b" not in "".join(text.itertext())
 
 
+@pytest.mark.slow
 def test_a_report_of_names_that_are_no_text_is_well_formed(tmp_path, run):
     plant(tmp_path / "one", name="x/a$b$\x1b[2J<i>\x07", documents=10)
     code, _, err = run("report", "one", "--quiet", "--figures", "figures")

@@ -48,6 +48,7 @@ def test_the_order_of_documents_depends_on_the_seed_alone(tmp_path):
     assert {tuple(sorted(order)) for order in orders.values()} == {tuple(documents(path))}
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 60), min_size=1, max_size=8),
     st.integers(4, 20),

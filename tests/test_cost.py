@@ -61,6 +61,7 @@ def counted(plain, run):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("drop", "swap"), ("repeat-2", "reverse-3", "skip-2")])
 def test_counts_are_those_of_a_real_run(family, names):
     plain = tiny(family)
@@ -74,6 +75,7 @@ def test_counts_are_those_of_a_real_run(family, names):
     assert (found.sequences, found.tokens, found.batches) == (7, 84, 3)
 
 
+@pytest.mark.slow
 def test_sublayers_and_blocks_on_one_input_are_counted(family):
     plain, names = tiny(family), ("attention-drop", "mlp-drop", "parallel-2")
     work = prepared(open_model(plain), corpus(sequences=5), names, **ASKED)
@@ -120,6 +122,7 @@ def test_the_states_are_those_of_the_plan(gpt2):
     assert found.state_bytes == found.states * 36 * 32 * 8  # tokens, width, float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequences", [5, 400])
 def test_the_size_of_the_file_is_foretold(gpt2, tmp_path, sequences):
     text, path = corpus(sequences=sequences), tmp_path / "a.nc"
@@ -159,6 +162,7 @@ def test_a_batch_takes_the_tensors_that_one_sequence_foretells(gpt2):
     assert (most[1] - alone) * 8 + all_of_them == pytest.approx(most[8], rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(run, llama, stories):
     before = sorted(Path().rglob("*"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 640]

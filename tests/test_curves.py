@@ -67,6 +67,7 @@ def test_over_models_few_say_little():
         rank_correlation_of_models([1, 2, 3, 4], [12] * 4)
 
 
+@pytest.mark.slow
 def test_the_interval_over_models_covers_in_95_of_100():
     """Against simulation: ranks of a normal pair whose correlation is known."""
     random = np.random.default_rng(1)

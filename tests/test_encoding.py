@@ -90,6 +90,7 @@ PARTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(parts=st.lists(PARTS, min_size=12, max_size=24), size=st.integers(1, 5000))
 @settings(max_examples=12, deadline=None, derandomize=True)

@@ -82,6 +82,7 @@ def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
             )
 
 
+@pytest.mark.slow
 def test_every_intervention_equals_surgery_on_the_plain_model(model, plain):
     text = corpus()
     data = sweep(model, text, EVERY, batch_tokens=36, state_cap=3)
@@ -93,12 +94,14 @@ def test_every_intervention_equals_surgery_on_the_plain_model(model, plain):
     assert data.kl.sel(intervention="drop").mean() > 0.1, "the interventions change nothing"
 
 
+@pytest.mark.slow
 def test_through_the_strict_backend_it_is_the_same(strict_model, plain):
     text = corpus()
     data = sweep(strict_model, text, ("drop", "swap", "repeat-2"), batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, sweep_schedules(("drop", "swap", "repeat-2"), LAYERS), text)
 
 
+@pytest.mark.slow
 def test_eager_attention_equals_surgery_too(family):
     opened = open_model(tiny(family, attention="eager"))
     text = corpus()
@@ -107,6 +110,7 @@ def test_eager_attention_equals_surgery_too(family):
     assert_equals_surgery(data, tiny(family, attention="eager"), named, text)
 
 
+@pytest.mark.slow
 def test_sequences_of_different_length_are_read_as_the_authors_did(model, plain):
     text = corpus(lengths=[12, 7, 3, 12, 9])
     data = sweep(model, text, ("drop", "swap"), batch_tokens=60)

@@ -89,6 +89,7 @@ def greedy(net: torch.nn.Module, tokens: torch.Tensor, count: int) -> list[int]:
     return tokens[0].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EVERY))
 def test_plain_transformers_loads_what_the_rewired_model_is(tmp_path, monkeypatch, name):
     net = build(name)
@@ -163,6 +164,7 @@ def test_lists_that_name_layers_name_their_new_places(tmp_path, name):
     assert kinds[0] == kinds[2] != kinds[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "schedule", "problem"),
     [
@@ -253,6 +255,7 @@ def test_tied_weights_stay_tied_and_repeated_blocks_are_written_twice(tmp_path, 
     assert len(said) == 1
 
 
+@pytest.mark.slow
 def test_the_configuration_and_the_card_say_where_it_comes_from(tmp_path):
     model = open_model("builtin", dtype="auto")
     path = export(model, drop(clean(12), 5), tmp_path / "pruned", command="stages export builtin")
@@ -273,6 +276,7 @@ def test_the_configuration_and_the_card_say_where_it_comes_from(tmp_path):
         assert other.identity[name] == again.identity[name] != model.identity[name]
 
 
+@pytest.mark.slow
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path, gpt2):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
@@ -341,6 +345,7 @@ def test_no_checkpoint_of_a_model_whose_weights_are_elsewhere(tmp_path, strict_m
         export(strict_model, (0, 4), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_model_that_a_sweep_takes(run):
     code, out, err = run("export", "builtin", "--schedule", "0..5-5-7..", "pruned")
     assert (code, out) == (0, "pruned\n"), err
@@ -377,6 +382,7 @@ def test_the_directory_that_one_is_in_is_left_alone(gpt2, tmp_path, monkeypatch)
         export(gpt2, "0-2..", ".")
 
 
+@pytest.mark.slow
 def test_an_export_given_again_is_left_as_it_is(gpt2, tmp_path):
     said = []
     path = export(gpt2, (0, 1, 3), tmp_path / "out", notify=said.append)
@@ -422,6 +428,7 @@ def small(tmp_path, llama):
     return prepared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swapping", [True, False], ids=["swapped", "in turns"])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_killed_export_comes_to_the_end_of_an_undisturbed_one(

@@ -60,6 +60,7 @@ def test_attention_weights_are_looked_at_only_where_they_are_asked_for(tried):
     assert examine(model) == examine(open_model(tiny("falcon"))), "as if they had not been"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_two_threads_that_sweep_one_model_get_what_one_gets(family):
     text = corpus()

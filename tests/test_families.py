@@ -77,18 +77,21 @@ def test_drop_swap_and_repeat_are_surgery_on_the_plain_model(model, plain):
         assert (expected - before).abs().max() > 0.1, "the schedule changes nothing"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_log_softmax_of_the_rebuilt_models_logits(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
     data = sweep(model, text, INTERVENTIONS, batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, named, text)
 
 
+@pytest.mark.slow
 def test_through_the_strict_backend_it_is_the_same(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
     data = sweep(behind_a_server(model), text, INTERVENTIONS, batch_tokens=36, state_cap=3)
     assert_equals_surgery(data, plain, named, text)
 
 
+@pytest.mark.slow
 def test_what_can_be_measured_equals_plain_transformers(family, model, plain):
     text = corpus()
     assert set(unfit(model, text, ("lens", "norms", "similarity"))) == UNFIT.get(family, set()) - {
@@ -138,6 +141,7 @@ def test_how_blocks_and_logits_are_put_together_is_measured(family, model, plain
     )
 
 
+@pytest.mark.slow
 def test_parts_are_found_without_weights_as_with_them(family, plain):
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(config(family))

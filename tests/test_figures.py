@@ -43,6 +43,7 @@ def test_every_figure_of_the_paper_is_in_a_recipe():
     assert len({picture.name for picture in ALL}) == len(ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture", ALL, ids=lambda picture: picture.name)
 def test_every_figure_is_drawn_of_one_model_and_of_two(picture, models):
     for count in (1, 2):
@@ -103,6 +104,7 @@ def test_the_green_line_is_of_the_block_that_runs_earlier(models):
     np.testing.assert_allclose(green.get_ydata(), chosen.mean("sequence", skipna=False))
 
 
+@pytest.mark.slow
 def test_a_name_with_dollars_is_no_formula(tmp_path):
     plant(tmp_path, name="a$_b$")
     figure = draw(PICTURES["5a"], [Files(tmp_path)])
@@ -110,6 +112,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     assert figure.get_suptitle() == r"a\$_b\$"
 
 
+@pytest.mark.slow
 def test_with_too_little_data_nothing_is_drawn(tmp_path):
     plant(tmp_path)
     save(load(tmp_path / "sweep.nc").isel(sequence=slice(0, 9)), tmp_path / "sweep.nc")
@@ -120,6 +123,7 @@ def test_with_too_little_data_nothing_is_drawn(tmp_path):
         draw(PICTURES["15"], [Files(tmp_path)])
 
 
+@pytest.mark.slow
 def test_models_that_lack_a_file_are_left_out_of_a_figure(tmp_path, models):
     plant(tmp_path, name="bare")
     (tmp_path / "norms.nc").unlink()

@@ -60,6 +60,7 @@ def test_with_a_cache_every_token_goes_through_a_block_once(model, family, monke
     assert widths == [4] * 3 + [1] * 3 * 4
 
 
+@pytest.mark.slow
 def test_draws_are_seeded_and_alike_with_and_without_a_cache(gpt2, monkeypatch):
     def draw(seed):
         found = generate(gpt2, [3, 4, 5], SCHEDULES, Sampling(tokens=8, temperature=1.5, seed=seed))
@@ -76,6 +77,7 @@ def test_draws_are_seeded_and_alike_with_and_without_a_cache(gpt2, monkeypatch):
     assert draw(0) == first
 
 
+@pytest.mark.slow
 def test_draws_have_the_models_probabilities():
     """Without the tails that a configuration of generation may cut off."""
     net = tiny("gpt2")
@@ -136,6 +138,7 @@ def test_what_cannot_be_continued_is_refused(gpt2, llama):
         generate(open_model(llama), " \n", [(0, 1)])
 
 
+@pytest.mark.slow
 def test_a_server_writes_what_this_machine_writes(llama, monkeypatch, tmp_path):
     here = open_model(llama, dtype="float64")
     schedules = [clean(4), (0, 2, 2, 3)]
@@ -150,6 +153,7 @@ def test_a_server_writes_what_this_machine_writes(llama, monkeypatch, tmp_path):
     assert found == generate(here, "The cat", schedules, Sampling(tokens=6))
 
 
+@pytest.mark.slow
 def test_the_command_prints_each_order_and_what_is_written(run, monkeypatch):
     words = ("generate", "builtin", "--schedule", "0..5-7..", "--tokens", 12)
     code, out, err = run(*words, "Once upon a time")

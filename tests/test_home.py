@@ -24,6 +24,7 @@ for words in {commands!r}:
 """
 
 
+@pytest.mark.slow
 def test_no_home_is_needed_for_what_is_here(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "The cat sat on the mat. " * 40}) + "\n")
     item = {"query": "The cat", "choices": [" sat", " flew"], "gold": 0}

@@ -52,6 +52,7 @@ COMMANDS = {
 """What is measured, and gone on with."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_measured_comes_to_the_same_end_wherever_it_is_killed(
     llama, prepared, tmp_path, name
@@ -60,6 +61,7 @@ def test_what_is_measured_comes_to_the_same_end_wherever_it_is_killed(
     assert kills.survives(words, prepared, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sweep", "sweep-per-token", "observe", "tasks"])
 def test_an_old_result_stays_until_the_new_one_is_there(llama, prepared, tmp_path, name):
     words = [llama if word == "MODEL" else word for word in COMMANDS[name]]
@@ -96,6 +98,7 @@ MADE = {
 """What is made from files in a moment, and made anew each time but for a merge."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_made_of_files_comes_to_the_same_end_wherever_it_is_killed(
     measured, tmp_path, name
@@ -103,6 +106,7 @@ def test_what_is_made_of_files_comes_to_the_same_end_wherever_it_is_killed(
     assert kills.survives(MADE[name], measured, tmp_path, repeats=name == "merge", most=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_reproduction_comes_to_the_same_end_wherever_it_is_killed(
     llama, prepared, tmp_path, fresh

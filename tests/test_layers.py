@@ -70,10 +70,12 @@ def test_a_module_can_be_read_in_one_sitting(module):
             assert node.end_lineno - first.lineno < 60, node.name
 
 
+@pytest.mark.slow
 def test_nothing_imports_the_command_line():
     assert not [module for module in EVERY if module != "cli" and "cli" in imports(module)]
 
 
+@pytest.mark.slow
 def test_one_room_prints_and_none_opens_files_by_bare_open():
     for module in EVERY:
         calls = {
@@ -142,6 +144,7 @@ def changes_the_disk(call: ast.Call) -> str:
     return name if name in CHANGING or moves or writes or a_path else ""
 
 
+@pytest.mark.slow
 def test_the_disk_is_changed_through_few_doors():
     found = set()
     for module in set(EVERY) - DOORS:

@@ -85,6 +85,7 @@ def test_what_is_on_this_machine_is_no_data_set_of_the_hub(tmp_path, monkeypatch
         list(documents(name))
 
 
+@pytest.mark.slow
 @given(
     texts=st.lists(st.text(max_size=30), min_size=1, max_size=12),
     seed=st.one_of(st.none(), st.integers(0, 9)),
@@ -312,6 +313,7 @@ def test_names_that_are_no_text_are_shown_escaped(tmp_path):
     found.name.encode()
 
 
+@pytest.mark.slow
 def test_a_run_on_a_file_whose_name_is_no_text_is_saved(run, llama, tmp_path):
     path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.jsonl"))
     path.write_bytes(lines_of(["abc" * 20] * 3))
@@ -378,6 +380,7 @@ def test_the_tail_of_a_document_that_is_not_needed_is_not_read(tmp_path, monkeyp
     np.testing.assert_array_equal(first.tokens[0], corpus.tokens[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 def test_memory_is_that_of_what_is_read_at_once(tmp_path, name):
     """Of a document of 48 MB, of whose tokens the library alone takes gigabytes."""

@@ -42,6 +42,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_a_lock_of_a_killed_process_does_not_block(tmp_path):
     path = tmp_path / "run.nc"
     child = subprocess.Popen(
@@ -73,6 +74,7 @@ def test_a_forked_child_does_not_take_the_lock_away(tmp_path):
             Lock(path)
 
 
+@pytest.mark.slow
 def test_of_many_that_want_it_at_once_one_at_a_time_has_it(tmp_path):
     """Files are removed on release, so one may be locked that is no longer in its place."""
     code = """
@@ -134,6 +136,7 @@ def test_a_run_into_an_output_in_use_is_refused_and_leaves_it_alone(gpt2, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -238,6 +241,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_disk, monkeypatch):
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64]

@@ -50,6 +50,7 @@ def test_help_imports_no_command(tmp_path):
     assert len(modules) < 400
 
 
+@pytest.mark.slow
 def test_showing_a_file_loads_neither_models_nor_drawing(tmp_path, run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--drop")
     assert run(*words, "--out", "a.nc")[0] == 0
@@ -143,6 +144,7 @@ def test_experiments_are_listed_for_readers_and_for_programs(run):
     assert all(f"{row['name']:4} {row['title']}. {row['question']}" in text for row in rows)
 
 
+@pytest.mark.slow
 def test_a_directory_is_listed_with_what_is_in_it(run, llama, stories):
     code, _, err = run("show", ".")
     assert code == 1 and "has no result of stages" in err
@@ -174,6 +176,7 @@ def test_what_follows_names_files_as_a_shell_takes_them(run, llama, stories):
     assert err.splitlines()[-1] == "next: stages plot 'a b.nc'"
 
 
+@pytest.mark.slow
 def test_the_shards_that_are_to_be_merged_are_named(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64, "--drop")
     _, out, err = run(*words, "--shard", "1/2")

@@ -98,6 +98,7 @@ def test_what_runs_out_of_memory_is_told_from_other_errors():
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
     """Where a trace of four sequences is too large, states are halved first, and then sequences."""
@@ -114,6 +115,7 @@ def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
     assert found.state_cap == 5, "the settings are those that were asked for"
 
 
+@pytest.mark.slow
 def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, scarce):
     text = corpus(sequences=8)
     whole = sweep(model, text, batch_tokens=48, state_cap=5)
@@ -124,6 +126,7 @@ def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, sca
     assert_close(found, whole)
 
 
+@pytest.mark.slow
 def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scarce, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=8)
     whole = sweep(gpt2, text, batch_tokens=24, state_cap=2)
@@ -147,6 +150,7 @@ def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scar
     assert path.stat().st_mtime_ns == stamp, "the finished run is not found"
 
 
+@pytest.mark.slow
 def test_where_nothing_less_can_be_run_it_is_an_error(gpt2, scarce):
     failures = scarce(0)
     with pytest.raises(Refusal, match=r"one sequence of 12 tokens does not fit .*`context`"):
@@ -154,6 +158,7 @@ def test_where_nothing_less_can_be_run_it_is_an_error(gpt2, scarce):
     assert failures[-1] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, monkeypatch, error):
     """Else the device could not be given back what is to be made room of."""
@@ -178,6 +183,7 @@ def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, 
     assert len(seen) > 2 and held and held[-1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_memory_may_run_out_anywhere_and_again(gpt2, scarce, seed):
     text, chance = corpus(sequences=16), random.Random(seed)
@@ -195,6 +201,7 @@ def test_memory_may_run_out_anywhere_and_again(gpt2, scarce, seed):
         assert_close(found[name], data)
 
 
+@pytest.mark.slow
 def test_what_is_observed_is_the_same_in_smaller_portions_and_groups_of_cka_stay(
     gpt2, scarce, tmp_path
 ):
@@ -211,6 +218,7 @@ def test_what_is_observed_is_the_same_in_smaller_portions_and_groups_of_cka_stay
         assert netcdf.load(tmp_path / f"{name}.nc").out_of_memory == "; ".join(steps)
 
 
+@pytest.mark.slow
 def test_what_is_scanned_is_the_same_in_smaller_portions(gpt2, scarce, monkeypatch):
     items = [list(range(1, length)) for length in (4, 4, 5, 7, 7, 9, 11, 11)]
     metric = {METRICS["entropy"]: ("depth", "sequence")}
@@ -243,6 +251,7 @@ def means(captured, text):
     return {"mean": (captured["residual"].mean(-1) * inside).sum(-1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_where_the_unembedding_cannot_be_copied_the_head_is_called(gpt2, monkeypatch, times):
     text, unembedding, calls = corpus(sequences=16), Model.unembedding, []
@@ -281,6 +290,7 @@ def test_a_finished_run_needs_no_unembedding(gpt2, tmp_path, monkeypatch):
     assert not told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["sweep", "observe"])
 def test_a_run_that_is_gone_on_with_begins_with_what_there_was_room_for(
     gpt2, scarce, tmp_path, command
@@ -341,6 +351,7 @@ def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
     sweep(gpt2, corpus(), ("drop",))
 
 
+@pytest.mark.slow
 def test_saving_on_the_way_does_not_copy_what_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     sequences = 400_000

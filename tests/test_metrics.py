@@ -138,6 +138,7 @@ def test_metrics_of_each_kind_equal_the_plain_computation(net, monkeypatch, at_o
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_metrics_travel_to_a_server(net):
     model = open_model(net)
     far = replace(model, request={"backend": StrictBackend(model.traced)}, facts=Facts())
@@ -155,6 +156,7 @@ def test_a_metric_changes_no_other_number(net):
     xr.testing.assert_equal(data.same_loss, data.loss)
 
 
+@pytest.mark.slow
 def test_shards_tokens_and_views_know_metrics(net, tmp_path):
     model, text = open_model(net), corpus()
     asked = {"metrics": OWN, "readouts": ["kl"], "per_token": True, "batch_tokens": 24}

@@ -63,6 +63,7 @@ def test_every_measurement_equals_plain_transformers(model, plain, eager):
     assert found["similarity"].cosine.std() > 0.1, "nothing differs"
 
 
+@pytest.mark.slow
 def test_through_the_strict_backend_it_is_the_same(strict_model, plain, eager):
     text = corpus(sequences=16)
     found = observe(strict_model, text, (*ALL, "cka"), RunOptions(batch_tokens=200))
@@ -99,6 +100,7 @@ def test_sequences_of_different_length_are_each_measured_to_their_end(model, pla
         )
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_batch(model):
     text = corpus(sequences=32)
     whole = observe(model, text, (*ALL, "cka"), RunOptions(batch_tokens=10_000))
@@ -197,6 +199,7 @@ def test_all_together_run_the_clean_pass_and_two_blocks_a_swap(family):
     assert set(per_batch.values()) == {LAYERS + 2 * (LAYERS - 1)}
 
 
+@pytest.mark.slow
 def test_a_killed_or_interrupted_run_goes_on(gpt2, tmp_path):
     text = corpus(sequences=40)
     whole = observe(gpt2, text, (*ALL, "cka"), RunOptions(batch_tokens=48))
@@ -272,6 +275,7 @@ def test_one_that_was_changed_is_not_gone_on_with(gpt2, tmp_path):
         observe(gpt2, corpus(), (other,))
 
 
+@pytest.mark.slow
 def test_half_precision_reaches_a_measurement_of_ones_own():
     def size(captured, text):
         return {"size": capture.token_mean(captured["residual"].square().sum(-1), text)}

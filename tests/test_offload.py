@@ -93,6 +93,7 @@ def test_a_batch_loads_each_weight_of_a_block_so_often_and_once_for_the_clean_ru
     assert loads[module.get_output_embeddings()] == 1, "the head is read once, for the whole run"
 
 
+@pytest.mark.slow
 def test_what_is_rewired_observed_and_generated_is_the_same(offloaded, saved, plain):
     here = open_model(saved, dtype="auto")
     tokens, schedule = random_tokens(2, 9), (0, 2, 1, 1)
@@ -177,6 +178,7 @@ def test_maps_that_cannot_be_are_refused(saved):
         open_model(tiny("gpt2"), device_map="auto")
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_map(run, llama, stories):
     words = ("sweep", llama, "--data", stories, "--context", 32, "--tokens", 300, "--drop")
     assert run(*words, "--out", "here.nc")[0] == 0

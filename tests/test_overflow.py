@@ -24,6 +24,7 @@ def growing():
     return open_model(net)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -133,6 +133,7 @@ def picture_names():
     return [picture.name for recipe in RECIPES for picture in recipe.pictures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_no_command_touches_a_file_that_is_not_ours(project, tmp_path, name):
     place = tmp_path / name
@@ -161,6 +162,7 @@ def test_a_file_of_ours_of_another_kind_stays(project, tmp_path):
         assert (tmp_path / "whole" / "sweep.nc").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_users_figures_stay_where_ours_are_not_drawn(project, tmp_path):
     """Of a sweep alone most figures cannot be drawn, and their old ones are removed: ours."""
     own, ours = tmp_path / "figures" / "mine.svg", picture_names()

@@ -48,6 +48,7 @@ def test_a_wheel_holds_these_four_names_and_the_builtin_files(wheel):
         assert f"robustness/builtin/{name}" in names
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_opens_the_builtin_model_anywhere(wheel, tmp_path):
     """Unpacked, a wheel is what pip would install; the environment's own copy is hidden."""
     site = tmp_path / "site"

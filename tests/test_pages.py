@@ -69,12 +69,14 @@ def reader(begun, tmp_path, monkeypatch, half_the_text):
     return monkeypatch
 
 
+@pytest.mark.slow
 def test_the_demonstration_names_what_it_leaves(begun):
     files = {path.stem for path in (begun / "outputs/builtin").glob("*.nc")}
     assert files >= {"sweep", "lens", "cka", "claims"}
     assert (begun / "outputs/builtin/report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_works_as_it_is_shown(page, reader):
     run_page(page, reader)
@@ -113,12 +115,14 @@ LOOKED_INTO = {"docs/measurements.md": check_outliers, "docs/probes.md": check_i
 """Checks of what is in them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda e: e.stem)
 def test_an_example_runs(example, reader):
     arguments = re.findall(r"outputs/builtin\S*", example.read_text().split('"""')[1])
     assert run_python(example.read_text(), *arguments), example.name
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tasks_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("my-tasks").mkdir()
@@ -131,6 +135,7 @@ def test_every_command_of_the_tasks_runs(tmp_path, monkeypatch, capsys):
         assert f"`{name}`" in (ROOT / "docs/tasks.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_remote_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     directory = Path(checkpoint.resolve("builtin")[1])

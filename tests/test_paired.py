@@ -249,6 +249,7 @@ def test_a_figure_without_bands_has_none_by_bootstrap():
         draw(data, by_bootstrap=True)
 
 
+@pytest.mark.slow
 def test_of_few_documents_intervals_are_wider_and_the_table_says_so():
     """As many standard errors as Student's t has, and the bootstrap's percentiles as far out."""
     random = np.random.default_rng(0)

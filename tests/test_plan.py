@@ -43,6 +43,7 @@ def interpret(plan: Plan, whole: tuple) -> tuple[dict, Counter, int, int]:
     return read, applied, peak, widest
 
 
+@pytest.mark.slow
 @given(many, caps, rooms)
 def test_every_schedule_is_executed_as_written(schedules, cap, room):
     plan = compile_plan(schedules, clean(LAYERS), cap=cap, per_group=room)
@@ -50,6 +51,7 @@ def test_every_schedule_is_executed_as_written(schedules, cap, room):
     assert read == {at: tuple(map(plain, schedule)) for at, schedule in enumerate(schedules)}
 
 
+@pytest.mark.slow
 @given(many, caps, rooms)
 def test_each_distinct_prefix_that_is_not_clean_is_computed_once(schedules, cap, room):
     whole = clean(LAYERS)
@@ -65,6 +67,7 @@ def test_each_distinct_prefix_that_is_not_clean_is_computed_once(schedules, cap,
     assert plan.sublayer_calls == len(called) - plan.block_calls
 
 
+@pytest.mark.slow
 @given(many, caps, rooms)
 def test_the_stated_peak_of_live_states_is_the_true_one(schedules, cap, room):
     plan = compile_plan(schedules, clean(LAYERS), cap=cap, per_group=room)
@@ -72,12 +75,14 @@ def test_the_stated_peak_of_live_states_is_the_true_one(schedules, cap, room):
     assert plan.peak == peak
 
 
+@pytest.mark.slow
 @given(many, st.integers(1, 4))
 def test_no_row_holds_more_states_than_the_cap(schedules, cap):
     plan = compile_plan(schedules, clean(LAYERS), cap=cap)
     assert interpret(plan, clean(LAYERS))[3] <= cap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", range(2, 81))
 def test_drop_and_swap_take_exactly_l_times_l_minus_1_applications(layers):
     schedules = list(sweep_schedules(["drop", "swap"], layers).values())
@@ -111,6 +116,7 @@ LOOPS = {
 """Of a loop over its schedules: a third, two thirds and a half of it are what a sweep takes."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 3, 4, 12, 48])
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("room", [None, 256])
@@ -135,6 +141,7 @@ def test_sublayers_and_blocks_on_one_input_are_counted_apart(layers):
     assert (plan.block_calls, plan.sublayer_calls) == (3 + following, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_groups_bound_what_is_alive_and_share_all_there_is_to_share(name):
     layers, room = 40, 64

@@ -136,6 +136,7 @@ def test_a_neuron_that_writes_nothing_has_no_moments():
 REAL = NeuronSettings(real_vocabulary=True)
 
 
+@pytest.mark.slow
 def test_rows_that_pad_the_vocabulary_are_left_out_on_request(tmp_path):
     net = tiny("llama", torch.float32)
     net.save_pretrained(tmp_path / "net")

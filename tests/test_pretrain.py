@@ -44,6 +44,7 @@ def tokenizer():
     return train_tokenizer((text for _, text in documents("builtin")), 300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
 def test_a_trained_model_opens_like_any_other_and_has_learnt(tmp_path, tokenizer, architecture):
     settings = Pretraining(architecture=architecture, learning_rate=1e-2, **SMALL)
@@ -59,6 +60,7 @@ def test_a_trained_model_opens_like_any_other_and_has_learnt(tmp_path, tokenizer
     assert float(loss) == pytest.approx(float(log.held_out_loss[-1, 0]), abs=5e-3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path, tokenizer):
     runs = [
         pretrain(
@@ -73,6 +75,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(tmp_path, toke
     assert runs[0].loss.values.tolist() != runs[2].loss.values.tolist()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_from_its_checkpoint(tmp_path, tokenizer):
     settings = Pretraining(**SMALL)
     options = TrainingOptions(checkpoint_every=10)
@@ -144,6 +147,7 @@ def test_a_trigram_model_beats_a_unigram_model_where_order_matters(tokenizer):
     assert trigram_loss(train, shuffled, size) > unigram_loss(train, shuffled, size) - 0.05
 
 
+@pytest.mark.slow
 def test_training_runs_from_the_shell(tmp_path):
     small = "--layers 2 --width 16 --heads 2 --context 24 --vocabulary 300 --batch 4 --tokens 2000"
     words = ["pretrain", "out", "--data", "builtin", *small.split()]

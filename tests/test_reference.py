@@ -11,6 +11,7 @@ from robustness.sweeps import sweep
 from robustness.text.corpus import cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sequential", "parallel"])
 def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path, name):
     builtin = Path(robustness.__file__).parent / "builtin"
@@ -23,6 +24,7 @@ def test_every_variable_of_a_real_sweep_equals_the_plain_computation(tmp_path, n
     assert all(difference < 1e-5 for difference in worst.values()), worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedules", ["all", "one"])
 def test_what_is_not_a_number_is_a_difference(tmp_path, schedules):
     builtin = Path(robustness.__file__).parent / "builtin"

@@ -70,6 +70,7 @@ def corpus(local, stories):
     return cut(str(stories), local.tokenizer, context=24, tokens=24 * 20)
 
 
+@pytest.mark.slow
 def test_there_is_as_here(server, local, corpus):
     """Whatever is measured on a server is what is measured on this machine."""
     there = open_model(NAME, remote=True)
@@ -90,6 +91,7 @@ def test_there_is_as_here(server, local, corpus):
             np.testing.assert_allclose(*pair, atol=1e-10, err_msg=f"{name} {variable}")
 
 
+@pytest.mark.slow
 def test_one_request_a_batch(server, corpus):
     there = open_model(NAME, remote=True)
     assert server.requests == 1, "a model is checked in one request"
@@ -97,6 +99,7 @@ def test_one_request_a_batch(server, corpus):
     assert server.requests == 1 + 5
 
 
+@pytest.mark.slow
 def test_a_model_is_examined_in_one_request(server, corpus):
     there = open_model(NAME, remote=True)
     assert set(unfit(there, corpus, ("attention", "norms"))) == {"attention"}, "the text is short"
@@ -105,6 +108,7 @@ def test_a_model_is_examined_in_one_request(server, corpus):
     assert server.requests == 4, "the text is of two batches, and the model is examined already"
 
 
+@pytest.mark.slow
 def test_a_rewired_model_runs_there(server, local):
     there = open_model(NAME, remote=True)
     tokens = torch.arange(10)[None]
@@ -118,6 +122,7 @@ def test_a_rewired_model_runs_there(server, local):
     assert torch.allclose(*logits, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
     received = []
     for vocabulary in (101, 3001):
@@ -143,6 +148,7 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
     assert received[0] == pytest.approx(received[1], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", ["lost", "silent", 503, 429, "error: Replica was evicted. Please try again later."]
 )
@@ -163,6 +169,7 @@ def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
         assert f"{server.url}: Moved to position 1 in Queue." in said
 
 
+@pytest.mark.slow
 def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypatch):
     there = open_model(NAME, remote=True)
     server.refuses = [(503, {}), (502, {})]
@@ -171,6 +178,7 @@ def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypa
     assert kept.isfinite()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, monkeypatch):
     there = open_model(NAME, remote=True)
     waits = []
@@ -199,6 +207,7 @@ def raising(error):
     raise error
 
 
+@pytest.mark.slow
 def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch):
     there = open_model(NAME, remote=True)
     blobs = []
@@ -212,6 +221,7 @@ def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch)
     assert b"blocks" in plain and KEY.encode() not in plain
 
 
+@pytest.mark.slow
 def test_a_result_may_come_by_a_link(server, local, corpus):
     there = open_model(NAME, remote=True)
     server.links = True
@@ -219,6 +229,7 @@ def test_a_result_may_come_by_a_link(server, local, corpus):
     np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_waits_grow_and_are_bounded(server, monkeypatch):
     there = open_model(NAME, remote=True)
     waits = []
@@ -236,6 +247,7 @@ def test_waits_grow_and_are_bounded(server, monkeypatch):
     assert len({wait / 2**attempt for attempt, wait in enumerate(waits[:5])}) > 1, "no jitter"
 
 
+@pytest.mark.slow
 def test_what_is_done_when_the_server_goes_is_kept(server, local, corpus, run, stories):
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
     words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
@@ -253,6 +265,7 @@ def test_what_is_done_when_the_server_goes_is_kept(server, local, corpus, run, s
     np.testing.assert_allclose(xr.load_dataset("sweep.nc").kl, expected.kl, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_interrupted_while_it_waits_it_keeps_what_is_done(server, run, stories, monkeypatch):
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
     words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
@@ -359,6 +372,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
     prepare, expected = REFUSED[case]
@@ -394,6 +408,7 @@ def test_host_goes_with_remote(run):
     assert code == 2 and "go with --remote" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revision", ["main", COMMIT])
 def test_the_commit_that_runs_may_be_named(server, run, stories, revision):
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 48]
@@ -407,6 +422,7 @@ class Evil:
         return os.system, ("touch owned",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_server_cannot_run_anything_here(server, run, inside, zipped):
@@ -417,6 +433,7 @@ def test_a_server_cannot_run_anything_here(server, run, inside, zipped):
     assert code == 1 and "is not understood" in err and not Path("owned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["message", "result", "link"])
 def test_a_program_is_no_result_however_it_is_hidden(server, run, way):
     content = two_faced(program("owned"), tensor())
@@ -428,6 +445,7 @@ def test_a_program_is_no_result_however_it_is_hidden(server, run, way):
     assert code == 1 and "something else in it" in err and not Path("owned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["message", "result", "link"])
 def test_no_more_is_taken_than_was_asked_for(server, run, way):
     """Three gigabytes of zeros are few bytes on the way, or many."""
@@ -441,6 +459,7 @@ def test_no_more_is_taken_than_was_asked_for(server, run, way):
     assert "choose another --host" in line
 
 
+@pytest.mark.slow
 def test_a_trace_of_ones_own_has_a_limit_too(server):
     there = open_model(NAME, remote=True, answer_limit=1e-3)
     with (
@@ -451,6 +470,7 @@ def test_a_trace_of_ones_own_has_a_limit_too(server):
     assert "kept" not in locals()
 
 
+@pytest.mark.slow
 def test_only_what_a_trace_saves_reaches_the_caller(server):
     there = open_model(NAME, remote=True)
     before = there
@@ -513,6 +533,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHER)
 def test_what_was_not_asked_for_is_refused(server, corpus, case):
     """Whatever has another shape would be spread over what is measured, or end in an error."""
@@ -533,6 +554,7 @@ def test_what_was_not_asked_for_is_refused(server, corpus, case):
             observe(there, corpus, (task,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "greeting",
     ["[]", "{}", "1", "text", '{"session_id": 3}', '{"session_id": "\\u001b[2J"}', "[" * 100_000,
@@ -544,6 +566,7 @@ def test_a_subscription_that_begins_otherwise_is_refused(server, run, greeting):
     assert code == 1 and "begins with no session_id" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "frame",
     ["[]", "null", "{}", '{"status": "LOST"', '{"status": ["OK"]}', "[" * 100_000,
@@ -556,6 +579,7 @@ def test_a_message_that_is_none_is_refused(server, run, frame):
     assert "is not understood" in err or "damaged or changed" in err
 
 
+@pytest.mark.slow
 def test_words_of_a_server_move_no_cursor(server, run):
     """What a server says is said again without what a terminal would obey."""
     escape = "\x1b[2J\x1b]0;owned\x07"
@@ -575,6 +599,7 @@ def test_words_of_a_server_move_no_cursor(server, run):
     assert there.identity["server_versions"] == "nnsight 0.8.0, transformers [2J5"
 
 
+@pytest.mark.slow
 def test_an_error_in_a_trace_tells_its_line(server):
     there = open_model(NAME, remote=True)
     expected = r"no_such_thing' \(line \d+ of test_remote.py: .*blocks\[1\].no_such_thing\(2\)\)"
@@ -587,6 +612,7 @@ def test_an_error_in_a_trace_tells_its_line(server):
         entering.save()
 
 
+@pytest.mark.slow
 def test_a_trace_that_forgets_where_it_runs_loads_nothing(server):
     there = open_model(NAME, remote=True)
     for model in (there.traced, rewire(there, drop(clean(4), 1))):
@@ -598,6 +624,7 @@ def test_a_trace_that_forgets_where_it_runs_loads_nothing(server):
     assert there.traced._module.device.type == "meta"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [403, "error: no {KEY}", "gate", "garbage"])
 def test_the_key_is_in_no_traceback(server, monkeypatch, capsys, fault):
     if fault == "gate":
@@ -620,6 +647,7 @@ def test_models_lists_what_runs(server, run):
     assert row.split() == [NAME, "running", "float64"]
 
 
+@pytest.mark.slow
 def test_deploy_asks_for_a_model_that_does_not_run(server, run, stories):
     server.state = "NOT_STARTED"
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 48]
@@ -628,6 +656,7 @@ def test_deploy_asks_for_a_model_that_does_not_run(server, run, stories):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_neurons_are_measured_here(server, run, monkeypatch):
     """Weights are read from the hub, and the server is not asked."""
     monkeypatch.setattr(CONFIG.API, "HOST", "http://127.0.0.1:1")
@@ -638,6 +667,7 @@ def test_neurons_are_measured_here(server, run, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_only_what_writes_to_the_vocabulary_is_fetched(running, server, llama, run):
     """The tensors that neurons are measured on come alone, by their bytes."""
     hub, _ = running
@@ -664,11 +694,13 @@ def test_a_hub_that_sends_nonsense_is_refused(running, server, run, monkeypatch)
     assert code == 1 and "bytes where" in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_weights_of_a_remote_model_are_not_processed(server):
     with pytest.raises(Refusal, match="are on a server"):
         process(open_model(NAME, remote=True))
 
 
+@pytest.mark.slow
 def test_the_sandbox_is_told_of_and_limited(server, corpus):
     """What a sandboxed server would pass through its socket is refused above a limit."""
     said = []
@@ -683,6 +715,7 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
 
 
+@pytest.mark.slow
 def test_a_probe_names_only_what_it_has(server):
     small = replace(open_model(NAME, remote=True, sandbox_limit=1e-9), sandboxed=True)
     with pytest.raises(Refusal, match="fewer pairs, in a directory of your own, or raise") as told:

@@ -47,6 +47,7 @@ def check(page: str) -> None:
     assert len(page.encode()) < 5_000_000
 
 
+@pytest.mark.slow
 def test_a_page_is_valid_and_asks_no_other_host_for_anything(page):
     check(page)
     loading = re.findall(r'(?:src|data|xlink:href|srcset|action)="([^"]*)"', page)
@@ -87,6 +88,7 @@ def test_verdicts_on_the_page_are_those_of_the_file(page, directory):
         assert re.search(rf'{count} <span class="verdict \w+">{said}</span>', page)
 
 
+@pytest.mark.slow
 def test_the_two_lines_of_python_load_and_draw_a_file(directory, monkeypatch):
     monkeypatch.chdir(directory)
     for source in SOURCES:
@@ -98,6 +100,7 @@ def test_the_two_lines_of_python_load_and_draw_a_file(directory, monkeypatch):
         matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_figures(directory):
     for name in ("5a", "14", "1"):
         text = on_white(to_svg(draw(PICTURES[name], [Files(directory)])))
@@ -105,6 +108,7 @@ def test_the_same_files_give_the_same_figures(directory):
         assert ">relative depth<" in text or ">depth<" in text, "text stays text"
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_said(tmp_path):
     plant(tmp_path)
     for name in ("tasks", "ing"):
@@ -119,6 +123,7 @@ def test_what_is_not_there_is_said(tmp_path):
     assert len(verdicts) == sum(len(recipe.claims) for recipe in RECIPES)
 
 
+@pytest.mark.slow
 def test_why_something_was_left_out_is_remembered(tmp_path):
     plant(tmp_path)
     for name in SOURCES:
@@ -133,6 +138,7 @@ def test_why_something_was_left_out_is_remembered(tmp_path):
     assert "is not drawn: so it is." in (tmp_path / "b.html").read_text()
 
 
+@pytest.mark.slow
 def test_models_side_by_side_have_a_page_too(tmp_path, directory):
     plant(tmp_path / "other", name="other", reverse=True)
     both = [directory, tmp_path / "other"]
@@ -145,6 +151,7 @@ def test_models_side_by_side_have_a_page_too(tmp_path, directory):
     assert PICTURES["layers"].title in page and PICTURES["23"].title not in page
 
 
+@pytest.mark.slow
 def test_published_values_stand_beside_what_was_measured(tmp_path):
     plant(tmp_path, name="openai-community/gpt2")
     report([Files(tmp_path)], ReportFiles(tmp_path / "page.html"))

@@ -61,6 +61,7 @@ def made(path: Path) -> dict[str, float]:
     return {str(each): each.stat().st_mtime_ns for each in path.rglob("*") if each.is_file()}
 
 
+@pytest.mark.slow
 def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkeypatch):
     command = words(given, "--task-data", given["tasks"])
     trials, try_out = [], block_structure._try_out
@@ -89,6 +90,7 @@ def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkey
     assert made(there) == before
 
 
+@pytest.mark.slow
 def test_other_settings_or_changed_files_are_noticed(run, given):
     assert run(*words(given, "E7"))[0] == 0
     before = made(Path("outputs/tiny"))
@@ -106,6 +108,7 @@ def test_other_settings_or_changed_files_are_noticed(run, given):
     assert again["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
     """SIGKILL in the middle of the sweep; then the same command, and the same numbers."""
     command = [sys.executable, cli.__file__, *map(str, words(given, "E1")), "--batch-tokens", "64"]
@@ -136,6 +139,7 @@ def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
     xr.testing.assert_equal(resumed, xr.load_dataset(partial.with_name("sweep.nc")))
 
 
+@pytest.mark.slow
 def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatch):
     original = measuring.MEASURES["neurons"]
 
@@ -152,6 +156,7 @@ def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatc
     assert made(Path("outputs/tiny"))["outputs/tiny/lens.nc"] == before["outputs/tiny/lens.nc"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_left_out_with_its_reason(run, given):
     """Twenty tokens are too few for local attention; the rest is measured all the same."""
     code, _, err = run(
@@ -192,6 +197,7 @@ def test_experiments_are_listed_and_wrong_ones_refused(run, given):
     assert code == 1 and "there is no directory" in err
 
 
+@pytest.mark.slow
 def test_a_list_needs_no_torch():
     code = "import sys, recipes.experiments.catalogue; "
     code += "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
@@ -200,6 +206,7 @@ def test_a_list_needs_no_torch():
     )
 
 
+@pytest.mark.slow
 def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monkeypatch):
     for name in ("one", "two"):
         assert run(*words(given, "E1", "E7", "E10"), "--out", name)[0] == 0
@@ -231,6 +238,7 @@ def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monk
     assert code == 1
 
 
+@pytest.mark.slow
 def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, given):
     assert run(*words(given, "E7", "E10", "E1"))[0] == 0
     for name in ("claims.nc", "stages.nc", "report.html"):
@@ -244,6 +252,7 @@ def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, given):
     assert code == 1 and "sweep.nc is not a NetCDF file that can be read" in err
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(run, given, tmp_path):
     shutil.copytree(given["model"], tmp_path / "tiny")
     here = {**given, "model": tmp_path / "tiny"}
@@ -257,6 +266,7 @@ def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(run, gi
     assert run(*words(here, "E7"))[0] == 0
 
 
+@pytest.mark.slow
 def test_one_experiment_without_layers_in_its_file_has_a_report(run, given):
     assert run(*words(given, "E9"))[0] == 0
     assert "Single neurons" in Path("outputs/tiny/report.html").read_text()
@@ -271,6 +281,7 @@ def test_a_full_disk_ends_it_at_once(run, given, monkeypatch):
     assert code == 1 and "cannot be written" in err and "left out" not in err
 
 
+@pytest.mark.slow
 def test_a_model_of_one_layer_is_measured_as_far_as_it_goes(run, given, tmp_path):
     shutil.copytree(given["model"], tmp_path / "one")
     config = GPT2Config.from_pretrained(tmp_path / "one")
@@ -288,6 +299,7 @@ def test_numbers_of_a_comparison_go_into_a_netcdf_file(run):
     assert code == 2 and "ends in .nc" in err
 
 
+@pytest.mark.slow
 def test_another_model_in_the_directory_is_refused_before_anything_is_measured(run, given):
     assert run(*words(given, "E1"), "--out", "here")[0] == 0
     before = made(Path("here"))
@@ -296,6 +308,7 @@ def test_another_model_in_the_directory_is_refused_before_anything_is_measured(r
     assert made(Path("here")) == before
 
 
+@pytest.mark.slow
 def test_data_that_is_not_there_and_files_that_would_be_lost_are_refused(run, given):
     for option in ("--wic-data", "--task-data"):
         code, _, err = run(*words(given, "E1"), option, "/nowhere/at/all")

@@ -91,6 +91,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_fresh_run_goes_on_and_the_old_file_stays_until_it_is_done(
     gpt2, tmp_path, monkeypatch
 ):
@@ -194,6 +195,7 @@ for name, arm in cases.items():
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(tmp_path):
     here = Path(__file__).parent
     done = subprocess.run(
@@ -270,6 +272,7 @@ def title(data):
     return draw(data).get_suptitle()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
 def test_a_figure_has_a_line_for_every_intervention_and_says_its_units(data, tmp_path, kind):
     figure = draw(data)

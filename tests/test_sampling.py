@@ -9,6 +9,7 @@ from robustness.models.opening import open_model
 from robustness.text.sources import documents
 
 
+@pytest.mark.slow
 def test_as_many_tokens_as_were_asked_for_are_sampled_by_seed():
     model = open_model("builtin")
     texts = sample(model, 900, document=300)
@@ -18,6 +19,7 @@ def test_as_many_tokens_as_were_asked_for_are_sampled_by_seed():
     assert "<|endoftext|>" not in "".join(texts)
 
 
+@pytest.mark.slow
 def test_what_is_sampled_follows_the_models_own_distribution():
     """The first tokens of many documents are as frequent as the model says."""
     plain = tiny("llama", torch.float32)
@@ -54,6 +56,7 @@ def test_what_is_written_is_a_corpus_and_says_what_it_is(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_shipped_samples_are_200_000_tokens():
     tokenizer = open_model("builtin").tokenizer
     texts = [text for _, text in documents("builtin-sampled")]

@@ -52,11 +52,13 @@ def test_the_examples_in_docstrings_hold(module):
     assert tried and not failed
 
 
+@pytest.mark.slow
 @given(schedules)
 def test_text_comes_back_as_the_schedule_it_was_written_from(steps):
     assert from_text(to_text(steps), LAYERS) == steps
 
 
+@pytest.mark.slow
 @given(schedules, st.data())
 def test_swapping_twice_changes_nothing(steps, data):
     distance = data.draw(st.integers(1, max(1, len(steps) - 1)))
@@ -65,6 +67,7 @@ def test_swapping_twice_changes_nothing(steps, data):
         assert swap(swap(steps, index, distance), index, distance) == steps
 
 
+@pytest.mark.slow
 @given(schedules, st.data())
 def test_a_swap_is_one_of_a_span_reversed_when_adjacent(steps, data):
     if len(steps) > 1:
@@ -72,6 +75,7 @@ def test_a_swap_is_one_of_a_span_reversed_when_adjacent(steps, data):
         assert swap(steps, index) == reverse(steps, index, 2)
 
 
+@pytest.mark.slow
 @given(schedules, st.data())
 def test_every_edit_of_a_span_leaves_the_rest_alone(steps, data):
     index = data.draw(st.integers(0, len(steps) - 1))
@@ -88,6 +92,7 @@ def test_every_edit_of_a_span_leaves_the_rest_alone(steps, data):
         assert edited[len(edited) - after :] == steps[index + length :]
 
 
+@pytest.mark.slow
 @given(schedules, st.data())
 def test_a_repeat_executes_each_step_of_its_span_once_more(steps, data):
     index = data.draw(st.integers(0, len(steps) - 1))
@@ -202,6 +207,7 @@ def test_the_longest_schedule_is_executable_and_one_more_block_is_not():
         from_text(to_text((*longest, 0)), 4)
 
 
+@pytest.mark.slow
 def test_steps_on_one_input_are_nested_as_deep_as_their_text_may_be():
     step = 0
     for _ in range(DEEPEST):
@@ -241,6 +247,7 @@ def test_sublayers_and_blocks_on_one_input_have_a_text():
     assert from_text("(..2+(4))", LAYERS) == (Parallel((0, 1, 2, Parallel((4,)))),)
 
 
+@pytest.mark.slow
 @given(schedules)
 def test_a_step_travels_as_plain_values_that_tell_it_apart(steps):
     def flat(value):

@@ -30,6 +30,7 @@ def test_planted_boundaries_are_recovered(starts):
     assert sum(best(each).starts == starts for each in found) >= 9
 
 
+@pytest.mark.slow
 def test_on_noise_there_are_none():
     found = [
         len(best(standardise(np.random.default_rng(seed).normal(size=(signatures, layers)))).starts)

@@ -68,6 +68,7 @@ def test_shards_are_whole_batches_each_once_and_about_as_many(batches, count):
     assert max(sizes) - min(sizes) <= 1 and all(each.start % 3 == 0 for each in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_merged_shards_are_the_unsharded_run_bit_for_bit(family, model, tmp_path, count):
     text = corpus(sequences=7)
@@ -84,6 +85,7 @@ def test_merged_shards_are_the_unsharded_run_bit_for_bit(family, model, tmp_path
     assert {file.name for file in tmp_path.iterdir()} == {"sweep.nc", *(f.name for f in files)}
 
 
+@pytest.mark.slow
 def test_shards_of_free_schedules_and_of_documents_of_several_lengths(gpt2, tmp_path):
     text = corpus(sequences=6, lengths=[12, 7, 3, 12, 9, 5])
     schedules = [clean(4), swap(clean(4), 0), (3, 3)]
@@ -102,6 +104,7 @@ def test_a_document_in_two_shards_stays_one_document(gpt2, tmp_path):
     assert (second.tokens, second.corpus_tokens) == (48, 72)
 
 
+@pytest.mark.slow
 def test_the_unsharded_command_finds_its_run_done_when_shards_are_merged(gpt2, tmp_path):
     text, path = corpus(sequences=6), tmp_path / "sweep.nc"
     merged = merge(run_shards(gpt2, text, tmp_path, 2), path)
@@ -110,6 +113,7 @@ def test_the_unsharded_command_finds_its_run_done_when_shards_are_merged(gpt2, t
     assert path.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_tokens_of_shards_are_merged_too_bit_for_bit(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(token_merging, "SEQUENCES_COPIED", 2)
     text, path = corpus(sequences=7), tmp_path / "sweep.nc"
@@ -123,6 +127,7 @@ def test_tokens_of_shards_are_merged_too_bit_for_bit(gpt2, tmp_path, monkeypatch
     sweep(gpt2, text, out=path, **options)  # finds its run done
 
 
+@pytest.mark.slow
 def test_tokens_that_are_missing_are_missed(gpt2, tmp_path):
     files = run_shards(gpt2, corpus(sequences=7), tmp_path, 2, per_token=True)
     tokens = token_layout.beside(files[1])
@@ -134,6 +139,7 @@ def test_tokens_that_are_missing_are_missed(gpt2, tmp_path):
     assert not (tmp_path / "sweep.nc").exists()
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_merge_left_is_not_gone_on_with(gpt2, tmp_path, monkeypatch):
     """The shards may have been made anew since."""
     files, path = run_shards(gpt2, corpus(sequences=7), tmp_path, 2), tmp_path / "sweep.nc"
@@ -153,6 +159,7 @@ def test_what_an_interrupted_merge_left_is_not_gone_on_with(gpt2, tmp_path, monk
     np.testing.assert_array_equal(netcdf.load(path).kl[..., -1], data.kl[..., -1])
 
 
+@pytest.mark.slow
 def test_a_merge_keeps_tokens_in_step_with_the_whole(gpt2, tmp_path):
     text, path = corpus(sequences=7), tmp_path / "sweep.nc"
     tokens, torn = token_layout.beside(path), tmp_path / ".sweep.tokens.nc.1.writing"
@@ -169,6 +176,7 @@ def test_a_merge_keeps_tokens_in_step_with_the_whole(gpt2, tmp_path):
         merge(files, files[0], fresh=True)
 
 
+@pytest.mark.slow
 def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path):
     text, out = corpus(sequences=6), tmp_path / "sweep.nc"
     one, two, three = run_shards(gpt2, text, tmp_path, 3)
@@ -208,6 +216,7 @@ def test_merging_what_does_not_belong_together_is_refused_by_name(gpt2, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_not_finished_is_refused_by_name(gpt2, tmp_path):
     text = corpus(sequences=6)
     one, two = run_shards(gpt2, text, tmp_path, 2)
@@ -226,6 +235,7 @@ def test_a_shard_that_is_not_finished_is_refused_by_name(gpt2, tmp_path):
     assert_same_bits(merge([one, two]), sweep(gpt2, text, batch_tokens=BATCH))
 
 
+@pytest.mark.slow
 def test_a_file_of_something_else_is_not_merged_over(gpt2, tmp_path):
     text, out = corpus(sequences=6), tmp_path / "sweep.nc"
     files = run_shards(gpt2, text, tmp_path, 2)
@@ -235,6 +245,7 @@ def test_a_file_of_something_else_is_not_merged_over(gpt2, tmp_path):
     assert merge(files, out, fresh=True).interventions == "drop, swap"
 
 
+@pytest.mark.slow
 def test_a_shard_is_asked_for_and_merged_on_the_command_line(run, llama, stories):
     words = ["sweep", llama, "--data", stories, "--context", 32, "--tokens", 320]
     words += ["--batch-tokens", 64]
@@ -259,6 +270,7 @@ def test_a_shard_is_asked_for_and_merged_on_the_command_line(run, llama, stories
     assert code == 1 and "shard 2/2 is missing" in err and not Path("new.nc").exists()
 
 
+@pytest.mark.slow
 def test_shares_come_from_the_sums_of_counts_and_not_from_means_of_shares(gpt2, tmp_path):
     text = corpus(sequences=6)
     files = run_shards(gpt2, text, tmp_path, 3)
@@ -297,6 +309,7 @@ execution.sweep(
 """
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_killed_twice_changes_nothing(gpt2, tmp_path):
     path = tmp_path / "two.nc"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

@@ -154,6 +154,7 @@ def models(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "file", "variable", "chosen", "claims", "pictures"),
     SLICES,

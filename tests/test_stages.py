@@ -87,6 +87,7 @@ def test_on_noise_it_says_that_there_are_none(tmp_path):
     assert (four.boundary_high - four.boundary_low).max() > 2, "but where they are is unknown"
 
 
+@pytest.mark.slow
 def test_where_documents_disagree_the_interval_says_so(tmp_path):
     """Half of the documents change at layer 4, half at layer 9."""
     split = np.where(np.arange(DOCUMENTS)[:, None] % 2, 4, 9)
@@ -142,6 +143,7 @@ def test_what_is_not_enough_is_refused(tmp_path):
         stages(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_repeat_sweep_alone_gives_no_drop(tmp_path):
     directory(tmp_path, (5,))
     save(load(tmp_path / "sweep.nc").isel(intervention=[1]), tmp_path / "sweep.nc")

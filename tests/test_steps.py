@@ -32,6 +32,7 @@ SEQUENTIAL = {"gpt2", "llama", "qwen2"}
 MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2, Parallel((3,)))))
 
 
+@pytest.mark.slow
 def test_pairs_and_spans_equal_surgery_on_the_plain_model(model, plain):
     text = corpus(sequences=2)
     data = sweep(model, text, tuple(PAIRS), batch_tokens=24, state_cap=3)
@@ -72,6 +73,7 @@ def test_groups_of_schedules_change_no_number(gpt2, monkeypatch, room):
     )
 
 
+@pytest.mark.slow
 def test_through_the_strict_backend_every_step_is_the_same(strict_model, plain):
     text = corpus(sequences=3)
     names = ("attention-drop", "mlp-drop", "parallel-2")
@@ -81,6 +83,7 @@ def test_through_the_strict_backend_every_step_is_the_same(strict_model, plain):
     assert_equals_surgery(data, plain, sweep_schedules(("drop-pair",), LAYERS, [1, 3]), text)
 
 
+@pytest.mark.slow
 def test_sublayers_of_eager_attention_and_of_sequences_of_different_length(family):
     names = ("attention-drop", "mlp-drop")
     plain = tiny(family, attention="eager")
@@ -89,6 +92,7 @@ def test_sublayers_of_eager_attention_and_of_sequences_of_different_length(famil
     assert_equals_surgery(data, plain, sweep_schedules(names, LAYERS), text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("sequences", [1, 4, 12])
 def test_states_that_wait_for_the_same_step_go_through_it_together(family, attention, sequences):
@@ -257,6 +261,7 @@ def test_schedules_of_ones_own_take_every_step(gpt2):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_over_two_layers_is_resumed_and_some_layers_restrict_both(gpt2, tmp_path):
     path, done = tmp_path / "pairs.nc", []
 
@@ -361,6 +366,7 @@ def test_a_checkpoint_is_of_whole_blocks_alone(gpt2):
         rebuild_plain(gpt2, (0, Attention(1), 2, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
 def test_weights_that_are_offloaded_are_loaded_for_sublayers_too(family, tmp_path):
     tiny(family).save_pretrained(tmp_path)

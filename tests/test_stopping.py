@@ -115,6 +115,7 @@ def assert_stopped(found, whole, bound):
     assert "sequences_done" not in found.attrs
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_the_first_batch_at_which_it_knows_enough(gpt2, whole, tmp_path):
     path = tmp_path / "a.nc"
     stops = []
@@ -132,6 +133,7 @@ def test_a_run_stops_at_the_first_batch_at_which_it_knows_enough(gpt2, whole, tm
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_stops_where_it_would_have(gpt2, whole, tmp_path):
     path, bound = tmp_path / "a.nc", BOUNDS[1]
     at = first_enough(whole, bound)
@@ -148,6 +150,7 @@ def test_an_interrupted_run_stops_where_it_would_have(gpt2, whole, tmp_path):
         assert_stopped(sweep(gpt2, corpus(sequences=SEQUENCES), **options), whole, bound)
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_is_not_made_again_and_goes_on_to_a_smaller_error(gpt2, whole, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=SEQUENCES)
     begun = []
@@ -177,6 +180,7 @@ def test_a_run_that_stopped_is_not_made_again_and_goes_on_to_a_smaller_error(gpt
         assert last[name].values.tobytes() == whole[name].values.tobytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_to_a_smaller_error(gpt2, whole, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=SEQUENCES)
 
@@ -190,6 +194,7 @@ def test_a_run_that_was_interrupted_goes_on_to_a_smaller_error(gpt2, whole, tmp_
     assert_stopped(found, whole, BOUNDS[1])
 
 
+@pytest.mark.slow
 def test_a_bound_that_is_not_reached_takes_all_of_the_text_and_says_so(gpt2, whole, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=SEQUENCES)
     found = sweep(gpt2, text, batch_tokens=BATCH, until_se=1e-6, out=path)
@@ -200,6 +205,7 @@ def test_a_bound_that_is_not_reached_takes_all_of_the_text_and_says_so(gpt2, who
     np.testing.assert_array_equal(again.modal_share, whole.modal_share)
 
 
+@pytest.mark.slow
 def test_a_stopped_file_is_still_one_line_from_the_layer_by_metric_tensor(gpt2, tmp_path):
     path = tmp_path / "a.nc"
     sweep(gpt2, corpus(sequences=SEQUENCES), batch_tokens=BATCH, until_se=BOUNDS[0], out=path)
@@ -216,6 +222,7 @@ def test_free_schedules_stop_too_and_the_clean_one_does_not_keep_them_going(gpt2
     assert found.sequences < SEQUENCES and found.until_se_reached < 0.2
 
 
+@pytest.mark.slow
 def test_what_was_reached_is_told(run, llama, stories):
     words = ["sweep", llama, "--data", stories, "--context", 8, "--batch-tokens", 64, "--pack"]
     code, out, err = run(*words, "--until-se", 0.2)

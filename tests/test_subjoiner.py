@@ -104,6 +104,7 @@ def test_inputs_end_in_words_of_so_many_pieces_or_one(text):
     assert 0.2 < inputs.held_out.mean() < 0.8
 
 
+@pytest.mark.slow
 def test_a_head_made_by_hand_is_found_and_no_other(text):
     data = probe_subjoiner(by_hand(), SubjoinerSettings(text, pieces=pieces(), items=200))
     assert data.found.sum() == 1 and data.found.sel(layer=1, head=1) == 1
@@ -122,6 +123,7 @@ def test_of_heads_that_look_at_no_pieces_hardly_one_is_found(text):
     assert (abs(data.score) < 0.01).all()
 
 
+@pytest.mark.slow
 def test_a_head_that_knows_words_and_not_pieces_is_not_found():
     """Words differ, and of one class there are few: inputs are no more than their words."""
     hits = 0
@@ -152,6 +154,7 @@ def test_few_different_words_are_refused(tmp_path):
         probe_subjoiner(open_model(tiny("gpt2")), SubjoinerSettings(path))
 
 
+@pytest.mark.slow
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     model = by_hand()
     settings = SubjoinerSettings(text, pieces=pieces(), items=100)

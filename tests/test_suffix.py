@@ -124,6 +124,7 @@ def planted(seed=0, items=2000):
     return dataset, task, chosen
 
 
+@pytest.mark.slow
 def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
     dataset, task, chosen = planted()
     data = fit_groups(dataset, task, chosen, 0)
@@ -148,6 +149,7 @@ def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
     np.testing.assert_allclose(data.model_accuracy, [1, half, 1])
 
 
+@pytest.mark.slow
 def test_activations_are_those_before_the_last_token(text):
     model = opened("llama")
     net = model.traced._module
@@ -163,6 +165,7 @@ def test_activations_are_those_before_the_last_token(text):
     assert data.model_accuracy.sel(reading="half") == ((share > 0.5) == task.label)[test].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
     model = opened(family)
@@ -196,6 +199,7 @@ def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
     assert len(set(zip(layers.tolist(), controls.tolist(), strict=True))) == len(layers)
 
 
+@pytest.mark.slow
 def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
     model = opened()
     net = model.traced._module
@@ -207,6 +211,7 @@ def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
         probe_suffix(open_model(tiny("gpt2")), net, SuffixSettings(text))
 
 
+@pytest.mark.slow
 def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
     model = opened("gpt_neox")
     net = model.traced._module

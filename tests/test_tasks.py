@@ -135,6 +135,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_log_likelihoods_are_the_harnesss_own_on_a_rebuilt_model(model, plain, data, name):
     expected = likelihoods(by_harness(rebuilt(plain, SCHEDULES[name]), data))
@@ -144,6 +145,7 @@ def test_log_likelihoods_are_the_harnesss_own_on_a_rebuilt_model(model, plain, d
         assert found[key] == pytest.approx(value, abs=1e-4), key
 
 
+@pytest.mark.slow
 def test_metrics_and_errors_are_the_harnesss(found, plain, data):
     for schedule, chosen in (
         (clean(3), {"value": found.clean_value, "error": found.clean_standard_error}),
@@ -170,6 +172,7 @@ def test_metrics_and_errors_are_the_harnesss(found, plain, data):
             assert float(chosen["error"].sel(here)) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_free_schedules_and_the_clean_model_alone_have_the_same_numbers(
     found, model, data, tmp_path
 ):
@@ -195,6 +198,7 @@ def test_free_schedules_and_the_clean_model_alone_have_the_same_numbers(
         assert len(draw(dataset).axes) == len(NAMES)
 
 
+@pytest.mark.slow
 def test_some_layers_have_the_numbers_they_have_among_all(found, model, data):
     settings = TaskSettings(NAMES, ("drop",), layers=(0, 2), data=data)
     some = evaluate_tasks(model, settings, RunOptions(batch_tokens=900))
@@ -230,6 +234,7 @@ def test_items_are_kept_for_paired_comparisons(found):
     assert np.isnan(found.value.sel(intervention="swap", layer=2)).all()
 
 
+@pytest.mark.slow
 def test_long_contexts_are_cut_off_on_the_left_as_the_harness_does(model, plain, data, tmp_path):
     for name in NAMES:
         (tmp_path / f"{name}.jsonl").write_text((data / f"{name}.jsonl").read_text())
@@ -261,6 +266,7 @@ def spying(seen):
     return spy
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch):
     settings = TaskSettings(NAMES, ("drop",), data=data)
     options = RunOptions(out=tmp_path / "tasks.nc", batch_tokens=300)
@@ -281,6 +287,7 @@ def test_a_run_goes_on_where_it_stopped(model, data, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["tasks.nc"]
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp_path):
     settings = TaskSettings(NAMES[1:], ("drop",), data=data)
     options = RunOptions(batch_tokens=900, state_cap=4)
@@ -305,6 +312,7 @@ def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp
         evaluate_tasks(model, settings, options)
 
 
+@pytest.mark.slow
 def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
     model, data, monkeypatch
 ):

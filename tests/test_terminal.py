@@ -48,6 +48,7 @@ def test_a_name_with_escapes_is_shown_as_escapes(run):
     assert code == 1 and "\x1b" not in err and "\\x1b[31mred" in err
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_said_and_no_success():
     with open("/dev/full", "w") as full:
         process = start("models", stdout=full, stderr=subprocess.PIPE)
@@ -56,6 +57,7 @@ def test_a_full_standard_output_is_said_and_no_success():
     assert err.startswith("stages: standard output takes no more") and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_help_into_a_full_device_is_no_traceback():
     with open("/dev/full", "w") as full:
         process = start("--help", stdout=full, stderr=subprocess.PIPE)
@@ -63,6 +65,7 @@ def test_help_into_a_full_device_is_no_traceback():
     assert process.returncode == 1 and len(err.splitlines()) == 1 and "room" in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_went_away_ends_a_command_quietly():
     reading, writing = os.pipe()
     os.close(reading)
@@ -72,6 +75,7 @@ def test_a_reader_that_went_away_ends_a_command_quietly():
     assert (process.returncode, err) == (141, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["0", "1", "2"])
 def test_closed_streams_change_nothing(closed):
     command = f'exec "$@" {closed}>&-'
@@ -86,6 +90,7 @@ def test_closed_streams_change_nothing(closed):
     assert process.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_full_standard_error_ends_nothing():
     with open("/dev/full", "w") as full:
         process = start("show", "nowhere.nc", stdout=subprocess.PIPE, stderr=full)
@@ -103,12 +108,14 @@ def test_a_full_standard_error_ends_nothing():
     bar.flush()
 
 
+@pytest.mark.slow
 def test_an_encoding_that_lacks_a_letter_gets_its_escape():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     process = start("show", "µ.nc", stderr=subprocess.PIPE, env=environment)
     assert "\\xb5.nc" in process.communicate(timeout=60)[1] and process.returncode == 1
 
 
+@pytest.mark.slow
 def test_impatience_is_met_with_one_line_and_status_130(tmp_path, llama, stories):
     # Far more text than could be swept before the signals arrive.
     long = tmp_path / "long.jsonl"

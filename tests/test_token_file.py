@@ -46,6 +46,7 @@ def test_every_token_is_that_of_a_rebuilt_model(family, tmp_path):
     assert data.kl.isel(token=[0, -1]).isnull().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [None, [12, 7, 3, 12, 9, 5]])
 def test_means_of_tokens_are_what_the_file_of_sequences_holds(gpt2, tmp_path, lengths):
     text = corpus(sequences=6, lengths=lengths)
@@ -61,6 +62,7 @@ def test_means_of_tokens_are_what_the_file_of_sequences_holds(gpt2, tmp_path, le
     assert {file.name for file in tmp_path.iterdir()} == {"a.nc", "a.tokens.nc"}
 
 
+@pytest.mark.slow
 def test_on_a_server_it_is_the_same(model, strict_model, tmp_path):
     for name, opened in (("here", model), ("there", strict_model)):
         sweep(opened, corpus(sequences=2), per_token=True, out=tmp_path / f"{name}.nc")
@@ -72,6 +74,7 @@ class Stop(Exception):
     """Stands in for a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_an_interrupted_run_goes_on_and_leaves_the_same(gpt2, tmp_path, monkeypatch, after):
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
@@ -114,6 +117,7 @@ def test_killed_between_the_two_files_the_second_is_made_from_its_parts(
     assert not (tmp_path / "a.tokens.parts").exists()
 
 
+@pytest.mark.slow
 def test_killed_while_parts_are_removed_the_file_stays_whole(gpt2, tmp_path, monkeypatch):
     """What is left of them is never taken for all of them."""
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
@@ -151,6 +155,7 @@ def test_parts_that_are_lost_are_missed(gpt2, tmp_path, monkeypatch, lost):
     assert not (tmp_path / "a.tokens.nc").exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_is_lost_is_missed_before_anything_is_measured(gpt2, tmp_path, monkeypatch):
     text, options = corpus(sequences=6), {"per_token": True, "batch_tokens": 24}
 
@@ -215,6 +220,7 @@ def test_single_tokens_are_drawn_over_layers_and_positions(gpt2, tmp_path):
     np.testing.assert_allclose(shown, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{"schedules": ["0-2.."]}, {"interventions": ["drop-pair"]}])
 def test_single_tokens_of_other_sweeps_are_drawn_as_their_means(gpt2, tmp_path, asked):
     whole = sweep(gpt2, corpus(sequences=4), **asked, per_token=True, out=tmp_path / "a.nc")
@@ -222,6 +228,7 @@ def test_single_tokens_of_other_sweeps_are_drawn_as_their_means(gpt2, tmp_path, 
     assert [axis.get_xlabel() for axis in one.axes] == [axis.get_xlabel() for axis in other.axes]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_kept_is_refused(gpt2, tmp_path):
     text = corpus(sequences=4)
     with pytest.raises(Refusal, match="give a path with `out`"):

@@ -75,6 +75,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_killed_training_comes_to_the_end_of_an_undisturbed_one(tmp_path, stories):
     prepared = tmp_path / "prepared"
     prepared.mkdir()
@@ -235,6 +236,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_stays(tmp_path, stories, how, 
     assert [path.name for path in (tmp_path / "out").iterdir()] == [CHECKPOINT]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_there_is_and_the_same_call_goes_on(tmp_path, stories):
     whole = train(tmp_path / "whole", stories)
     checkpoint = cut(tmp_path / "out", stories)
@@ -304,6 +306,7 @@ def test_nothing_is_left_where_nothing_was_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_sources_may_have_one_name_and_names_that_are_no_text(tmp_path, stories):
     (tmp_path / "b").mkdir()
     odd = tmp_path / "b" / os.fsdecode(b"stories\xff.jsonl")

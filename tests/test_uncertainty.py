@@ -101,6 +101,7 @@ def test_items_are_drawn_one_by_one_unless_they_have_documents():
     assert float(together) > 2 * float(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [4, 10, 40])
 def test_intervals_of_few_documents_cover_as_often_as_they_say(documents):
     """Plain percentiles of four cover in about 78 of 100 cases, of ten in 90."""
@@ -117,6 +118,7 @@ def test_intervals_of_few_documents_cover_as_often_as_they_say(documents):
     assert covered >= plain
 
 
+@pytest.mark.slow
 def test_intervals_are_students_for_means_of_normal_values():
     values = np.random.default_rng(6).normal(size=200)
     low, high = interval(bootstrap_means(array(values, np.arange(200)), draws=20_000))
@@ -190,6 +192,7 @@ def test_bands_of_unequal_documents_cover_as_often_as_they_say(count, shared):
     assert plain / cases < covered / cases, "as many degrees of freedom as documents are too many"
 
 
+@pytest.mark.slow
 def test_bootstraps_of_unequal_documents_cover_more_often_than_by_their_number():
     random, found = np.random.default_rng(3), {"interval": 0, "bootstrap": 0}
     for _ in range(200):

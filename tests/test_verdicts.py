@@ -36,6 +36,7 @@ def planted(path, **options):
     return Files(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("reverse", "wanted"), [(False, HOLDS), (True, FAILS)])
 def test_claims_hold_where_they_are_planted_and_fail_on_the_opposite(
@@ -52,6 +53,7 @@ def test_claims_hold_where_they_are_planted_and_fail_on_the_opposite(
         assert bool(each.reason) == (each.verdict == OPEN)
 
 
+@pytest.mark.slow
 def test_every_claim_about_a_family_is_judged_on_that_family(tmp_path):
     decided = set()
     for architecture in ARCHITECTURES:
@@ -79,6 +81,7 @@ def test_a_number_decides_when_its_whole_interval_does(low, high, least, most, w
     assert number.verdict == wanted and number.decides
 
 
+@pytest.mark.slow
 def test_wide_intervals_leave_it_open(tmp_path):
     """Documents that disagree wildly say nothing of whether the mean is above a threshold."""
     planted(tmp_path / "calm", documents=10, robust=0.73)
@@ -90,6 +93,7 @@ def test_wide_intervals_leave_it_open(tmp_path):
     assert verdicts["C1.1"].reason.endswith("includes the threshold; use more --tokens")
 
 
+@pytest.mark.slow
 def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
     planted(tmp_path)
     (tmp_path / "lens.nc").unlink()
@@ -108,6 +112,7 @@ def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
     assert found["C3.1"].verdict == HOLDS
 
 
+@pytest.mark.slow
 def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
     planted(tmp_path)
     whole = load(tmp_path / "sweep.nc")
@@ -123,6 +128,7 @@ def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
             draw(PICTURES["5a"], [Files(tmp_path)])
 
 
+@pytest.mark.slow
 def test_a_model_of_few_layers_has_no_interior(tmp_path):
     files = planted(tmp_path)
     for source in files.sources:
@@ -138,6 +144,7 @@ def test_a_model_of_few_layers_has_no_interior(tmp_path):
     assert "10 needed" in found["C11.1"].reason
 
 
+@pytest.mark.slow
 def test_verdicts_are_saved_with_numbers_and_thresholds(tmp_path):
     files = planted(tmp_path)
     found = judge([files])
@@ -181,6 +188,7 @@ def test_a_toeplitz_matrix_is_its_own_and_keeps_the_profile():
         assert len(np.unique(np.diagonal(found[0], offset).round(12))) == 1
 
 
+@pytest.mark.slow
 def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
     names = {"small": 0.76, "medium": 0.8, "large": 0.84, "huge": 0.9}
     models = [planted(tmp_path / name, name=name, robust=at) for name, at in names.items()]
@@ -199,6 +207,7 @@ def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
     assert re.search(r"interior agreement, swap +0\.7", shown) and "claims about several" in shown
 
 
+@pytest.mark.slow
 def test_more_layers_more_robust_is_judged_over_models(tmp_path):
     models = []
     for index in range(6):
@@ -214,6 +223,7 @@ def test_more_layers_more_robust_is_judged_over_models(tmp_path):
     assert verdicts["C8.4"] == OPEN
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(tmp_path):
     one = planted(tmp_path / "one")
     with pytest.raises(Refusal, match="two or more"):
@@ -246,6 +256,7 @@ def phi(path, scales, others):
     return [Files(path / name) for name in scales | others]
 
 
+@pytest.mark.slow
 def test_claims_about_phi_are_judged_on_phi_and_others(tmp_path):
     def verdicts(name, scales, others):
         found = judge(phi(tmp_path / name, scales, others))
@@ -265,6 +276,7 @@ def test_claims_about_phi_are_judged_on_phi_and_others(tmp_path):
     assert "missing: pythia" in found["C8.5"].reason and found["C8.4"].verdict == HOLDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "wanted"), [(LAYERS - 2, HOLDS), (LAYERS - 3, FAILS)])
 def test_only_the_last_pair_counts_as_the_last_pair(tmp_path, pair, wanted):
     models = [planted(tmp_path / name, name=name) for name in ("one", "two")]
@@ -275,6 +287,7 @@ def test_only_the_last_pair_counts_as_the_last_pair(tmp_path, pair, wanted):
     assert found["C1.4b"].verdict == wanted
 
 
+@pytest.mark.slow
 def test_intervals_of_draws_know_how_many_documents_they_are_of(tmp_path):
     """Or they would be too narrow where documents are few."""
     files, counted = planted(tmp_path), 0
@@ -310,6 +323,7 @@ def _decides(check):
     return check.least is not None or check.most is not None
 
 
+@pytest.mark.slow
 def test_published_values_are_compared_in_their_own_unit(tmp_path):
     """A planted GPT-2 that has exactly the published values differs from them by nothing."""
     plant(tmp_path, name="openai-community/gpt2")
@@ -347,6 +361,7 @@ def test_published_values_are_those_of_the_models_of_the_paper_with_their_source
     assert peak and peak.peak == 2 and peak.values["2"] == 0.102
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_not_a_number_is_not_averaged_away(tmp_path):
     planted(tmp_path)
     sweep = load(tmp_path / "sweep.nc")
@@ -359,6 +374,7 @@ def test_a_layer_that_is_not_a_number_is_not_averaged_away(tmp_path):
     draw(PICTURES["5a"], [Files(tmp_path)])
 
 
+@pytest.mark.slow
 def test_where_nothing_is_finite_figures_are_drawn_all_the_same(tmp_path):
     plant(tmp_path)
     sweep = load(tmp_path / "sweep.nc")
@@ -367,6 +383,7 @@ def test_where_nothing_is_finite_figures_are_drawn_all_the_same(tmp_path):
         assert draw(PICTURES[name], [Files(tmp_path)]).axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.slow
 def test_gated_neurons_and_chance_decide_nothing(tmp_path):
     planted(tmp_path)
     save(load(tmp_path / "neurons.nc").assign_attrs(gated=1), tmp_path / "neurons.nc")
@@ -379,6 +396,7 @@ def test_gated_neurons_and_chance_decide_nothing(tmp_path):
         assert "no better than chance" in found[name].reason
 
 
+@pytest.mark.slow
 def test_tasks_that_the_clean_model_cannot_do_do_not_count(tmp_path):
     files = planted(tmp_path)
     before = {each.claim.name: each for each in judge([files])}["C12"]
@@ -394,6 +412,7 @@ def test_tasks_that_the_clean_model_cannot_do_do_not_count(tmp_path):
         assert one.value == pytest.approx(other.value, abs=0.05)
 
 
+@pytest.mark.slow
 def test_boundaries_of_other_files_are_not_used(tmp_path):
     planted(tmp_path)
     sweep = load(tmp_path / "sweep.nc").assign_attrs(created="2001-01-01T00:00:00+00:00")
@@ -401,6 +420,7 @@ def test_boundaries_of_other_files_are_not_used(tmp_path):
     assert "run `stages segment` again" in Files(tmp_path).missing(STAGES)
 
 
+@pytest.mark.slow
 def test_a_model_that_lacks_a_file_does_not_keep_others_from_being_judged(tmp_path):
     models = [planted(tmp_path / name, name=name) for name in ("one", "two", "three")]
     (tmp_path / "one" / "sweep.nc").unlink()

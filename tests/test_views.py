@@ -90,6 +90,7 @@ def curves(figure):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "shared"),
     [("5a", "sweep", 4), ("18", "similarity", 10), ("15", "tasks", 3),
@@ -107,6 +108,7 @@ def test_two_pictures_of_a_curve_have_the_same_band(tmp_path, name, file, shared
     assert matched == shared
 
 
+@pytest.mark.slow
 def test_a_table_has_a_form_for_machines(tmp_path):
     plant(tmp_path)
     data = load(tmp_path / "sweep.nc")

@@ -51,6 +51,7 @@ def model():
     return open_model(tiny("llama"), tokenizer=word_level(40))
 
 
+@pytest.mark.slow
 def test_a_sense_that_is_there_is_found_and_shuffled_labels_are_at_chance(model, wic):
     data = probe_wic(model, WicSettings(wic))
     assert data.accuracy.dims == ("probe", "depth") and data.sizes["depth"] == 5
@@ -81,6 +82,7 @@ def test_a_direction_planted_in_one_depth_is_found_there():
     assert accuracy[1] > 0.85 and abs(accuracy[[0, 2]] - 0.5).max() < 0.1
 
 
+@pytest.mark.slow
 def test_states_are_those_of_the_word_in_the_sentence_alone(model, wic, monkeypatch):
     kept = {}
 
@@ -124,11 +126,13 @@ def test_states_of_the_test_part_choose_nothing():
     xr.testing.assert_equal(before.dev_accuracy, after.dev_accuracy)
 
 
+@pytest.mark.slow
 def test_on_a_server_it_is_the_same(model, wic):
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
     xr.testing.assert_equal(probe_wic(remote, WicSettings(wic)), probe_wic(model, WicSettings(wic)))
 
 
+@pytest.mark.slow
 def test_it_resumes_and_leaves_one_file(model, wic, tmp_path):
     out = tmp_path / "out" / "wic.nc"
     settings, options = WicSettings(wic), RunOptions(out=out, batch_tokens=100)

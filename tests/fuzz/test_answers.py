@@ -94,6 +94,7 @@ def requests() -> Requests:
     return Requests("model", "http://127.0.0.1:1", "key", limits=Limits(answer=ROOM))
 
 
+@pytest.mark.slow
 def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
     """Damage from outside is found by sums; what has right sums is plain, and small."""
     monkeypatch.chdir(tmp_path)

@@ -77,6 +77,7 @@ def wrong(words: list[str], status: int, err: str) -> Iterator[str]:
         yield "a reason without a remedy"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_every_command_line_ends_in_a_status_and_a_line(number, furnished, llama, tmp_path):
     problems: list[str] = []

@@ -283,6 +283,7 @@ def test_a_file_that_was_changed_is_refused_by_name_or_read(case, files, run, tm
             assert line.startswith("stages: ") and len(line) > 40, what
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_passes_and_is_known(files):
     kinds = {load(files / name).attrs["measurement"] for name in names(files)}
     # Of the dimensions of a sweep's and of a free schedule's file.

@@ -303,6 +303,7 @@ def some_items(place: Path, draw: random.Random) -> list[str]:
     return ["tasks", "MODEL", task, "--drop", "--limit", "3", f"--task-data={directory}"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", CHOSEN)
 def test_what_is_read_is_used_or_refused_in_a_line(seed, run, llama, tmp_path, monkeypatch):
