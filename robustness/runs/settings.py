@@ -38,7 +38,9 @@ class RunOptions:
     """Callback for messages, such as that memory ran out and smaller portions follow."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below one."""
+        """Refuse sizes below one, and take a path that is given as text."""
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
         for name in ("batch_tokens", "state_cap"):
             size = getattr(self, name)
             if size is not None and size < 1:
