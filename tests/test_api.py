@@ -41,3 +41,12 @@ def test_every_public_name_is_there_and_described(package):
         assert getattr(thing, "__doc__", "x"), f"{package}.{name}"
     with pytest.raises(AttributeError):
         face.no_such_name  # noqa: B018
+
+
+def test_faces_that_load_late_have_no_name_that_nnsight_gives_to_everything():
+    """A module's `__getattr__` is asked last, after what nnsight adds to all objects."""
+    import nnsight  # noqa: F401
+
+    for name in ("robustness.files", "robustness.models"):
+        face = import_module(name)
+        assert not [each for each in face.__all__ if hasattr(object, each)]

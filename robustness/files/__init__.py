@@ -7,7 +7,7 @@ from robustness.faces import lazy_face
 if TYPE_CHECKING:
     from robustness.files.figures import save_figure
     from robustness.files.metrics import Metric, TokenMetric
-    from robustness.files.netcdf import load, save, save_with_lock
+    from robustness.files.netcdf import load, save_with_lock
     from robustness.files.provenance import file_attributes
     from robustness.files.resumable import Run
     from robustness.files.sequences import mean_over_tokens, measured_sequences
@@ -20,12 +20,12 @@ __all__ = [
     "load",
     "mean_over_tokens",
     "measured_sequences",
-    "save",
     "save_figure",
     "save_with_lock",
 ]
 
-# The help of commands names metrics, and needs no xarray.
+# The help of commands names metrics, and needs no xarray. `netcdf.save` has no place here: nnsight
+# gives every object a method of that name, packages too, which would be found first.
 __getattr__ = lazy_face(
     __name__,
     {
@@ -36,7 +36,6 @@ __getattr__ = lazy_face(
         "load": "netcdf",
         "mean_over_tokens": "sequences",
         "measured_sequences": "sequences",
-        "save": "netcdf",
         "save_figure": "figures",
         "save_with_lock": "netcdf",
     },
