@@ -1,10 +1,17 @@
 """Errors that users can mend: refusals of inputs, and a last catch while input is read."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_MESSAGE = 300
 """Maximum number of characters of another library's message that are repeated."""
+
+
+OUT_OF_MEMORY = re.compile(
+    r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed", re.IGNORECASE
+)
+"""Pattern of torch's messages that memory ran out, on a GPU or on this machine."""
 
 
 class Refusal(ValueError):
@@ -53,6 +60,14 @@ def last_line(error: BaseException) -> str:
     return lines[-1].strip()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on this machine."""
+    # Torch raises a plain RuntimeError where its CPU allocator fails, and a kind of it on a GPU.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
     """Refuse input whose reading fails in a way that no check foresaw.
@@ -74,10 +89,9 @@ def reading(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (Refusal, MemoryError):
+    except Refusal:
         raise
     except Exception as error:
-        # On a GPU, torch raises a RuntimeError, not a MemoryError, where memory runs out.
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         raise Refusal(f"{what} is damaged or changed ({first_line(error)}): {remedy}") from error

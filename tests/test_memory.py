@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from families import tiny
 from test_execution import corpus
 
-from robustness.errors import Refusal
+from robustness.errors import Refusal, is_out_of_memory
 from robustness.files import changes, netcdf, resumable
 from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import METRICS
@@ -19,7 +20,8 @@ from robustness.measurements.clean_pass import Reading
 from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
-from robustness.runs.out_of_memory import HEAD, Portions, is_out_of_memory
+from robustness.models.opening import open_model
+from robustness.runs.out_of_memory import HEAD, Portions
 from robustness.runs.settings import RunOptions
 from robustness.sweeps import sweep
 from robustness.trace import block_calls, capture
@@ -127,6 +129,24 @@ def test_where_stacks_of_states_are_too_large_sequences_stay_together(model, sca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_model_that_there_is_no_room_for_is_not_called_unfit(call, monkeypatch):
+    """Neither where its calls are recorded, nor where it is tried out."""
+    net, calls = tiny("gpt2"), []
+    forward = net.transformer.h[2].forward
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(net.transformer.h[2], "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory") as caught:
+        open_model(net)
+    assert is_out_of_memory(caught.value)
+
+
 def test_it_is_noted_from_which_sequence_on_and_kept_when_interrupted(gpt2, scarce, tmp_path):
     path, text = tmp_path / "a.nc", corpus(sequences=8)
     whole = sweep(gpt2, text, batch_tokens=24, state_cap=2)

@@ -5,7 +5,7 @@ import re
 
 import click
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, first_line, is_out_of_memory
 
 REMEDY = "remove it, or run the command that made it again with --fresh"
 """Remedy for a file that cannot be used."""
@@ -58,9 +58,6 @@ def explained(error: Exception) -> str:
         return message.getvalue().rstrip()
     if isinstance(error, Refusal):
         return f"stages: {as_options(' '.join(str(error).split()))}"
-    # This imports torch, which is loaded by now if memory ran out.
-    from robustness.runs.out_of_memory import is_out_of_memory
-
     if is_out_of_memory(error):
         return (
             "stages: out of memory: ask for --dtype bfloat16 or --device-map auto, or read fewer "

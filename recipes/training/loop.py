@@ -14,8 +14,7 @@ from recipes.training.settings import Pretraining, TrainingOptions
 from recipes.training.state import Log, keep, restore
 from recipes.training.text import Texts
 from recipes.training.untrained import build_model, build_optimizer
-from robustness.errors import Refusal, first_line
-from robustness.runs.out_of_memory import is_out_of_memory
+from robustness.errors import Refusal, first_line, is_out_of_memory
 
 
 def train(

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from robustness.errors import Refusal, last_line
+from robustness.errors import Refusal, is_out_of_memory, last_line
 from robustness.measurements.clean_pass import measure_batch, needs_of, predicts, trace_parts
 from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.models.block_structure import BlockStructure, examine
 from robustness.models.model import Model
 from robustness.runs.batching import check_corpus
-from robustness.runs.out_of_memory import Portions, is_out_of_memory
+from robustness.runs.out_of_memory import Portions
 from robustness.text.corpus import Corpus
 from robustness.trace.types import Modules
 

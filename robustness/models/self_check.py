@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import nnsight
 import torch
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, first_line, is_out_of_memory
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.trace import block_calls, numerics, unembedding
@@ -84,6 +84,9 @@ def check_model(model: Model) -> Model:
     except Refusal:
         raise
     except Exception as error:  # whatever a model's own code raises
+        # Too large a model for this machine can be rewired all the same.
+        if is_out_of_memory(error):
+            raise
         raise Refusal(f"{model.title} cannot be rewired: {first_line(error)}") from error
     learned = {
         "dtype": _dtype(trial),

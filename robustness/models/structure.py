@@ -13,7 +13,7 @@ from itertools import pairwise
 from torch.nn import Module, ModuleList
 from transformers import PreTrainedModel
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, first_line, is_out_of_memory
 from robustness.models import call_record, matrices
 from robustness.models.call_record import Call
 from robustness.models.norms import is_called_norm
@@ -117,6 +117,8 @@ def _run(module: PreTrainedModel) -> _ForwardPass:
     try:
         calls = call_record.record(module, call_record.trial_text(config))
     except Exception as error:  # whatever its code raises
+        if is_out_of_memory(error):
+            raise
         raise _refuse(name, first_line(error)) from error
     # Calls are recorded as they end; what is called first is known by its beginning alone.
     calls_of: dict[str, list[Call]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, first_line, is_out_of_memory
 from robustness.files.directory import unwritable, write_directory
 from robustness.files.provenance import file_digest, project_version
 from robustness.models.checkpoint import LOADING_ERRORS
@@ -20,7 +20,6 @@ from robustness.models.contract import REMEDY
 from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
 from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
-from robustness.runs.out_of_memory import is_out_of_memory
 from robustness.schedules import Schedule, check, to_text
 
 VOLATILE = ("version", "command", "created")

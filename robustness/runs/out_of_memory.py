@@ -8,28 +8,16 @@ from typing import TypeVar
 
 import torch
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, first_line, is_out_of_memory
 from robustness.trace.types import Matrix
 
 Result = TypeVar("Result")
-
-_MESSAGE = re.compile(
-    r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed", re.IGNORECASE
-)
 
 # Recorded in files, and read again when a run resumes.
 _CAP, _SEQUENCES = "state cap {}", "{} sequence(s) at once"
 
 HEAD = "the head is called, and its matrix not copied"
 """Text of the record that memory has no room for a copy of the unembedding matrix."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on this machine."""
-    # Torch raises a plain RuntimeError where its CPU allocator fails.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and _MESSAGE.search(str(error)) is not None
-    )
 
 
 class Portions:
