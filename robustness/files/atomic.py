@@ -96,9 +96,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
         # Exclusively, so that it is nobody else's file and no link, even in a shared directory.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
-    except BaseException as error:
-        if not isinstance(error, (OSError, RuntimeError)):
-            raise
+    except (OSError, RuntimeError) as error:
         reason = _reason(error, temporary)
         raise Unwritable(f"{path} cannot be written {reason}, or choose another place") from error
     finally:
