@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from robustness.errors import Refusal
@@ -43,7 +43,7 @@ class Metric:
     unit: str
     """`nat`, or `1` for a share or a count."""
     long_name: str
-    count: bool = False
+    count: bool = field(default=False, kw_only=True)
     """Whether the variable is a whole number."""
 
     @property
