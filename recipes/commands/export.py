@@ -8,7 +8,12 @@ import click
 from recipes.commands.command_line import command_line
 from recipes.commands.gathering import gather
 from recipes.commands.opening import announce, open_model
-from recipes.commands.options import model_argument, model_settings
+from recipes.commands.options import (
+    dtype_option,
+    model_argument,
+    model_settings,
+    revision_option,
+)
 from recipes.commands.parameters import Place
 from recipes.commands.progress import advise, quiet_option, quoted, tell
 from recipes.terminal import say
@@ -30,18 +35,12 @@ if TYPE_CHECKING:
 @gather(
     "model",
     model_settings,
-    click.option(
-        "--dtype",
-        type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
-        default="auto",
-        show_default=True,
-        help="Number format of the weights; auto keeps the checkpoint's.",
-    ),
+    dtype_option("auto"),
     click.option(
         "--device",
         help="Device on which the checkpoint is tested.  [default: the first GPU, or cpu]",
     ),
-    click.option("--revision", help="Branch, tag or commit of the model on the hub."),
+    revision_option,
     uses=("model",),
 )
 @click.option("--fresh", is_flag=True, help="Replace an earlier export in DIRECTORY.")

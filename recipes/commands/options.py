@@ -8,40 +8,45 @@ from recipes.commands.command_line import command_line
 from recipes.commands.gathering import Decorator, Values, gather, given, together
 from recipes.commands.parameters import Finite, Host, Named, Place
 from recipes.commands.progress import is_quiet, quiet_option, tell
+from robustness.models.settings import ATTENTION, DEVICE_MAPS, DTYPES, ModelSettings
 
 if TYPE_CHECKING:
-    from robustness.models.settings import ModelSettings
     from robustness.runs.settings import RunOptions
     from robustness.text.settings import TextSettings
 
 SEEDS = click.IntRange(0, 2**32 - 1)
 
 
-def model_settings(values: Values) -> "ModelSettings | None":
+def model_settings(values: Values) -> ModelSettings | None:
     """Return the settings of the model, or None where no model was given."""
-    from robustness.models.settings import ModelSettings
-
     source = values.pop("model")
     return None if source is None else ModelSettings(source, **given(values))
 
 
+def dtype_option(default: str) -> Decorator:
+    """Return the option of the weights' type."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default=default,
+        show_default=True,
+        help="Number format of the weights; auto keeps the checkpoint's.",
+    )
+
+
+revision_option = click.option("--revision", help="Branch, tag or commit of the model on the hub.")
+
 model_options = gather(
     "model",
     model_settings,
-    click.option(
-        "--dtype",
-        type=click.Choice(("float32", "float64", "bfloat16", "float16", "auto")),
-        default="float32",
-        show_default=True,
-        help="Number format of the weights; auto keeps the checkpoint's.",
-    ),
+    dtype_option("float32"),
     click.option(
         "--device",
         help="Device that computes: cpu, cuda, cuda:1, mps.  [default: the first GPU, or cpu]",
     ),
     click.option(
         "--device-map",
-        type=click.Choice(("auto", "balanced", "sequential", "cpu", "disk")),
+        type=click.Choice(DEVICE_MAPS),
         help="Placement of weights that do not fit on one device: auto fills GPUs, then memory, "
         "then the disk.",
     ),
@@ -50,10 +55,10 @@ model_options = gather(
         type=Place(),
         help="Directory for weights on the disk that the checkpoint has in another form.",
     ),
-    click.option("--revision", help="Branch, tag or commit of the model on the hub."),
+    revision_option,
     click.option(
         "--attention",
-        type=click.Choice(("sdpa", "eager")),
+        type=click.Choice(ATTENTION),
         help="Implementation of attention.  [default: sdpa, or eager where there is no other]",
     ),
     click.option(
