@@ -1,7 +1,8 @@
 """What can be read out of activations."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
 
 if TYPE_CHECKING:
     from probes.settings import SubjoinerSettings, SuffixSettings, WicSettings
@@ -18,18 +19,15 @@ __all__ = [
     "probe_wic",
 ]
 
-_MODULES = {
-    "SubjoinerSettings": "settings",
-    "SuffixSettings": "settings",
-    "WicSettings": "settings",
-    "probe_subjoiner": "subjoiner",
-    "probe_suffix": "suffix",
-    "probe_wic": "wic",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: models take seconds, and settings none."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# Models take seconds, and settings none.
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "SubjoinerSettings": "settings",
+        "SuffixSettings": "settings",
+        "WicSettings": "settings",
+        "probe_subjoiner": "subjoiner",
+        "probe_suffix": "suffix",
+        "probe_wic": "wic",
+    },
+)

@@ -1,7 +1,8 @@
 """What experiments are judged by: a model's files, curves, published values, stages."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
 
 if TYPE_CHECKING:
     from recipes.evidence.files import Absent, Files
@@ -9,15 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Absent", "Files", "Signature"]
 
-_MODULES = {
-    "Absent": "files",
-    "Files": "files",
-    "Signature": "signatures",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: the catalogue of experiments reads curves alone."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# The catalogue of experiments reads curves alone.
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "Absent": "files",
+        "Files": "files",
+        "Signature": "signatures",
+    },
+)

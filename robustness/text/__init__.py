@@ -1,7 +1,8 @@
 """Text: sources of documents, and token sequences cut from them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
 
 if TYPE_CHECKING:
     from robustness.text.corpus import Corpus, cut, read_text
@@ -9,16 +10,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus", "TextSettings", "cut", "read_text"]
 
-_MODULES = {
-    "Corpus": "corpus",
-    "TextSettings": "settings",
-    "cut": "corpus",
-    "read_text": "corpus",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: what reads data sets takes seconds, and settings none."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# What reads data sets takes seconds, and settings none.
+__getattr__ = lazy_face(
+    __name__,
+    {
+        "Corpus": "corpus",
+        "TextSettings": "settings",
+        "cut": "corpus",
+        "read_text": "corpus",
+    },
+)
