@@ -94,7 +94,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What has to fit together besides."""
 
-MOST = 30_000_000
+MOST_WEIGHTS = 30_000_000
 """Parameters of a model that is still tried."""
 
 CLOSE = 1e-5
@@ -210,7 +210,7 @@ def build(kind: str) -> Any:
         size = sum(
             p.numel() for p in AutoModelForCausalLM.from_config(copy.deepcopy(config)).parameters()
         )
-    if size > MOST:
+    if size > MOST_WEIGHTS:
         raise ValueError(f"no small configuration was found ({size / 1e6:.0f} million parameters)")
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()

@@ -28,10 +28,10 @@ PARTS = ("train", "dev", "test")
 HUB_PARTS = ("train", "validation")
 """Splits of SuperGLUE that have labels."""
 
-FEWEST = 20
+FEWEST_PAIRS = 20
 """Minimum number of pairs in each part."""
 
-MOST = 10**6
+MOST_PAIRS = 10**6
 """Maximum number of pairs in a part."""
 
 LONGEST = 2**16
@@ -88,10 +88,10 @@ def read_pairs(source: str | Path) -> dict[str, list[Pair]]:
     else:
         data_set = _read_hub(str(source))
     for part, pairs in data_set.items():
-        if len(pairs) < FEWEST or len({pair.same for pair in pairs}) < 2:
+        if len(pairs) < FEWEST_PAIRS or len({pair.same for pair in pairs}) < 2:
             raise Refusal(
-                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST}, of both labels: add "
-                "some"
+                f"{part} has {len(pairs)} pair(s); each part takes {FEWEST_PAIRS}, of both "
+                "labels: add some"
             )
     return data_set
 
@@ -139,8 +139,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     # Divided at line feeds alone: `splitlines` divides at characters that sentences may hold.
     with open_file(path) as file:
         for number, _, line in numbered_lines(file, path.name, LONGEST):
-            if number > MOST:
-                raise Refusal(f"{path.name} has more than {MOST} pairs: take some of them")
+            if number > MOST_PAIRS:
+                raise Refusal(f"{path.name} has more than {MOST_PAIRS} pairs: take some of them")
             yield number, decode_line(line, path.name, number).removesuffix("\n").removesuffix("\r")
 
 

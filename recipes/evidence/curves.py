@@ -10,14 +10,14 @@ import xarray as xr
 from recipes.evidence.files import Absent, Files
 from robustness.statistics.uncertainty import draw_coordinates, interval_of_rank_correlation
 
-FEWEST = 7
+FEWEST_LAYERS = 7
 """Minimum number of layers of a model with an interior: three layers, and two at either end."""
 
 
 def interior(files: Files) -> slice:
     """Return the layers 2 to L - 3, away from both ends, as a slice for `isel`."""
-    if files.layers < FEWEST:
-        raise Absent(f"{files.layers} layers have no interior: {FEWEST} are needed")
+    if files.layers < FEWEST_LAYERS:
+        raise Absent(f"{files.layers} layers have no interior: {FEWEST_LAYERS} are needed")
     return slice(2, files.layers - 2)
 
 
@@ -29,9 +29,9 @@ def with_interior(models: Sequence[Files]) -> list[Files]:
     Absent
         If none has.
     """
-    deep = [files for files in models if files.layers >= FEWEST]
+    deep = [files for files in models if files.layers >= FEWEST_LAYERS]
     if not deep:
-        raise Absent(f"no model has an interior: {FEWEST} layers are needed")
+        raise Absent(f"no model has an interior: {FEWEST_LAYERS} layers are needed")
     return deep
 
 

@@ -12,7 +12,7 @@ from recipes.recipe import ATTENTION, CKA, LENS, NEURONS, NORMS, SWEEP, Source
 from robustness.errors import Refusal
 from robustness.statistics.uncertainty import bootstrap_means
 
-FEWEST = 3
+FEWEST_SIGNATURES = 3
 """Minimum number of signatures; boundaries of fewer mean little."""
 
 
@@ -141,11 +141,11 @@ def read_signatures(files: Files, further: Sequence[Signature] = ()) -> list[Mea
                 name, file = signature.name, signature.source.file
                 raise Refusal(f"{file}.nc lacks what {name} reads: {error.args[0]}") from error
             continue  # a sweep without this intervention, or without KL
-    if len(measured) < FEWEST:
+    if len(measured) < FEWEST_SIGNATURES:
         raise Refusal(
-            f"{files.directory.name} has {len(measured)} signatures of stages, and {FEWEST} are "
-            "needed: run `stages sweep` and `stages observe` on the model first (missing: "
-            f"{', '.join(sorted(set(missing)))})"
+            f"{files.directory.name} has {len(measured)} signatures of stages, and "
+            f"{FEWEST_SIGNATURES} are needed: run `stages sweep` and `stages observe` on the model "
+            f"first (missing: {', '.join(sorted(set(missing)))})"
         )
     if len({signature.values.sizes["layer"] for signature in measured}) > 1:
         raise Refusal(

@@ -10,7 +10,7 @@ from recipes.evidence.files import Absent, Files
 from recipes.recipe import LENS, NEURONS, Check, Claim, Picture, Recipe
 from robustness.statistics.uncertainty import bootstrap_means, draw_coordinates
 
-FEWEST = 10
+FEWEST_NEURONS = 10
 """Neurons of both classes without which their place says nothing."""
 
 PHI = ("phi-1", "phi-1_5", "phi-2")
@@ -29,9 +29,10 @@ def share(files: Files, name: str) -> xr.DataArray:
         raise Absent("in gated MLPs skew does not tell prediction from suppression neurons")
     shares = dataset["share"].sel(neuron_class=["prediction", "suppression"])
     count = round(float(shares.sum()) * dataset.sizes["neuron"])
-    if count < FEWEST:
+    if count < FEWEST_NEURONS:
         raise Absent(
-            f"the model has {count} prediction and suppression neurons, and {FEWEST} are needed"
+            f"the model has {count} prediction and suppression neurons, and {FEWEST_NEURONS} are "
+            "needed"
         )
     return shares.sel(neuron_class=name, drop=True)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.evidence.curves import FEWEST, interior, with_interior
+from recipes.evidence.curves import FEWEST_LAYERS, interior, with_interior
 from recipes.evidence.files import Files
 from recipes.experiments.drop_and_swap import interior_agreement
 from recipes.figures.panels import (
@@ -73,7 +73,7 @@ def changes(models: Models) -> Figure:
         _draw_changes(axes[:3, column], models, name)
     zoom, difference = axes[3]
     for index, files in enumerate(models):
-        if files.layers >= FEWEST:
+        if files.layers >= FEWEST_LAYERS:
             _draw_interior(zoom, difference, files, index)
     zoom.set_ylabel("KL [nat]")
     zoom.set_title("interior layers: drop —, swap - -", fontsize="medium")

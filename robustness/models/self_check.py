@@ -121,37 +121,37 @@ def _run_trial(model: Model) -> Trial:
     # One session, and so one request on a server. Names inside are sent along: `model` must not be
     # among them, since a dataclass cannot be rebuilt under another version of Python.
     with model.lock, torch.no_grad(), traced.session(**request):
-        found = nnsight.save({})
+        measured = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = block_calls.enter(blocks)
             sizes = block_calls.sizes(contexts)
             numbers = unembedding.trial(head.input)
             head.skip(numbers)
             squash = unembedding.fit(numbers, traced.output.logits, candidates)
-            found["squash"] = squash
+            measured["squash"] = squash
         with traced.trace(two, use_cache=False):
             states, contexts = block_calls.enter(blocks)
             left = blocks[-1].output
-            found["returns"] = len(left) if isinstance(left, (tuple, list)) else 0
-            found["grows"] = block_calls.growing(block_calls.sizes(contexts), sizes)
-            found["device"] = states[0].device.type
-            found["attention"] = str(traced.config._attn_implementation)
-            found["apart"] = any(weight.is_meta for weight in head.parameters())
+            measured["returns"] = len(left) if isinstance(left, (tuple, list)) else 0
+            measured["grows"] = block_calls.growing(block_calls.sizes(contexts), sizes)
+            measured["device"] = states[0].device.type
+            measured["attention"] = str(traced.config._attn_implementation)
+            measured["apart"] = any(weight.is_meta for weight in head.parameters())
             states.append(norms[0].input if norms else head.input)
             eps = max(torch.finfo(kind).eps for kind in (states[0].dtype, torch.float32))
-            found["shape"] = list(states[0].shape[:-1])
+            measured["shape"] = list(states[0].shape[:-1])
             shared = [0.0]
-            if found["shape"] == list(two.shape):
+            if measured["shape"] == list(two.shape):
                 shared = block_calls.forgetful(states, contexts, blocks)
-            found["shared"] = shared
+            measured["shared"] = shared
             # Blocks that share state raise errors when they are called on another batch.
-            alone = found["shape"] == list(two.shape) and numerics.largest(shared) <= 32 * eps
+            alone = measured["shape"] == list(two.shape) and numerics.largest(shared) <= 32 * eps
             predict = unembedding.predictor(head, (squash["scale"], squash["cap"]))
             ours = []
             for copies in (1, 2) if alone else ():
                 hidden = torch.cat([states[0]] * copies)
                 for block, context in zip(blocks, contexts):
-                    widened = block_calls.widen(context, 2, copies, found["grows"])
+                    widened = block_calls.widen(context, 2, copies, measured["grows"])
                     hidden = block_calls.call(block, hidden, widened)
                 for norm in norms:
                     hidden = norm(hidden)
@@ -160,15 +160,15 @@ def _run_trial(model: Model) -> Trial:
             given = traced.output.logits
             own = numerics.precise(given).cpu()
             coarsest = max((states[0].dtype, given.dtype), key=lambda kind: torch.finfo(kind).eps)
-            found["dtype"] = str(coarsest)
-            found["largest"] = float(own.abs().max())
-            found["finite"] = bool(torch.isfinite(own).all())
-            found["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
-            found["off"] = [
+            measured["dtype"] = str(coarsest)
+            measured["largest"] = float(own.abs().max())
+            measured["finite"] = bool(torch.isfinite(own).all())
+            measured["ahead"] = float((own[0, :-1] - own[1, :-1]).abs().max())
+            measured["off"] = [
                 float((mine - torch.cat([own] * copies)).abs().max())
                 for mine, copies in zip(ours, (1, 2))
             ]
-    trial: Trial = found
+    trial: Trial = measured
     return trial
 
 

@@ -25,7 +25,7 @@ from robustness.trace import capture, numerics
 if TYPE_CHECKING:
     from robustness.trace.types import Captured, TokenFacts
 
-FEWEST = 4
+FEWEST_SEQUENCES = 4
 """Minimum number of sequences in a batch: the estimator divides by n - 3."""
 
 
@@ -40,11 +40,11 @@ def hsic(states: Tensor) -> Tensor:
     Parameters
     ----------
     states : tensor of shape (depth, sequence, width)
-        States of one batch, of at least `FEWEST` sequences.
+        States of one batch, of at least `FEWEST_SEQUENCES` sequences.
     """
     count = states.shape[1]
-    if count < FEWEST:
-        raise ValueError(f"HSIC takes {FEWEST} sequences, not {count}")
+    if count < FEWEST_SEQUENCES:
+        raise ValueError(f"HSIC takes {FEWEST_SEQUENCES} sequences, not {count}")
     states = states.double()
     gram = states @ states.transpose(1, 2)
     gram.diagonal(dim1=1, dim2=2).zero_()
