@@ -14,7 +14,7 @@ from recipes.commands import progress
 from robustness.measurements import observation
 from robustness.measurements.measurement import MEASUREMENTS
 from robustness.models.settings import ATTENTION, DTYPES
-from robustness.schedules.interventions import FORMS, PAIRS
+from robustness.schedules.built_in import FORMS, PAIRS
 from robustness.sweeps import execution
 
 

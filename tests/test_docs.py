@@ -8,7 +8,7 @@ from pages import ROOT, blocks, commands
 
 from recipes.experiments.catalogue import PICTURES
 from robustness.measurements.measurement import MEASUREMENTS
-from robustness.schedules.interventions import FORMS, PAIRS
+from robustness.schedules.built_in import FORMS, PAIRS
 
 EVERY = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]]
 

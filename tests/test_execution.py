@@ -10,27 +10,15 @@ from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
 from robustness.schedules import clean, drop, repeat, reverse, swap
-from robustness.schedules.interventions import Intervention
+from robustness.schedules.built_in import FORMS
+from robustness.schedules.intervention import Intervention
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.sweeps import residuals, rewire, sweep
 from robustness.text.corpus import Corpus
 from robustness.trace import numerics, readout
 
-EVERY = (
-    "drop",
-    "swap",
-    "swap-2",
-    "skip-2",
-    "repeat-2",
-    "repeat-2-contiguous",
-    "reverse-3",
-    "shuffle-3",
-    "attention-drop",
-    "mlp-drop",
-    "middle-repeat-3",
-    "parallel-2",
-    "looped-parallel-2x2",
-)
+EVERY = tuple(form.replace("-D", "-2").replace("-B", "-2").replace("xK", "x2") for form in FORMS)
+"""An intervention of every form."""
 
 
 def corpus(sequences: int = 5, length: int = 12, lengths: list[int] | None = None) -> Corpus:
@@ -391,3 +379,18 @@ def test_an_intervention_of_ones_own_is_swept_and_resumed_like_any_other(gpt2, t
     same, ours = (swept.kl.sel(intervention=name, drop=True) for name in ("swap", "behind"))
     xr.testing.assert_identical(same, ours)
     xr.testing.assert_identical(sweep(gpt2, corpus(), ["swap", own], out=out), swept)
+
+
+def test_another_intervention_of_the_same_name_is_not_taken_for_the_finished_one(gpt2, tmp_path):
+    def first(schedule, layer):
+        return (*schedule[:layer], *[schedule[layer]] * 2, *schedule[layer + 2 :])
+
+    def second(schedule, layer):
+        return (*schedule[:layer], *[schedule[layer + 1]] * 2, *schedule[layer + 2 :])
+
+    out = tmp_path / "a.nc"
+    sweep(gpt2, corpus(), [Intervention("own", 2, first)], out=out)
+    before = out.read_bytes()
+    with pytest.raises(Refusal, match="has another schedule than its settings say"):
+        sweep(gpt2, corpus(), [Intervention("own", 2, second)], out=out)
+    assert out.read_bytes() == before

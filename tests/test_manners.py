@@ -66,6 +66,7 @@ def test_a_command_line_module_has_no_heavy_import_at_its_top():
         "recipes.terminal",
         "robustness.errors",
         "robustness.models.settings",
+        "robustness.schedules",
     )
     for path in sorted((ROOT / "recipes/commands").glob("*.py")):
         body = tree(f"recipes.commands.{path.stem}").body if path.stem != "__init__" else []

@@ -16,7 +16,7 @@ from robustness.files import TokenMetric, load
 from robustness.files.metrics import READOUTS
 from robustness.models.facts import Facts
 from robustness.models.opening import open_model
-from robustness.schedules.interventions import intervention
+from robustness.schedules.built_in import intervention
 from robustness.sweeps import merge, sweep
 from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import beside

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustness.schedules import Attention, Mlp, Parallel, clean, leaves, plain
-from robustness.schedules.interventions import PAIRS
+from robustness.schedules.built_in import PAIRS
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import READ, RUN, Plan, compile_plan
 

@@ -22,7 +22,7 @@ from robustness.reordered.rebuilding import rebuild as rebuild_plain
 from robustness.runs import batching
 from robustness.runs.remote_traffic import of_plan
 from robustness.schedules import Attention, Mlp, Parallel, clean, to_text
-from robustness.schedules.interventions import PAIRS
+from robustness.schedules.built_in import PAIRS
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import compile_plan
 from robustness.statistics.paired import difference

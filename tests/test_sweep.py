@@ -1,8 +1,10 @@
 import pytest
 
 from robustness.errors import Refusal
-from robustness.schedules import Attention, Mlp, Parallel, clean, repeat, swap
-from robustness.schedules.interventions import FORMS, PAIRS, Intervention, intervention, schedules
+from robustness.schedules import clean, from_text, swap
+from robustness.schedules.built_in import FORMS, PAIRS, intervention
+from robustness.schedules.intervention import Intervention
+from robustness.schedules.interventions import schedules
 
 
 def test_a_sweep_has_a_schedule_at_every_layer_where_it_fits():
@@ -13,21 +15,34 @@ def test_a_sweep_has_a_schedule_at_every_layer_where_it_fits():
     assert found["swap", 3] == swap(clean(12), 3)
 
 
-def test_names_say_how_far_how_long_and_how_often():
-    whole = clean(8)
-    assert intervention("swap-3").edit(whole, 1) == swap(whole, 1, 3)
-    assert intervention("repeat-2x3").edit(whole, 1) == repeat(whole, 1, 2, times=3)
-    contiguous = intervention("repeat-2-contiguous").edit(whole, 1)
-    assert contiguous == repeat(whole, 1, 2, contiguous=True)
-    assert intervention("skip-3").edit(whole, 1) == (0, 4, 5, 6, 7)
-    assert intervention("reverse-3").edit(whole, 1) == (0, 3, 2, 1, 4, 5, 6, 7)
-    assert sorted(intervention("shuffle-4").edit(whole, 2)) == list(whole)
-    assert intervention("middle-repeat-3").edit(whole, 1) == (0, 2, 2, 2, 4, 5, 6, 7)
-    assert intervention("parallel-3").edit(whole, 1) == (0, Parallel((1, 2, 3)), 4, 5, 6, 7)
-    looped = intervention("looped-parallel-3x2").edit(whole, 1)
-    assert looped == (0, Parallel((1, 2, 3)), Parallel((1, 2, 3)), 4, 5, 6, 7)
-    assert intervention("attention-drop").edit(whole, 1) == (0, Mlp(1), 2, 3, 4, 5, 6, 7)
-    assert intervention("mlp-drop").edit(whole, 1) == (0, Attention(1), 2, 3, 4, 5, 6, 7)
+WRITTEN_OUT = {
+    "drop": ("drop", "0-2..7"),
+    "swap": ("swap", "0-2-1-3..7"),
+    "swap-D": ("swap-3", "0-4-2-3-1-5..7"),
+    "attention-drop": ("attention-drop", "0-m1-2..7"),
+    "mlp-drop": ("mlp-drop", "0-a1-2..7"),
+    "skip-B": ("skip-3", "0-4..7"),
+    "repeat-B": ("repeat-2", "0-1-1-2-2-3..7"),
+    "repeat-B-contiguous": ("repeat-2-contiguous", "0-1-2-1-2-3..7"),
+    "repeat-BxK": ("repeat-2x3", "0-1-1-1-1-2-2-2-2-3..7"),
+    "repeat-BxK-contiguous": ("repeat-2x3-contiguous", "0-1-2-1-2-1-2-1-2-3..7"),
+    "reverse-B": ("reverse-3", "0-3-2-1-4..7"),
+    "shuffle-B": ("shuffle-3", None),
+    "middle-repeat-B": ("middle-repeat-3", "0-2-2-2-4..7"),
+    "parallel-B": ("parallel-3", "0-(1+2+3)-4..7"),
+    "looped-parallel-BxK": ("looped-parallel-3x2", "0-(1+2+3)-(1+2+3)-4..7"),
+}
+"""A name of every form, and its schedule at layer 1 of 8; None where the order is drawn."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_schedule_of_every_form_is_as_it_is_written_out(form):
+    name, text = WRITTEN_OUT[form]
+    found = intervention(name).edit(clean(8), 1)
+    if text is None:
+        assert found[:1] == (0,) and sorted(found[1:4]) == [1, 2, 3] and found[4:] == (4, 5, 6, 7)
+    else:
+        assert found == from_text(text, 8)
 
 
 def test_every_documented_form_is_an_intervention():
@@ -129,7 +144,7 @@ def test_what_would_take_too_long_to_plan_is_refused_before_it_is_built(
     def build(*_, **__):
         raise AssertionError("a schedule was built")
 
-    monkeypatch.setattr("robustness.schedules.interventions.clean", build)
+    monkeypatch.setattr("robustness.schedules.intervention.clean", build)
     with pytest.raises(Refusal, match=problem):
         schedules(names, layers)
 
@@ -171,6 +186,8 @@ def test_a_span_that_is_smaller_than_what_an_edit_changes_is_refused(span):
         (lambda schedule, layer: schedule[layer + 9], "makes no schedule"),
         (lambda schedule, layer: 3, "makes no schedule"),
         (lambda schedule, layer: ("a",), "is no step of a schedule"),
+        (lambda schedule, layer: (*schedule[:layer], float(layer), *schedule[layer + 1 :]), "step"),
+        (lambda schedule, first, last: schedule, "with `pair`, it takes two"),
         (lambda schedule, layer: ([0],), "makes no schedule"),
         (lambda schedule, layer: (*schedule[:layer], 9, *schedule[layer + 1 :]), "no block 9"),
         (lambda schedule, layer: schedule[::-1], "changes blocks outside its span, 0 to 0"),
@@ -181,7 +198,39 @@ def test_an_edit_that_makes_no_schedule_of_its_span_is_refused_with_its_place(ed
         schedules([Intervention("own", 1, edit)], 3)
 
 
-@pytest.mark.parametrize(("name", "span"), [("", 1), ("a, b", 1), ("a\n", 1), ("a", 0)])
-def test_a_record_without_a_name_or_a_span_is_refused(name, span):
-    with pytest.raises(Refusal):
-        Intervention(name, span, rotate)
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        (("", 1, rotate), "needs a name"),
+        (("a, b", 1, rotate), "leave out commas"),
+        (("a\n", 1, rotate), "is no name"),
+        (("a", 0, rotate), "takes 1 or more"),
+        (("a", rotate, 1), r"Intervention\(name, span, edit\)"),
+        (("a", "3", rotate), r"Intervention\(name, span, edit\)"),
+        (("a", 3, None), r"Intervention\(name, span, edit\)"),
+    ],
+)
+def test_a_record_with_a_wrong_field_is_refused(fields, problem):
+    with pytest.raises(Refusal, match=problem):
+        Intervention(*fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([rotate], "is a name, or a record"),
+        (Intervention("own", 3, rotate), "are a list"),
+        (rotate, "are a list"),
+        ("drop", "are a list"),
+        ([Intervention("drop", 3, rotate)], "drop is the name of a built-in intervention"),
+        ([Intervention("reverse-3", 3, rotate)], "reverse-3 is the name of a built-in"),
+    ],
+)
+def test_what_is_no_list_of_interventions_is_refused(given, problem):
+    with pytest.raises(Refusal, match=problem):
+        schedules(given, 6)
+
+
+def test_a_record_of_a_built_in_intervention_is_itself():
+    for name in ("drop", "reverse-3", "repeat-2x3-contiguous", "skip-span"):
+        assert schedules([intervention(name)], 6) == schedules([name], 6)

@@ -5,6 +5,13 @@ from dataclasses import dataclass
 import click
 
 from recipes.commands.gathering import Values, gather
+from robustness.schedules.built_in import FORMS, PAIRS
+
+FLAGS = ("drop", "swap", "attention-drop", "mlp-drop")
+"""Names of interventions that are options of their own."""
+
+FURTHER = [name for name in FORMS if name not in FLAGS]
+"""Forms of the names of all others at single layers."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,7 @@ class Changes:
 
 def changes(values: Values) -> Changes:
     """Return the changes that the options give."""
-    flags = ("drop", "swap", "attention-drop", "mlp-drop")
-    names = [flag for flag in flags if values[flag.replace("-", "_")]]
+    names = [flag for flag in FLAGS if values[flag.replace("-", "_")]]
     names += [f"repeat-{length}" for length in values["repeat"]]
     names += values["named"]
     layers = values["layers"]
@@ -61,10 +67,8 @@ change_options = gather(
         "named",
         multiple=True,
         metavar="NAME",
-        help="Another intervention at each layer: swap-D, skip-B, repeat-B, repeat-BxK, "
-        "repeat-B-contiguous, middle-repeat-B, reverse-B, shuffle-B, parallel-B or "
-        "looped-parallel-BxK; or one for each pair of layers: drop-pair, swap-pair, skip-span or "
-        "repeat-span.",
+        help=f"Another intervention at each layer: {', '.join(FURTHER)}; or one for each pair of "
+        f"layers: {', '.join(PAIRS)}. Letters stand for numbers, as in reverse-3.",
     ),
     click.option(
         "--schedule",

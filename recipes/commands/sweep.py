@@ -157,7 +157,7 @@ def sweep(
 
 def _default_out(name: str, settings: "SweepSettings") -> Path:
     """Return the default path of a sweep; pairs of layers and schedules have paths of their own."""
-    from robustness.schedules.interventions import PAIRS
+    from robustness.schedules.built_in import PAIRS
 
     stem = "sweep"
     if settings.schedules:

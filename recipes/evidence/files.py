@@ -11,7 +11,7 @@ from recipes.recipe import SOURCES, STAGES, Source
 from robustness.errors import Refusal
 from robustness.files.netcdf import load
 from robustness.files.provenance import project_version, value_digest
-from robustness.schedules.interventions import intervention
+from robustness.schedules.built_in import intervention
 
 
 class Absent(Refusal):

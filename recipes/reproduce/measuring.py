@@ -16,7 +16,7 @@ from robustness.errors import InUse, OtherSettings, Refusal, Unwritable
 from robustness.measurements import neurons, observe, unfit
 from robustness.models.model import Model
 from robustness.runs.settings import Progress, RunOptions
-from robustness.schedules.interventions import intervention
+from robustness.schedules.built_in import intervention
 from robustness.sweeps import SweepSettings, run_sweep
 from robustness.tasks import TaskSettings, evaluate_tasks
 from robustness.text.corpus import Corpus

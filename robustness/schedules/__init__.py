@@ -1,6 +1,6 @@
 """Schedules: which blocks are executed and in which order, without torch or any other library."""
 
-from robustness.schedules.interventions import Intervention
+from robustness.schedules.intervention import Intervention
 from robustness.schedules.notation import from_text, layers_from_text, to_text
 from robustness.schedules.schedule import (
     Attention,

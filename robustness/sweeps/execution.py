@@ -18,7 +18,7 @@ from robustness.runs.batching import rest
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
 from robustness.schedules import Schedule
-from robustness.schedules.interventions import Intervention
+from robustness.schedules.intervention import Intervention
 from robustness.schedules.plan import Plan
 from robustness.statistics import stopping
 from robustness.sweeps import token_file
@@ -69,7 +69,7 @@ def sweep(  # noqa: PLR0913 - its keywords are the settings
     corpus : Corpus
         Token sequences.
     interventions : sequence of str or Intervention, optional
-        Names as in `robustness.schedules.interventions.FORMS`, or all as in `PAIRS`, made at every
+        Names as in `robustness.schedules.built_in.FORMS`, or all as in `PAIRS`, made at every
         two layers, or records of one's own; drop and swap where neither these nor schedules are
         given.
     schedules : sequence of tuple or str, optional

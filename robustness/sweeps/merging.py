@@ -198,7 +198,10 @@ def _check_structure(shards: Mapping[Path, xr.Dataset]) -> None:
             if name in first.coords and "sequence" not in ours.dims:
                 fits = fits and ours.equals(theirs)
             if not fits:
-                raise Refusal(f"{_damaged(file)} (its {name} is not that of the first shard)")
+                raise Refusal(
+                    f"the {name} of {file} is not that of the first shard: make all shards with "
+                    "the same model, interventions and metrics"
+                )
 
 
 def _damaged(file: Path) -> str:

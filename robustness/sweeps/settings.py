@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustness.errors import Refusal
 from robustness.files.metrics import READOUTS, TokenMetric, check_metrics
 from robustness.schedules import Schedule
-from robustness.schedules.interventions import Intervention
+from robustness.schedules.intervention import Intervention
 from robustness.statistics import stopping
 from robustness.sweeps.shards import Shard
 
@@ -22,7 +22,7 @@ class SweepSettings:
     """Settings of a sweep: those that change what its file holds."""
 
     interventions: Sequence[str | Intervention] | None = None
-    """Names as in `robustness.schedules.interventions.FORMS`, or all as in `PAIRS`, or records of
+    """Names as in `robustness.schedules.built_in.FORMS`, or all as in `PAIRS`, or records of
     one's own; drop and swap where neither these nor schedules are given."""
     schedules: Sequence[Schedule | str] = ()
     """Free schedules, measured instead of interventions."""

@@ -25,7 +25,7 @@ class TaskSettings:
     tasks: Sequence[str] = TASKS
     """Names of lm-eval tasks that score continuations."""
     interventions: Sequence[str] | None = None
-    """Names as in `robustness.schedules.interventions.FORMS`; by default drop and swap, unless
+    """Names as in `robustness.schedules.built_in.FORMS`; by default drop and swap, unless
     schedules are given."""
     schedules: Sequence[Schedule | str] = ()
     """Free schedules, run instead of interventions."""
