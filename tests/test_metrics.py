@@ -185,7 +185,7 @@ def test_a_run_of_another_function_is_not_resumed(net, tmp_path):
     sweep(model, corpus(), metrics=OWN, out=out)
     sweep(model, corpus(), metrics=OWN, out=out)
     changed = (*OWN[:-1], replace(OWN[-1], function=surprise))
-    with pytest.raises(OtherSettings, match="made with metrics_sha256"):
+    with pytest.raises(OtherSettings, match="with another function or record of its metrics"):
         sweep(model, corpus(), metrics=changed, out=out)
     with pytest.raises(OtherSettings, match="made with metrics "):
         sweep(model, corpus(), out=out)
@@ -201,11 +201,64 @@ def test_a_run_of_another_function_is_not_resumed(net, tmp_path):
         ({"tokens": "all"}, "compared or predicted"),
         ({"unit": ""}, "no unit"),
         ({"function": rank.__call__}, "no plain function"),
+        ({"clean_long_name": "of the clean model"}, "leave out `clean_long_name`"),
     ],
 )
 def test_a_record_that_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(Refusal, match=message):
         replace(OWN[0], **changes)
+
+
+def centred(logits, clean, targets):
+    highest = logits.max(-1).values
+    return highest - highest.mean(-1, keepdim=True)
+
+
+def shifting(logits, clean, targets):
+    return logits.sub_(1).max(-1).values
+
+
+def random(logits, clean, targets):
+    return torch.rand(logits.shape[:-1])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (centred, "the number of a token is another when the others are left out"),
+        (random, "is another .* at every call"),
+        (shifting, "changes its arguments; copy what is changed"),
+    ],
+)
+def test_a_function_that_breaks_a_rule_is_refused_before_anything_is_measured(
+    net, function, message
+):
+    with pytest.raises(Refusal, match=message):
+        sweep(open_model(net), corpus(), metrics=[replace(OWN[1], function=function)])
+
+
+def test_a_function_that_reads_what_is_not_measured_is_refused_at_once(net):
+    def of_kl(readouts, clean):
+        return readouts["kl"]
+
+    metric = replace(OWN[-1], function=of_kl)
+    assert sweep(open_model(net), corpus(), ["drop"], metrics=[metric]).same_loss.notnull().all()
+    with pytest.raises(Refusal, match=r"which reads readouts, fails .* 'kl'"):
+        sweep(open_model(net), corpus(), readouts=["loss"], metrics=[metric])
+
+
+@pytest.mark.parametrize("given", [["rank"], "rank", [rank], rank, OWN[0]])
+def test_what_is_no_list_of_metrics_is_refused(net, given):
+    with pytest.raises(Refusal, match=r"TokenMetric\("):
+        sweep(open_model(net), corpus(), metrics=given)
+
+
+def test_a_finished_file_without_a_metric_that_is_measured_now_is_not_taken(net, tmp_path):
+    out = tmp_path / "a.nc"
+    data = sweep(open_model(net), corpus(), out=out)
+    data.drop_vars("entropy").to_netcdf(out)
+    with pytest.raises(OtherSettings, match="holds no entropy"):
+        sweep(open_model(net), corpus(), out=out)
 
 
 def test_a_function_that_fails_or_returns_what_it_should_not_is_refused_at_once(net):

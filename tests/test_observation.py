@@ -268,7 +268,7 @@ def test_one_that_was_changed_is_not_gone_on_with(gpt2, tmp_path):
     first = Measurement("number", {metric: ("layer", "sequence")}, one)
     observe(gpt2, corpus(), (first,), RunOptions(out=tmp_path))
     observe(gpt2, corpus(), (first,), RunOptions(out=tmp_path))
-    with pytest.raises(Refusal, match="made with measurement_sha256"):
+    with pytest.raises(Refusal, match="with another function or record of its measurement"):
         observe(gpt2, corpus(), (replace(first, measure=two),), RunOptions(out=tmp_path))
     other = replace(first, variables={Metric("other", "1", "another"): ("layer", "sequence")})
     with pytest.raises(Refusal, match="number gives number; its variables are other"):

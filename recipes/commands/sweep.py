@@ -43,13 +43,14 @@ class SweepOptions:
 
     def settings(self, changes: Changes) -> "SweepSettings":
         """Return the settings of the sweep without its layers, whose range the model decides."""
-        from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
+        from robustness.files.metrics import DEFAULT_READOUTS
+        from robustness.sweeps.settings import SweepSettings
         from robustness.sweeps.shards import parse_shard
 
         return SweepSettings(
             interventions=changes.interventions or None,
             schedules=changes.schedules,
-            readouts=self.readouts or READOUT_NAMES,
+            readouts=self.readouts or DEFAULT_READOUTS,
             until_se=self.until_se,
             shard=None if self.shard is None else parse_shard(self.shard),
             per_token=self.per_token,

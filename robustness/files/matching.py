@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from robustness.errors import OtherSettings
 from robustness.files import changes, netcdf
+from robustness.files.metrics import METRICS
 from robustness.statistics import stopping
 
 REPLACED = "choose another `out`, or `fresh` to replace it"
@@ -28,6 +29,9 @@ FREE_ATTRIBUTES = (
 
 VERSIONS = ("versions", "server_versions")
 """Names of attributes in which a finished file may differ; one run must not mix versions."""
+
+CODE = {"metrics_sha256": "metrics", "measurement_sha256": "measurement"}
+"""What functions of a user's own are of, by the attribute that holds a hash of their source."""
 
 
 def check_beginning(
@@ -65,8 +69,9 @@ def check_beginning(
     if difference:
         raise OtherSettings(f"{file} was made {difference}; {REPLACED}")
     for name, variable in wanted.data_vars.items():
-        # A finished output may lack variables that are made when a run is completed.
-        if finished and name not in earlier:
+        # A finished output may lack variables that are made when a run is completed. Metrics are
+        # not among them: an earlier version may have measured fewer.
+        if finished and name not in earlier and name not in METRICS:
             continue
         if name not in earlier or set(earlier[name].dims) != set(variable.dims):
             raise OtherSettings(f"{file} holds no {name} {variable.dims}, as is wanted; {REPLACED}")
@@ -89,6 +94,8 @@ def _difference(earlier: Mapping[str, Any], wanted: Mapping[str, Any], ignored: 
     # A hash tells a reader less than any setting, so it is named only where nothing else differs.
     name = min(names, key=lambda name: (name.endswith("_sha256"), name))
     have, want = earlier.get(name), wanted.get(name)
+    if name in CODE and have is not None and want is not None:
+        return f"with another function or record of its {CODE[name]} ({name})"
     if have is None:
         return f"without {name} {want}"
     if want is None:

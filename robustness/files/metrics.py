@@ -81,7 +81,7 @@ class TokenMetric(Metric):
     tokens: str = TOKENS[0]
     """Tokens that the mean is over, of `TOKENS`."""
     clean_long_name: str = ""
-    """What it is for the clean model, of a metric that is measured of it too."""
+    """Description of the readout of the clean model; only readouts of the distribution have one."""
     least: float = -math.inf
     """Smallest value that a file may hold."""
     most: float = math.inf
@@ -89,6 +89,11 @@ class TokenMetric(Metric):
 
     def __post_init__(self) -> None:
         """Refuse a record of one's own that cannot be measured or kept."""
+        if self.clean_long_name and self.reads != DISTRIBUTION:
+            raise Refusal(
+                f"{self.name} is not measured of the clean model: leave out `clean_long_name`, "
+                "which readouts of the distribution alone have"
+            )
         if self.tokens not in TOKENS:
             raise Refusal(f"{self.name} is of no tokens {self.tokens!r}: {' or '.join(TOKENS)}")
         if self.function is not None:
@@ -175,6 +180,9 @@ READOUTS: tuple[TokenMetric, ...] = (
 )
 """Readouts of every schedule: means over the tokens of a sequence."""
 
+DEFAULT_READOUTS = tuple(metric.name for metric in READOUTS if metric.reads == DISTRIBUTION)
+"""Names of the readouts of a sweep that asks for none; others take a pass of their own."""
+
 CLEAN_READOUTS = tuple(metric.clean for metric in READOUTS if metric.clean_long_name)
 """Readouts of the clean model."""
 
@@ -226,7 +234,15 @@ def own_metrics(variables: Mapping[Any, Any]) -> list[str]:
 
 
 def check_metrics(metrics: Sequence[TokenMetric]) -> None:
-    """Refuse metrics of one's own without a function, or two of one name."""
+    """Refuse what is no list of metrics of one's own with functions and different names."""
+    if isinstance(metrics, (str, TokenMetric)) or not isinstance(metrics, Sequence):
+        raise Refusal(f"metrics are a list of TokenMetric(…), not {metrics!r:.80}")
+    for metric in metrics:
+        if not isinstance(metric, TokenMetric):
+            raise Refusal(
+                "a metric is a record TokenMetric(name, unit, long_name, function=…, reads=…), not "
+                f"{metric!r:.80}; built-in ones are asked for with `readouts`"
+            )
     names = [metric.name for metric in metrics]
     for metric in metrics:
         if metric.function is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustness.errors import Refusal
 from robustness.files import changes, resumable
-from robustness.files.metrics import NONFINITE, TokenMetric
+from robustness.files.metrics import DEFAULT_READOUTS, NONFINITE, TokenMetric
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
@@ -23,7 +23,7 @@ from robustness.schedules.plan import Plan
 from robustness.statistics import stopping
 from robustness.sweeps import token_file
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
-from robustness.sweeps.settings import READOUT_NAMES, SweepSettings
+from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
 from robustness.sweeps.tracing import measure_batch
@@ -44,7 +44,7 @@ def sweep(  # noqa: PLR0913 - its keywords are the settings
     *,
     schedules: Sequence[Schedule | str] = (),
     layers: Sequence[int] | None = None,
-    readouts: Sequence[str] = READOUT_NAMES,
+    readouts: Sequence[str] = DEFAULT_READOUTS,
     metrics: Sequence[TokenMetric] = (),
     until_se: float | None = None,
     shard: Shard | None = None,

@@ -13,6 +13,7 @@ from robustness.files import changes, resumable
 from robustness.files.labels import Labels, blank_dataset, schedule_labels, sweep_labels
 from robustness.files.metrics import (
     CLEAN_READOUTS,
+    DEFAULT_READOUTS,
     DISTRIBUTION,
     LOGITS,
     MODAL_SHARE,
@@ -119,7 +120,7 @@ def prepare(
     """
     schedules, labels, described = lay_out_schedules(model, settings)
     batching.check_corpus(model, corpus)
-    metric_trial.try_out(settings.metrics, model)
+    metric_trial.try_out(settings, model)
     sublayer_calls.check_schedules(model, schedules)
     batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
     batches = corpus.batches(batch_tokens)
@@ -141,7 +142,7 @@ def prepare(
         "state_cap": state_cap,
         "until_se": settings.until_se,
         "per_token": "yes" if settings.per_token else None,
-        "readouts": None if len(readouts) == len(READOUTS) else _names(readouts),
+        "readouts": None if set(settings.readouts) == set(DEFAULT_READOUTS) else _names(readouts),
         "metrics": _names(settings.metrics) or None,
         "metrics_sha256": metric_trial.digest(settings.metrics),
     }

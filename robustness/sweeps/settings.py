@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustness.errors import Refusal
-from robustness.files.metrics import READOUTS, TokenMetric, check_metrics
+from robustness.files.metrics import DEFAULT_READOUTS, READOUTS, TokenMetric, check_metrics
 from robustness.schedules import Schedule
 from robustness.schedules.intervention import Intervention
 from robustness.statistics import stopping
@@ -28,8 +28,8 @@ class SweepSettings:
     """Free schedules, measured instead of interventions."""
     layers: Sequence[int] | None = None
     """Layers at which interventions are made; every layer without it."""
-    readouts: Sequence[str] = READOUT_NAMES
-    """Readouts to measure, of `READOUT_NAMES`."""
+    readouts: Sequence[str] = DEFAULT_READOUTS
+    """Readouts to measure, of `READOUT_NAMES`; all that are made of the same sums by default."""
     metrics: Sequence[TokenMetric] = ()
     """Metrics of one's own, measured besides."""
     until_se: float | None = None
