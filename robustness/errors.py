@@ -69,7 +69,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def reading(what: str, remedy: str) -> Iterator[None]:
+def reading(what: str, remedy: str, fault: str = "is damaged or changed") -> Iterator[None]:
     """Refuse input whose reading fails in a way that no check foresaw.
 
     It is the last catch after the checks of an input, and never replaces them. The error stays the
@@ -81,6 +81,8 @@ def reading(what: str, remedy: str) -> Iterator[None]:
         Name of the input, such as a file, a model or a server's answer.
     remedy : str
         What the user can do about it.
+    fault : str
+        What must be wrong with it.
 
     Raises
     ------
@@ -94,4 +96,4 @@ def reading(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise Refusal(f"{what} is damaged or changed ({first_line(error)}): {remedy}") from error
+        raise Refusal(f"{what} {fault} ({first_line(error)}): {remedy}") from error

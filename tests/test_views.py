@@ -17,6 +17,7 @@ from recipes.experiments.catalogue import PICTURES
 from recipes.figures import draw as draw_picture
 from recipes.views import Column, Table, Tables, as_csv, as_json, as_text, draw, registry, table
 from recipes.views.registry import View
+from recipes.views.sections import Section
 from robustness.files.labels import layer_coords
 from robustness.files.netcdf import load, save
 from robustness.files.provenance import file_attributes
@@ -71,6 +72,42 @@ def test_a_new_kind_is_a_module_and_a_row(tmp_path, monkeypatch, capsys, surpris
     assert f"{float(mean[0]):.3f} ±{float(error[0]):.3f}" in shown
     run(monkeypatch, "plot", surprise, "--out", tmp_path / "a.svg")
     assert (tmp_path / "a.svg").stat().st_size > 5000
+
+
+def test_numbers_of_layers_alone_need_no_view(tmp_path, monkeypatch, capsys):
+    """Such as norms of weights, which are of no text."""
+    settings = {"measurement": "weights", "model": "one", "architecture": "A"}
+    variables = {"norm": ("layer", [3.0, 1.5, 2.25]), "heads": (("layer", "head"), np.ones((3, 2)))}
+    save(xr.Dataset(variables, layer_coords(3), file_attributes(settings)), tmp_path / "w.nc")
+    run(monkeypatch, "show", tmp_path / "w.nc", "--json")
+    (shown,) = json.loads(capsys.readouterr().out)["tables"]
+    assert [(row["layer"], row["norm"]) for row in shown["rows"]] == [(0, 3.0), (1, 1.5), (2, 2.25)]
+    first, second = draw(load(tmp_path / "w.nc")).axes
+    assert first.lines[0].get_ydata().tolist() == [3.0, 1.5, 2.25]
+    assert len(second.lines) == 2
+
+
+def test_columns_of_other_rows_are_no_table():
+    """Side by side, the numbers of one layer would stand in the row of another."""
+    one = xr.DataArray([1.0, 2.0], {"layer": [0, 1]}, "layer")
+    other = {"sorted": one[::-1], "fewer": one[:1], "more": one.expand_dims(head=2)}
+    for name, values in other.items():
+        with pytest.raises(ValueError, match=f"column {name} (has other labels of|is over)"):
+            Section("", "layer", {"first": one, name: values}).table()
+
+
+@pytest.mark.parametrize("command", ["show", "plot"])
+def test_a_fault_of_a_view_is_not_blamed_on_the_file(monkeypatch, capsys, surprise, command):
+    def mistaken(dataset):
+        yield dataset.sortby("nam")
+
+    row = View("surprise", mistaken, lambda dataset: next(mistaken(dataset)))
+    monkeypatch.setattr(registry, "VIEWS", (*registry.VIEWS, row))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, command, surprise)
+    told = capsys.readouterr().err
+    assert "does not fit the view of files of the kind surprise" in told and "'nam'" in told
+    assert "or mend the view" in told and "damaged" not in told
 
 
 def test_every_kind_of_file_has_one_row():

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
         return
     with reading(str(file), REMEDY):
         dataset = _read(file, minus)
+    with viewing(file, dataset):
         say_table(dataset, by_bootstrap=bootstrap)
     # Verdicts and comparisons have no figure of their own, but a page beside them.
     page = PAGES.get(str(dataset.attrs.get("measurement")))
@@ -93,12 +95,23 @@ def plot(file: Path, minus: str | None, bootstrap: bool, out: Path | None) -> No
 
     with reading(str(file), REMEDY):
         dataset = _read(file, minus)
-        path = out or _figure_of(file, minus)
-        ownership.check(path, ownership.FIGURE)
+    path = out or _figure_of(file, minus)
+    ownership.check(path, ownership.FIGURE)
+    with viewing(file, dataset):
         save_figure(draw(dataset, by_bootstrap=bootstrap), path)
     say(path)
     flags = "" if minus is None else f" --minus {quoted(minus)}"
     advise(f"show {quoted(file)}{flags}")
+
+
+def viewing(file: Path, dataset: "xr.Dataset") -> AbstractContextManager[None]:
+    """Refuse a dataset whose table or figure cannot be made, which need not be the file's fault."""
+    kind = dataset.attrs.get("measurement", "")
+    return reading(
+        str(file),
+        "run the command that made it again with --fresh, or mend the view; --debug shows where",
+        f"does not fit the view of files of the kind {kind!s:.40}",
+    )
 
 
 def say_table(

@@ -53,7 +53,8 @@ def _notes_on_batches(dataset: xr.Dataset) -> Iterator[str]:
 def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool) -> Iterator[str]:
     sequences, documents = dataset.sizes["sequence"], np.unique(dataset["document"]).size
     text = f"{counted(sequences, 'sequence')} of {counted(documents, 'document')}"
-    yield f"{text}, context {dataset.attrs['context']}"
+    # A file of one's own may be about texts of any length.
+    yield f"{text}, context {dataset.attrs['context']}" if "context" in dataset.attrs else text
     if sequences < planned:
         yield f"unfinished: {sequences} of {planned} sequences are measured"
     yield from _notes_on_clean(dataset, by_bootstrap=by_bootstrap)

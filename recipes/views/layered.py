@@ -1,4 +1,4 @@
-"""Views of any other file: all of its variables over sequences and layers or depths."""
+"""Views of any other file: all of its variables over layers or depths, and perhaps sequences."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
     for dim in ("layer", "depth"):
         columns = {}
         for name, values in named(dataset):
-            if set(values.dims) == {dim, "sequence"}:
+            if {*values.dims} - {"sequence"} == {dim}:
                 columns[name] = values
         if columns:
             yield Section("", dim, columns)
 
 
 def figure(dataset: xr.Dataset) -> Figure:
-    """Draw every variable over sequences, layers or depths, and at most one more dimension.
+    """Draw every variable over layers or depths, with at most one dimension besides sequences.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def figure(dataset: xr.Dataset) -> Figure:
     """
     shown = list(_drawable(dataset))
     if not shown:
-        raise Refusal(f"nothing in the file can be drawn; it holds: {', '.join(map(str, dataset))}")
+        raise Refusal(unfit("drawn", dataset))
     rows, columns = ceil(len(shown) / ABREAST), min(len(shown), ABREAST)
     figure = style.new_figure(max(7.5, 4.6 * columns), 4.2 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -53,11 +53,21 @@ def figure(dataset: xr.Dataset) -> Figure:
     return figure
 
 
+def unfit(what: str, dataset: xr.Dataset) -> str:
+    """Return the reason why no variable of a file can be tabulated or drawn."""
+    held = ", ".join(f"{name} {values.dims}" for name, values in named(dataset))
+    return (
+        f"nothing in the file can be {what}; it holds: {held or 'no variables'}. Without a view of "
+        "its own, a file needs a variable over layer or depth, alone or with sequence"
+    )
+
+
 def _drawable(dataset: xr.Dataset) -> Iterator[tuple[str, xr.DataArray]]:
     for name, values in named(dataset):
         # Over both of them there is no single axis to draw along.
         one_axis = ("layer" in values.dims) != ("depth" in values.dims)
-        if one_axis and "sequence" in values.dims and values.ndim <= 3:
+        numbers = values.dtype.kind in "fiu"
+        if one_axis and numbers and len({*values.dims} - {"sequence"}) <= 2:
             yield name, values
 
 

@@ -118,9 +118,7 @@ def table(dataset: xr.Dataset, *, by_bootstrap: bool = False) -> Tables:
     dataset = measured_sequences(dataset)
     sections = list(view_of(dataset).sections(dataset))
     if not sections:
-        raise Refusal(
-            f"nothing in the file can be tabulated; it holds: {', '.join(map(str, dataset))}"
-        )
+        raise Refusal(layered.unfit("tabulated", dataset))
     shown = [section.table(by_bootstrap=by_bootstrap) for section in sections]
     return Tables(shown, list(notes(dataset, planned, by_bootstrap=by_bootstrap)))
 

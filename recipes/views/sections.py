@@ -26,6 +26,11 @@ class Section:
     def table(self, *, by_bootstrap: bool = False) -> Table:
         """Return means over sequences with standard errors, or with bootstrap intervals."""
         labels = next(iter(self.columns.values()))[self.rows].values
+        for name, values in self.columns.items():
+            if {*values.dims} - {"sequence"} != {self.rows}:
+                raise ValueError(f"column {name} is over {values.dims}, not over {self.rows}")
+            if not np.array_equal(values[self.rows].values, labels):
+                raise ValueError(f"column {name} has other labels of {self.rows} than the first")
         columns = [Column(self.rows, _values(labels))]
         for name, values in self.columns.items():
             columns.append(_column(name, values, by_bootstrap=by_bootstrap))
