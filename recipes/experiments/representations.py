@@ -13,6 +13,9 @@ from robustness.statistics.uncertainty import bootstrap_means, draw_coordinates
 SEGMENTS = (2, 3, 4)
 """Numbers of contiguous segments that depths are divided into."""
 
+AT_ONCE = 50
+"""Number of draws whose divisions are compared at once."""
+
 LEAST_LAYERS = 8
 """Minimum number of layers; with fewer, nearly every matrix has blocks in some division."""
 
@@ -24,21 +27,28 @@ def contrast(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     diagonal is left out. Sums over squares come from a table of cumulative sums.
     """
     depths = matrices.shape[-1]
-    divisions = [_divisions(depths, count) for count in SEGMENTS]
-    contrasts = []
-    for matrix in matrices * (1 - np.eye(depths)):
-        table = np.pad(matrix.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        best = -np.inf
-        for edges in divisions:
-            if not len(edges):
-                continue
-            low, high = edges[:, :-1], edges[:, 1:]
-            squares = table[high, high] - table[low, high] - table[high, low] + table[low, low]
-            within, pairs = squares.sum(1), ((high - low) * (high - low - 1)).sum(1)
-            between = (table[-1, -1] - within) / (depths * (depths - 1) - pairs)
-            best = np.maximum(best, (within / pairs - between).max())
-        contrasts.append(best)
-    return np.array(contrasts)
+    off_diagonal = matrices * (1 - np.eye(depths))
+    best = np.full(len(matrices), -np.inf)
+    for edges in (_divisions(depths, count) for count in SEGMENTS):
+        low, high = edges[:, :-1], edges[:, 1:]
+        # Few at a time: a table for every division of every draw would not fit into memory.
+        for begin in range(0, len(matrices) if len(edges) else 0, AT_ONCE):
+            some = slice(begin, begin + AT_ONCE)
+            sums = _sums_of_squares(off_diagonal[some])
+            within = np.zeros((len(sums), len(edges)))
+            for segment in range(low.shape[1]):
+                within += sums[:, low[:, segment], high[:, segment]]
+            pairs = ((high - low) * (high - low - 1)).sum(1)
+            between = (sums[:, :1, -1] - within) / (depths * (depths - 1) - pairs)
+            best[some] = np.maximum(best[some], (within / pairs - between).max(1))
+    return best
+
+
+def _sums_of_squares(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums of matrices over squares on the diagonal, (draw, first, first not in it)."""
+    table = np.pad(matrices.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    own = np.diagonal(table, axis1=1, axis2=2)
+    return own[:, None, :] - table - table.transpose(0, 2, 1) + own[:, :, None]
 
 
 def _divisions(depths: int, count: int) -> NDArray[np.int64]:

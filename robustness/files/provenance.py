@@ -5,6 +5,7 @@ import inspect
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ LIBRARIES = (
 
 def file_attributes(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     """Return the attributes of a file: its settings, and the time, command and versions."""
-    versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return {
         "stages_schema": SCHEMA,
         **{name: value for name, value in settings.items() if value not in (None, "")},
@@ -33,13 +33,21 @@ def file_attributes(settings: Mapping[str, Any], command: str = "") -> dict[str,
             "information in nats; KL(clean || intervened); absolute losses and entropies; "
             "means over the tokens of a sequence"
         ),
-        "versions": ", ".join((*versions, f"python {platform.python_version()}")),
+        "versions": _versions(),
         # A word of the command holds halves of surrogate pairs if a file's name is no UTF-8.
         "command": (command or "python").encode("utf-8", "backslashreplace").decode(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+@cache
+def _versions() -> str:
+    """Return the versions of libraries and of Python, which do not change while it runs."""
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    return ", ".join((*versions, f"python {platform.python_version()}"))
+
+
+@cache
 def project_version() -> str:
     """Return the version of this project."""
     return version(LIBRARIES[0])

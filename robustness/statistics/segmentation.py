@@ -108,14 +108,15 @@ def _cheapest(
     best = np.full((count + 1, layers + 1), inf)
     last_start = np.zeros((count + 1, layers + 1), np.int64)
     best[0, 0] = 0
+    lengths = np.arange(layers + 1) - np.arange(layers + 1)[:, None]
     for segments in range(1, count + 1):
-        for end in range(1, layers + 1):
-            at_an_edge = segments == 1 or end == layers
-            shortest = 1 if at_an_edge else SHORTEST_SEGMENT
-            for start in range(end - shortest + 1):
-                cost = best[segments - 1, start] + costs[start, end]
-                if cost < best[segments, end]:
-                    best[segments, end], last_start[segments, end] = cost, start
+        shortest = np.full(layers + 1, 1 if segments == 1 else SHORTEST_SEGMENT)
+        shortest[layers] = 1
+        sums = best[segments - 1, :, None] + costs
+        # What is not a number is no partition either, and would be taken for the least.
+        sums = np.where((lengths >= shortest) & (sums < inf), sums, inf)
+        best[segments] = sums.min(0)
+        last_start[segments] = sums.argmin(0)
     return best, last_start
 
 
