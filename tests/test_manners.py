@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,8 @@ def test_a_directory_is_listed_with_what_is_in_it(run, llama, stories):
     assert run(*words, "--out", "results/one/a.nc")[0] == 0
     assert run("plot", "results/one/a.nc")[0] == 0
     Path("results/foreign.nc").write_text("nothing")
+    # The first by name, which could not be given to a command again.
+    shutil.copy("results/one/a.nc", "results/a\x1b[2J.nc")
     code, out, err = run("show", "results", "--csv")
     rows = {row["file"]: row for row in csv.DictReader(io.StringIO(out))}
     assert code == 0 and err == "next: stages show results/one/a.nc\n"

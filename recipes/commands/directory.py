@@ -28,7 +28,8 @@ def say_directory(directory: Path) -> None:
             f"{quoted(directory / 'sweep.nc')}"
         )
     say_rows(COLUMNS, [[str(path), *cells] for path, *cells in rows])
-    readable = [path for path, _, _, state, _ in rows if state]
+    # A name that cannot be printed cannot be typed either.
+    readable = [path for path, _, _, state, _ in rows if state and str(path).isprintable()]
     if readable:
         advise(f"show {quoted(readable[0])}")
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite, isnan, log10
 
@@ -56,10 +56,15 @@ def as_json(tables: Tables) -> str:
     written = []
     for table in tables.tables:
         rows = _finite_rows(table)
-        written.append({"title": table.title, "units": table.units, "rows": rows})
+        units = {name: unit for name, unit in table.units.items() if not _is_text(rows, name)}
+        written.append({"title": table.title, "units": units, "rows": rows})
     document = {"notes": list(tables.notes), "tables": written}
     # Python would write NaN, which is not JSON.
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _is_text(rows: Sequence[Mapping[str, Value | None]], name: str) -> bool:
+    return bool(rows) and isinstance(rows[0][name], str)
 
 
 def as_csv(tables: Tables) -> str:
