@@ -31,10 +31,20 @@ def commands(page: str, language: str = "sh") -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
-def run_page(page: str, monkeypatch) -> None:
-    """Run a page's commands and its Python as one script, in the current directory."""
+def places_of_tokens(words: list[str]) -> list[int]:
+    """Return the places of numbers of tokens in a command."""
+    return [place + 1 for place, word in enumerate(words) if word == "--tokens"]
+
+
+def run_page(page: str, monkeypatch, share: int = 1) -> None:
+    """Run a page's commands and its Python as one script, in the current directory.
+
+    Commands read a share of the tokens that they name: `share` is 2 for half of them.
+    """
     for words in commands(page):
         if words[0] == "stages":
+            for place in places_of_tokens(words):
+                words[place] = str(int(words[place]) // share)
             monkeypatch.setattr(sys, "argv", words)
             cli.main()
     code = "\n".join(blocks(page, "python"))

@@ -12,17 +12,19 @@ import xarray as xr
 from commands import COMMANDS
 from filelock import FileLock
 from loopback import configure, serving
-from pages import ROOT, blocks, commands, run_page, run_python
+from pages import ROOT, blocks, commands, places_of_tokens, run_page, run_python
+from stand_ins import leave_undrawn, make_models, make_texts, stand_in
+from transformers import AutoTokenizer
 
 import cli
 from robustness.measurements.measurement import MEASUREMENTS
 from robustness.models import checkpoint
-from robustness.text import sources
+from robustness.text.corpus import cut
 
 EVERY = [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]]
 
-APART = ["docs/tasks.md", "docs/remote.md"]
-"""Pages that need something besides, and have tests of their own."""
+APART = ["README.md", "docs/tasks.md", "docs/remote.md"]
+"""Pages that have tests of their own: the first for the real model, the others need more."""
 
 SHOWN = [page for page in EVERY if blocks(page, "sh") or blocks(page, "python")]
 PAGES = [page for page in SHOWN if page not in APART]
@@ -32,40 +34,61 @@ FIRST = (["stages", "demo"], "stages reproduce builtin-parallel E1 --tokens 6400
 
 
 @pytest.fixture(scope="session")
-def half_the_text(tmp_path_factory) -> Path:
-    """The first half of the built-in prose: the same commands in half the time."""
-    path = tmp_path_factory.mktemp("text") / "prose.jsonl"
-    texts = [text for _, text in sources.documents("builtin")]
-    lines = [json.dumps({"text": text}) for text in texts[: len(texts) // 2]]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+def shared(tmp_path_factory, worker_id) -> Path:
+    """A directory for what one worker makes for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "pages"
+    place.mkdir(exist_ok=True)
+    return place
 
 
 @pytest.fixture(scope="session")
-def begun(tmp_path_factory, worker_id, half_the_text) -> Path:
-    """The directory in which the first commands were run, by one worker for all of them."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base if worker_id == "master" else base.parent) / "begun"
-    with FileLock(f"{shared}.lock"), pytest.MonkeyPatch.context() as monkeypatch:
-        if not shared.exists():
-            making = base / "making"
-            making.mkdir()
-            monkeypatch.chdir(making)
-            monkeypatch.setitem(sources.BUILTIN, "builtin", str(half_the_text))
+def texts(shared) -> dict[str, str]:
+    """The beginnings of the built-in texts."""
+    return made_once(shared / "texts", make_texts)
+
+
+@pytest.fixture(scope="session")
+def models(shared) -> dict[str, str]:
+    """Small random models in the places of the built-in ones."""
+    return made_once(shared / "models", make_models)
+
+
+@pytest.fixture(scope="session")
+def begun(shared, texts, models) -> Path:
+    """The directory in which the first commands were run."""
+
+    def run_first(directory: Path) -> str:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.chdir(directory)
+            stand_in(monkeypatch, texts, models)
+            leave_undrawn(monkeypatch)
             for words in FIRST:
                 monkeypatch.setattr("sys.argv", words)
                 cli.main()
-            making.rename(shared)
-    return shared
+        return str(directory)
+
+    return Path(made_once(shared / "begun", run_first))
+
+
+def made_once(directory: Path, make):
+    """Return what a function returned, which filled a directory for one of the workers."""
+    note = directory.with_suffix(".json")
+    with FileLock(f"{directory}.lock"):
+        if not note.exists():
+            directory.mkdir()
+            note.write_text(json.dumps(make(directory)))
+    return json.loads(note.read_text())
 
 
 @pytest.fixture
-def reader(begun, tmp_path, monkeypatch, half_the_text):
+def reader(begun, tmp_path, monkeypatch, texts, models):
     """A directory in which a reader has run the first commands."""
     place = tmp_path / "reader"
     shutil.copytree(begun, place)
     monkeypatch.chdir(place)
-    monkeypatch.setitem(sources.BUILTIN, "builtin", str(half_the_text))
+    stand_in(monkeypatch, texts, models)
+    leave_undrawn(monkeypatch)
     return monkeypatch
 
 
@@ -86,6 +109,26 @@ def test_a_page_works_as_it_is_shown(page, reader):
         LOOKED_INTO[page]()
 
 
+@pytest.mark.slow
+def test_the_first_page_works_from_nothing_on_the_model_that_is_built_in(tmp_path, monkeypatch):
+    """Drawn for real, too, but of a fifth of the text."""
+    monkeypatch.chdir(tmp_path)
+    stand_in(monkeypatch, make_texts(tmp_path, {"builtin": 17}), {})
+    run_page("README.md", monkeypatch, share=3)
+    left = ["outputs/repeat.nc", "outputs/compare.html", "outputs/builtin/wic.nc"]
+    assert not [name for name in left if not Path(name).exists()]
+    assert "<path" in Path("outputs/compare.html").read_text()
+
+
+def test_the_built_in_text_has_as_many_tokens_as_pages_ask_for():
+    asked = []
+    for page in EVERY:
+        for words in commands(page):
+            asked += [int(words[place]) for place in places_of_tokens(words)]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.resolve("builtin")[1])
+    assert cut("builtin", tokenizer, context=256, tokens=max(asked)).tokens.size >= max(asked)
+
+
 def check_outliers() -> None:
     outliers = xr.load_dataset("outputs/builtin/outliers.nc").outlier_share
     assert outliers.dims == ("depth", "sequence") and outliers.notnull().all()
@@ -104,7 +147,6 @@ def check_intervals() -> None:
 
 
 LEFT = {
-    "README.md": ["outputs/repeat.nc", "outputs/compare.html", "outputs/builtin/wic.nc"],
     "docs/tutorial.md": [f"outputs/builtin/{name}.nc" for name in (*MEASUREMENTS, "repeat", "ing")],
     "docs/measurements.md": ["cka.svg", "outputs/short/lens.nc", "outputs/builtin/outliers.nc"],
     "docs/probes.md": [f"outputs/builtin/{name}.nc" for name in ("wic", "ing", "subjoiner")],
