@@ -35,36 +35,48 @@ def corpus(sequences: int = 5, length: int = 12, lengths: list[int] | None = Non
     )
 
 
-def reference(plain, schedule, text: Corpus) -> dict[str, np.ndarray]:
+def reference(plain, schedule, text: Corpus, original=None) -> dict[str, np.ndarray]:
     """Readouts of a schedule by full log-softmax on the rebuilt plain model, float64."""
-    kept = {name: [] for name in ("kl", "agreement", "loss", "entropy", "accuracy")}
-    for row, length in zip(text.tokens, text.lengths, strict=True):
-        tokens = torch.from_numpy(row[None, :length])
-        with torch.no_grad():
-            before, after = (
-                torch.log_softmax(net(input_ids=tokens, use_cache=False).logits[0], -1)
-                for net in (plain, rebuilt(plain, schedule))
-            )
+    found = {name: np.empty(len(text.tokens)) for name in READOUTS}
+    before, after = original or logits(plain, text), logits(rebuilt(plain, schedule), text)
+    for length, p in before.items():
+        rows, q = text.lengths == length, after[length]
         last = length if text.authors_alignment else length - 1
         compared = slice(1, last)
         first = 0 if text.authors_alignment else 1
-        following = tokens[0, first + 1 :]
-        predicted = after[first : length - 1]
-        top = after.argmax(-1)
-        kept["kl"].append((before.exp() * (before - after)).sum(-1)[compared].mean())
-        kept["agreement"].append((before.argmax(-1) == top)[compared].double().mean())
-        kept["entropy"].append(-(after.exp() * after).sum(-1)[compared].mean())
-        kept["loss"].append(-predicted.gather(1, following[:, None]).mean())
-        kept["accuracy"].append((predicted.argmax(-1) == following).double().mean())
-    return {name: torch.stack(values).numpy() for name, values in kept.items()}
+        following = torch.from_numpy(text.tokens[rows, first + 1 : length])
+        predicted, top = q[:, first : length - 1], q.argmax(-1)
+        for name, values in (
+            ("kl", (p.exp() * (p - q)).sum(-1)[:, compared]),
+            ("agreement", (p.argmax(-1) == top)[:, compared]),
+            ("entropy", -(q.exp() * q).sum(-1)[:, compared]),
+            ("loss", -predicted.gather(-1, following[..., None])[..., 0]),
+            ("accuracy", predicted.argmax(-1) == following),
+        ):
+            found[name][rows] = values.double().mean(1)
+    return found
+
+
+READOUTS = ("kl", "agreement", "loss", "entropy", "accuracy")
+
+
+def logits(net, text: Corpus) -> dict[int, torch.Tensor]:
+    """Log-softmax of the sequences of every length, without padding."""
+    found = {}
+    for length in map(int, np.unique(text.lengths)):
+        tokens = torch.from_numpy(text.tokens[text.lengths == length, :length])
+        with torch.no_grad():
+            found[length] = torch.log_softmax(net(input_ids=tokens, use_cache=False).logits, -1)
+    return found
 
 
 def assert_equals_surgery(data, plain, named, text: Corpus) -> None:
     # Some families give logits in float32 whatever the weights are.
     limit = 1e-10 if data.kl.dtype == np.float64 else 1e-6
+    original = logits(plain, text)
     for (name, *at), schedule in named.items():
         found = data.sel(intervention=name, **dict(zip(("layer", "layer_to"), at, strict=False)))
-        for metric, values in reference(plain, schedule, text).items():
+        for metric, values in reference(plain, schedule, text, original).items():
             np.testing.assert_allclose(
                 found[metric], values, atol=limit, rtol=0, err_msg=f"{name} {at} {metric}"
             )

@@ -6,6 +6,7 @@ import numpy as np
 import plain as reference
 import pytest
 import torch
+from alike import MEASURED, SWEPT, measured, one_of_each, swept
 from families import DEEP, LAYERS, SPECS, config, random_tokens, rebuilt, tiny
 from strict import StrictBackend
 from test_execution import assert_equals_surgery, corpus
@@ -30,7 +31,7 @@ OTHERS = sorted(set(SPECS) - set(DEEP))
 
 INTERVENTIONS = ("drop", "swap", "repeat-2")
 
-MEASURED = ("lens", LOCAL, "norms", "similarity")
+EVERYTHING = ("lens", LOCAL, "norms", "similarity")
 
 UNFIT = {
     "falcon": {"attention"},
@@ -54,6 +55,10 @@ def plain(family):
     return tiny(family)
 
 
+every_swept = pytest.mark.parametrize("family", one_of_each(SWEPT), indirect=True)
+every_measured = pytest.mark.parametrize("family", one_of_each(MEASURED), indirect=True)
+
+
 @pytest.fixture(scope="module")
 def model(family):
     return open_model(tiny(family))
@@ -61,6 +66,19 @@ def model(family):
 
 def behind_a_server(model):
     return replace(model, request={"backend": StrictBackend(model.traced)}, facts=Facts())
+
+
+def test_a_family_is_as_those_that_are_tried_in_its_place(family, model):
+    (of_sweeps,) = [alike for alike, families in SWEPT.items() if family in families]
+    (of_measurements,) = [alike for alike, families in MEASURED.items() if family in families]
+    assert swept(model) == of_sweeps
+    assert measured(model) == of_measurements
+
+
+def test_families_of_which_everything_is_tested_are_alike_to_what_they_stand_for():
+    for family in DEEP:
+        model = open_model(tiny(family))
+        assert family in SWEPT[swept(model)] and family in MEASURED[measured(model)]
 
 
 def test_drop_swap_and_repeat_are_surgery_on_the_plain_model(model, plain):
@@ -77,6 +95,7 @@ def test_drop_swap_and_repeat_are_surgery_on_the_plain_model(model, plain):
         assert (expected - before).abs().max() > 0.1, "the schedule changes nothing"
 
 
+@every_swept
 @pytest.mark.slow
 def test_a_sweep_is_log_softmax_of_the_rebuilt_models_logits(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
@@ -84,6 +103,7 @@ def test_a_sweep_is_log_softmax_of_the_rebuilt_models_logits(model, plain):
     assert_equals_surgery(data, plain, named, text)
 
 
+@every_swept
 @pytest.mark.slow
 def test_through_the_strict_backend_it_is_the_same(model, plain):
     text, named = corpus(), schedules(INTERVENTIONS, LAYERS)
@@ -91,6 +111,7 @@ def test_through_the_strict_backend_it_is_the_same(model, plain):
     assert_equals_surgery(data, plain, named, text)
 
 
+@every_measured
 @pytest.mark.slow
 def test_what_can_be_measured_equals_plain_transformers(family, model, plain):
     text = corpus()
@@ -99,22 +120,25 @@ def test_what_can_be_measured_equals_plain_transformers(family, model, plain):
     }
     wanted = [
         each
-        for each in MEASURED
+        for each in EVERYTHING
         if (each if isinstance(each, str) else each.name) not in UNFIT.get(family, ())
     ]
+    tokens, expected = torch.from_numpy(text.tokens), {}
+    for name in wanted:
+        if name == LOCAL:
+            eager = tiny(family, attention="eager")
+            expected["attention"] = reference.attention(eager, tokens, 6)
+        elif name == "similarity":
+            expected[name] = {"cosine": reference.similarity(plain, tokens)}
+        else:
+            expected[name] = getattr(reference, name)(plain, tokens)
     for opened in (model, behind_a_server(model)):
         found = observe(opened, text, wanted, RunOptions(batch_tokens=36))
-        tokens = torch.from_numpy(text.tokens)
+        assert found.keys() == expected.keys()
         for name, data in found.items():
-            if name == "attention":
-                expected = reference.attention(tiny(family, attention="eager"), tokens, 6)
-            elif name == "similarity":
-                expected = {"cosine": reference.similarity(plain, tokens)}
-            else:
-                expected = getattr(reference, name)(plain, tokens)
-            assert set(data.data_vars) - {"previous"} == set(expected)
+            assert set(data.data_vars) - {"previous"} == set(expected[name])
             limit = {"attention": 1e-5, "lens": 1e-6}.get(name, 1e-9)
-            for variable, values in expected.items():
+            for variable, values in expected[name].items():
                 np.testing.assert_allclose(
                     data[variable], values, atol=limit, rtol=limit, err_msg=f"{name} {variable}"
                 )

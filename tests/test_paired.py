@@ -253,15 +253,18 @@ def test_a_figure_without_bands_has_none_by_bootstrap():
 def test_of_few_documents_intervals_are_wider_and_the_table_says_so():
     """As many standard errors as Student's t has, and the bootstrap's percentiles as far out."""
     random = np.random.default_rng(0)
-    covered = {"t": 0, "bootstrap": 0}
     repetitions, documents = 400, 6
-    for _ in range(repetitions):
-        data = run(np.arange(documents), names=("drop",), layers=1)
-        data["kl"][:] = random.exponential(size=documents) + 1
-        band = draw(data).axes[0].collections[0].get_paths()[0].vertices[:, 1]
-        ends = bootstrap(data.kl, draws=199).values.ravel()
-        covered["t"] += band.min() <= 2 <= band.max()
-        covered["bootstrap"] += ends[0] <= 2 <= ends[1]
+    # A layer is a repetition: bands and intervals are of every layer on its own.
+    data = run(np.arange(documents), names=("drop",), layers=repetitions)
+    data["kl"][:] = random.exponential(size=(1, repetitions, documents)) + 1
+    outline = draw(data).axes[0].collections[0].get_paths()[0].vertices
+    bands = [outline[outline[:, 0] == layer, 1] for layer in range(repetitions)]
+    assert all(band.min() < band.max() for band in bands), "an end of a band is not found"
+    ends = bootstrap(data.kl, draws=199).values[0]
+    covered = {
+        "t": sum(band.min() <= 2 <= band.max() for band in bands),
+        "bootstrap": sum(low <= 2 <= high for low, high in ends),
+    }
     # Of exponential numbers, of which six say little, either end is missed more often than stated.
     assert all(count / repetitions > 0.84 for count in covered.values()), covered
     assert "unreliable" in as_text(table(data))

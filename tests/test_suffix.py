@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from families import tiny
 from strict import StrictBackend
 from test_wic import word_level
 
+from probes import suffix
 from probes.neuron_choice import choose_neurons, draw_controls
 from probes.neuron_groups import GROUPS, fit_groups
 from probes.settings import SuffixSettings
@@ -37,6 +39,12 @@ def text(tmp_path_factory):
 
 def sevens(text):
     return SuffixSettings(text, suffix="7", items=400)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Groups of six neurons at most: fitting probes is most of the time."""
+    monkeypatch.setattr(suffix, "choose_neurons", partial(choose_neurons, count=6))
 
 
 def opened(family="gpt2"):
@@ -150,7 +158,7 @@ def test_complementary_neurons_beat_each_and_ranking_does_not_see_the_test():
 
 
 @pytest.mark.slow
-def test_activations_are_those_before_the_last_token(text):
+def test_activations_are_those_before_the_last_token(text, few):
     model = opened("llama")
     net = model.traced._module
     data = probe_suffix(model, net, sevens(text))
@@ -200,7 +208,7 @@ def test_each_neuron_is_read_where_it_is(text, family, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
+def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text, few):
     model = opened()
     net = model.traced._module
     by_suffix = probe_suffix(model, net, sevens(text))
@@ -212,7 +220,7 @@ def test_a_set_of_tokens_will_do_and_a_tokenizer_must_be_there(text):
 
 
 @pytest.mark.slow
-def test_on_a_server_and_resumed_it_is_the_same(text, tmp_path):
+def test_on_a_server_and_resumed_it_is_the_same(text, few, tmp_path):
     model = opened("gpt_neox")
     net = model.traced._module
     whole = probe_suffix(model, net, sevens(text))
