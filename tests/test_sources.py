@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from planted import plant
 
+from recipes.evidence import files as files_of_models
 from recipes.evidence.files import Absent, Files
 from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import RECIPES
@@ -152,6 +153,15 @@ def models(tmp_path_factory):
         stages(path, out=path / "stages.nc")
         found[architecture] = path
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Read every file once, wherever links to it are."""
+    kept = cache(files_of_models.load)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files_of_models, "load", lambda path: kept(path.resolve()))
+        yield
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Claims on files in which they hold, and in which they do not."""
 
 import re
+import shutil
+from functools import cache
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -14,6 +16,7 @@ from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES, choose
 from recipes.experiments.representations import contrast, toeplitz
 from recipes.figures import draw
+from recipes.judging import verdicts
 from recipes.judging.compare import compare
 from recipes.judging.verdicts import FAILS, HOLDS, OPEN, Number, judge, to_dataset
 from recipes.recipe import SOURCES, STAGES, Check
@@ -30,19 +33,50 @@ UNJUDGED = {"C1.7", "T1.2b", "C3.2", "C1.4b", "C1.6", "C8.4", "C8.5"}
 """What nothing decides, what needs a published value, and what needs several models."""
 
 
-def planted(path, **options):
-    plant(path, **options)
-    stages(path, out=path / "stages.nc")
-    return Files(path)
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Return what makes the files of a model once, for tests that leave them as they are."""
+
+    @cache
+    def make(name="planted", **options):
+        path = tmp_path_factory.mktemp("models") / name
+        plant(path, name=name, **options)
+        stages(path, out=path / "stages.nc")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def planted(once):
+    """Return what copies these files to a directory of the test's own."""
+
+    def copy(path, **options):
+        shutil.copytree(once(**options), path, dirs_exist_ok=True)
+        return Files(path)
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def judged(once):
+    """Return the verdicts on one model, made once."""
+    return cache(lambda **options: judge([Files(once(**options))]))
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Return what leaves out the experiments that a test is not about."""
+    return lambda *names: monkeypatch.setattr(verdicts, "RECIPES", choose(names))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("reverse", "wanted"), [(False, HOLDS), (True, FAILS)])
 def test_claims_hold_where_they_are_planted_and_fail_on_the_opposite(
-    tmp_path, architecture, reverse, wanted
+    judged, architecture, reverse, wanted
 ):
-    found = judge([planted(tmp_path, architecture=architecture, reverse=reverse)])
+    found = judged(architecture=architecture, reverse=reverse)
     verdicts = {each.claim.name: each.verdict for each in found}
     open_ones = {name for name, verdict in verdicts.items() if verdict == OPEN}
     assert open_ones <= ABOUT | UNJUDGED
@@ -54,10 +88,10 @@ def test_claims_hold_where_they_are_planted_and_fail_on_the_opposite(
 
 
 @pytest.mark.slow
-def test_every_claim_about_a_family_is_judged_on_that_family(tmp_path):
+def test_every_claim_about_a_family_is_judged_on_that_family(judged):
     decided = set()
     for architecture in ARCHITECTURES:
-        found = judge([planted(tmp_path / architecture, architecture=architecture)])
+        found = judged(architecture=architecture, reverse=False)
         decided |= {each.claim.name for each in found if each.verdict != OPEN}
     assert decided >= ABOUT
 
@@ -82,8 +116,9 @@ def test_a_number_decides_when_its_whole_interval_does(low, high, least, most, w
 
 
 @pytest.mark.slow
-def test_wide_intervals_leave_it_open(tmp_path):
+def test_wide_intervals_leave_it_open(planted, only, tmp_path):
     """Documents that disagree wildly say nothing of whether the mean is above a threshold."""
+    only("E1")
     planted(tmp_path / "calm", documents=10, robust=0.73)
     plant(tmp_path / "wild", noise=0.3, documents=10, robust=0.73)
     (tmp_path / "wild" / "sweep.nc").replace(tmp_path / "calm" / "sweep.nc")
@@ -94,7 +129,7 @@ def test_wide_intervals_leave_it_open(tmp_path):
 
 
 @pytest.mark.slow
-def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
+def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(planted, tmp_path):
     planted(tmp_path)
     (tmp_path / "lens.nc").unlink()
     save(load(tmp_path / "sweep.nc").isel(sequence=slice(0, 4)), tmp_path / "sweep.nc")
@@ -113,7 +148,8 @@ def test_too_little_or_nothing_is_said_and_no_claim_is_dropped(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
+def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(planted, only, tmp_path):
+    only("E1")
     planted(tmp_path)
     whole = load(tmp_path / "sweep.nc")
     for changed, reason in (
@@ -129,7 +165,7 @@ def test_a_sweep_of_something_else_is_not_judged_as_if_it_were_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_of_few_layers_has_no_interior(tmp_path):
+def test_a_model_of_few_layers_has_no_interior(planted, tmp_path):
     files = planted(tmp_path)
     for source in files.sources:
         data = load(tmp_path / f"{source.file}.nc")
@@ -145,7 +181,7 @@ def test_a_model_of_few_layers_has_no_interior(tmp_path):
 
 
 @pytest.mark.slow
-def test_verdicts_are_saved_with_numbers_and_thresholds(tmp_path):
+def test_verdicts_are_saved_with_numbers_and_thresholds(planted, tmp_path):
     files = planted(tmp_path)
     found = judge([files])
     save(to_dataset(found, [files], "stages report x"), tmp_path / "claims.nc")
@@ -189,7 +225,7 @@ def test_a_toeplitz_matrix_is_its_own_and_keeps_the_profile():
 
 
 @pytest.mark.slow
-def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
+def test_models_are_compared_and_what_is_about_several_is_judged(planted, tmp_path):
     names = {"small": 0.76, "medium": 0.8, "large": 0.84, "huge": 0.9}
     models = [planted(tmp_path / name, name=name, robust=at) for name, at in names.items()]
     data = compare(models)
@@ -208,15 +244,15 @@ def test_models_are_compared_and_what_is_about_several_is_judged(tmp_path):
 
 
 @pytest.mark.slow
-def test_more_layers_more_robust_is_judged_over_models(tmp_path):
-    models = []
+def test_more_layers_more_robust_is_judged_over_models(once, only, tmp_path):
+    only("E1", "E8")
+    whole, models = load(once() / "sweep.nc"), []
     for index in range(6):
-        files = planted(tmp_path / str(index), name=f"m{index}", robust=0.73 + 0.03 * index)
         path = tmp_path / str(index)
-        for source in files.sources:
-            (path / f"{source.file}.nc").rename(path / f"{source.file}.old")
-        sweep = xr.load_dataset(path / "sweep.old")
-        save(sweep.isel(layer=slice(0, 10 + 2 * index)), path / "sweep.nc")
+        path.mkdir()
+        sweep = whole.assign(agreement=whole["agreement"] + 0.03 * (index - 4))
+        sweep = sweep.isel(layer=slice(0, 10 + 2 * index)).assign_attrs(model=f"m{index}")
+        save(sweep, path / "sweep.nc")
         models.append(Files(path))
     verdicts = {each.claim.name: each.verdict for each in judge(models)}
     assert verdicts["C1.6"] == HOLDS
@@ -224,7 +260,7 @@ def test_more_layers_more_robust_is_judged_over_models(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compared_is_refused(tmp_path):
+def test_what_cannot_be_compared_is_refused(planted, tmp_path):
     one = planted(tmp_path / "one")
     with pytest.raises(Refusal, match="two or more"):
         compare([one])
@@ -243,23 +279,27 @@ PHI = {"phi-1": 0.4, "phi-1_5": 0.9, "phi-2": 1.0}
 """How dense prediction neurons are, and how steeply the lens falls, of the densest and steepest."""
 
 
-def phi(path, scales, others):
+def phi(of, path, scales, others):
     """Files of models whose densest layers have 15 % prediction and 25 % suppression neurons."""
+    neurons, lens = (load(of / f"{file}.nc") for file in ("neurons", "lens"))
     for name, scale in (scales | others).items():
-        plant(path / name, name=name)
-        neurons, lens = (load(path / name / f"{file}.nc") for file in ("neurons", "lens"))
         share = neurons["share"] * scale
         share[0] *= 0.15 * scale / float(share[0].max())
         share[1] *= 0.25 * scale / float(share[1].max())
-        save(neurons.assign(share=share), path / name / "neurons.nc")
-        save(lens.assign(kl=lens["kl"] * scale), path / name / "lens.nc")
+        (path / name).mkdir(parents=True)
+        # All that these claims are about.
+        attrs = {"model": name}
+        save(neurons.assign(share=share).assign_attrs(attrs), path / name / "neurons.nc")
+        save(lens.assign(kl=lens["kl"] * scale).assign_attrs(attrs), path / name / "lens.nc")
     return [Files(path / name) for name in scales | others]
 
 
 @pytest.mark.slow
-def test_claims_about_phi_are_judged_on_phi_and_others(tmp_path):
+def test_claims_about_phi_are_judged_on_phi_and_others(once, only, tmp_path):
+    only("E8")
+
     def verdicts(name, scales, others):
-        found = judge(phi(tmp_path / name, scales, others))
+        found = judge(phi(once(), tmp_path / name, scales, others))
         return {each.claim.name: each for each in found}
 
     others = {"gpt2": 0.2, "gpt2-xl": 0.25, "pythia-410m": 0.21}
@@ -278,7 +318,8 @@ def test_claims_about_phi_are_judged_on_phi_and_others(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pair", "wanted"), [(LAYERS - 2, HOLDS), (LAYERS - 3, FAILS)])
-def test_only_the_last_pair_counts_as_the_last_pair(tmp_path, pair, wanted):
+def test_only_the_last_pair_counts_as_the_last_pair(planted, only, tmp_path, pair, wanted):
+    only("E1")
     models = [planted(tmp_path / name, name=name) for name in ("one", "two")]
     sweep = load(tmp_path / "two" / "sweep.nc")
     sweep["kl"].loc[{"intervention": "swap", "layer": pair}] *= 100
@@ -288,7 +329,7 @@ def test_only_the_last_pair_counts_as_the_last_pair(tmp_path, pair, wanted):
 
 
 @pytest.mark.slow
-def test_intervals_of_draws_know_how_many_documents_they_are_of(tmp_path):
+def test_intervals_of_draws_know_how_many_documents_they_are_of(planted, tmp_path):
     """Or they would be too narrow where documents are few."""
     files, counted = planted(tmp_path), 0
     for claim in (claim for recipe in RECIPES for claim in recipe.claims if claim.models == 1):
@@ -324,8 +365,9 @@ def _decides(check):
 
 
 @pytest.mark.slow
-def test_published_values_are_compared_in_their_own_unit(tmp_path):
+def test_published_values_are_compared_in_their_own_unit(only, tmp_path):
     """A planted GPT-2 that has exactly the published values differs from them by nothing."""
+    only("E3")
     plant(tmp_path, name="openai-community/gpt2")
     known = {each.quantity: each for each in published.PUBLISHED if each.model == "gpt2"}
     layers = {"layer": range(12)}
@@ -362,7 +404,8 @@ def test_published_values_are_those_of_the_models_of_the_paper_with_their_source
 
 
 @pytest.mark.slow
-def test_a_layer_that_is_not_a_number_is_not_averaged_away(tmp_path):
+def test_a_layer_that_is_not_a_number_is_not_averaged_away(planted, only, tmp_path):
+    only("E1")
     planted(tmp_path)
     sweep = load(tmp_path / "sweep.nc")
     for name in ("kl", "agreement"):
@@ -384,7 +427,8 @@ def test_where_nothing_is_finite_figures_are_drawn_all_the_same(tmp_path):
 
 
 @pytest.mark.slow
-def test_gated_neurons_and_chance_decide_nothing(tmp_path):
+def test_gated_neurons_and_chance_decide_nothing(planted, only, tmp_path):
+    only("E7", "E8", "E9")
     planted(tmp_path)
     save(load(tmp_path / "neurons.nc").assign_attrs(gated=1), tmp_path / "neurons.nc")
     suffix = load(tmp_path / "ing.nc")
@@ -397,7 +441,8 @@ def test_gated_neurons_and_chance_decide_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_tasks_that_the_clean_model_cannot_do_do_not_count(tmp_path):
+def test_tasks_that_the_clean_model_cannot_do_do_not_count(planted, only, tmp_path):
+    only("E12")
     files = planted(tmp_path)
     before = {each.claim.name: each for each in judge([files])}["C12"]
     tasks = load(tmp_path / "tasks.nc")
@@ -413,7 +458,7 @@ def test_tasks_that_the_clean_model_cannot_do_do_not_count(tmp_path):
 
 
 @pytest.mark.slow
-def test_boundaries_of_other_files_are_not_used(tmp_path):
+def test_boundaries_of_other_files_are_not_used(planted, tmp_path):
     planted(tmp_path)
     sweep = load(tmp_path / "sweep.nc").assign_attrs(created="2001-01-01T00:00:00+00:00")
     save(sweep, tmp_path / "sweep.nc")
@@ -421,7 +466,8 @@ def test_boundaries_of_other_files_are_not_used(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_that_lacks_a_file_does_not_keep_others_from_being_judged(tmp_path):
+def test_a_model_that_lacks_a_file_does_not_keep_others_from_being_judged(planted, only, tmp_path):
+    only("E1")
     models = [planted(tmp_path / name, name=name) for name in ("one", "two", "three")]
     (tmp_path / "one" / "sweep.nc").unlink()
     found = {each.claim.name: each for each in judge([Files(tmp_path / "one"), *models[1:]])}
