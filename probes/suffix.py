@@ -7,6 +7,7 @@ them.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ def read_neurons(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[s
     if "layer" not in captured:
         return {"final": captured["residual"][place]}
     activations = numerics.precise(captured["neurons"][place]).T
-    layer = captured["layer"]
-    return {name: activations[text[name][layer]] for name in ("activation", "control")}
+    first, last = text["of_layer"][captured["layer"]]
+    return {name: activations[text[name][first:last]] for name in ("activation", "control")}
 
 
 def read_answer(
@@ -115,9 +116,10 @@ def probe_suffix(
     chosen = choose_neurons(opened, moments, wanted)
     layer, index = chosen["layer"].values, chosen["index"].values
     controls = draw_controls(layer, index, moments.sizes["neuron"], settings.seed)
+    rank = np.argsort(layer, kind="stable")
     run = resumable.Run(
         _blank(
-            np.argsort(layer, kind="stable"),
+            rank,
             len(task.tokens),
             file_attributes(
                 {**_describe(model, task, wanted, settings), "gated": int(opened.gated)},
@@ -130,10 +132,12 @@ def probe_suffix(
             dataset.sortby("neuron"), task, chosen, settings.seed
         ),
     )
+    # On the device once, in the order in which they are captured.
     entries = {
-        "activation": _by_layer(index, layer, model.layers),
-        "control": _by_layer(controls, layer, model.layers),
-        "wanted": torch.from_numpy(wanted),
+        "activation": torch.from_numpy(index[rank]).to(model.device),
+        "control": torch.from_numpy(controls[rank]).to(model.device),
+        "of_layer": _of_layer(layer[rank], model.layers),
+        "wanted": torch.from_numpy(wanted).to(model.device),
         "chunk": readout.tokens_per_call(model.identity["device"], model.vocabulary),
     }
     texts = ShortTexts(task.tokens.tolist(), settings=entries, fewer="fewer `items`")
@@ -163,10 +167,10 @@ def _read_weights(weights: ModelSettings | Module) -> tuple[Any, xr.Dataset]:
     return open_weights(weights.source, revision, trusted), moments
 
 
-def _by_layer(index: NDArray[np.int64], layer: NDArray[np.int64], layers: int) -> list[Tensor]:
-    """Return the neurons of every layer, in the order in which they are captured."""
-    rank = np.argsort(layer, kind="stable")
-    return [torch.from_numpy(index[rank][layer[rank] == at]) for at in range(layers)]
+def _of_layer(layer: NDArray[np.int64], layers: int) -> list[tuple[int, int]]:
+    """Return where the neurons of every layer begin and end, in order of their layers."""
+    bounds = np.searchsorted(layer, np.arange(layers + 1)).tolist()
+    return list(pairwise(bounds))
 
 
 def _describe(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustness.trace import attention, block_calls, numerics, sublayers
+from robustness.trace import attention, block_calls, numerics, sublayers, transfer
 
 if TYPE_CHECKING:
     from robustness.trace.types import Captured, Modules, TokenFacts
@@ -45,25 +45,32 @@ def walk(
         Tensors of every measurement, on the CPU; without `finish` stacked (depth, …).
     """
     taken: list[list[dict[str, Any]]] = [[] for _ in measurements]
+    # Blocks may be on several devices.
+    there: dict[torch.device, TokenFacts] = {}
     for layer in range(len(modules["blocks"])):
         captured = _capture(layer, needs, modules)
+        place = captured["residual"].device
+        if place not in there:
+            there[place] = block_calls.move(facts, place)
         for (measure, _, _), of_layers in zip(measurements, taken):
-            # Blocks may be on several devices.
-            there = block_calls.move(facts, captured["residual"].device)
-            of_layers.append(measure(captured, there))
+            of_layers.append(measure(captured, there[place]))
         # Freed before the next block runs, since it may hold an attention pattern.
         del captured
     last = modules["norms"][0].input if modules["norms"] else modules["head"].input
     block_calls.pass_over(modules["head"])
-    facts, results = block_calls.move(facts, last.device), []
-    for (measure, finish, final), of_layers in zip(measurements, taken):
+    facts = there.get(last.device) or block_calls.move(facts, last.device)
+    results: dict[Any, Tensor] = {}
+    for index, (measure, finish, final) in enumerate(measurements):
+        of_layers = taken[index]
         if final:
             of_layers.append(measure({"residual": last}, facts))
-        # Means in float64 are on the CPU, other tensors on the devices of their blocks.
         of_layers = [block_calls.move(tensors, last.device) for tensors in of_layers]
         finished = stack(of_layers) if finish is None else finish(of_layers, modules, facts)
-        results.append({name: value.cpu() for name, value in finished.items()})
-    return results
+        results |= {(index, name): value for name, value in finished.items()}
+    of_measurements: list[dict[str, Tensor]] = [{} for _ in measurements]
+    for (index, name), value in transfer.together(results, transfer.HOST).items():
+        of_measurements[index][name] = value
+    return of_measurements
 
 
 def stack(taken: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -109,11 +116,13 @@ def _capture(layer: int, needs: Sequence[str], modules: Modules) -> Captured:
 
 def token_mean(values: Tensor, facts: TokenFacts) -> Tensor:
     """Mean over the tokens that count, (…, sequence) of values (…, sequence, token)."""
-    # In float64, so that long sums keep their digits; on the CPU, since not every device has it.
-    counted = facts["counted"].cpu()
+    # In float64, so that long sums keep their digits.
+    place = transfer.place_of_sums(values.device)
+    counted, wide = facts["counted"].to(place), values.to(place).double()
     # Not a product with the mask, in which a NaN of a padding token would stay.
-    summed = torch.where(counted, values.cpu().double(), torch.zeros(()).double()).sum(-1)
-    return (summed / counted.sum(-1)).to(torch.promote_types(values.dtype, torch.float32))
+    summed = torch.where(counted, wide, torch.zeros_like(wide[..., :1])).sum(-1)
+    mean = (summed / counted.sum(-1)).to(torch.promote_types(values.dtype, torch.float32))
+    return mean.to(values.device)
 
 
 def token_median(values: Tensor, facts: TokenFacts) -> Tensor:

@@ -116,7 +116,7 @@ def stabiliser(like: Tensor, modules: Modules) -> float:
 
     # The mean is zero, so that a norm that centres yields the same.
     signs = torch.ones_like(like)
-    signs[..., ::2] = -1
+    signs[..., ::2].neg_()
     signs = signs - signs.mean(-1, keepdim=True)
     shift = _normed(torch.zeros_like(like), modules)
     small = float((_normed(signs * SMALL, modules) - shift).norm())

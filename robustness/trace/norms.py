@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustness.trace import capture, numerics
+from robustness.trace import capture, numerics, transfer
 
 if TYPE_CHECKING:
     from robustness.trace.types import Captured, Modules, TokenFacts
@@ -23,57 +23,69 @@ def measure(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to tensor
-        `residual_norm`, and at a layer `attention_norm`, `mlp_norm`, their token-wise
+        `residual_norm`, and at a layer `attention_norm`, `mlp_norm`, their
         `attention_mlp_ratio`, and for sequential blocks `middle_norm`, of the stream between
-        attention and MLP, and `mlp_middle_ratio`, all (processing, statistic, sequence);
-        `block_influence` (sequence); `last`, the stream at the last token (sequence, width).
-        Processing 0 is raw. Processing 1 has the mean over features subtracted, and exists where
-        the final norm centres. Statistics are the mean and the median over the tokens that count,
-        and the first token.
+        attention and MLP, and `mlp_middle_ratio`, all (processing, sequence, token);
+        `block_influence` (1, sequence, token); `last`, the stream at the last token (sequence,
+        width). Processing 0 is raw. Processing 1 has the mean over features subtracted, and exists
+        where the final norm centres.
     """
     residual = numerics.precise(captured["residual"])
     measured = {
-        "residual_norm": _statistics(_norm(residual, facts), facts),
+        "residual_norm": _norm(residual, facts),
         "last": capture.at_last_token(residual, facts),
     }
     if "output" not in captured:
         return measured
     attention, mlp = numerics.precise(captured["attention"]), numerics.precise(captured["mlp"])
     output = numerics.precise(captured["output"])
-    written = {"attention": _norm(attention, facts), "mlp": _norm(mlp, facts)}
-    measured["attention_norm"] = _statistics(written["attention"], facts)
-    measured["mlp_norm"] = _statistics(written["mlp"], facts)
-    measured["attention_mlp_ratio"] = _statistics(written["attention"] / written["mlp"], facts)
+    measured["attention_norm"], measured["mlp_norm"] = _norm(attention, facts), _norm(mlp, facts)
+    measured["attention_mlp_ratio"] = measured["attention_norm"] / measured["mlp_norm"]
     # In a parallel block, attention and MLP read one stream: there is none between them.
     if not facts["parallel"]:
-        middle = _norm(residual + attention, facts)
-        measured["middle_norm"] = _statistics(middle, facts)
-        measured["mlp_middle_ratio"] = _statistics(written["mlp"] / middle, facts)
+        measured["middle_norm"] = _norm(residual + attention, facts)
+        measured["mlp_middle_ratio"] = measured["mlp_norm"] / measured["middle_norm"]
     cosine = torch.nn.functional.cosine_similarity(residual, output, dim=-1)
-    measured["block_influence"] = capture.token_mean(1 - cosine, facts)
+    measured["block_influence"] = (1 - cosine)[None]
     return measured
 
 
 def finish(
     taken: Sequence[dict[str, Tensor]], modules: Modules, facts: TokenFacts
 ) -> dict[str, Tensor]:
-    """Stack over layers, and add `angular_distance` (layer, span, sequence).
+    """Reduce over tokens, and add `angular_distance` (layer, span, sequence).
 
-    The distance over a span of n blocks is arccos(cos(x_l, x_{l+n})) / π at the last token, and NaN
-    if the model ends before.
+    Norms become (depth, processing, statistic, sequence), where the statistics are the mean and the
+    median over the tokens that count, and the first token; `block_influence` becomes its mean
+    (layer, sequence). The distance over a span of n blocks is arccos(cos(x_l, x_{l+n})) / π at the
+    last token, and NaN if the model ends before.
     """
+    stacked = capture.stack(taken)
+    last = stacked.pop("last")
+    # All layers at once: each reduction and each move is one for the batch.
+    rows = torch.cat([values.flatten(0, 1) for values in stacked.values()])
+    means, medians = capture.token_mean(rows, facts), capture.token_median(rows, facts)
+    statistics = torch.stack([means, medians, rows[..., 0]], 1)
+    shapes = {name: values.shape[:2] for name, values in stacked.items()}
+    finished = {}
+    for name, part in zip(shapes, statistics.split([shape.numel() for shape in shapes.values()])):
+        finished[name] = part.unflatten(0, shapes[name])
+    finished["block_influence"] = finished["block_influence"][:, 0, 0]
+    finished["angular_distance"] = _angles(last)
+    return finished
+
+
+def _angles(last: Tensor) -> Tensor:
+    """Angular distances (layer, span, sequence) of states (depth, sequence, width)."""
     # In float64: near 1, arccos turns a rounding error of the cosine into its square root.
-    last = torch.stack([of_depth["last"] for of_depth in taken]).cpu().double()
-    last = last / last.norm(dim=-1, keepdim=True)
-    cosines = torch.einsum("isf,jsf->ijs", last, last).clamp(-1, 1)
-    layers = len(taken) - 1
-    angles = torch.full((layers, layers, last.shape[1]), torch.nan, dtype=torch.float64)
+    wide = last.to(transfer.place_of_sums(last.device)).double()
+    wide = wide / wide.norm(dim=-1, keepdim=True)
+    cosines = torch.einsum("isf,jsf->ijs", wide, wide).clamp(-1, 1)
+    layers = len(last) - 1
+    angles = cosines.new_full((layers, layers, last.shape[1]), torch.nan)
     for layer in range(layers):
         angles[layer, : layers - layer] = cosines[layer, layer + 1 :].arccos() / torch.pi
-    stacked = capture.stack(taken)
-    del stacked["last"]
-    stacked["angular_distance"] = angles.to(taken[0]["last"].dtype)
-    return stacked
+    return angles.to(last.dtype)
 
 
 def _norm(values: Tensor, facts: TokenFacts) -> Tensor:
@@ -82,9 +94,3 @@ def _norm(values: Tensor, facts: TokenFacts) -> Tensor:
     if facts["centres"]:
         kinds.append((values - values.mean(-1, keepdim=True)).norm(dim=-1))
     return torch.stack(kinds)
-
-
-def _statistics(values: Tensor, facts: TokenFacts) -> Tensor:
-    """Return (processing, statistic, sequence) of values (processing, sequence, token)."""
-    statistics = [capture.token_mean(values, facts), capture.token_median(values, facts).cpu()]
-    return torch.stack([*statistics, values[..., 0].cpu()], 1)

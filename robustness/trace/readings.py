@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustness.trace import block_calls, interpreter, readout, token_metrics, unembedding
+from robustness.trace import (
+    block_calls,
+    interpreter,
+    readout,
+    token_metrics,
+    transfer,
+    unembedding,
+)
 
 if TYPE_CHECKING:
     from robustness.trace.types import (
@@ -48,7 +55,7 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
         Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite`
         (schedule, sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where
         none counts or is known; further metrics like the readouts; and `clean_loss`,
-        `clean_entropy`, `clean_accuracy` (sequence).
+        `clean_entropy`, `clean_accuracy` (sequence), all on the CPU.
         Where single tokens are wanted, of each readout `token_NAME` too (…, sequence, query), NaN
         where none counts or is known.
     """
@@ -80,7 +87,7 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
         measured[f"clean_{name}"] = unchanged[name][0]
         if per_token:
             measured[f"token_clean_{name}"] = unchanged[f"token_{name}"][0]
-    return measured
+    return transfer.together(measured, transfer.HOST)
 
 
 def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict[str, Tensor]:
@@ -98,7 +105,7 @@ def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict
     Returns
     -------
     dict of str to tensor of shape (schedule, token)
-        `loss`, in nats, and `hit`, whether the token is the most likely one.
+        `loss`, in nats, and `hit`, whether the token is the most likely one, on the CPU.
     """
     modules, final = clean["modules"], clean["final"]
     here: ContinuationQueries = block_calls.move(queries, final.device)
@@ -120,7 +127,8 @@ def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict
                 hits[index] = values["accuracy"][position]
 
     interpreter.run(plan["rows"], clean, read)
-    return {"loss": torch.stack(losses).cpu(), "hit": torch.stack(hits).cpu()}
+    scored = {"loss": torch.stack(losses), "hit": torch.stack(hits)}
+    return transfer.together(scored, transfer.HOST)
 
 
 def through_norms(state: Tensor, modules: Modules) -> Tensor:
@@ -148,9 +156,9 @@ def reduce(
     per_token: bool = False,
     further: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Return means over the tokens that count, and what else is kept of a sequence, on the CPU.
+    """Return means over the tokens that count, and what else is kept of a sequence.
 
-    Sums are taken in float64, which not every device has.
+    Sums are taken in float64, and so on the CPU where the device has none.
 
     Parameters
     ----------
@@ -163,11 +171,12 @@ def reduce(
     further : collection of str
         Names of readouts that do not tell whether the logits of a token are numbers.
     """
-    masks = {name: mask.cpu() for name, mask in masks.items()}
+    stacked = {name: torch.stack([one[name] for one in readouts]) for name in readouts[0]}
+    place = transfer.place_of_sums(stacked["top"].device)
+    masks = transfer.together(masks, place)
     values = {}
-    for name in readouts[0]:
-        stacked = torch.stack([one[name] for one in readouts])
-        values[name] = stacked.cpu().unflatten(-1, masks["top"].shape)
+    for name, value in transfer.together(stacked, place).items():
+        values[name] = value.unflatten(-1, masks["top"].shape)
     top = values.pop("top")
     telling = [torch.isfinite(value) for name, value in values.items() if name not in further]
     finite = torch.stack(telling).all(0)

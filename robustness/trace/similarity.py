@@ -52,7 +52,7 @@ def compare(
     dict of str to tensor
         `cosine` (comparison, component, processing, layer, sequence); NaN at the last layer.
     """
-    layers = []
+    place, layers = taken[-1]["residual"].device, []
     for layer, first in enumerate(taken[:-1]):
         second = taken[layer + 1]
         # Each context follows its block, as in every schedule.
@@ -67,19 +67,20 @@ def compare(
                 (earlier[index], first[name]),
                 (later[index], second[name]),
             )
-            components.append(torch.stack([_cosine(a, b, facts) for a, b in pairs]))
+            # Blocks may be on several devices.
+            components.append(torch.stack([_cosine(a, b, facts).to(place) for a, b in pairs]))
         layers.append(torch.stack(components, 1))
-    shape = (len(COMPARISONS), len(COMPONENTS), 1 + facts["centres"], len(taken[0]["residual"]))
-    layers.append(torch.full(shape, torch.nan, dtype=numerics.precise(taken[0]["mlp"]).dtype))
-    return {"cosine": torch.stack(layers, 3)}
+    cosines = capture.token_mean(torch.stack(layers, 3), facts)
+    last = torch.full_like(cosines[..., :1, :], torch.nan)
+    return {"cosine": torch.cat([cosines, last], 3)}
 
 
 def _cosine(a: Tensor, b: Tensor, facts: TokenFacts) -> Tensor:
-    """Mean cosine over the tokens that count, (processing, sequence)."""
+    """Cosines (processing, sequence, token)."""
     a, b = numerics.precise(a), numerics.precise(b).to(a.device)
     cosines = [torch.nn.functional.cosine_similarity(a, b, dim=-1)]
     # A final norm that centres never lets the mean over features reach the predictions.
     if facts["centres"]:
         a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
         cosines.append(torch.nn.functional.cosine_similarity(a, b, dim=-1))
-    return capture.token_mean(torch.stack(cosines), facts)
+    return torch.stack(cosines)

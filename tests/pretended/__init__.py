@@ -1,0 +1,14 @@
+"""A device that is not there: `with machine("cuda", 2) as log:` there are two.
+
+Its tensors say that they are on `cuda:0` (or `mps:0`), compute on the CPU, and refuse what the real
+device refuses. Copies between devices and reads by the host are logged with the line of the project
+that caused them. Not pretended are streams, the size of the memory, random numbers of the device's
+own, and rounding of its own: numbers are those of the CPU, so results can be compared with it.
+"""
+
+from pretended.guard import obstacle
+from pretended.log import LOG, Event, Log
+from pretended.machine import machine
+from pretended.tensors import PretendedTensor
+
+__all__ = ["LOG", "Event", "Log", "PretendedTensor", "machine", "obstacle"]

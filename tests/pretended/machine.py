@@ -1,0 +1,136 @@
+"""A machine with devices that are not there: what torch and its users ask about them."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pretended import guard
+from pretended.log import LOG, Log
+from pretended.tensors import Pretence, PretendedTensor
+
+MEMORY = 80 * 2**30
+
+_attend = torch.nn.functional.scaled_dot_product_attention
+_get_item, _set_item = Tensor.__getitem__, Tensor.__setitem__
+
+
+@contextmanager
+def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
+    """Pretend that this machine has devices of a kind, `cuda` or `mps`; their log is empty."""
+    guard.install()
+    LOG.clear()
+    patches = [
+        (torch, "tensor", partial(_made, torch.tensor)),
+        (torch, "as_tensor", partial(_made, torch.as_tensor)),
+        (torch.nn.functional, "scaled_dot_product_attention", _attention),
+        (Tensor, "__getitem__", lambda tensor, index: _get_item(tensor, _indices(tensor, index))),
+        (
+            Tensor,
+            "__setitem__",
+            lambda tensor, index, value: _set_item(tensor, _indices(tensor, index), value),
+        ),
+    ]
+    asked: dict[str, Any] = _CUDA | {"device_count": lambda: devices}
+    if kind == "cuda":
+        patches += [(torch.cuda, name, answer) for name, answer in asked.items()]
+    else:
+        patches += [
+            (torch.backends.mps, name, lambda: True) for name in ("is_available", "is_built")
+        ]
+        patches += [(torch.mps, name, answer) for name, answer in _MPS.items()]
+    with ExitStack() as stack:
+        for owner, name, value in patches:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        _forget_what_was_asked()
+        stack.callback(_forget_what_was_asked)
+        stack.enter_context(Pretence())
+        yield LOG
+
+
+_STATE = torch.zeros(16, dtype=torch.uint8)
+
+_CUDA = {
+    "is_available": lambda: True,
+    "current_device": lambda: 0,
+    "set_device": lambda device: None,
+    "empty_cache": lambda: None,
+    "synchronize": lambda *device: None,
+    "_lazy_init": lambda: None,
+    "memory_allocated": lambda *device: 0,
+    "memory_reserved": lambda *device: 0,
+    "max_memory_allocated": lambda *device: 0,
+    "mem_get_info": lambda *device: (MEMORY, MEMORY),
+    "get_rng_state": lambda *device: _STATE,
+    "set_rng_state": lambda *state: None,
+    "get_device_capability": lambda *device: (9, 0),
+    "get_device_properties": lambda *device: SimpleNamespace(
+        total_memory=MEMORY, major=9, minor=0, multi_processor_count=132, name="pretended"
+    ),
+    "is_bf16_supported": lambda *including: True,
+}
+
+_MPS = {
+    "empty_cache": lambda: None,
+    "synchronize": lambda: None,
+    "get_rng_state": lambda: _STATE,
+    "set_rng_state": lambda state: None,
+    "current_allocated_memory": lambda: 0,
+    "recommended_max_memory": lambda: MEMORY,
+}
+
+
+def _forget_what_was_asked() -> None:
+    """Clear the answers that libraries keep: which devices there are."""
+    for name in ("transformers.utils.import_utils", "accelerate.utils.imports"):
+        for function in vars(sys.modules.get(name, guard)).values():
+            if hasattr(function, "cache_clear") and function is not guard.install:
+                function.cache_clear()
+
+
+def _made(
+    make: Callable[..., Tensor],
+    data: Any,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    **options: Any,
+) -> Tensor:
+    """Make a tensor of numbers on the CPU first, where torch makes it without asking anyone."""
+    if isinstance(data, PretendedTensor):
+        return data.to(device or data.device, dtype or data.dtype)
+    if torch.device(device or "cpu").type == "cpu":
+        return make(data, dtype=dtype, device=device, **options)
+    return make(data, dtype=dtype, **options).to(device)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention as one operation, which is how a device has it."""
+    if not isinstance(query, PretendedTensor):
+        return _attend(query, key, value, *args, **kwargs)
+    given = [query, key, value, *args, *kwargs.values()]
+    devices = {str(one.device) for one in given if isinstance(one, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {devices}")
+
+    def held(one: Any) -> Any:
+        return one.held if isinstance(one, PretendedTensor) else one
+
+    with _disable_current_modes():
+        out = _attend(*map(held, given[: 3 + len(args)]), **{n: held(v) for n, v in kwargs.items()})
+    return PretendedTensor(out, query.device)
+
+
+def _indices(tensor: Tensor, index: Any) -> Any:
+    """Return indices with lists as tensors on the device, as torch makes them of lists."""
+    if not isinstance(tensor, PretendedTensor):
+        return index
+    if isinstance(index, tuple):
+        return tuple(_indices(tensor, one) for one in index)
+    return torch.tensor(index).to(tensor.device) if isinstance(index, list) else index
