@@ -4,9 +4,12 @@ from dataclasses import FrozenInstanceError, fields
 from inspect import signature
 
 import pytest
+import torch
+from families import tiny
+from tokenizers_for_tests import word_level
 
 from robustness.errors import Refusal
-from robustness.models import ModelSettings, open_model, open_settings
+from robustness.models import ModelSettings, open_model, open_settings, placement
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,38 @@ def test_a_model_is_opened_alike_by_settings_and_by_keywords(llama):
         assert field.name in keywords
         if field.name != "source":
             assert keywords[field.name].default == field.default
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", "float32"), ("cuda", "auto"), ("cuda:1", "auto"), ("mps", "auto")]
+)
+def test_weights_keep_the_checkpoints_type_where_a_gpu_computes(device, dtype):
+    assert placement.usual_dtype(device) == dtype
+
+
+@pytest.mark.parametrize(
+    ("device_map", "gpu", "device"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("disk", True, "cpu"),
+        ({"lm_head": "cpu", "model": 1}, True, "cuda:1"),
+        ({"lm_head": "cpu", "model": "disk"}, True, "cpu"),
+    ],
+)
+def test_a_device_map_computes_where_its_weights_are(monkeypatch, device_map, gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert placement.computing(device_map) == device
+
+
+def test_a_type_that_was_not_asked_for_is_told(monkeypatch, tmp_path):
+    tiny("llama", torch.bfloat16).save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
+    said = []
+    assert open_settings(ModelSettings(tmp_path), said.append).identity["dtype"] == "float32"
+    assert not said
+    monkeypatch.setattr(placement, "usual_dtype", lambda device: "auto")
+    assert open_settings(ModelSettings(tmp_path), said.append).identity["dtype"] == "bfloat16"
+    assert len(said) == 1 and "weights stay bfloat16" in said[0] and "float32" in said[0]
+    chosen = ModelSettings(tmp_path, dtype="float32")
+    assert open_settings(chosen, said.append).identity["dtype"] == "float32" and len(said) == 1

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @gather(
     "model",
     model_settings,
-    dtype_option("auto"),
+    dtype_option("auto", "auto"),
     click.option(
         "--device",
         help="Device on which the checkpoint is tested.  [default: the first GPU, or cpu]",

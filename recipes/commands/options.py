@@ -23,14 +23,13 @@ def model_settings(values: Values) -> ModelSettings | None:
     return None if source is None else ModelSettings(source, **given(values))
 
 
-def dtype_option(default: str) -> Decorator:
-    """Return the option of the weights' type."""
+def dtype_option(default: str | None, shown: str) -> Decorator:
+    """Return the option of the weights' type, with its default and how the help shows it."""
     return click.option(
         "--dtype",
         type=click.Choice(DTYPES),
         default=default,
-        show_default=True,
-        help="Number format of the weights; auto keeps the checkpoint's.",
+        help=f"Number format of the weights; auto keeps the checkpoint's.  [default: {shown}]",
     )
 
 
@@ -39,7 +38,7 @@ revision_option = click.option("--revision", help="Branch, tag or commit of the 
 model_options = gather(
     "model",
     model_settings,
-    dtype_option("float32"),
+    dtype_option(None, "auto on a GPU, float32 on the CPU"),
     click.option(
         "--device",
         help="Device that computes: cpu, cuda, cuda:1, mps.  [default: the first GPU, or cpu]",

@@ -21,7 +21,7 @@ from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
 def open_model(  # noqa: PLR0913 - its keywords are the settings
     source: str | Path | Module,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device: str | None = None,
     device_map: str | Mapping[str, int | str] | None = None,
     offload: str | Path | None = None,
@@ -44,8 +44,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         A built-in model (`builtin`, `builtin-parallel`), a local directory in Hugging Face format,
         an id on the Hugging Face hub, or a causal language model of transformers, which is put
         into evaluation mode and used as it is.
-    dtype : str
-        One of `settings.DTYPES`.
+    dtype : str, optional
+        One of `settings.DTYPES`; by default `auto` where a GPU computes, and float32 on the CPU.
     device : str, optional
         Device, as torch names it; by default the first GPU, or the CPU if there is none.
     device_map : str or mapping of str to int or str, optional
@@ -70,8 +70,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
     deploy : bool
         Whether the server may be asked to load the model.
     notify : callable, optional
-        Function that is called with a message when the server keeps the user waiting, and when a
-        request is sent again.
+        Function that is called with a message when the weights keep another type than float32 by
+        default, when the server keeps the user waiting, and when a request is sent again.
     sandbox_limit : float
         Maximum number of gigabytes that a run passes through the socket of a server that keeps
         traces apart from the weights.
@@ -117,8 +117,7 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
     settings : ModelSettings
         Which model is opened, and how.
     notify : callable, optional
-        Function that is called with a message when the server keeps the user waiting, and when a
-        request is sent again.
+        Function that is called with a message, as for `open_model`.
 
     Raises
     ------
@@ -127,7 +126,14 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
     """
     if settings.remote:
         return _make_model(remote_model.build(settings, notify))
-    return _make_model(_load(settings))
+    wrapped = _load(settings)
+    dtype = str(wrapped.traced._module.dtype).removeprefix("torch.")
+    if settings.dtype is None and dtype != "float32" and notify is not None:
+        notify(
+            f"weights stay {dtype}, as in the checkpoint: the default where a GPU computes; with "
+            "float32, numbers are exact to more digits"
+        )
+    return _make_model(wrapped)
 
 
 def _load(settings: ModelSettings) -> Wrapped:
@@ -137,8 +143,11 @@ def _load(settings: ModelSettings) -> Wrapped:
     config = checkpoint.read_config(name, path, revision, trust)
     device, placed = None, {}
     if settings.device_map is None:
-        device = placement.choose_device(settings.device, settings.dtype)
+        device = placement.choose_device(settings.device)
+        dtype = settings.dtype or placement.usual_dtype(device)
+        placement.check_dtype(device, dtype)
     else:
+        dtype = settings.dtype or placement.usual_dtype(placement.computing(settings.device_map))
         placed = {
             "device_map": placement.resolve_map(settings.device_map),
             "offload_folder": placement.make_directory(settings.offload),
@@ -150,7 +159,7 @@ def _load(settings: ModelSettings) -> Wrapped:
         path,
         revision=revision,
         trust_remote_code=trust,
-        dtype="auto" if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=settings.attention,
         **placed,
     )

@@ -11,15 +11,32 @@ from robustness.errors import Refusal, first_line
 from robustness.models import checkpoint
 
 
-def choose_device(device: str | None, dtype: str) -> str:
+def choose_device(device: str | None) -> str:
     """Return the device to compute on: the given one, the first GPU, or the CPU."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(chosen, dtype)
+    check_device(chosen)
     return chosen
 
 
-def check_device(device: str, dtype: str = "float32") -> None:
-    """Refuse a device that this machine does not have, or that lacks a type of weights."""
+def usual_dtype(device: str) -> str:
+    """Return the type of weights that is the default on a device.
+
+    On a GPU half precision takes half the memory, and a tenth of the time.
+    """
+    return "float32" if torch.device(device).type == "cpu" else "auto"
+
+
+def computing(device_map: str | Mapping[str, int | str]) -> str:
+    """Return a device that computes with the weights of a device map."""
+    if isinstance(device_map, str):
+        on_gpu = torch.cuda.is_available() and device_map not in {"cpu", "disk"}
+        return "cuda" if on_gpu else "cpu"
+    places = [f"cuda:{place}" if isinstance(place, int) else place for place in device_map.values()]
+    return next((place for place in places if place not in {"cpu", "disk"}), "cpu")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
     remedy = "give cpu, or leave it out"
     try:
         chosen = torch.device(device)
@@ -36,9 +53,12 @@ def check_device(device: str, dtype: str = "float32") -> None:
         raise Refusal(
             f"device {device!r} cannot be used ({first_line(error)}): {remedy}"
         ) from error
-    # MPS, for one, has no float64.
+
+
+def check_dtype(device: str, dtype: str) -> None:
+    """Refuse a type of weights that a device lacks; MPS, for one, has no float64."""
     try:
-        torch.empty(0, device=chosen, dtype=getattr(torch, dtype, None))
+        torch.empty(0, device=device, dtype=getattr(torch, dtype, None))
     except (RuntimeError, TypeError) as error:
         raise Refusal(f"device {device!r} has no {dtype}: give `dtype` float32") from error
 

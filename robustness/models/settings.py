@@ -31,8 +31,8 @@ class ModelSettings:
     source: str | Path
     """A built-in model (`builtin`, `builtin-parallel`), a local directory in Hugging Face format,
     or an id on the Hugging Face hub."""
-    dtype: str = "float32"
-    """One of `DTYPES`."""
+    dtype: str | None = None
+    """One of `DTYPES`; by default `auto` where a GPU computes, and float32 on the CPU."""
     device: str | None = None
     """Device, as torch names it; by default the first GPU, or the CPU if there is none."""
     device_map: str | Mapping[str, int | str] | None = None
@@ -77,7 +77,7 @@ class ModelSettings:
     def _check_remote(self) -> None:
         """Refuse settings that the server decides on."""
         chosen = {
-            "dtype": self.dtype != "float32",
+            "dtype": self.dtype,
             "device": self.device,
             "device_map": self.device_map,
             "attention": self.attention,
