@@ -27,7 +27,10 @@ from robustness.errors import Refusal
 from robustness.measurements.measurement import local_attention
 from robustness.measurements.observation import observe
 from robustness.measurements.requirements import unfit
+from robustness.models import opening
+from robustness.models.facts import Facts
 from robustness.models.opening import open_model
+from robustness.models.structure import find_paths
 from robustness.models.weight_processing import process
 from robustness.ndif import backend
 from robustness.reordered.generation import generate
@@ -52,15 +55,37 @@ def running(llama):
         yield both
 
 
+@pytest.fixture(scope="module")
+def paths(llama):
+    """Where the parts of the one model are, which takes longer to find than all else."""
+    return find_paths(AutoModelForCausalLM.from_pretrained(llama))
+
+
 @pytest.fixture
-def server(running, monkeypatch, tmp_path):
+def server(running, paths, monkeypatch, tmp_path):
     """The server, with nothing wrong, as what this process is configured for."""
+    monkeypatch.setattr(opening, "find_paths", lambda _: paths)
     configure(monkeypatch, *running, tmp_path / "cache")
     monkeypatch.setattr(backend, "FIRST_WAIT", 0.0)
     return running[1]
 
 
+@pytest.fixture(scope="module")
+def opened(running, paths, tmp_path_factory):
+    """The model, opened once, for tests that are not about that."""
+    with pytest.MonkeyPatch.context() as patch:
+        configure(patch, *running, tmp_path_factory.mktemp("cache"))
+        patch.setattr(opening, "find_paths", lambda _: paths)
+        return open_model(NAME, remote=True)
+
+
 @pytest.fixture
+def there(server, opened):
+    """The model on the server, of which nothing but what opening found is known."""
+    return replace(opened, facts=Facts())
+
+
+@pytest.fixture(scope="module")
 def local(llama):
     return open_model(llama, dtype="float64")
 
@@ -71,8 +96,9 @@ def corpus(local, stories):
 
 
 @pytest.mark.slow
-def test_there_is_as_here(server, local, corpus):
+def test_there_is_as_here(server, local, corpus, monkeypatch):
     """Whatever is measured on a server is what is measured on this machine."""
+    monkeypatch.setattr(opening, "find_paths", find_paths)
     there = open_model(NAME, remote=True)
     assert there.traced._module.device.type == "meta"
     assert there.identity["dtype"] == "float64" and there.identity["revision"] == COMMIT
@@ -109,8 +135,7 @@ def test_a_model_is_examined_in_one_request(server, corpus):
 
 
 @pytest.mark.slow
-def test_a_rewired_model_runs_there(server, local):
-    there = open_model(NAME, remote=True)
+def test_a_rewired_model_runs_there(server, there, local):
     tokens = torch.arange(10)[None]
     schedule = drop(clean(4), 2)
     logits = []
@@ -170,8 +195,7 @@ def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
 
 
 @pytest.mark.slow
-def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypatch):
-    there = open_model(NAME, remote=True)
+def test_a_connection_that_ends_before_it_begins_is_tried_again(server, there, monkeypatch):
     server.refuses = [(503, {}), (502, {})]
     with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
         kept = there.blocks[0].output.sum().save()
@@ -179,8 +203,7 @@ def test_a_connection_that_ends_before_it_begins_is_tried_again(server, monkeypa
 
 
 @pytest.mark.slow
-def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, monkeypatch):
-    there = open_model(NAME, remote=True)
+def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, there, monkeypatch):
     waits = []
     monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
     monkeypatch.setattr(backend.time, "sleep", waits.append)
@@ -208,8 +231,7 @@ def raising(error):
 
 
 @pytest.mark.slow
-def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch):
-    there = open_model(NAME, remote=True)
+def test_the_key_stays_here_even_if_a_trace_names_the_model(server, there, monkeypatch):
     blobs = []
     real = backend.Requests._send
     monkeypatch.setattr(backend.Requests, "_send", lambda s, b: blobs.append(b) or real(s, b))
@@ -222,16 +244,14 @@ def test_the_key_stays_here_even_if_a_trace_names_the_model(server, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_result_may_come_by_a_link(server, local, corpus):
-    there = open_model(NAME, remote=True)
+def test_a_result_may_come_by_a_link(server, there, local, corpus):
     server.links = True
     found = sweep(there, corpus, ("drop",))
     np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
 
 
 @pytest.mark.slow
-def test_waits_grow_and_are_bounded(server, monkeypatch):
-    there = open_model(NAME, remote=True)
+def test_waits_grow_and_are_bounded(server, there, monkeypatch):
     waits = []
     monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
     monkeypatch.setattr(backend.time, "sleep", waits.append)
@@ -471,8 +491,7 @@ def test_a_trace_of_ones_own_has_a_limit_too(server):
 
 
 @pytest.mark.slow
-def test_only_what_a_trace_saves_reaches_the_caller(server):
-    there = open_model(NAME, remote=True)
+def test_only_what_a_trace_saves_reaches_the_caller(server, there):
     before = there
     server.mangle = lambda found: found | {"there": 1, "server": 2, "os": 3, "self": 4}
     with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
@@ -535,10 +554,9 @@ OTHER = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", OTHER)
-def test_what_was_not_asked_for_is_refused(server, corpus, case):
+def test_what_was_not_asked_for_is_refused(server, there, corpus, case):
     """Whatever has another shape would be spread over what is measured, or end in an error."""
     task, mangle = OTHER[case]
-    there = None if task == "open" else open_model(NAME, remote=True)
     if task == "generate":
         tokens = corpus.tokens[0, :5].tolist()
     server.mangle = mangle
@@ -600,8 +618,7 @@ def test_words_of_a_server_move_no_cursor(server, run):
 
 
 @pytest.mark.slow
-def test_an_error_in_a_trace_tells_its_line(server):
-    there = open_model(NAME, remote=True)
+def test_an_error_in_a_trace_tells_its_line(server, there):
     expected = r"no_such_thing' \(line \d+ of test_remote.py: .*blocks\[1\].no_such_thing\(2\)\)"
     with (
         pytest.raises(Refusal, match=expected),
@@ -613,8 +630,7 @@ def test_an_error_in_a_trace_tells_its_line(server):
 
 
 @pytest.mark.slow
-def test_a_trace_that_forgets_where_it_runs_loads_nothing(server):
-    there = open_model(NAME, remote=True)
+def test_a_trace_that_forgets_where_it_runs_loads_nothing(server, there):
     for model in (there.traced, rewire(there, drop(clean(4), 1))):
         with (
             pytest.raises(Refusal, match=r"trace\(…, \*\*model\.request\)"),
@@ -695,9 +711,9 @@ def test_a_hub_that_sends_nonsense_is_refused(running, server, run, monkeypatch)
 
 
 @pytest.mark.slow
-def test_weights_of_a_remote_model_are_not_processed(server):
+def test_weights_of_a_remote_model_are_not_processed(server, there):
     with pytest.raises(Refusal, match="are on a server"):
-        process(open_model(NAME, remote=True))
+        process(there)
 
 
 @pytest.mark.slow
