@@ -339,7 +339,7 @@ def test_a_schedule_may_be_a_text_wherever_one_is_taken(gpt2):
         ({"schedules": [(0,)], "layers": [0]}, "`layers` belong to interventions"),
         ({"schedules": "0-1"}, r"schedules are a list: \['0-1'\]"),
         ({"schedules": [(0,)], "interventions": ["drop"]}, "run them apart"),
-        ({"interventions": "drop"}, r"a list of names: \['drop'\]"),
+        ({"interventions": "drop"}, r"interventions are a list, such as \['drop'\]"),
         ({"interventions": []}, "no intervention was asked for"),
     ],
 )
