@@ -19,7 +19,7 @@ from robustness.text import sources
 
 WIDTH = 16
 
-DOCUMENTS = {"builtin": 33, "builtin-sampled": 120}
+DOCUMENTS = {"builtin": 21, "builtin-sampled": 60}
 """How many documents are left of the built-in texts."""
 
 DRAWN = f"""<svg width="100pt" height="100pt" xmlns="http://www.w3.org/2000/svg"><metadata
@@ -48,12 +48,12 @@ def make_models(directory: Path) -> dict[str, str]:
     torch.manual_seed(0)
     models = {
         "builtin": GPT2LMHeadModel(
-            GPT2Config(n_embd=WIDTH, n_layer=12, n_head=4, n_positions=256, **shared)
+            GPT2Config(n_embd=WIDTH, n_layer=12, n_head=1, n_positions=256, **shared)
         ),
         "builtin-parallel": GPTNeoX(
             GPTNeoXConfig(
                 hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=12,
-                num_attention_heads=4, max_position_embeddings=256, **shared,
+                num_attention_heads=1, max_position_embeddings=256, **shared,
             )
         ),
     }  # fmt: skip

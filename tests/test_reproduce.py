@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import xarray as xr
+from stand_ins import leave_undrawn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import cli
@@ -23,6 +24,9 @@ from robustness.sweeps import execution
 from robustness.text.sources import documents
 
 LAYERS = 10
+
+TOKENS = 1600
+"""Of more than ten documents, as figures and claims need."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +42,8 @@ def given(tmp_path_factory) -> dict[str, Path]:
     GPT2LMHeadModel(config).save_pretrained(path / "tiny")
     tokenizer.save_pretrained(path / "tiny")
     texts = [text for _, text in documents("builtin-sampled")][:400]
-    lines = "\n".join(json.dumps({"text": text}) for text in texts)
+    # Cut off, so that few sequences are of many documents.
+    lines = "\n".join(json.dumps({"text": text[:400]}) for text in texts)
     (path / "stories.jsonl").write_text(lines + "\n")
     tasks = path / "tasks"
     tasks.mkdir()
@@ -50,9 +55,14 @@ def given(tmp_path_factory) -> dict[str, Path]:
     return {"model": path / "tiny", "data": path / "stories.jsonl", "tasks": tasks}
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    leave_undrawn(monkeypatch)
+
+
 def words(given, *more):
     return [
-        "reproduce", given["model"], *more, "--data", given["data"], "--tokens", 6400,
+        "reproduce", given["model"], *more, "--data", given["data"], "--tokens", TOKENS,
         "--context", 64, "--quiet",
     ]  # fmt: skip
 
@@ -63,7 +73,8 @@ def made(path: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkeypatch):
-    command = words(given, "--task-data", given["tasks"])
+    # Enough for four batches of CKA.
+    command = [*words(given, "--task-data", given["tasks"]), "--tokens", 4160]
     trials, try_out = [], block_structure._try_out
     monkeypatch.setattr(
         block_structure, "_try_out", lambda *words: trials.append(words) or try_out(*words)
@@ -91,7 +102,7 @@ def test_all_of_it_is_measured_and_a_second_call_does_nothing(run, given, monkey
 
 
 @pytest.mark.slow
-def test_other_settings_or_changed_files_are_noticed(run, given):
+def test_other_settings_or_changed_files_are_noticed(run, undrawn, given):
     assert run(*words(given, "E7"))[0] == 0
     before = made(Path("outputs/tiny"))
     code, _, err = run(*words(given, "E7"), "--seed", 3)
@@ -109,14 +120,14 @@ def test_other_settings_or_changed_files_are_noticed(run, given):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
+def test_a_killed_run_goes_on_where_it_was(run, undrawn, given, tmp_path):
     """SIGKILL in the middle of the sweep; then the same command, and the same numbers."""
-    command = [sys.executable, cli.__file__, *map(str, words(given, "E1")), "--batch-tokens", "64"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [*words(given, "E1"), "--batch-tokens", 64, "--tokens", 3200]
     partial = tmp_path / "outputs" / "tiny" / "sweep.partial.nc"
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, cli.__file__, *map(str, command)], cwd=tmp_path, env=os.environ,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     done = 0
     while process.poll() is None and time.monotonic() < deadline and not done:
@@ -129,18 +140,16 @@ def test_a_killed_run_goes_on_where_it_was(given, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert done and not partial.with_name("sweep.nc").exists()
-    finished = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert finished.returncode == 0, finished.stderr
+    code, _, err = run(*command)
+    assert code == 0, err
     resumed = xr.load_dataset(partial.with_name("sweep.nc"))
     shutil.rmtree(tmp_path / "outputs")
-    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert run(*command)[0] == 0
     xr.testing.assert_equal(resumed, xr.load_dataset(partial.with_name("sweep.nc")))
 
 
 @pytest.mark.slow
-def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatch):
+def test_an_interruption_between_files_keeps_what_is_done(run, undrawn, given, monkeypatch):
     original = measuring.MEASURES["neurons"]
 
     def interrupt(*_):
@@ -157,7 +166,7 @@ def test_an_interruption_between_files_keeps_what_is_done(run, given, monkeypatc
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_left_out_with_its_reason(run, given):
+def test_what_does_not_fit_is_left_out_with_its_reason(run, undrawn, given):
     """Twenty tokens are too few for local attention; the rest is measured all the same."""
     code, _, err = run(
         "reproduce", given["model"], "--data", given["data"], "--tokens", 3200, "--context", 20,
@@ -184,7 +193,7 @@ def test_built_in_models_stay_offline(run, monkeypatch):
     assert not reached
 
 
-def test_experiments_are_listed_and_wrong_ones_refused(run, given):
+def test_experiments_are_listed_and_wrong_ones_refused(run, undrawn, given):
     code, out, _ = run("reproduce", "--list")
     assert code == 0
     for name in (*(f"E{number}" for number in range(1, 14)), "T1"):
@@ -207,7 +216,7 @@ def test_a_list_needs_no_torch():
 
 
 @pytest.mark.slow
-def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monkeypatch):
+def test_reports_segments_and_comparisons_come_from_files_alone(run, undrawn, given, monkeypatch):
     for name in ("one", "two"):
         assert run(*words(given, "E1", "E7", "E10"), "--out", name)[0] == 0
     renamed = xr.load_dataset("two/sweep.nc").attrs["model"]
@@ -239,7 +248,7 @@ def test_reports_segments_and_comparisons_come_from_files_alone(run, given, monk
 
 
 @pytest.mark.slow
-def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, given):
+def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, undrawn, given):
     assert run(*words(given, "E7", "E10", "E1"))[0] == 0
     for name in ("claims.nc", "stages.nc", "report.html"):
         Path("outputs/tiny", name).write_bytes(b"")
@@ -253,7 +262,9 @@ def test_damaged_verdicts_and_old_boundaries_are_made_anew(run, given):
 
 
 @pytest.mark.slow
-def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(run, given, tmp_path):
+def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(
+    run, undrawn, given, tmp_path
+):
     shutil.copytree(given["model"], tmp_path / "tiny")
     here = {**given, "model": tmp_path / "tiny"}
     assert run(*words(here, "E1", "E10"))[0] == 0
@@ -267,12 +278,12 @@ def test_another_model_of_the_same_name_is_refused_and_fresh_replaces_it(run, gi
 
 
 @pytest.mark.slow
-def test_one_experiment_without_layers_in_its_file_has_a_report(run, given):
+def test_one_experiment_without_layers_in_its_file_has_a_report(run, undrawn, given):
     assert run(*words(given, "E9"))[0] == 0
     assert "Single neurons" in Path("outputs/tiny/report.html").read_text()
 
 
-def test_a_full_disk_ends_it_at_once(run, given, monkeypatch):
+def test_a_full_disk_ends_it_at_once(run, undrawn, given, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -282,7 +293,7 @@ def test_a_full_disk_ends_it_at_once(run, given, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_model_of_one_layer_is_measured_as_far_as_it_goes(run, given, tmp_path):
+def test_a_model_of_one_layer_is_measured_as_far_as_it_goes(run, undrawn, given, tmp_path):
     shutil.copytree(given["model"], tmp_path / "one")
     config = GPT2Config.from_pretrained(tmp_path / "one")
     config.n_layer = 1
@@ -300,7 +311,7 @@ def test_numbers_of_a_comparison_go_into_a_netcdf_file(run):
 
 
 @pytest.mark.slow
-def test_another_model_in_the_directory_is_refused_before_anything_is_measured(run, given):
+def test_another_model_in_the_directory_is_refused_before_anything_is_measured(run, undrawn, given):
     assert run(*words(given, "E1"), "--out", "here")[0] == 0
     before = made(Path("here"))
     code, _, err = run("reproduce", "builtin", "E10", "--tokens", 2560, "--out", "here")
@@ -309,7 +320,7 @@ def test_another_model_in_the_directory_is_refused_before_anything_is_measured(r
 
 
 @pytest.mark.slow
-def test_data_that_is_not_there_and_files_that_would_be_lost_are_refused(run, given):
+def test_data_that_is_not_there_and_files_that_would_be_lost_are_refused(run, undrawn, given):
     for option in ("--wic-data", "--task-data"):
         code, _, err = run(*words(given, "E1"), option, "/nowhere/at/all")
         assert code == 1 and f"{option}: there is no /nowhere/at/all" in err

@@ -7,11 +7,13 @@ compute metrics of the answers. Its cache is not used, so that answers of two sc
 import io
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetsError
@@ -65,10 +67,9 @@ def load_tasks(settings: TaskSettings) -> Tasks:
         for name in settings.tasks:
             items[name] = read_items(expanded(settings.data) / f"{name}.jsonl")
     with quiet():
-        manager = _manager()
         tasks = {}
         for name in settings.tasks:
-            tasks[name] = _load_task(manager, name, items.get(name))
+            tasks[name] = _load_task(name, items.get(name))
         for name, local in items.items():
             if not local.form:
                 with reading(local.name, FIELDS):
@@ -85,21 +86,16 @@ def _check_installed() -> None:
         ) from error
 
 
-def _load_task(manager: Any, name: str, items: Items | None) -> Any:
+def _load_task(name: str, items: Items | None) -> Any:
     """Load a task, with local items if there are any."""
     from lm_eval.tasks._factory import TaskFactory
 
-    if name not in manager.all_subtasks:
-        close = [task for task in manager.all_subtasks if name.lower() in task][:5]
-        hint = f"; like it there are: {', '.join(close)}" if close else ""
-        raise Refusal(f"lm-eval has no task {name!a}{hint}")
+    entry = _entry(name)
     remedy = f"give `data` with a {name}.jsonl in it" if items is None else FIELDS
     with reading(f"the data of {name}", remedy):
         try:
             task = TaskFactory().build(
-                manager.task_index[name],
-                overrides={} if items is None else _changes(items),
-                registry=manager.task_index,
+                entry, overrides={} if items is None else _changes(items), registry={name: entry}
             )
         except LOADING_ERRORS as error:
             raise Refusal(
@@ -113,11 +109,28 @@ def _load_task(manager: Any, name: str, items: Items | None) -> Any:
 
 
 @cache
-def _manager() -> Any:
-    """Return lm-eval's index of its tasks, which takes seconds to build."""
-    from lm_eval.tasks import TaskManager
+def _entry(name: str) -> Any:
+    """Return the entry of a task in lm-eval's index, and refuse a name that no task has."""
+    from lm_eval import tasks
+    from lm_eval.tasks._index import Entry, Kind, TaskIndex
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    return TaskManager()
+    # The whole index takes seconds to build: first, only files with the name are read for it.
+    found: dict[str, Entry] = {}
+    line = re.compile(rb"^.?task.?\s*:.*" + re.escape(name.encode()), re.MULTILINE)
+    for path in TaskIndex._iter_yaml_files(Path(tasks.__file__).parent):
+        if line.search(path.read_bytes()):
+            # As in lm-eval, where files that are no tasks are passed over.
+            with suppress(Exception):
+                TaskIndex.process_cfg(load_yaml(path, resolve_func=False), path, found)
+    if name in found and found[name].kind in {Kind.TASK, Kind.PY_TASK}:
+        return found[name]
+    manager = tasks.TaskManager()
+    if name not in manager.all_subtasks:
+        close = [task for task in manager.all_subtasks if name.lower() in task][:5]
+        hint = f"; like it there are: {', '.join(close)}" if close else ""
+        raise Refusal(f"lm-eval has no task {name!a}{hint}")
+    return manager.task_index[name]
 
 
 def _changes(items: Items) -> dict[str, Any]:
