@@ -1,3 +1,4 @@
+import gc
 import os
 import sys
 
@@ -22,6 +23,12 @@ from robustness.models.opening import open_model
 # On a loaded machine any example may take long; the tests' own time limits are enough.
 hypothesis.settings.register_profile("without deadlines", deadline=None)
 hypothesis.settings.load_profile("without deadlines")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection of garbage: that is most of all objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -374,7 +374,7 @@ def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
 @pytest.mark.slow
 def test_saving_on_the_way_does_not_copy_what_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
-    sequences = 400_000
+    sequences = 100_000
     blank = blank_dataset(
         {"kl": (METRICS["kl"], ("layer", "sequence"))},
         {**layer_coords(8), **sequence_coords(np.arange(sequences))},
