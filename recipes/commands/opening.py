@@ -1,7 +1,10 @@
 """Opening of models by commands, and the directories of their results."""
 
+import gc
 import logging
+import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +14,29 @@ if TYPE_CHECKING:
     from robustness.models.model import Model
     from robustness.models.settings import ModelSettings
 
+LIBRARIES = "robustness.models.opening"
+"""Name of the module whose import loads torch, transformers and nnsight."""
+
 OUTPUTS = Path("outputs")
 """Default directory of everything that commands write."""
 
 
 def announce(settings: "ModelSettings") -> None:
-    """Say that a model is going to be opened, before libraries are loaded, which takes seconds."""
+    """Say that a model is going to be opened, and load the libraries, which takes seconds."""
     tell(f"opening {settings.source}")
+    if LIBRARIES not in sys.modules:
+        _load_libraries()
+
+
+def _load_libraries() -> None:
+    """Import what opens models, without looking for garbage among millions of objects that stay."""
+    gc.disable()
+    try:
+        import_module(LIBRARIES)
+    finally:
+        # Later searches leave them out, too.
+        gc.freeze()
+        gc.enable()
 
 
 def open_model(settings: "ModelSettings") -> "Model":
