@@ -68,6 +68,14 @@ def check_beginning(
     )
     if difference:
         raise OtherSettings(f"{file} was made {difference}; {REPLACED}")
+    _check_variables(file, earlier, wanted, finished=finished)
+    _check_labels(file, earlier, wanted, finished=finished)
+
+
+def _check_variables(
+    file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, finished: bool
+) -> None:
+    """Refuse a file that lacks a variable of the run, or has it over other dimensions."""
     for name, variable in wanted.data_vars.items():
         # A finished output may lack variables that are made when a run is completed. Metrics are
         # not among them: an earlier version may have measured fewer.
@@ -75,16 +83,23 @@ def check_beginning(
             continue
         if name not in earlier or set(earlier[name].dims) != set(variable.dims):
             raise OtherSettings(f"{file} holds no {name} {variable.dims}, as is wanted; {REPLACED}")
+
+
+def _check_labels(file: Path, earlier: xr.Dataset, wanted: xr.Dataset, *, finished: bool) -> None:
+    """Refuse a file with other labels than those of the run, of layers or schedules for instance.
+
+    Sequences are told by the corpus's hash, and a run that stopped has fewer of them.
+    """
     for name, labels in wanted.coords.items():
-        # An intervention of one's own may be another function under the same name. Sequences are
-        # told by the corpus's hash, and a run that stopped has fewer of them.
-        if name in earlier.coords and "sequence" not in labels.dims:
-            recorded = earlier[name]
-            if finished and name in labels.dims:
-                # A run may be measured in one order, and sorted when it is completed.
-                recorded, labels = recorded.sortby(name), labels.sortby(name)
-            if not _same_labels(recorded, labels):
-                raise OtherSettings(f"{file} has another {name} than its settings say; {REPLACED}")
+        if name not in earlier.coords or "sequence" in labels.dims:
+            continue
+        recorded = earlier[name]
+        if finished and name in labels.dims:
+            # A run may be measured in one order, and sorted when it is completed.
+            recorded, labels = recorded.sortby(name), labels.sortby(name)
+        # Schedules differ where an intervention of one's own is another function than before.
+        if not _same_labels(recorded, labels):
+            raise OtherSettings(f"{file} has another {name} than its settings say; {REPLACED}")
 
 
 def _difference(earlier: Mapping[str, Any], wanted: Mapping[str, Any], ignored: set[str]) -> str:

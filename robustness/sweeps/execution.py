@@ -282,10 +282,9 @@ def _measure_in_portions(
         measured.append(values)
         for run, top in enumerate(tops):
             counts[run] += np.bincount(top[top >= 0], minlength=vocabulary)
-    joined = {
-        name: np.concatenate([portion[name] for portion in measured], axis=-1)
-        for name in measured[0]
-    }
+    joined = {}
+    for name in measured[0]:
+        joined[name] = np.concatenate([portion[name] for portion in measured], axis=-1)
     return joined, counts
 
 

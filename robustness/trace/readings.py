@@ -171,7 +171,9 @@ def reduce(
     further : collection of str
         Names of readouts that do not tell whether the logits of a token are numbers.
     """
-    stacked = {name: torch.stack([one[name] for one in readouts]) for name in readouts[0]}
+    stacked = {}
+    for name in readouts[0]:
+        stacked[name] = torch.stack([one[name] for one in readouts])
     place = transfer.place_of_sums(stacked["top"].device)
     masks = transfer.together(masks, place)
     values = {}
