@@ -6,9 +6,17 @@ that caused them. Not pretended are streams, the size of the memory, random numb
 own, and rounding of its own: numbers are those of the CPU, so results can be compared with it.
 """
 
+import pytest
+
 from pretended.guard import obstacle
-from pretended.log import LOG, Event, Log
+from pretended.log import BETWEEN, LOG, READ, TO_DEVICE, TO_HOST, Event, Log
 from pretended.machine import machine
 from pretended.tensors import PretendedTensor
 
-__all__ = ["LOG", "Event", "Log", "PretendedTensor", "machine", "obstacle"]
+needed = pytest.mark.skipif(bool(obstacle()), reason=obstacle())
+"""Mark of tests on such a device."""
+
+__all__ = [
+    "BETWEEN", "LOG", "READ", "TO_DEVICE", "TO_HOST", "Event", "Log", "PretendedTensor", "machine",
+    "needed", "obstacle",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pretended import guard
@@ -27,9 +28,12 @@ def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
     """Pretend that this machine has devices of a kind, `cuda` or `mps`; their log is empty."""
     guard.install()
     LOG.clear()
+    # Torch keeps a list of what `with torch.device(...)` changes, which is to have its own names.
+    _device_constructors()
     patches = [
         (torch, "tensor", partial(_made, torch.tensor)),
         (torch, "as_tensor", partial(_made, torch.as_tensor)),
+        (torch, "Event", _Event),
         (torch.nn.functional, "scaled_dot_product_attention", _attention),
         (Tensor, "__getitem__", lambda tensor, index: _get_item(tensor, _indices(tensor, index))),
         (
@@ -53,6 +57,23 @@ def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
         stack.callback(_forget_what_was_asked)
         stack.enter_context(Pretence())
         yield LOG
+
+
+class _Event:
+    """A mark in a device's work, which is always done at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        """Mark the place."""
+
+    def synchronize(self) -> None:
+        """Wait for it."""
+
+    def query(self) -> bool:
+        """Whether it is reached."""
+        return True
 
 
 _STATE = torch.zeros(16, dtype=torch.uint8)

@@ -45,6 +45,10 @@ class PretendedTensor(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        # Tensors that share their memory are told by its address.
+        return self.held.untyped_storage()
+
     # Torch moves the parameters of modules that can be taken apart and put together again.
     def __tensor_flatten__(self) -> tuple[list[str], torch.device]:
         return ["held"], self.device
@@ -177,8 +181,6 @@ def _widened(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a product of half-precision numbers that is summed in float32, and stays so."""
 
     def compute(*args: Any, **scales: Any) -> Tensor:
-        if torch.is_autocast_enabled("cuda"):
-            raise RuntimeError("out_dtype is not supported under autocast")
         *factors, wanted = args
         types = {factor.dtype for factor in factors[-2:]}
         if len(types) > 1 or not types <= {torch.bfloat16, torch.float16}:
