@@ -28,7 +28,7 @@ lint: .venv/ready
 fuzz: .venv/ready
 	ulimit -v 16000000 && STAGES_FUZZ=1 $(BIN)/pytest -n auto --dist worksteal --durations 10 \
 	    tests/fuzz tests/test_kills.py tests/test_training_kept.py tests/test_export.py \
-	    tests/test_families.py
+	    tests/test_families.py tests/test_devices.py
 
 ndif-test: .venv/ready
 	$(BIN)/pytest tests/ndif/suite.py -s -rs

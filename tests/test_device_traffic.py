@@ -31,7 +31,7 @@ from robustness.sweeps import sweep
 from robustness.tasks.evaluation import score_batch
 from robustness.trace import block_calls, capture, interpreter, numerics, readout, transfer
 
-pytestmark = pretended.needed
+pytestmark = [pytest.mark.slow, pretended.needed]
 
 EVERYTHING = ("drop", "swap", "attention-drop", "mlp-drop", "parallel-2", "repeat-2")
 
@@ -80,8 +80,10 @@ def of_a_batch(log: pretended.Log, run: Callable[[int], object]) -> Counter[str]
     return Counter({kind: count // 2 for kind, count in more.items()})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", [*DEEP, "gemma2", "granite"])
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("gpt2", "mps"), *((name, "cuda") for name in (*DEEP, "gemma2", "granite"))],
+)
 def test_nothing_crosses_while_a_plan_runs(family, kind, log):
     model = opened(family, kind)
     sweep(model, corpus(4, TOKENS), EVERYTHING, metrics=OWN)
@@ -94,9 +96,8 @@ BATCH = Counter({TO_DEVICE: 3, READ: 1})
 whether that mask hides anything."""
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_batch_of_a_sweep_is_moved_once_and_its_results_come_back_once(family, kind, log):
-    model = opened(family, kind)
+def test_a_batch_of_a_sweep_is_moved_once_and_its_results_come_back_once(kind, log):
+    model = opened("llama", kind)
 
     def run(batches):
         sweep(model, corpus(batches * SEQUENCES, TOKENS), batch_tokens=SEQUENCES * TOKENS)
@@ -118,7 +119,6 @@ OBSERVED = {
 """Events of a batch besides those of `BATCH` and the mask of the tokens that count."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", OBSERVED)
 def test_a_batch_of_measurements_comes_back_once_however_many_layers_there_are(name, kind, log):
     model = opened("gpt2", kind)

@@ -83,7 +83,8 @@ def read(
 
 def _normed(state: Tensor, modules: Modules) -> Tensor:
     """Return a state after the modules between last block and head, in float32 or wider."""
-    return numerics.precise(readings.through_norms(state, modules))
+    # Of a model over several devices, the norm may be on another than the last block.
+    return numerics.precise(readings.through_norms(state, modules)).to(state.device)
 
 
 def spread(state: Tensor, modules: Modules) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import _disable_current_modes
+from transformers import modeling_utils
 
 from pretended import guard
 from pretended.log import LOG, Log
@@ -20,7 +21,7 @@ from pretended.tensors import Pretence, PretendedTensor
 MEMORY = 80 * 2**30
 
 _attend = torch.nn.functional.scaled_dot_product_attention
-_get_item, _set_item = Tensor.__getitem__, Tensor.__setitem__
+_get_item, _set_item, _to = Tensor.__getitem__, Tensor.__setitem__, Tensor.to
 
 
 @contextmanager
@@ -34,6 +35,7 @@ def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
         (torch, "tensor", partial(_made, torch.tensor)),
         (torch, "as_tensor", partial(_made, torch.as_tensor)),
         (torch, "Event", _Event),
+        (Tensor, "to", _mover(kind)),
         (torch.nn.functional, "scaled_dot_product_attention", _attention),
         (Tensor, "__getitem__", lambda tensor, index: _get_item(tensor, _indices(tensor, index))),
         (
@@ -50,6 +52,15 @@ def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
             (torch.backends.mps, name, lambda: True) for name in ("is_available", "is_built")
         ]
         patches += [(torch.mps, name, answer) for name, answer in _MPS.items()]
+    general = {
+        "is_available": lambda: True,
+        "current_accelerator": lambda *check: torch.device(kind),
+        "device_count": lambda: devices,
+        "current_device_index": lambda: 0,
+    }
+    patches += [(torch.accelerator, name, answer) for name, answer in general.items()]
+    # It takes memory before weights do, on devices that `torch.device` has numbers for.
+    patches.append((modeling_utils, "caching_allocator_warmup", lambda *given: None))
     with ExitStack() as stack:
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
@@ -129,6 +140,28 @@ def _made(
     if torch.device(device or "cpu").type == "cpu":
         return make(data, dtype=dtype, device=device, **options)
     return make(data, dtype=dtype, **options).to(device)
+
+
+def _mover(kind: str) -> Callable[..., Tensor]:
+    """Return `Tensor.to` for which a number is a device, and which works in every thread.
+
+    Elsewhere a number is none: `torch.device(0)` asks for what no tensor can pretend.
+    """
+
+    def to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        asked = args[0] if args else kwargs.get("device")
+        if isinstance(asked, int):
+            asked = f"{kind}:{asked}"
+        elif not isinstance(asked, (str, torch.device)):
+            return _to(tensor, *args, **kwargs)
+        if args:
+            args = (asked, *args[1:])
+        else:
+            kwargs["device"] = asked
+        with Pretence():
+            return _to(tensor, *args, **kwargs)
+
+    return to
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

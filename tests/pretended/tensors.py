@@ -21,7 +21,12 @@ class PretendedTensor(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor, device: torch.device) -> "PretendedTensor":
+    def __new__(
+        cls, held: Tensor, device: torch.device | None = None, requires_grad: bool = False
+    ) -> Tensor:
+        # Accelerate makes parameters by the type of those that there are.
+        if isinstance(held, PretendedTensor):
+            return torch.nn.Parameter(held, requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             held.size(),
@@ -45,8 +50,11 @@ class PretendedTensor(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    # Libraries tell tensors that share their memory by its address.
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
     def untyped_storage(self) -> torch.UntypedStorage:
-        # Tensors that share their memory are told by its address.
         return self.held.untyped_storage()
 
     # Torch moves the parameters of modules that can be taken apart and put together again.
