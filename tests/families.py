@@ -1,6 +1,7 @@
 """Tiny models of many families with random weights, and the same models rebuilt by surgery."""
 
 import copy
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -180,6 +181,10 @@ nothing."""
 
 DEEP = ("gpt2", "gpt_neox", "llama", "phi", "qwen2")
 """Families on which every test is run; on the others those of `test_families`."""
+
+DIFFERENT = DEEP if os.environ.get("STAGES_FUZZ") == "1" else ("gpt2", "gpt_neox", "qwen2")
+"""Those of `DEEP` that differ in more than names: Llama is Qwen2 without windows and biases, and
+Phi GPT-NeoX with one norm for both sublayers. For tests of what goes by neither."""
 
 BLOCKS = {name: path for name, (_, path, _) in SPECS.items()}
 

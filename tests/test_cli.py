@@ -1,8 +1,11 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import kills
 import pytest
 import torch
 import xarray as xr
@@ -236,7 +239,7 @@ REFUSALS = {
         "of 4 tokens after enough text; 40 are needed",
     ),
     "no pairs": (("probe", "MODEL", "wic", "--data", "./none"), "there is no directory './none'"),
-    "unknown task": (("tasks", "MODEL", "arc_eazy"), "lm-eval has no task 'arc_eazy'"),
+    "no items": (("tasks", "MODEL", "piqa", "--task-data", "."), "there is no piqa.jsonl in"),
     "no file": (("show", "none.nc"), "there is no file none.nc"),
     "no NetCDF": (("show", "latin.txt"), "is not a NetCDF file"),
     "not ours": (("plot", "other.nc"), "not one that stages wrote"),
@@ -315,27 +318,20 @@ def test_misuse_is_status_2(run):
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_path):
+def test_ctrl_c_is_status_130_and_keeps_what_was_measured(llama, stories, tmp_path, monkeypatch):
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 1]
-    code = f"""
-import os, signal, sys
-import cli
-from robustness.sweeps import execution
-# Where the tests run as a job in the background, SIGINT is ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-measure = execution.measure_batch
-def once(*args):
-    execution.measure_batch = lambda *args: os.kill(os.getpid(), signal.SIGINT)
-    return measure(*args)
-execution.measure_batch = once
-sys.argv = ["stages", *{[str(word) for word in words]}]
-cli.main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 130, done.stderr
-    assert "Traceback" not in done.stderr and "the same command" in done.stderr
+    measure = execution.measure_batch
+
+    def once(*arguments):
+        # Where the tests run as a job in the background, SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        execution.measure_batch = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+        return measure(*arguments)
+
+    monkeypatch.setattr(execution, "measure_batch", once)
+    status, _, printed = kills.run(words, tmp_path)
+    assert status == 130, printed
+    assert "Traceback" not in printed and "the same command" in printed
     kept = xr.load_dataset(tmp_path / "outputs" / "tiny-llama" / "sweep.partial.nc")
     assert (
         kept.sequences_done == 1

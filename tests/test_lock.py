@@ -245,7 +245,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_disk, monkeypatch):
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64]
-    words += ["--quiet", "--out", small_disk / "a.nc"]
+    words += ["--tokens", 320, "--drop", "--quiet", "--out", small_disk / "a.nc"]
     write, filler = xr.Dataset.to_netcdf, small_disk / "filler"
 
     def filling(self, path, **options):

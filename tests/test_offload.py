@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from accelerate import cpu_offload
 from accelerate.hooks import AlignDevicesHook
-from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
+from families import BLOCKS, DIFFERENT, LAYERS, random_tokens, rebuilt, tiny
 from test_execution import corpus
 from tokenizers_for_tests import word_level
 from transformers import AutoModelForCausalLM
@@ -27,6 +27,12 @@ from robustness.schedules.plan import RUN, compile_plan
 from robustness.sweeps import residuals, rewire, sweep
 
 MEASURED = ("lens", "cka", "norms", "similarity")
+
+
+@pytest.fixture(scope="session", params=DIFFERENT)
+def family(request) -> str:
+    """One of those that differ in where weights are, and in who asks for them."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

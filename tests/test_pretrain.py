@@ -1,8 +1,6 @@
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
+import cli
 from recipes.training import Pretraining, pretrain, pretraining
 from recipes.training.ngram import trigram_loss, unigram_loss
 from recipes.training.settings import TrainingOptions
@@ -24,6 +23,8 @@ SMALL = {
     "layers": 2, "width": 16, "heads": 2, "context": 24, "vocabulary": 300, "batch": 4,
     "tokens": 4 * 24 * 30, "warmup": 5,
 }  # fmt: skip
+
+CARD = pretraining.prose, pretraining.card
 
 READ = read("builtin", seed=0, held_out=0.03)
 
@@ -147,14 +148,17 @@ def test_a_trigram_model_beats_a_unigram_model_where_order_matters(tokenizer):
     assert trigram_loss(train, shuffled, size) > unigram_loss(train, shuffled, size) - 0.05
 
 
-@pytest.mark.slow
-def test_training_runs_from_the_shell(tmp_path):
+def test_the_command_trains_and_writes_a_card(run, stories, monkeypatch):
     small = "--layers 2 --width 16 --heads 2 --context 24 --vocabulary 300 --batch 4 --tokens 2000"
-    words = ["pretrain", "out", "--data", "builtin", *small.split()]
-    done = subprocess.run(
-        [Path(sys.executable).with_name("stages"), *words],
-        cwd=tmp_path, capture_output=True, text=True, env=os.environ,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "out\n"), done.stderr
-    assert open_model(tmp_path / "out").layers == 2
-    assert "unigram" in (tmp_path / "out" / "README.md").read_text()
+    prose, card = CARD
+    monkeypatch.setattr(pretraining, "prose", lambda *settings: prose(*settings).take(4))
+    monkeypatch.setattr(pretraining, "card", card)
+    code, out, err = run("pretrain", "out", "--data", stories, *small.split())
+    assert (code, out) == (0, "out\n"), err
+    assert open_model("out").layers == 2
+    assert "unigram" in Path("out/README.md").read_text()
+
+
+def test_the_shell_calls_the_command_line_by_its_name():
+    (entry,) = metadata.entry_points(group="console_scripts", name="stages")
+    assert entry.load() is cli.main

@@ -13,8 +13,8 @@ import torch
 import xarray as xr
 import zstandard
 from answers import program, saved, tensor, two_faced
+from families import DIFFERENT, random_tokens
 from families import config as config_of
-from families import random_tokens
 from hub import COMMIT
 from loopback import KEY, completed, configure, result, serving
 from nnsight import CONFIG
@@ -148,6 +148,7 @@ def test_a_rewired_model_runs_there(server, there, local):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
     received = []
     for vocabulary in (101, 3001):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from families import BLOCKS, LAYERS, random_tokens, rebuilt, tiny
+from families import BLOCKS, DIFFERENT, LAYERS, random_tokens, rebuilt, tiny
 from surgery import ATTENTIONS
 from test_execution import assert_equals_surgery, corpus, reference
 from tokenizers_for_tests import word_level
@@ -93,6 +93,7 @@ def test_sublayers_of_eager_attention_and_of_sequences_of_different_length(famil
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("sequences", [1, 4, 12])
 def test_states_that_wait_for_the_same_step_go_through_it_together(family, attention, sequences):

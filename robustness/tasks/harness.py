@@ -125,12 +125,20 @@ def _entry(name: str) -> Any:
                 TaskIndex.process_cfg(load_yaml(path, resolve_func=False), path, found)
     if name in found and found[name].kind in {Kind.TASK, Kind.PY_TASK}:
         return found[name]
-    manager = tasks.TaskManager()
+    manager = _manager()
     if name not in manager.all_subtasks:
         close = [task for task in manager.all_subtasks if name.lower() in task][:5]
         hint = f"; like it there are: {', '.join(close)}" if close else ""
         raise Refusal(f"lm-eval has no task {name!a}{hint}")
     return manager.task_index[name]
+
+
+@cache
+def _manager() -> Any:
+    """Return lm-eval's index of all its tasks, built once: it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def _changes(items: Items) -> dict[str, Any]:
