@@ -160,6 +160,28 @@ def run(
     return os.waitstatus_to_exitcode(status), operations, printed
 
 
+def fork(call: Callable[[], object]) -> int:
+    """Call a function in a fork, and return the status with which it ended, or minus the signal.
+
+    What it patches is patched in the fork alone.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            call()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die() -> None:
+    """End this process as a kill does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _warm_up(words: Sequence[object], prepared: Path, place: Path) -> None:
     """Run the command in this process, for what it imports."""
     shutil.copytree(prepared, place, symlinks=True)

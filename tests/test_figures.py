@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.colors import to_rgb
 from planted import plant
 
@@ -12,6 +13,8 @@ from recipes.evidence.stages import stages
 from recipes.experiments.catalogue import PICTURES, RECIPES
 from recipes.figures import DIAGRAMS, FIGURES, draw
 from recipes.report.svg import to_svg
+from recipes.views import schedules, task_schedules
+from recipes.views import stages as stages_view
 from robustness.files.netcdf import load, save
 
 SECOND = {1, 5, 6, 7, 8, 12, *range(13, 27)}
@@ -110,6 +113,25 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     figure = draw(PICTURES["5a"], [Files(tmp_path)])
     to_svg(figure)
     assert figure.get_suptitle() == r"a\$_b\$"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["stages", "schedules", "task schedules"])
+def test_a_name_with_dollars_beside_a_tick_is_no_formula(models, kind):
+    name = "a$_b$"
+    if kind == "stages":
+        data = load(models[0].directory / "stages.nc").copy()
+        data.signature_long_name.values[0] = name
+        figure = stages_view.figure(data)
+    elif kind == "schedules":
+        values = ("schedule", "sequence"), np.eye(2), {"units": "nat", "long_name": "x"}
+        labels = {"schedule": [name, "0..1"], "document": ("sequence", [0, 1])}
+        figure = schedules.figure(xr.Dataset(dict.fromkeys(("kl", "agreement"), values), labels))
+    else:
+        data = load(models[0].directory / "tasks.nc").isel(layer=0, drop=True)
+        data = data.rename(intervention="schedule").assign_coords(schedule=[name, "0..1"])
+        figure = task_schedules.figure(data)
+    assert f">{name}<" in to_svg(figure)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import kills
 import pytest
+from stand_ins import leave_undrawn
 from test_wic import rows
 
 from recipes.reproduce import reproduction
@@ -13,20 +14,27 @@ from robustness.files import netcdf, resumable
 from robustness.models import opening
 
 
-@pytest.fixture(autouse=True)
-def saving(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def saving():
     """What is done is saved after every batch, and a model is opened once for all kills."""
-    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
     opened = cache(opening.open_settings)
-    for module in (opening, reproduction):
-        monkeypatch.setattr(module, "open_settings", lambda settings, *_, **__: opened(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resumable, "SAVING_SHARE", float("inf"))
+        for module in (opening, reproduction):
+            patch.setattr(module, "open_settings", lambda settings, *_, **__: opened(settings))
+        yield
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, stories: Path) -> Path:
-    directory = tmp_path / "prepared"
+def undrawn(monkeypatch):
+    leave_undrawn(monkeypatch)
+
+
+def prepare(directory: Path) -> Path:
+    """Fill a directory with data of every kind."""
     directory.mkdir()
-    (directory / "text.jsonl").write_bytes(stories.read_bytes())
+    lines = (f'{{"text": "Story {i}. {"The cat sat and looked. " * (i + 2)}"}}' for i in range(12))
+    (directory / "text.jsonl").write_text("\n".join(lines) + "\n")
     (directory / "pairs").mkdir()
     for seed, part in enumerate(("train", "dev", "test")):
         lines, labels = rows(30, seed, longest=5)
@@ -36,6 +44,11 @@ def prepared(tmp_path: Path, stories: Path) -> Path:
     items = ('{"query": "A", "choices": ["b", "c"], "gold": 0}\n',) * 6
     (directory / "tasks" / "arc_easy.jsonl").write_text("".join(items))
     return directory
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    return prepare(tmp_path / "prepared")
 
 
 TEXT = ("--data", "text.jsonl", "--context", 32, "--batch-tokens", 128, "--tokens", 300, "--quiet")
@@ -75,9 +88,10 @@ def test_an_old_result_stays_until_the_new_one_is_there(llama, prepared, tmp_pat
     assert kills.survives([*words, "--fresh"], prepared, tmp_path, repeats=False, after=whole)
 
 
-@pytest.fixture
-def measured(llama, prepared):
+@pytest.fixture(scope="module")
+def once_measured(llama, saving, tmp_path_factory) -> Path:
     """Two models' directories, in which there is enough to be drawn, judged and divided."""
+    prepared = prepare(tmp_path_factory.mktemp("measured") / "prepared")
     words = [llama, *TEXT, "--out"]
     assert kills.run(["sweep", *words, "one/sweep.nc"], prepared)[0] == 0
     assert kills.run(["observe", words[0], "norms", "lens", *words[1:], "one"], prepared)[0] == 0
@@ -86,6 +100,11 @@ def measured(llama, prepared):
         shard = ("--shard", f"{index}/2", "--per-token")
         assert kills.run(["sweep", *words, f"s{index}.nc", *shard], prepared)[0] == 0
     return prepared
+
+
+@pytest.fixture
+def measured(once_measured, tmp_path) -> Path:
+    return shutil.copytree(once_measured, tmp_path / "prepared")
 
 
 MADE = {
@@ -101,7 +120,7 @@ MADE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_what_is_made_of_files_comes_to_the_same_end_wherever_it_is_killed(
-    measured, tmp_path, name
+    measured, undrawn, tmp_path, name
 ):
     assert kills.survives(MADE[name], measured, tmp_path, repeats=name == "merge", most=3)
 
@@ -109,7 +128,7 @@ def test_what_is_made_of_files_comes_to_the_same_end_wherever_it_is_killed(
 @pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_reproduction_comes_to_the_same_end_wherever_it_is_killed(
-    llama, prepared, tmp_path, fresh
+    llama, prepared, undrawn, tmp_path, fresh
 ):
     words = ["reproduce", llama, "E1", *TEXT, "--out", "r"]
     there = []

@@ -1,8 +1,3 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import netCDF4
 import numpy as np
 import pytest
@@ -126,93 +121,6 @@ def test_an_unfinished_run_is_not_continued_with_other_versions(gpt2, tmp_path):
     netcdf.save(partial, tmp_path / "a.partial.nc")
     with pytest.raises(Refusal, match=r"made with versions torch 1\.0, not stages-of-inference"):
         sweep(gpt2, corpus(), ("drop",), out=path)
-
-
-DRIVER = """
-import os, signal, sys
-from pathlib import Path
-import torch, xarray
-from families import random_tokens, tiny
-from robustness.files import resumable
-from robustness.sweeps import execution
-from robustness.models.opening import open_model
-from test_execution import corpus
-
-resumable.SAVING_SHARE = float("inf")  # after every batch, however long it takes
-
-def run(path):
-    text = corpus(sequences=7)
-    execution.sweep(open_model(tiny("llama")), text, ("drop", "swap"), batch_tokens=12, out=path)
-
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-
-def after(calls):
-    measure = execution.measure_batch
-    def counting(*args):
-        nonlocal calls
-        if not calls: die()
-        calls -= 1
-        return measure(*args)
-    execution.measure_batch = counting
-
-def during_a_write():
-    write = xarray.Dataset.to_netcdf
-    def half(self, path, **options):
-        if self.attrs.get("sequences_done") == 3:
-            write(self, path, **options)
-            os.truncate(path, 1000)
-            die()
-        write(self, path, **options)
-    xarray.Dataset.to_netcdf = half
-
-def before_the_rename(number):
-    rename = os.replace
-    def counting(*names):
-        nonlocal number
-        if not number: die()
-        number -= 1
-        rename(*names)
-    os.replace = counting
-
-cases = {
-    "one batch": lambda: after(1),
-    "several": lambda: after(5),
-    "writing": during_a_write,
-    "renaming": lambda: before_the_rename(3),
-    "last rename": lambda: before_the_rename(7),
-    "none": lambda: None,
-}
-for name, arm in cases.items():
-    path = Path(sys.argv[1]) / name / "sweep.nc"
-    for attempt in (arm, lambda: None):
-        child = os.fork()
-        if not child:
-            attempt()
-            run(path)
-            os._exit(0)
-        status = os.waitpid(child, 0)[1]
-        print(name, os.waitstatus_to_exitcode(status), path.exists(), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(tmp_path):
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", DRIVER, tmp_path],
-        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(here)}, check=True,
-    )  # fmt: skip
-    names = ("one batch", "several", "writing", "renaming", "last rename")
-    lines = [line for name in names for line in (f"{name} -9 False", f"{name} 0 True")]
-    assert done.stdout.splitlines() == [*lines, "none 0 True", "none 0 True"]
-    whole = netcdf.load(tmp_path / "none" / "sweep.nc")
-    for name in names:
-        resumed = netcdf.load(tmp_path / name / "sweep.nc")
-        xr.testing.assert_equal(whole, resumed)
-        for variable in whole.variables:
-            if whole[variable].dtype != object:
-                assert whole[variable].values.tobytes() == resumed[variable].values.tobytes()
-        assert [file.name for file in (tmp_path / name).iterdir()] == ["sweep.nc"]
 
 
 def test_a_file_that_is_not_ours_is_refused(tmp_path):

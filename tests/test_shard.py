@@ -1,9 +1,8 @@
-import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import kills
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,7 +11,7 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.files import netcdf, resumable
 from robustness.schedules import clean, swap
-from robustness.sweeps import sweep, token_layout, token_merging
+from robustness.sweeps import execution, sweep, token_layout, token_merging
 from robustness.sweeps.merging import merge
 from robustness.sweeps.shards import Shard, parse_shard
 
@@ -283,43 +282,26 @@ def test_shares_come_from_the_sums_of_counts_and_not_from_means_of_shares(gpt2, 
     assert np.abs(means - counted).max() > 1e-3
 
 
-DRIVER = """
-import os, signal, sys
-from pathlib import Path
-from families import tiny
-from robustness.files import resumable
-from robustness.sweeps import execution
-from robustness.models.opening import open_model
-from robustness.sweeps.shards import Shard
-from test_execution import corpus
-resumable.SAVING_SHARE = float("inf")
-left = int(sys.argv[2])
-measure = execution.measure_batch
-def counting(*args):
-    global left
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    return measure(*args)
-execution.measure_batch = counting
-execution.sweep(
-    open_model(tiny("gpt2")), corpus(sequences=12), batch_tokens=24, shard=Shard(2, 2),
-    out=Path(sys.argv[1]),
-)
-"""
-
-
 @pytest.mark.slow
 def test_a_shard_that_is_killed_twice_changes_nothing(gpt2, tmp_path):
-    path = tmp_path / "two.nc"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-W", "ignore", "-c", DRIVER, path]
-    codes = [
-        subprocess.run([*command, str(left)], env=environment, check=False).returncode
-        for left in (1, 1, 99)
-    ]
+    path, text = tmp_path / "two.nc", corpus(sequences=12)
+    measure = execution.measure_batch
+
+    def run_until_killed(left):
+        def counting(*args):
+            nonlocal left
+            if not left:
+                kills.die()
+            left -= 1
+            return measure(*args)
+
+        execution.measure_batch = counting
+        # What is done is saved after every batch, however long that takes.
+        resumable.SAVING_SHARE = float("inf")
+        sweep(gpt2, text, batch_tokens=BATCH, shard=Shard(2, 2), out=path)
+
+    codes = [kills.fork(partial(run_until_killed, left)) for left in (1, 1, 99)]
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
-    text = corpus(sequences=12)
     sweep(gpt2, text, batch_tokens=BATCH, shard=Shard(1, 2), out=tmp_path / "one.nc")
     merged = merge([tmp_path / "one.nc", path])
     assert_same_bits(merged, sweep(gpt2, text, batch_tokens=BATCH))

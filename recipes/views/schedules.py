@@ -35,7 +35,7 @@ def figure(dataset: xr.Dataset) -> Figure:
         bars = np.stack([mean - around.sel(end="low"), around.sel(end="high") - mean]).clip(min=0)
         rows = np.arange(len(schedules))
         axis.errorbar(mean, rows, xerr=bars, fmt="o", capsize=3, color=colour)
-        axis.set_yticks(rows, schedules)
+        axis.set_yticks(rows, [style.plain(str(name)) for name in schedules])
         label, title = readouts.label_and_title(dataset, name)
         axis.set_xlabel(label)
         axis.set_title(title)

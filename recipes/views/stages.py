@@ -69,7 +69,7 @@ def figure(dataset: xr.Dataset) -> Figure:
         vmax=2.5,
         interpolation="nearest",
     )
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [style.plain(str(name)) for name in names])
     for partition in dataset["partition"].values:
         _draw_boundaries(axis, dataset.sel(partition=partition), str(partition))
     if axis.get_legend_handles_labels()[0]:

@@ -52,7 +52,7 @@ def figure(dataset: xr.Dataset) -> Figure:
         bars = np.stack([value - around.sel(end="low"), around.sel(end="high") - value])
         places = np.arange(len(schedules))
         axis.errorbar(value, places, xerr=bars, fmt="o", capsize=3, color=style.COLOURS[0])
-        axis.set_yticks(places, schedules)
+        axis.set_yticks(places, [style.plain(str(name)) for name in schedules])
         axis.set_xlabel("share answered right")
         axis.set_title(f"{task} [{metric}]")
         axis.grid(axis="x", alpha=0.3)
