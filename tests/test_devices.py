@@ -28,6 +28,7 @@ from tokenizers_for_tests import byte_tokenizer, word_level
 from probes import subjoiner, suffix
 from probes import wic as word_in_context
 from probes.settings import SubjoinerSettings, SuffixSettings, WicSettings
+from robustness.errors import Refusal
 from robustness.measurements.observation import observe
 from robustness.models.model import Model
 from robustness.models.opening import open_model
@@ -239,3 +240,35 @@ def test_tasks_have_the_metrics_that_they_have_on_the_cpu(kind, log, task_data):
         for net in (task_model.__wrapped__().to(kind), task_model.__wrapped__())
     )
     assert_close(found, wanted, 1e-4)
+
+
+def test_commands_take_a_device_and_find_the_first_of_cuda(kind, run, llama, stories):
+    text = ("--data", stories, "--context", 16, "--tokens", 256)
+    asked = {
+        "sweep": (*text, "--drop", "--per-token", "--out", "{}/sweep.nc"),
+        "observe": ("lens", "norms", *text, "--out", "{}/observe"),
+        "generate": ("Once", "--tokens", 3, "--schedule", "0-2-1-3"),
+    }
+    said, plain = {}, ("--dtype", "float32", "--quiet")
+    with pretended.machine(kind) as log:
+        for place in (kind, "cpu"):
+            chosen = () if (place, kind) == ("cuda", "cuda") else ("--device", place)
+            for command, words in asked.items():
+                words = (str(word).format(place) for word in words)
+                code, said[place, command], err = run(command, llama, *words, *chosen, *plain)
+                assert (code, err) == (0, ""), err
+            assert bool(log.events) == (place == kind)
+            log.clear()
+    assert said[kind, "generate"] == said["cpu", "generate"]
+    for name in ("sweep", "sweep.tokens", "observe/lens", "observe/norms"):
+        found, wanted = (xr.load_dataset(f"{place}/{name}.nc") for place in (kind, "cpu"))
+        assert (found.device, wanted.device) == (kind, "cpu")
+        assert_close(found, wanted, ROUNDING[torch.float32])
+
+
+def test_a_checkpoint_of_a_type_that_the_device_lacks_is_refused(llama):
+    with pretended.machine("mps"):
+        for options in ({}, {"dtype": "auto"}, {"dtype": "float64"}):
+            with pytest.raises(Refusal, match="device 'mps' has no float64: give `dtype` float32"):
+                open_model(llama, device="mps", **options)
+        assert open_model(llama, device="mps", dtype="float32").identity["dtype"] == "float32"

@@ -65,6 +65,8 @@ def check_dtype(device: str, dtype: str) -> None:
 
 def move(name: str, module: Module, device: str) -> Module:
     """Return a model on a device, and refuse one that does not fit there."""
+    # The type of a checkpoint is known only now.
+    check_dtype(device, str(module.dtype).removeprefix("torch."))
     try:
         return module.to(device)
     except RuntimeError as error:
