@@ -27,7 +27,7 @@ lint: .venv/ready
 # The limit on memory (in KiB) is the machine's protection from what a bomb would take.
 fuzz: .venv/ready
 	ulimit -v 16000000 && STAGES_FUZZ=1 $(BIN)/pytest -n auto --dist worksteal --durations 10 \
-	    tests/fuzz tests/test_kills.py tests/test_training_kept.py tests/test_export.py \
+	    tests/fuzz tests/test_kills.py tests/test_training_kept.py tests/test_export.py tests/test_export_places.py \
 	    tests/test_families.py tests/test_devices.py
 
 ndif-test: .venv/ready

@@ -32,6 +32,9 @@ from strict import execute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import hf_api
 
+NAME = "stages/tiny"
+"""The one model that runs there."""
+
 KEY = "33333333-3333-4333-8333-333333333333"
 
 
@@ -247,3 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def say(server: Any, path: str, status: int, value: Any) -> None:
+    """Let a server answer what is asked at a path otherwise."""
+    server.pages = {path: (status, value)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kills
 import pytest
+import stand_ins
 import torch
 import xarray as xr
 from commands import COMMANDS
@@ -98,9 +99,15 @@ def test_neurons_alone_open_no_model(run, llama, monkeypatch):
     assert xr.load_dataset("outputs/tiny-llama/neurons.nc").kurtosis_threshold == 5
 
 
+@pytest.fixture(scope="module")
+def small_models(tmp_path_factory):
+    return stand_ins.make_models(tmp_path_factory.mktemp("builtin"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["wic", "ing", "subjoiner"])
-def test_probe_prints_its_file_which_show_and_plot_read(run, task):
+def test_probe_prints_its_file_which_show_and_plot_read(run, task, small_models, monkeypatch):
+    stand_ins.stand_in(monkeypatch, {}, small_models)
     sizes = {"ing": ("--items", 500), "subjoiner": ("--items", 60, "--pieces", 2), "wic": ()}[task]
     code, out, err = run("probe", "builtin", task, *sizes)
     assert (code, out) == (0, f"outputs/builtin/{task}.nc\n"), err

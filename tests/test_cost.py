@@ -105,6 +105,7 @@ def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
     assert found.block_flops + found.head_flops == flops
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readouts", [("kl",), ("agreement",)])
 def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, readouts):
     text = corpus(sequences=4)

@@ -71,6 +71,7 @@ def assert_same(one: xr.Dataset, other: xr.Dataset) -> None:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_sweep_from_the_disk_is_bit_for_bit_that_from_memory(offloaded, saved):
     text = corpus()
     here = sweep(open_model(saved, dtype="auto"), text, ("drop", "swap", "repeat-2"))
@@ -82,6 +83,7 @@ def test_a_sweep_from_the_disk_is_bit_for_bit_that_from_memory(offloaded, saved)
     assert there.attrs["weights_sha256"] == here.attrs["weights_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interventions", "visits"), [(("drop",), 1), (("drop", "swap"), 2)])
 def test_a_batch_loads_each_weight_of_a_block_so_often_and_once_for_the_clean_run(
     offloaded, family, loads, interventions, visits

@@ -39,6 +39,7 @@ def test_the_tests_run_against_this_repository():
     assert Path(robustness.__file__).parents[1] == ROOT == Path(cli.__file__).parent
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_these_four_names_and_the_builtin_files(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
@@ -64,8 +65,8 @@ from robustness.models.opening import open_model
 from robustness.sweeps import sweep
 for name in ("builtin", "builtin-parallel"):
     model = open_model(name)
-    corpus = cut("builtin-sampled", model.tokenizer, context=64).take(4)
-    print(float(sweep(model, corpus, ["drop"]).kl.mean()))
+    corpus = cut("builtin-sampled", model.tokenizer, context=64, tokens=256)
+    print(float(sweep(model, corpus, ["drop"], layers=[0, 5]).kl.mean()))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,

@@ -148,6 +148,7 @@ def test_a_trigram_model_beats_a_unigram_model_where_order_matters(tokenizer):
     assert trigram_loss(train, shuffled, size) > unigram_loss(train, shuffled, size) - 0.05
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_writes_a_card(run, stories, monkeypatch):
     small = "--layers 2 --width 16 --heads 2 --context 24 --vocabulary 300 --batch 4 --tokens 2000"
     prose, card = CARD

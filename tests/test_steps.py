@@ -151,6 +151,7 @@ def test_a_rewired_model_of_sublayers_generates(model, plain):
     assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.slow
 def test_rewire_and_residuals_of_every_step_travel(strict_model, plain):
     tokens = random_tokens(2, 9)
     with torch.no_grad():
@@ -288,6 +289,7 @@ def test_a_sweep_over_two_layers_is_resumed_and_some_layers_restrict_both(gpt2, 
         sweep(gpt2, corpus(), ("drop-pair",), **options)
 
 
+@pytest.mark.slow
 def test_sweeps_over_two_layers_are_heat_maps_and_their_table_the_least_and_most_changed(gpt2):
     data = sweep(gpt2, corpus(), tuple(PAIRS))
     figure = draw(data)

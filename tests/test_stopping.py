@@ -126,7 +126,7 @@ def test_a_run_stops_at_the_first_batch_at_which_it_knows_enough(gpt2, whole, tm
         )  # fmt: skip
         assert_stopped(found, whole, bound)
         assert_stopped(netcdf.load(path), whole, bound)
-        share = sweep(gpt2, corpus(sequences=SEQUENCES).take(found.sequences), batch_tokens=BATCH)
+        share = sweep(gpt2, corpus(sequences=SEQUENCES).take(found.sequences))
         np.testing.assert_array_equal(found.modal_share, share.modal_share)
         stops.append(found.sequences)
     assert stops == sorted(set(stops)), "the bounds tell nothing apart"
@@ -169,7 +169,7 @@ def test_a_run_that_stopped_is_not_made_again_and_goes_on_to_a_smaller_error(gpt
     second = run(BOUNDS[2])
     assert begun[0] == first.sequences
     assert_stopped(second, whole, BOUNDS[2])
-    share = sweep(gpt2, text.take(second.sequences), batch_tokens=BATCH)
+    share = sweep(gpt2, text.take(second.sequences))
     np.testing.assert_array_equal(second.modal_share, share.modal_share)
     with pytest.raises(Refusal, match=rf"made with until_se {BOUNDS[2]}, not {BOUNDS[0]}"):
         run(BOUNDS[0])

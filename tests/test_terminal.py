@@ -57,7 +57,6 @@ def test_a_full_standard_output_is_said_and_no_success():
     assert err.startswith("stages: standard output takes no more") and len(err.splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_help_into_a_full_device_is_no_traceback():
     with open("/dev/full", "w") as full:
         process = start("--help", stdout=full, stderr=subprocess.PIPE)

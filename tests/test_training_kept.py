@@ -107,6 +107,7 @@ def test_a_directory_of_others_is_left_alone(tmp_path, stories, name):
     assert contents(directory) == {name: b"mine"}
 
 
+@pytest.mark.slow
 def test_files_of_others_beside_a_training_stay(tmp_path, stories):
     checkpoint = cut(tmp_path / "out", stories)
     (tmp_path / "out" / "notes.md").write_text("mine")

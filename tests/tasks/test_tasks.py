@@ -1,81 +1,31 @@
+"""What is measured on tasks is what lm-eval itself makes of a rebuilt model."""
+
 import json
-import os
-import sys
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from families import rebuilt, tiny
+from families import rebuilt
 from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from recipes.views import as_text, draw, table
 from robustness.errors import Refusal
 from robustness.files import netcdf
-from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop, repeat, swap
 from robustness.schedules.interventions import schedules
-from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, harness, summary
-from robustness.tasks.harness import load_tasks, quiet, run_harness, wanted_requests
+from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, summary
+from robustness.tasks.harness import load_tasks, quiet, run_harness
 from robustness.trace import block_calls
 
 NAMES = ("arc_easy", "hellaswag", "lambada_openai")
 
+
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Twelve items of each task, in the fields of the three kinds."""
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("tasks")
-
-    def words(count):
-        return " ".join(random.choice(["cat", "dog", "sun", "sea", "hill", "rain"], count))
-
-    def write(name, make):
-        rows = "".join(json.dumps(make()) + "\n" for _ in range(12))
-        (path / f"{name}.jsonl").write_text(rows)
-
-    def choices():
-        texts = [words(int(random.integers(1, 5))) for _ in range(4)]
-        return {"query": words(8), "choices": texts, "gold": int(random.integers(4))}
-
-    write("hellaswag", choices)
-    write("lambada_openai", lambda: {"context": words(6), "continuation": words(1)})
-
-    def original():
-        texts = [words(2) for _ in range(3)]
-        labels = ["A", "B", "C"]
-        return {
-            "question": words(5) + "?",
-            "choices": {"text": texts, "label": labels},
-            "answerKey": str(random.choice(labels)),
-        }
-
-    write("arc_easy", original)
-    return path
-
-
-@pytest.fixture(scope="module")
-def plain():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=257, n_positions=96, n_embd=32, n_layer=3, n_head=4, bos_token_id=0,
-        eos_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config).eval()
-
-
-@pytest.fixture(scope="module")
-def model(plain):
-    return open_model(plain, tokenizer=byte_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -218,20 +168,6 @@ def test_some_layers_have_the_numbers_they_have_among_all(found, model, data):
     np.testing.assert_allclose(some.value, expected)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"clean_only": True, "layers": (1,)}, "`clean_only` goes without"),
-        ({"schedules": ("0-1",), "interventions": ("drop",)}, "cannot be run together"),
-        ({"tasks": ("piqa", "piqa")}, "task 'piqa' was asked for twice"),
-        ({"limit": 0}, "`limit` must be 1 or more"),
-    ],
-)
-def test_settings_that_exclude_each_other_are_refused(settings, message):
-    with pytest.raises(Refusal, match=message):
-        TaskSettings(**settings)
-
-
 def test_items_are_kept_for_paired_comparisons(found):
     assert found.correct.dims == ("metric", "intervention", "layer", "item")
     for task, metric in product(NAMES, ("acc", "acc_norm")):
@@ -258,6 +194,7 @@ def test_long_contexts_are_cut_off_on_the_left_as_the_harness_does(model, plain,
     )
 
 
+@pytest.mark.slow
 def test_on_a_server_it_is_the_same(model, data):
     remote = replace(model, request={"backend": StrictBackend(model.traced)})
     settings = TaskSettings(("hellaswag",), ("drop",), data=data, limit=4)
@@ -331,147 +268,3 @@ def test_every_continuation_is_scored_once_and_its_tokens_alone_are_unembedded(
     monkeypatch.setattr(evaluation, "score_batch", spying(batches))
     evaluate_tasks(model, TaskSettings(("hellaswag", "arc_easy"), ("drop",), data=data))
     assert len(batches) == len(set(batches)) <= 12 * 7
-
-
-def test_without_the_harness_it_says_what_to_install(model, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(Refusal, match=r'pip install -e "\.\[bench\]"'):
-        evaluate_tasks(model, TaskSettings(NAMES))
-
-
-REFUSED = {
-    "unknown task": (("arc_eazy",), None, "lm-eval has no task 'arc_eazy'$"),
-    "half a name": (("arc_eas",), None, "no task 'arc_eas'; like it there are: arc_easy"),
-    "no data": (("winogrande",), "DATA", r"there is no winogrande\.jsonl in .*arc_easy\.jsonl"),
-    "no network": (("winogrande",), None, "the data of winogrande cannot be loaded .*`data`"),
-    "no text": (("piqa",), "DATA", "the data of piqa cannot be loaded"),
-    "bad item": (("copa",), "DATA", r"copa\.jsonl, line 2: choices is a list of 0"),
-    "generates": (("gsm8k",), "DATA", "gsm8k generates text"),
-}
-
-
-@pytest.fixture
-def few_tasks(monkeypatch):
-    """The tasks of one folder of lm-eval for all of them, whose index takes seconds."""
-    from lm_eval import tasks
-
-    arc = Path(tasks.__file__).with_name("arc")
-    manager = tasks.TaskManager(include_path=arc, include_defaults=False)
-    monkeypatch.setattr(harness, "_manager", lambda: manager)
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_run_is_refused(model, data, few_tasks, case):
-    names, where, message = REFUSED[case]
-    (data / "piqa.jsonl").write_text('{"foo": 1}\n')
-    items = [
-        {"query": "a", "choices": ["b", "c"], "gold": 0},
-        {"query": "a", "choices": [], "gold": 1},
-    ]
-    (data / "copa.jsonl").write_text("\n".join(map(json.dumps, items)))
-    (data / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
-    with pytest.raises(Refusal, match=message):
-        evaluate_tasks(model, TaskSettings(names, data=data if where else None))
-
-
-ITEM = {"query": "a", "choices": ["b", "c"], "gold": 0}
-
-BAD_ITEMS = {
-    "gold null": ("hellaswag", ITEM | {"gold": None}, "line 2: gold is None: .* 0 to 1"),
-    "gold a text": ("hellaswag", ITEM | {"gold": "x"}, "line 2: gold is 'x': "),
-    "gold the text of a number": ("hellaswag", ITEM | {"gold": "1"}, "line 2: gold is '1': "),
-    "gold below": ("hellaswag", ITEM | {"gold": -1}, "line 2: gold is -1: "),
-    "gold above": ("hellaswag", ITEM | {"gold": 2}, "line 2: gold is 2: "),
-    "gold true": ("hellaswag", ITEM | {"gold": True}, "line 2: gold is True: "),
-    "gold a fraction": ("hellaswag", ITEM | {"gold": 1.0}, "line 2: gold is 1.0: "),
-    "gold a list": ("hellaswag", ITEM | {"gold": [0]}, "line 2: gold is a list: "),
-    "no gold": ("hellaswag", {"query": "a", "choices": ["b", "c"]}, "line 2: there is no gold"),
-    "query null": ("hellaswag", ITEM | {"query": None}, "line 2: query is None: write a text"),
-    "choices a text": ("hellaswag", ITEM | {"choices": "bc"}, "line 2: choices is 'bc': "),
-    "choices an object": ("hellaswag", ITEM | {"choices": {"a": "b"}}, "choices is an object: "),
-    "one choice": ("hellaswag", ITEM | {"choices": ["b"]}, "line 2: choices is a list of 1: "),
-    "a choice a number": ("hellaswag", ITEM | {"choices": ["b", 3]}, "line 2: a choice is 3: "),
-    "a blank choice": ("hellaswag", ITEM | {"choices": ["b", " "]}, "line 2: a choice is ' ': "),
-    "a list": ("hellaswag", [ITEM], "line 2, is a list: write an object"),
-    "blank continuation": (
-        "lambada_openai",
-        {"context": "a", "continuation": " "},
-        "line 2: the continuation is blank",
-    ),
-    "continuation a number": (
-        "lambada_openai",
-        {"context": "a", "continuation": 3},
-        "line 2: continuation is 3: write a text",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ITEMS)
-def test_an_item_that_cannot_be_right_or_wrong_is_refused_with_its_line(model, tmp_path, case):
-    name, item, message = BAD_ITEMS[case]
-    first = ITEM if name == "hellaswag" else {"context": "a", "continuation": "b"}
-    (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(item)}\n")
-    with pytest.raises(Refusal, match=rf"^{name}\.jsonl, .*{message}"):
-        evaluate_tasks(model, TaskSettings((name,), ("drop",), data=tmp_path))
-
-
-ORIGINAL = {"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "A"}
-
-BAD_ORIGINALS = {
-    "an answer that is none of them": (ORIGINAL | {"answerKey": "E"}, "line 2: no prompt"),
-    "no answer": (ORIGINAL | {"answerKey": None}, "line 2: no prompt"),
-    "fewer texts than labels": (
-        ORIGINAL | {"choices": {"text": ["b"], "label": ["A", "B"]}},
-        "line 2: choices is a list of 1",
-    ),
-    "choices of another kind": (ORIGINAL | {"choices": 3}, "the data of arc_easy cannot be loaded"),
-    "half of a surrogate pair": (ORIGINAL | {"question": "\ud800"}, "line 2: half of a surrogate"),
-    "nested deeply": (ORIGINAL | {"more": [[[[[[[[[[1]]]]]]]]]]}, "line 2: .* nested"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ORIGINALS)
-def test_an_item_with_the_originals_fields_is_checked_as_the_task_reads_it(model, tmp_path, case):
-    item, message = BAD_ORIGINALS[case]
-    lines = [json.dumps(each) + "\n" for each in (ORIGINAL, item)]
-    (tmp_path / "arc_easy.jsonl").write_text("".join(lines))
-    with pytest.raises(Refusal, match=message):
-        evaluate_tasks(model, TaskSettings(("arc_easy",), ("drop",), data=tmp_path))
-
-
-def heard_of(model, data):
-    return wanted_requests(model, load_tasks(TaskSettings(("hellaswag",), data=data)), None)
-
-
-def test_other_items_under_the_same_name_and_time_are_read(model, tmp_path):
-    path, found = tmp_path / "hellaswag.jsonl", []
-    for query in ("one", "two"):
-        path.write_text(json.dumps(ITEM | {"query": query}) + "\n")
-        os.utime(path, ns=(10**18, 10**18))
-        heard = heard_of(model, tmp_path)
-        found.append(model.tokenizer.decode(heard[0][0]))
-    assert found == ["one", "two"]
-
-
-def test_the_directory_of_items_is_no_pattern_and_no_cache_is_kept(model, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets, "load_dataset", None)
-    for name, query in (("x?", "right"), ("xy", "wrong")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": query}))
-    heard = heard_of(model, tmp_path / "x?")
-    assert {model.tokenizer.decode(context) for context, _ in heard} == {"right"}
-
-
-def test_a_query_that_looks_like_a_date_is_a_text(model, tmp_path):
-    (tmp_path / "hellaswag.jsonl").write_text(json.dumps(ITEM | {"query": "2020-01-01"}))
-    heard = heard_of(model, tmp_path)
-    assert {model.tokenizer.decode(context) for context, _ in heard} == {"2020-01-01"}
-
-
-def test_a_model_without_a_tokenizer_is_refused():
-    with pytest.raises(Refusal, match="has no tokenizer"):
-        evaluate_tasks(open_model(tiny("gpt2")))
