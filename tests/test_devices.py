@@ -14,14 +14,14 @@ import torch
 import xarray as xr
 from alike import SWEPT, one_of_each
 from families import BLOCKS, DEEP, LAYERS, random_tokens, tiny
+from task_items import data as task_data
+from task_items import plain as task_model
 from test_execution import corpus
 from test_metrics import OWN
 from test_observation import LOCAL
 from test_subjoiner import by_hand, pieces
 from test_subjoiner import text as words_in_pieces
 from test_suffix import text as words
-from test_tasks import data as task_data
-from test_tasks import plain as task_model
 from test_wic import wic
 from tokenizers_for_tests import byte_tokenizer, word_level
 
