@@ -1,14 +1,13 @@
 """`stages reproduce`: everything, of a model small enough, resumed, and once only."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import kills
 import pytest
 import torch
 import xarray as xr
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import cli
 from recipes.recipe import SOURCES
 from recipes.reproduce import measuring, reproduction
+from robustness.files import resumable
 from robustness.models import block_structure
 from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
@@ -120,26 +120,27 @@ def test_other_settings_or_changed_files_are_noticed(run, undrawn, given):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(run, undrawn, given, tmp_path):
+def test_a_killed_run_goes_on_where_it_was(run, undrawn, given, tmp_path, monkeypatch):
     """SIGKILL in the middle of the sweep; then the same command, and the same numbers."""
-    command = [*words(given, "E1"), "--batch-tokens", 64, "--tokens", 3200]
+    command = [*words(given, "E1"), "--batch-tokens", 64]
     partial = tmp_path / "outputs" / "tiny" / "sweep.partial.nc"
-    process = subprocess.Popen(
-        [sys.executable, cli.__file__, *map(str, command)], cwd=tmp_path, env=os.environ,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    done = 0
-    while process.poll() is None and time.monotonic() < deadline and not done:
-        time.sleep(0.02)
-        if partial.exists():
-            try:
-                done = int(xr.load_dataset(partial).attrs["sequences_done"])
-            except (OSError, ValueError, KeyError):
-                done = 0
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert done and not partial.with_name("sweep.nc").exists()
+    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
+    measure, left = execution.measure_batch, 5
+
+    def run_until_killed():
+        def counting(*args):
+            nonlocal left
+            if not left:
+                kills.die()
+            left -= 1
+            return measure(*args)
+
+        execution.measure_batch = counting
+        run(*command)
+
+    assert kills.fork(run_until_killed) == -signal.SIGKILL
+    assert xr.load_dataset(partial).sequences_done == 5
+    assert not partial.with_name("sweep.nc").exists()
     code, _, err = run(*command)
     assert code == 0, err
     resumed = xr.load_dataset(partial.with_name("sweep.nc"))
