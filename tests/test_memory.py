@@ -21,6 +21,7 @@ from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.models.opening import open_model
+from robustness.runs import out_of_memory
 from robustness.runs.out_of_memory import HEAD, Portions
 from robustness.runs.settings import RunOptions
 from robustness.sweeps import sweep
@@ -176,6 +177,19 @@ def test_where_nothing_less_can_be_run_it_is_an_error(gpt2, scarce):
     with pytest.raises(Refusal, match=r"one sequence of 12 tokens does not fit .*`context`"):
         sweep(gpt2, corpus(sequences=4), batch_tokens=48)
     assert failures[-1] == 1
+
+
+def test_the_frames_of_a_failed_attempt_are_gone():
+    seen = []
+
+    def attempt():
+        tensor = torch.zeros(9)
+        seen.append(weakref.ref(tensor))
+        raise MemoryError("out of memory")
+
+    result = out_of_memory._attempt(attempt)
+    gc.collect()
+    assert result == "out of memory" and seen[0]() is None
 
 
 @pytest.mark.slow
