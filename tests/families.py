@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from surgery import rebuild, unfold
+from oracles.surgery import rebuild, unfold
 from torch.nn import Module
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 

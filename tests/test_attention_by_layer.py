@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from plain import reduced
+from oracles.plain import reduced
 from strict import StrictBackend
 from test_execution import corpus
 from transformers import AutoConfig, AutoModelForCausalLM

@@ -10,7 +10,7 @@ from test_layers import EVERY, tree
 from recipes.commands.errors import SETTING, SPELLED_OTHERWISE, as_options, explained
 from robustness.errors import Refusal
 
-OF_PYTHON_ALONE = {"centre_writes", "held_out", "weight_decay"}
+OF_PYTHON_ALONE = {"centre_writes", "clean_long_name", "held_out", "pair", "weight_decay"}
 """Settings of functions that no command calls."""
 
 

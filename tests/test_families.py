@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import numpy as np
-import plain as reference
 import pytest
 import torch
 from alike import MEASURED, SWEPT, measured, one_of_each, swept
 from families import DEEP, LAYERS, SPECS, config, random_tokens, rebuilt, tiny
+from oracles import plain as reference
 from strict import StrictBackend
 from test_execution import assert_equals_surgery, corpus
 from test_observation import LOCAL

@@ -4,11 +4,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import plain as reference
 import pytest
 import torch
 import xarray as xr
 from families import BLOCKS, LAYERS, tiny
+from oracles import plain as reference
 from test_execution import corpus
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import differences
+from oracles.reference import differences
 
 import robustness
 from robustness.files.metrics import METRICS

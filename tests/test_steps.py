@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 from families import BLOCKS, DIFFERENT, LAYERS, random_tokens, rebuilt, tiny
-from surgery import ATTENTIONS
+from oracles.surgery import ATTENTIONS
 from test_execution import assert_equals_surgery, corpus, reference
 from tokenizers_for_tests import word_level
 

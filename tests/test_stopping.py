@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from oracles.working_model import effective_documents_of_matrices
 from test_execution import corpus
-from working_model import effective_documents_of_matrices
 
 from robustness.errors import Refusal
 from robustness.files import netcdf

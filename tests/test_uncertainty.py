@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from oracles.working_model import effective_documents_of_matrices
 from scipy import stats
-from working_model import effective_documents_of_matrices
 
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import (

@@ -1,6 +1,8 @@
-"""The guard, which torch asks for the current device: four lines of C++, built once a machine.
+"""The guard, which torch asks for the current device: a few lines of C++, built once a machine.
 
-Torch without CUDA has no guard for it, and no tensor can be on a device without one.
+Torch without CUDA has no guard for it, and no tensor can be on a device without one. It counts no
+devices: for each that it counted, a backward pass would start a thread, after which a process
+cannot be forked.
 """
 
 import fcntl
@@ -15,10 +17,14 @@ from pathlib import Path
 import torch
 
 SOURCE = """
-#include <c10/core/impl/FakeGuardImpl.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 namespace c10::impl {
-C10_REGISTER_GUARD_IMPL(CUDA, FakeGuardImpl<DeviceType::CUDA>)
-C10_REGISTER_GUARD_IMPL(MPS, FakeGuardImpl<DeviceType::MPS>)
+template <DeviceType D>
+struct Pretended : NoOpDeviceGuardImpl<D> {
+  DeviceIndex deviceCount() const noexcept override { return 0; }
+};
+C10_REGISTER_GUARD_IMPL(CUDA, Pretended<DeviceType::CUDA>)
+C10_REGISTER_GUARD_IMPL(MPS, Pretended<DeviceType::MPS>)
 }
 """
 

@@ -2,7 +2,7 @@
 
 It shares no code with the project. The corpus is a `.jsonl` file with a field `text`.
 
-    python tests/reference.py FILE MODEL DATA
+    python tests/oracles/reference.py FILE MODEL DATA
 """
 
 import json
