@@ -32,6 +32,9 @@ class Hub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # Else an answer of two parts waits for the first to be acknowledged.
+    disable_nagle_algorithm = True
+
     protocol_version = "HTTP/1.1"
     server: Hub
 

@@ -182,6 +182,9 @@ def result(value: Any) -> bytes:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    # Else an answer of two parts waits for the first to be acknowledged.
+    disable_nagle_algorithm = True
+
     server: Loopback
 
     def do_GET(self) -> None:

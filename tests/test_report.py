@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from markupsafe import Markup
 from planted import plant
+from stand_ins import leave_undrawn
 
 from recipes.evidence.files import Files, side_by_side
 from recipes.evidence.stages import stages
@@ -30,6 +31,11 @@ def directory(tmp_path_factory) -> Path:
     stages(path, out=path / "stages.nc")
     report([Files(path)], ReportFiles(path / "report.html", path / "claims.nc", path / "figures"))
     return path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    leave_undrawn(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,7 @@ def test_the_same_files_give_the_same_figures(directory):
 
 
 @pytest.mark.slow
-def test_what_is_not_there_is_said(tmp_path):
+def test_what_is_not_there_is_said(tmp_path, undrawn):
     plant(tmp_path)
     for name in ("tasks", "ing"):
         (tmp_path / f"{name}.nc").unlink()
@@ -124,7 +130,7 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 @pytest.mark.slow
-def test_why_something_was_left_out_is_remembered(tmp_path):
+def test_why_something_was_left_out_is_remembered(tmp_path, undrawn):
     plant(tmp_path)
     for name in SOURCES:
         if name.file not in {"wic", "stages"}:
@@ -139,7 +145,7 @@ def test_why_something_was_left_out_is_remembered(tmp_path):
 
 
 @pytest.mark.slow
-def test_models_side_by_side_have_a_page_too(tmp_path, directory):
+def test_models_side_by_side_have_a_page_too(tmp_path, directory, undrawn):
     plant(tmp_path / "other", name="other", reverse=True)
     both = [directory, tmp_path / "other"]
     dataset = compare([Files(path) for path in both])
@@ -152,7 +158,7 @@ def test_models_side_by_side_have_a_page_too(tmp_path, directory):
 
 
 @pytest.mark.slow
-def test_published_values_stand_beside_what_was_measured(tmp_path):
+def test_published_values_stand_beside_what_was_measured(tmp_path, undrawn):
     plant(tmp_path, name="openai-community/gpt2")
     report([Files(tmp_path)], ReportFiles(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
