@@ -63,7 +63,7 @@ def survives(
     status: int = 0,
     repeats: bool = True,
     after: Callable[[Path], object] = lambda directory: None,
-    most: int = 4,
+    most: int = 3,
     volatile: Iterable[str] = (),
 ) -> int:
     """Check that a command comes to the same end wherever it is killed; return how many kills.

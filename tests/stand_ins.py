@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig
 from transformers import GPTNeoXForCausalLM as GPTNeoX
 
+from probes import classifier
 from recipes.report import content, page
 from robustness.files import ownership
 from robustness.models import checkpoint
@@ -71,6 +72,12 @@ def stand_in(monkeypatch, texts: dict[str, str], models: dict[str, str]) -> None
         monkeypatch.setitem(sources.BUILTIN, name, path)
     for name, path in models.items():
         monkeypatch.setitem(checkpoint.BUILTIN, name, path)
+    fit_once(monkeypatch)
+
+
+def fit_once(monkeypatch) -> None:
+    """Let every probe be fitted with one strength of its penalty, not with each of several."""
+    monkeypatch.setattr(classifier, "STRENGTHS", (1e-2,))
 
 
 def leave_undrawn(monkeypatch) -> None:

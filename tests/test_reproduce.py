@@ -11,7 +11,7 @@ import kills
 import pytest
 import torch
 import xarray as xr
-from stand_ins import leave_undrawn
+from stand_ins import fit_once, leave_undrawn
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import cli
@@ -23,7 +23,7 @@ from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
 from robustness.text.sources import documents
 
-LAYERS = 10
+LAYERS = 8
 
 TOKENS = 1600
 """Of more than ten documents, as figures and claims need."""
@@ -54,6 +54,11 @@ def given(tmp_path_factory) -> dict[str, Path]:
     words = [{"context": text[:9], "continuation": " the"} for text in texts[:8]]
     (tasks / "lambada_openai.jsonl").write_text("\n".join(map(json.dumps, words)) + "\n")
     return {"model": path / "tiny", "data": path / "stories.jsonl", "tasks": tasks}
+
+
+@pytest.fixture(autouse=True)
+def fitted_once(monkeypatch):
+    fit_once(monkeypatch)
 
 
 @pytest.fixture
