@@ -40,6 +40,8 @@ from typing import Any
 import netCDF4
 import safetensors.torch
 
+from robustness.sweeps import execution
+
 KILLED = 137
 """Status of a command that was ended by a kill."""
 
@@ -175,6 +177,20 @@ def fork(call: Callable[[], object]) -> int:
         finally:
             os._exit(70)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_after(batches: int) -> None:
+    """Kill this process, which is a fork, as soon as a sweep has measured some batches."""
+    measure, left = execution.measure_batch, batches
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal left
+        if not left:
+            die()
+        left -= 1
+        return measure(*arguments)
+
+    execution.measure_batch = counting
 
 
 def die() -> None:

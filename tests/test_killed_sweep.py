@@ -12,21 +12,7 @@ from test_execution import corpus
 
 from robustness.files import netcdf, resumable
 from robustness.models.opening import open_model
-from robustness.sweeps import execution, sweep
-
-
-def kill_after(calls: int) -> None:
-    """Before a batch is measured."""
-    measure = execution.measure_batch
-
-    def counting(*args):
-        nonlocal calls
-        if not calls:
-            kills.die()
-        calls -= 1
-        return measure(*args)
-
-    execution.measure_batch = counting
+from robustness.sweeps import sweep
 
 
 def kill_during_a_write() -> None:
@@ -55,8 +41,8 @@ def kill_before_a_rename(number: int) -> None:
 
 
 KILLED = {
-    "one batch": partial(kill_after, 1),
-    "several": partial(kill_after, 5),
+    "one batch": partial(kills.die_after, 1),
+    "several": partial(kills.die_after, 5),
     "writing": kill_during_a_write,
     "renaming": partial(kill_before_a_rename, 3),
     "last rename": partial(kill_before_a_rename, 7),

@@ -72,6 +72,15 @@ def test_a_device_map_computes_where_its_weights_are(monkeypatch, device_map, gp
     assert placement.computing(device_map) == device
 
 
+def test_a_model_that_does_not_open_in_its_own_type_is_refused_with_another(monkeypatch, tmp_path):
+    tiny("mamba", torch.bfloat16).save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
+    monkeypatch.setattr(placement, "usual_dtype", lambda device: "auto")
+    with pytest.raises(Refusal, match="its weights are bfloat16: try `dtype` float32"):
+        open_settings(ModelSettings(tmp_path))
+    assert open_settings(ModelSettings(tmp_path, dtype="float32")).layers == 4
+
+
 def test_a_type_that_was_not_asked_for_is_told(monkeypatch, tmp_path):
     tiny("llama", torch.bfloat16).save_pretrained(tmp_path)
     word_level(101).save_pretrained(tmp_path)

@@ -131,17 +131,9 @@ def test_a_killed_run_goes_on_where_it_was(run, undrawn, given, tmp_path, monkey
     command = [*words(given, "E1"), "--batch-tokens", 64]
     partial = tmp_path / "outputs" / "tiny" / "sweep.partial.nc"
     monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
-    measure, left = execution.measure_batch, 5
 
     def run_until_killed():
-        def counting(*args):
-            nonlocal left
-            if not left:
-                kills.die()
-            left -= 1
-            return measure(*args)
-
-        execution.measure_batch = counting
+        kills.die_after(5)
         run(*command)
 
     assert kills.fork(run_until_killed) == -signal.SIGKILL

@@ -11,7 +11,7 @@ from test_execution import corpus
 from robustness.errors import Refusal
 from robustness.files import netcdf, resumable
 from robustness.schedules import clean, swap
-from robustness.sweeps import execution, sweep, token_layout, token_merging
+from robustness.sweeps import sweep, token_layout, token_merging
 from robustness.sweeps.merging import merge
 from robustness.sweeps.shards import Shard, parse_shard
 
@@ -285,22 +285,14 @@ def test_shares_come_from_the_sums_of_counts_and_not_from_means_of_shares(gpt2, 
 @pytest.mark.slow
 def test_a_shard_that_is_killed_twice_changes_nothing(gpt2, tmp_path):
     path, text = tmp_path / "two.nc", corpus(sequences=12)
-    measure = execution.measure_batch
 
-    def run_until_killed(left):
-        def counting(*args):
-            nonlocal left
-            if not left:
-                kills.die()
-            left -= 1
-            return measure(*args)
-
-        execution.measure_batch = counting
+    def run_until_killed(batches):
+        kills.die_after(batches)
         # What is done is saved after every batch, however long that takes.
         resumable.SAVING_SHARE = float("inf")
         sweep(gpt2, text, batch_tokens=BATCH, shard=Shard(2, 2), out=path)
 
-    codes = [kills.fork(partial(run_until_killed, left)) for left in (1, 1, 99)]
+    codes = [kills.fork(partial(run_until_killed, batches)) for batches in (1, 1, 99)]
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
     sweep(gpt2, text, batch_tokens=BATCH, shard=Shard(1, 2), out=tmp_path / "one.nc")
     merged = merge([tmp_path / "one.nc", path])

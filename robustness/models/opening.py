@@ -128,12 +128,19 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
         return _make_model(remote_model.build(settings, notify))
     wrapped = _load(settings)
     dtype = str(wrapped.traced._module.dtype).removeprefix("torch.")
-    if settings.dtype is None and dtype != "float32" and notify is not None:
+    kept = settings.dtype is None and dtype != "float32"
+    if kept and notify is not None:
         notify(
             f"weights stay {dtype}, as in the checkpoint: the default where a GPU computes; with "
             "float32, numbers are exact to more digits"
         )
-    return _make_model(wrapped)
+    try:
+        return _make_model(wrapped)
+    except Refusal as error:
+        if not kept:
+            raise
+        # Mamba in half precision, for one, has states that its own head does not take.
+        raise Refusal(f"{error}; its weights are {dtype}: try `dtype` float32") from error
 
 
 def _load(settings: ModelSettings) -> Wrapped:

@@ -21,7 +21,7 @@ def choose_device(device: str | None) -> str:
 def usual_dtype(device: str) -> str:
     """Return the type of weights that is the default on a device.
 
-    On a GPU half precision takes half the memory, and a tenth of the time.
+    A GPU is made for half precision, which most checkpoints have; a CPU mostly is not.
     """
     return "float32" if device.startswith("cpu") else "auto"
 

@@ -77,7 +77,8 @@ class Form:
         if match is None:
             return None
         numbers = {_ARGUMENTS[each]: int(at) for each, at in zip(letters, match.groups())}
-        extent = {name: number for name, number in numbers.items() if name != "times"}
+        extent = dict(numbers)
+        extent.pop("times", None)
         return Intervention(
             name,
             self.span(**extent),
