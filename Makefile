@@ -24,7 +24,7 @@ pytest: .venv/ready
 	$(BIN)/pytest -n auto --dist worksteal
 
 pytest-quick: .venv/ready
-	$(BIN)/pytest -n auto --dist worksteal -m "not hub and not slow"
+	$(BIN)/pytest -n auto --dist worksteal -m "not hub and not gpu and not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ lint: .venv/ready
 fuzz: .venv/ready
 	ulimit -v 16000000 && STAGES_FUZZ=1 $(BIN)/pytest -n auto --dist worksteal --durations 10 \
 	    tests/fuzz tests/test_kills.py tests/test_training_kept.py tests/test_export.py tests/test_export_places.py \
-	    tests/test_families.py tests/test_devices.py
+	    tests/test_families.py tests/gpu
 
 ndif-test: .venv/ready
 	$(BIN)/pytest tests/ndif/suite.py -s -rs

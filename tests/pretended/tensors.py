@@ -25,7 +25,7 @@ class PretendedTensor(Tensor):
         cls, held: Tensor, device: torch.device | None = None, requires_grad: bool = False
     ) -> Tensor:
         # Accelerate makes parameters by the type of those that there are.
-        if isinstance(held, PretendedTensor):
+        if device is None or isinstance(held, PretendedTensor):
             return torch.nn.Parameter(held, requires_grad)
         made = torch.Tensor._make_wrapper_subclass(
             cls,
@@ -136,7 +136,8 @@ def _held(value: Any) -> Any:
 
 def _held_by_name(kwargs: dict[str, Any]) -> dict[str, Any]:
     changed = {name: _held(value) for name, value in kwargs.items()}
-    if changed.get("device") is not None:
+    asked = rules.with_index(changed.get("device"))
+    if asked is not None and asked.type in rules.KINDS:
         changed["device"] = torch.device("cpu")
     if changed.get("pin_memory"):
         changed["pin_memory"] = False
