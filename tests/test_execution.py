@@ -15,7 +15,7 @@ from robustness.schedules.intervention import Intervention
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.sweeps import residuals, rewire, sweep
 from robustness.text.corpus import Corpus
-from robustness.trace import numerics, readout
+from robustness.trace import numerics, paired
 
 EVERY = tuple(form.replace("-D", "-2").replace("-B", "-2").replace("xK", "x2") for form in FORMS)
 """An intervention of every form."""
@@ -186,8 +186,8 @@ def test_no_piece_of_logits_is_larger_than_the_readout_allows(gpt2, monkeypatch)
         return absorb(sums, logits, offset)
 
     monkeypatch.setattr(numerics, "absorb", counting)
-    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 1)
-    monkeypatch.setattr(readout, "NARROWEST_STRIP", 16)
+    monkeypatch.setitem(paired.LOGITS_AT_ONCE, "cpu", 1)
+    monkeypatch.setattr(paired, "NARROWEST_STRIP", 16)
     sweep(gpt2, corpus(), ("drop",))
     assert {shape[-1] for shape in sizes} == {16, 101 % 16}
 

@@ -149,8 +149,9 @@ def test_dtype_and_attention_are_as_asked(saved):
     model = open_model(str(saved), dtype="bfloat16", attention="eager")
     assert (model.identity["dtype"], model.identity["attention"]) == ("bfloat16", "eager")
     assert open_model(saved, dtype="auto").identity["dtype"] == "float32"
-    weight, bias = model.unembedding()
-    assert weight.dtype == torch.float32 and bias is None
+    copied, own = model.unembedding(), model.unembedding(copied=False)
+    assert own["weight"].data_ptr() == model.head._module.weight.data_ptr() and own["bias"] is None
+    assert copied["weight"].dtype in (torch.float32, torch.bfloat16) and copied["bias"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from robustness.trace import numerics, readout
+from robustness.trace import numerics, paired, readout
+from robustness.trace.types import Matrix
 
 TOKENS, WIDTH, VOCABULARY = 40, 24, 2000
 
@@ -45,7 +46,17 @@ def expected(kind: str) -> dict[str, torch.Tensor]:
     }
 
 
-def found(kind: str, dtype: torch.dtype, matrix: bool) -> dict[str, torch.Tensor]:
+WAYS = ("centred", "paired", "calls")
+"""Ways from states to readouts; see `readout`."""
+
+
+def matrix_of(weight: torch.Tensor, bias: torch.Tensor | None, way: str) -> Matrix | None:
+    centred = way == "centred"
+    known = {"weight": weight, "bias": bias, "centred": centred, "squash": (1.0, None)}
+    return None if way == "calls" else known
+
+
+def found(kind: str, dtype: torch.dtype, way: str) -> dict[str, torch.Tensor]:
     clean, other, targets = states(torch.float32)
     weight, bias = (
         part if part is None else part.to(dtype) for part in head_of(kind, torch.float32)
@@ -55,29 +66,34 @@ def found(kind: str, dtype: torch.dtype, matrix: bool) -> dict[str, torch.Tensor
         logits = hidden.to(dtype) @ weight.T
         return logits if bias is None else logits + bias
 
-    given = (weight, bias) if matrix else (None, None)
-    kept = readout.reference(clean.to(dtype), targets, head, VOCABULARY, *given)
+    given = matrix_of(weight, bias, way)
+    kept = readout.reference(clean.to(dtype), targets, head, VOCABULARY, given)
     return readout.compare(other.to(dtype), kept)
+
+
+LIMIT = 256 * 3 * TOKENS
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
     """Several strips and several chunks, none of which divides the whole evenly."""
-    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 256 * 3 * TOKENS)
+    for module in (readout, paired):
+        monkeypatch.setitem(module.LOGITS_AT_ONCE, "cpu", LIMIT)
+    monkeypatch.setitem(paired.ROWS_AT_ONCE, "cpu", 3 * TOKENS)
 
 
-@pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "calls"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["plain", "bias", "offset"])
-def test_in_float64_readouts_equal_torch_distributions(kind, matrix):
-    values = found(kind, torch.float64, matrix)
+def test_in_float64_readouts_equal_torch_distributions(kind, way):
+    values = found(kind, torch.float64, way)
     for name, reference in expected(kind).items():
         torch.testing.assert_close(values[name], reference, atol=1e-11, rtol=0, check_dtype=False)
 
 
-@pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "calls"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["plain", "bias", "offset"])
-def test_in_float32_means_are_within_1e_5_and_tokens_within_5e_5(kind, matrix):
-    values = found(kind, torch.float32, matrix)
+def test_in_float32_means_are_within_1e_5_and_tokens_within_5e_5(kind, way):
+    values = found(kind, torch.float32, way)
     for name in ("kl", "entropy", "loss"):
         error = values[name].double() - expected(kind)[name]
         assert error.abs().max() < 5e-5, name
@@ -85,18 +101,21 @@ def test_in_float32_means_are_within_1e_5_and_tokens_within_5e_5(kind, matrix):
         assert values[name].dtype == torch.float32
 
 
-def test_the_width_of_a_strip_changes_nothing(monkeypatch):
-    whole = found("bias", torch.float64, True)
-    monkeypatch.setitem(readout.LOGITS_AT_ONCE, "cpu", 2**40)
-    other = found("bias", torch.float64, True)
+@pytest.mark.parametrize("way", ["centred", "paired"])
+def test_the_width_of_a_strip_changes_nothing(monkeypatch, way):
+    whole = found("bias", torch.float64, way)
+    monkeypatch.setitem(paired.LOGITS_AT_ONCE, "cpu", 2**40)
+    monkeypatch.delitem(paired.ROWS_AT_ONCE, "cpu")
+    other = found("bias", torch.float64, way)
     for name in whole:
         torch.testing.assert_close(whole[name], other[name], atol=1e-12, rtol=0)
 
 
-def test_a_model_compared_with_itself_has_no_divergence():
+@pytest.mark.parametrize("way", ["centred", "paired"])
+def test_a_model_compared_with_itself_has_no_divergence(way):
     clean, _, targets = states(torch.float64)
     weight, bias = head_of("bias", torch.float64)
-    kept = readout.reference(clean, targets, None, VOCABULARY, weight, bias)
+    kept = readout.reference(clean, targets, None, VOCABULARY, matrix_of(weight, bias, way))
     values = readout.compare(clean[None], kept)
     assert values["kl"].abs().max() < 1e-12
     assert (values["agreement"] == 1).all()
@@ -105,7 +124,8 @@ def test_a_model_compared_with_itself_has_no_divergence():
 
 
 def test_a_common_offset_changes_nothing():
-    plain, offset = found("plain", torch.float64, True), found("offset", torch.float64, True)
+    plain = found("plain", torch.float64, "centred")
+    offset = found("offset", torch.float64, "paired")
     for name in plain:
         torch.testing.assert_close(plain[name], offset[name], atol=1e-11, rtol=0)
 
@@ -132,9 +152,8 @@ def test_half_precision_matrices_are_read_in_float32():
     assert numerics.precise(torch.zeros(2, dtype=torch.float64)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("matrix", [True, False], ids=["matrix", "calls"])
-def test_no_piece_of_logits_is_larger_than_it_may_be(monkeypatch, matrix):
-    limit = 256 * 3 * TOKENS
+@pytest.mark.parametrize("way", WAYS)
+def test_no_piece_of_logits_is_larger_than_it_may_be(monkeypatch, way):
     sizes = []
     original = numerics.absorb
 
@@ -143,8 +162,8 @@ def test_no_piece_of_logits_is_larger_than_it_may_be(monkeypatch, matrix):
         return original(sums, logits, offset)
 
     monkeypatch.setattr(numerics, "absorb", counting)
-    found("plain", torch.float64, matrix)
-    assert max(sizes) <= limit < 3 * TOKENS * VOCABULARY
+    found("plain", torch.float64, way)
+    assert max(sizes) <= LIMIT < 3 * TOKENS * VOCABULARY
 
 
 def test_autocast_rounds_nothing():

@@ -76,13 +76,10 @@ def trace_parts(model: Model, structure: BlockStructure, matrix: Matrix | None =
         An opened model.
     structure : BlockStructure
         Result of `examine`.
-    matrix : pair of tensors, optional
-        Unembedding and its bias, for measurements that read logits.
+    matrix : Matrix, optional
+        Matrix of the head, for measurements that read logits; without it, the head is called.
     """
-    known = named_parts(model) | structure.known()
-    if matrix is not None:
-        known["matrix"] = matrix
-    return known
+    return {**named_parts(model), **structure.known(), "matrix": matrix}
 
 
 def outputs_of(dataset: xr.Dataset, texts: int) -> answer.Wanted:
@@ -173,8 +170,8 @@ def run_clean(
     states = (model.layers + 1) * tokens.numel() * model.width
     sizes = [states if shapes is None else answer.size(shapes) for shapes in wanted]
     request = model.asking(sum(sizes))
-    # nnsight drops a context manager that stands after the trace: `no_grad` comes before it.
-    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+    # nnsight drops a context manager that stands after the trace: all others come before it.
+    with model.computing(), model.traced.trace(tokens, use_cache=False, **request):
         taken = nnsight.save(capture.walk(calls, needs, parts, text))
     return _checked(taken, len(tokens), wanted) if model.request else taken
 

@@ -179,8 +179,8 @@ def _try_out(
     attentions, eager = known["attentions"], known["eager"]
     numbers = model.numbers
     request = model.asking(0)
-    # nnsight drops a context manager that stands after the trace: `no_grad` comes before it.
-    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+    # nnsight drops a context manager that stands after the trace: all others come before it.
+    with model.computing(), model.traced.trace(tokens, use_cache=False, **request):
         entering, leaving, contexts, written, patterns = [], [], [], [], {}
         for layer, block in enumerate(blocks):
             hidden, _ = block_calls.split_inputs(block.inputs)

@@ -3,7 +3,8 @@
 A model is traced through nnsight. Its parts are envoys, which are called and read in traces.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,12 +18,13 @@ from torch.nn import Linear
 from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
+from robustness.models.exact_products import exact_products, has_fast_bfloat16
 from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
 from robustness.models.norms import is_called_norm
 from robustness.models.structure import Paths
 from robustness.trace import numerics
-from robustness.trace.types import Squash
+from robustness.trace.types import Matrix, Squash
 
 ROWS_AT_ONCE = 512
 """Number of rows of the unembedding that are converted to a wider type at once."""
@@ -112,6 +114,12 @@ class Model:
         """
         return self.facts.lock
 
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Hold the lock, and compute without gradients and with exact products."""
+        with self.lock, torch.no_grad(), exact_products():
+            yield
+
     def once(self, find: Callable[["Model"], Fact]) -> Fact:
         """Return the result of a function of the model, which is called the first time only."""
         with self.lock:
@@ -173,8 +181,21 @@ class Model:
     def reads_matrix(self) -> bool:
         """Whether the head is a matrix that can be read, and need not be called."""
         # A subclass of Linear may compute something else in its forward method.
-        plain = type(self.head._module).forward is Linear.forward
-        return plain and not self.request and self.squash[1] is None
+        return type(self.head._module).forward is Linear.forward and not self.request
+
+    @property
+    def centres_matrix(self) -> bool:
+        """Whether the matrix that is read is a centred copy in float32 or wider.
+
+        That is the cheapest on a CPU, unless logits are capped, which no centring survives, or the
+        weights are bfloat16 and the CPU multiplies these faster than float32.
+        """
+        head = self.head._module
+        weight = head.weight
+        # An offloaded head is computed with where its hook puts it.
+        device = head._hf_hook.execution_device if weight.is_meta else weight.device
+        narrow = weight.dtype == torch.bfloat16 and has_fast_bfloat16()
+        return torch.device(device).type == "cpu" and self.squash[1] is None and not narrow
 
     @property
     def vocabulary(self) -> int:
@@ -244,32 +265,44 @@ class Model:
             return {}
         return self.request | {"backend": self.request["backend"].expecting(numbers)}
 
-    def unembedding(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the head's matrix (vocabulary, width) and bias (vocabulary,), float32 or wider.
+    def unembedding(self, copied: bool = True) -> Matrix | None:
+        """Return the head's matrix, or None where the head has to be called.
 
-        Both are centred over the vocabulary: a number added to all logits of a token changes no
-        readout, but GPT-2 adds about -100, which costs float32 its last digits. Both are multiplied
-        by the scale of the logits. Both are None if the weights cannot be read, the head is no
-        matrix, or logits are capped: then the head has to be called.
+        It is the head's own, or a copy of it that is multiplied by the scale of the logits and
+        centred over the vocabulary: a number added to all logits of a token changes no readout,
+        but GPT-2 adds about -100, which costs float32 its last digits.
+
+        Parameters
+        ----------
+        copied : bool
+            Whether a copy may be made.
         """
         if not self.reads_matrix:
-            return None, None
-        head, (scale, _) = self.head._module, self.squash
-        # An offloaded head is loaded for this; centring makes the copy that outlives it.
+            return None
+        head, squash = self.head._module, self.squash
+        centres = copied and self.centres_matrix
+        # An offloaded head is loaded for this, and what is returned outlives it.
         with align_module_device(head):
-            weight = numerics.precise(head.weight.detach())
-            # Some rows at a time, since torch copies what it adds up into the wider type. MPS has
-            # no float64.
-            wide = torch.float32 if weight.device.type == "mps" else torch.float64
-            sums = [rows.sum(0, dtype=wide) for rows in weight.split(ROWS_AT_ONCE)]
-            mean = torch.stack(sums).sum(0) / len(weight)
-            weight = weight - mean.to(weight.dtype)
-            if scale != 1.0:
-                weight *= scale
-            if head.bias is None:
-                return weight, None
-            bias = numerics.precise(head.bias.detach())
-            return weight, (bias - bias.mean()) * scale
+            weight = head.weight.detach()
+            bias = None if head.bias is None else head.bias.detach()
+            if not centres:
+                return {"weight": weight, "bias": bias, "centred": False, "squash": squash}
+            scale = squash[0]
+            if bias is not None:
+                bias = numerics.precise(bias)
+                bias = (bias - bias.mean()) * scale
+            weight = _centred(weight, scale)
+            return {"weight": weight, "bias": bias, "centred": True, "squash": (1.0, None)}
+
+
+def _centred(weight: Tensor, scale: float) -> Tensor:
+    """Return a matrix minus the mean of its rows, times a scale, in float32 or wider."""
+    weight = numerics.precise(weight)
+    # Some rows at a time, since torch copies what it adds up into the wider type.
+    sums = [rows.sum(0, dtype=torch.float64) for rows in weight.split(ROWS_AT_ONCE)]
+    mean = torch.stack(sums).sum(0) / len(weight)
+    weight = weight - mean.to(weight.dtype)
+    return weight if scale == 1.0 else weight.mul_(scale)
 
 
 def find_parts(traced: TransformersModel, paths: Paths) -> dict[str, Any]:

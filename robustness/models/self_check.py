@@ -13,6 +13,7 @@ import nnsight
 import torch
 
 from robustness.errors import Refusal, first_line, is_out_of_memory
+from robustness.models import exact_products
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.trace import block_calls, numerics, unembedding
@@ -93,6 +94,8 @@ def check_model(model: Model) -> Model:
         "device": trial["device"],
         "attention": trial["attention"],
     }
+    if trial["device"] != "cpu" and not model.request:
+        learned["products"] = exact_products.RECORD
     return replace(
         model,
         grows=trial["grows"],
@@ -120,7 +123,7 @@ def _run_trial(model: Model) -> Trial:
     request = model.asking(0)
     # One session, and so one request on a server. Names inside are sent along: `model` must not be
     # among them, since a dataclass cannot be rebuilt under another version of Python.
-    with model.lock, torch.no_grad(), traced.session(**request):
+    with model.computing(), traced.session(**request):
         measured = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = block_calls.enter(blocks)

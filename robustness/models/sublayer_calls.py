@@ -84,7 +84,7 @@ def _find_growth(model: Model) -> dict[Any, bool]:
     blocks, head, traced = model.blocks, model.head, model.traced
     attentions = dict(enumerate(model.attentions))
     request = model.asking(0)
-    with model.lock, torch.no_grad(), traced.session(**request):
+    with model.computing(), traced.session(**request):
         found = nnsight.save({})
         with traced.trace(three, use_cache=False):
             _, contexts = interpreter.enter(blocks, attentions)

@@ -101,7 +101,7 @@ def process(
         )
     centred = structure.centres if centre_writes is None else centre_writes
     # Copied under the lock: a trace of another thread replaces the modules' forward methods.
-    with model.lock, torch.no_grad():
+    with model.computing():
         module = copy.deepcopy(model.traced._module)
         _untie(module)
         if fold:

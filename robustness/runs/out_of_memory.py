@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 # Recorded in files, and read again when a run resumes.
 _CAP, _SEQUENCES = "state cap {}", "{} sequence(s) at once"
 
-HEAD = "the head is called, and its matrix not copied"
-"""Text of the record that memory has no room for a copy of the unembedding matrix."""
+HEAD = "the head's matrix is not copied"
+"""Text of the record that memory has no room for a centred copy of the head's matrix."""
 
 
 class Portions:
@@ -108,15 +108,14 @@ class Portions:
                 ) from MemoryError(result)
             self._say(rows.start, str(self))
 
-    def matrix(self, unembedding: Callable[[], Matrix], sequence: int) -> Matrix:
-        """Return the result of `Model.unembedding`, or None twice if memory has no room for a copy.
-
-        Logits are then computed by calling the head, as on a server.
+    def matrix(self, unembedding: Callable[..., Matrix | None], sequence: int) -> Matrix | None:
+        """Return the result of `Model.unembedding`, which memory may have no room for.
 
         Parameters
         ----------
         unembedding : callable
-            Method of the model.
+            Method of the model. Where memory has no room for its copy, it is called with
+            `copied=False`.
         sequence : int
             First sequence that is still to be measured.
         """
@@ -127,7 +126,7 @@ class Portions:
                 return result
             _free_memory()
         self._say(sequence, HEAD)
-        return None, None
+        return unembedding(copied=False)
 
     def _lower(self, part: slice, stacked: Callable[[int | None], int]) -> bool:
         """Halve a limit from now on, and return whether there was one to halve."""

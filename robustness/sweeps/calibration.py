@@ -15,7 +15,7 @@ from robustness.sweeps.live_bytes import LiveBytes
 from robustness.sweeps.preparation import PreparedSweep, tally_bytes
 from robustness.sweeps.tracing import measure_batch
 from robustness.text.corpus import Corpus
-from robustness.trace import readout
+from robustness.trace import paired
 from robustness.trace.types import Matrix
 
 SHORT_SEQUENCE = 64
@@ -64,7 +64,13 @@ def _largest_shape(prepared: PreparedSweep) -> tuple[int, int]:
 
 
 def _time(
-    prepared: PreparedSweep, sequence: Corpus, width: int, plan: Plan, matrix: Matrix, *, runs: int
+    prepared: PreparedSweep,
+    sequence: Corpus,
+    width: int,
+    plan: Plan,
+    matrix: Matrix | None,
+    *,
+    runs: int,
 ) -> tuple[int, float]:
     """Run the first `width` tokens of a sequence; return its operations and the fastest run."""
     lengths = sequence.lengths.clip(max=width)
@@ -78,7 +84,9 @@ def _time(
     return operations + flops.head_flops(prepared, plan, 1, width), min(seconds)
 
 
-def _peak_bytes(prepared: PreparedSweep, sequence: Corpus, plan: Plan, matrix: Matrix) -> int:
+def _peak_bytes(
+    prepared: PreparedSweep, sequence: Corpus, plan: Plan, matrix: Matrix | None
+) -> int:
     """Run one sequence, and return the bytes that the whole run takes at its peak."""
     model = prepared.model
     sequences, width = _largest_shape(prepared)
@@ -96,7 +104,7 @@ def _peak_bytes(prepared: PreparedSweep, sequence: Corpus, plan: Plan, matrix: M
     return max(peak, held + results + heap)
 
 
-def _measure(prepared: PreparedSweep, sequence: Corpus, plan: Plan, matrix: Matrix) -> None:
+def _measure(prepared: PreparedSweep, sequence: Corpus, plan: Plan, matrix: Matrix | None) -> None:
     measure_batch(replace(prepared, corpus=sequence), slice(0, 1), plan, matrix)
 
 
@@ -104,11 +112,14 @@ def strip_bytes(prepared: PreparedSweep, plan: Plan, sequences: int, width: int)
     """Return the bytes of logits that the largest reading holds at once; see `readout`."""
     model = prepared.model
     stacked = max(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
-    tokens = stacked * sequences * flops.query_count(prepared, width)
-    most = readout.LOGITS_AT_ONCE.get(model.identity["device"], readout.LOGITS_AT_ONCE_ELSEWHERE)
-    columns = min(model.vocabulary, max(readout.NARROWEST_STRIP, most // tokens))
+    device = model.identity["device"]
+    # Clean logits are computed beside the others.
+    beside = int(model.reads_matrix and not model.centres_matrix)
+    rows = (stacked + beside) * sequences * flops.query_count(prepared, width)
+    rows = min(rows, paired.ROWS_AT_ONCE.get(device, rows))
+    columns = min(model.vocabulary, paired.columns_at_once(rows, device))
     # Logits are float32 at least; see `numerics.precise`.
-    return tokens * columns * max(4, item_bytes(model))
+    return rows * columns * max(4, item_bytes(model))
 
 
 def item_bytes(model: Model) -> int:

@@ -215,7 +215,7 @@ def _run_batches(
     progress(run.done, total)
     portions = Portions(run.lost, options.tell)
     portions.begin(changes.lowered(run.dataset.attrs))
-    matrix = portions.matrix(model.unembedding, run.done) if batches else (None, None)
+    matrix = portions.matrix(model.unembedding, run.done) if batches else None
     for rows in batches:
         if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
             break
@@ -253,7 +253,7 @@ def _measure_in_portions(
     rows: slice,
     portions: Portions,
     plan: Callable[[int], Plan],
-    matrix: Matrix,
+    matrix: Matrix | None,
 ) -> tuple[Values, NDArray[np.int32]]:
     """Measure a batch, in smaller portions where memory runs out.
 

@@ -79,8 +79,7 @@ def head_flops(prepared: PreparedSweep, plan: Plan, sequences: int, width: int) 
     finals = sum(map(len, readings))
     # A metric that reads logits has them computed again, with the clean ones for every reading.
     again = finals + len(readings) if prepared.reads_logits else 0
-    if model.reads_matrix:
+    if model.reads_matrix and model.centres_matrix:
         return once * (finals + 2 + again)
-    # A head that can only be called yields no expected rows: for the KL, every reading computes
-    # the clean logits anew.
+    # There are no expected rows: for the KL, every reading computes the clean logits anew.
     return once * (finals + 1 + again + (len(readings) if prepared.divergences else 0))

@@ -112,7 +112,7 @@ def residuals(
     blocks, head = model.blocks, model.head
     outputs = {"states": ((len(order) + 1, *ids.shape, model.width), answer.STATES)}
     request = model.asking(answer.size(outputs))
-    with model.lock, torch.no_grad(), model.traced.trace(ids, use_cache=False, **request):
+    with model.computing(), model.traced.trace(ids, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         block_calls.pass_over(head)
         hidden = entering[0]

@@ -36,7 +36,7 @@ class FinalReading:
 
 
 def measure_batch(
-    prepared: PreparedSweep, rows: slice, plan: Plan, matrix: Matrix
+    prepared: PreparedSweep, rows: slice, plan: Plan, matrix: Matrix | None
 ) -> dict[str, NDArray[Any]]:
     """Run a plan on some sequences, in one trace; see `readings.measure`."""
     model, corpus = prepared.model, prepared.corpus
@@ -78,7 +78,7 @@ def _outputs(schedules: int, targets: Tensor, prepared: PreparedSweep) -> answer
 
 
 def run_plan(
-    model: Model, tokens: Tensor, plan: Plan, matrix: Matrix, reading: FinalReading
+    model: Model, tokens: Tensor, plan: Plan, matrix: Matrix | None, reading: FinalReading
 ) -> dict[str, NDArray[Any]]:
     """Run a plan from the clean pass over tokens, in one trace, and read its final states there.
 
@@ -90,8 +90,8 @@ def run_plan(
         On the model's device.
     plan : Plan
         What is executed.
-    matrix : pair of tensors
-        The head's matrix and bias, or None for each.
+    matrix : Matrix, optional
+        The head's matrix; without it, the head is called.
     reading : FinalReading
         What is read.
 
@@ -114,7 +114,7 @@ def run_plan(
     rows = {"rows": plan.rows, "schedules": plan.schedules}
     read, queries = reading.read, reading.queries
     request = model.asking(answer.size(reading.outputs))
-    with model.lock, torch.no_grad(), model.traced.trace(tokens, use_cache=False, **request):
+    with model.computing(), model.traced.trace(tokens, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)

@@ -239,7 +239,7 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
     _allow_traffic(prepared, left, lambda rows: plan(caps[rows.start]))
     portions = Portions(run.lost, options.tell, REMEDY)
     portions.begin(changes.lowered(run.dataset.attrs))
-    matrix = portions.matrix(model.unembedding, run.done) if left else (None, None)
+    matrix = portions.matrix(model.unembedding, run.done) if left else None
     options.show(run.done, total)
 
     # After memory has run out, fewer states are stacked than the cap allows.
@@ -277,7 +277,7 @@ def _allow_traffic(
 
 
 def score_batch(
-    prepared: PreparedTasks, rows: slice, plan: Plan, matrix: Matrix
+    prepared: PreparedTasks, rows: slice, plan: Plan, matrix: Matrix | None
 ) -> dict[str, NDArray[Any]]:
     """Score continuations under every schedule of a plan, in one trace.
 

@@ -20,11 +20,14 @@ from torch import Tensor
 from robustness.trace import numerics, readings, readout, unembedding
 
 if TYPE_CHECKING:
-    from robustness.trace.types import Captured, Head, Modules, TokenFacts
+    from robustness.trace.types import Captured, Head, Matrix, Modules, TokenFacts
 
 SMALL, LARGE = 2.0**-20, 2.0**6
 """Sizes of states beside which the norm's epsilon dominates, and vanishes; both exist in half
 precision."""
+
+ALIGNED = 8
+"""Number of columns that are added to a matrix of half precision."""
 
 READINGS = ("kl", "kl_reverse", "agreement", "loss", "entropy", "accuracy")
 """Names of the readouts of a lens."""
@@ -51,15 +54,16 @@ def read(
     read_by_head = ending.to(final.dtype)
     unbiased = with_bias_as_feature(modules["head"], read_by_head)
     head = unembedding.predictor(unbiased, modules["squash"])
-    matrix, bias = modules["matrix"]
+    matrix = modules["matrix"]
     # Both lenses are read together, but only the recomputed one has the head's bias. So the bias is
     # one more column of the matrix, whose feature is 1 for the recomputed lens, and 0 for the
     # frozen one.
-    plain = matrix is not None and bias is None
-    if matrix is not None and bias is not None:
-        matrix = torch.cat([matrix, bias[:, None]], 1)
+    features = 1
+    if matrix is not None:
+        width, matrix = matrix["weight"].shape[1], _with_bias_as_column(matrix)
+        features = matrix["weight"].shape[1] - width
     targets, vocabulary = facts["targets"].flatten(), facts["vocabulary"]
-    clean = readout.reference(_feature(ending, 1, plain), targets, head, vocabulary, matrix)
+    clean = readout.reference(_feature(ending, 1, features), targets, head, vocabulary, matrix)
     shift = _normed(torch.zeros_like(final[:1, :1]), modules) if modules["norms"] else 0
     lenses: list[list[dict[str, Tensor]]] = [[], []]
     for of_depth in taken:
@@ -69,7 +73,7 @@ def read(
             # The norm is linear but for its scale: the bias off, then the other scale.
             ratio = spread(of_depth["state"], modules) / spread(final, modules)
             frozen = (recomputed - shift) * ratio
-        both = torch.stack([_feature(recomputed, 1, plain), _feature(frozen, 0, plain)])
+        both = torch.stack([_feature(recomputed, 1, features), _feature(frozen, 0, features)])
         values = readout.compare(both, clean, ("kl", "kl_reverse"))
         for index, read_out in enumerate(lenses):
             read_out.append({name: value[index] for name, value in values.items()})
@@ -161,7 +165,19 @@ def with_bias_as_feature(head: Head, like: Tensor) -> Head:
     return call
 
 
-def _feature(states: Tensor, value: int, plain: bool) -> Tensor:
-    """Flatten states (sequence, query, width) to tokens, and append a feature unless `plain`."""
+def _with_bias_as_column(matrix: Matrix) -> Matrix:
+    """Return a matrix with its bias, if there is one, as one more column."""
+    weight, bias = matrix["weight"], matrix["bias"]
+    if bias is None:
+        return matrix
+    # Products of half precision are fast where rows begin at a multiple of 16 bytes.
+    columns = ALIGNED if weight.itemsize == 2 else 1
+    more = weight.new_zeros(len(weight), columns)
+    more[:, 0] = bias
+    return {**matrix, "weight": torch.cat([weight, more], 1), "bias": None}
+
+
+def _feature(states: Tensor, value: int, features: int) -> Tensor:
+    """Flatten states (sequence, query, width) to tokens, and append features of one value."""
     states = states.flatten(0, 1)
-    return states if plain else torch.cat([states, torch.full_like(states[:, :1], value)], 1)
+    return torch.cat([states, states.new_full((len(states), features), value)], 1)

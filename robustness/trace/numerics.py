@@ -30,7 +30,7 @@ def start(hidden: Tensor) -> Sums:
     return largest, torch.zeros_like(zeros, dtype=torch.long), zeros, zeros
 
 
-def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, Tensor]:
+def absorb(sums: Sums, logits: Tensor, offset: int | Tensor = 0) -> tuple[Sums, Tensor, Tensor]:
     """Add a piece of the vocabulary to the sums.
 
     Parameters
@@ -39,7 +39,7 @@ def absorb(sums: Sums, logits: Tensor, offset: int = 0) -> tuple[Sums, Tensor, T
         Sums from `start` or an earlier call.
     logits : tensor of shape (…, piece)
         Logits of the piece; they are overwritten.
-    offset : int
+    offset : int or int64 tensor of shape ()
         Index in the vocabulary of the piece's first column.
 
     Returns
@@ -112,9 +112,9 @@ def kl_from_logits(clean: Tensor, other: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products over the last dimension, (…), in the precision of the factors."""
-    # A server runs half-precision models under autocast, which rounds the factors of matrix
-    # products, but not those of an elementwise product.
-    if torch.is_autocast_enabled(a.device.type):
+    # A GPU has no fast product of many pairs of vectors. A server runs half-precision models under
+    # autocast, which rounds the factors of matrix products, but not of an elementwise product.
+    if a.device.type != "cpu" or torch.is_autocast_enabled(a.device.type):
         return (a * b).sum(-1)
     return torch.linalg.vecdot(a, b)
 

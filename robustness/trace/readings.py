@@ -141,7 +141,7 @@ def through_norms(state: Tensor, modules: Modules) -> Tensor:
 def _reference(hidden: Tensor, targets: Tensor, modules: Modules, vocabulary: int) -> CleanReadout:
     """Read the clean run's final states, as the head receives them (token, width)."""
     head = unembedding.predictor(modules["head"], modules["squash"])
-    return readout.reference(hidden, targets, head, vocabulary, *modules["matrix"])
+    return readout.reference(hidden, targets, head, vocabulary, modules["matrix"])
 
 
 def masks_of(queries: QueryPositions | TokenFacts) -> dict[str, Tensor]:

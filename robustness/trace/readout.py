@@ -1,10 +1,10 @@
 """Final states to readouts, a piece of logits at a time.
 
-A readout says how what a schedule predicts compares with the clean model and with the text. Two
-ways lead to it. Where the head's matrix is at hand, its product is taken a strip of the vocabulary
-at a time for all tokens, so that each row of the matrix is read once and the logits stay in the
-processor's cache. Where the head can only be called (on a server that keeps the weights; where
-logits are scaled or capped), it is called for a chunk of tokens at a time. In neither do logits
+A readout says how what a schedule predicts compares with the clean model and with the text. Three
+ways lead to it. Of a centred copy of the head's matrix, products are taken a strip of the
+vocabulary at a time, and KL follows from final states (below). Of the head's own matrix, clean and
+other logits are computed together, a strip at a time (`paired`). Where the head can only be called,
+on a server that keeps the weights, it is called for a chunk of tokens at a time. In none do logits
 exist for all tokens and the whole vocabulary at once.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustness.trace import numerics
+from robustness.trace import numerics, paired, products, unembedding
 
 if TYPE_CHECKING:
-    from robustness.trace.types import CleanReadout, Head, Readout
+    from robustness.trace.types import CleanReadout, Head, Matrix, Readout
 
 LOGITS_AT_ONCE = {"cpu": 2**20}
-"""Number of logits held at once by kind of device: as many as a CPU's cache holds in float32."""
+"""Number of logits of a called head that are held at once by kind of device."""
 
 LOGITS_AT_ONCE_ELSEWHERE = 2**26
-"""Number of logits held at once on any other device."""
-
-NARROWEST_STRIP = 256
-"""Fewest columns of a strip: narrower products waste the processor."""
+"""Number of logits of a called head that are held at once on any other device."""
 
 
 def reference(
@@ -38,8 +35,7 @@ def reference(
     targets: Tensor,
     head: Head,
     vocabulary: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    matrix: Matrix | None = None,
 ) -> CleanReadout:
     """Read the clean run's final states, and keep what other schedules are compared with.
 
@@ -50,13 +46,11 @@ def reference(
     targets : int64 tensor of shape (token,)
         The tokens that are to be predicted.
     head : callable
-        From states (token, width) to logits (token, vocabulary); called where `weight` is None.
+        From states (token, width) to logits (token, vocabulary); called where there is no matrix.
     vocabulary : int
         How many logits a token has.
-    weight : tensor of shape (vocabulary, width), optional
-        The head's matrix, in float32 or float64.
-    bias : tensor of shape (vocabulary,), optional
-        The head's bias.
+    matrix : Matrix, optional
+        The head's matrix.
 
     Returns
     -------
@@ -64,23 +58,22 @@ def reference(
         What `compare` needs, and `readout`: the clean `loss` and `entropy` in nats and `accuracy`
         per token, with `top`, the most likely token.
     """
-    if weight is not None:
-        # Of a model over several devices, the last state may be on another than the head.
-        hidden = hidden.to(weight.device, weight.dtype)
+    hidden = _placed(hidden, matrix)
     targets = targets.to(hidden.device)
     clean: CleanReadout = {
         "hidden": hidden,
         "targets": targets,
         "head": head,
         "vocabulary": vocabulary,
-        "weight": weight,
-        "bias": bias,
+        "matrix": matrix,
     }
-    if weight is None:
+    if matrix is None:
         sums, target, _ = _by_calls(hidden[None], clean, ())
-    else:
-        sums, target, expected = _by_strips(hidden[None], weight, clean, True)
+    elif matrix["centred"]:
+        sums, target, expected = _by_strips(hidden[None], matrix, targets, True)
         clean["expected"] = expected[0]
+    else:
+        sums, target, _ = paired.read(hidden[None], targets, matrix, ())
     largest, top, total, weighted = sums
     clean["sums"] = (largest[0], top[0], total[0], weighted[0])
     values = _values(sums, target, targets)
@@ -107,30 +100,45 @@ def compare(hidden: Tensor, clean: CleanReadout, divergences: Sequence[str] = ("
         `loss`, `entropy` and the divergences in nats; `agreement` and `accuracy`, 0 or 1; `top`,
         the most likely token.
     """
-    weight = clean["weight"]
-    if weight is None:
+    matrix, before = clean["matrix"], clean["sums"]
+    hidden = _placed(hidden, matrix)
+    if matrix is None:
         sums, target, diverged = _by_calls(hidden, clean, divergences)
-    else:
-        hidden = hidden.to(weight.device, weight.dtype)
-        sums, target, expected = _by_strips(hidden, weight, clean, "kl_reverse" in divergences)
-        difference, before, diverged = clean["hidden"] - hidden, clean["sums"], {}
+    elif matrix["centred"]:
+        backwards = "kl_reverse" in divergences
+        sums, target, expected = _by_strips(hidden, matrix, clean["targets"], backwards)
+        difference, diverged = clean["hidden"] - hidden, {}
         if "kl" in divergences:
             diverged["kl"] = numerics.kl_from_states(clean["expected"], difference, sums, before)
         if "kl_reverse" in divergences:
             diverged["kl_reverse"] = numerics.kl_from_states(expected, -difference, before, sums)
+    else:
+        states = torch.cat([clean["hidden"][None], hidden])
+        sums, target, diverged = paired.read(states, clean["targets"], matrix, divergences)
+        # Of two nearly equal logits, another product may have another one on top.
+        largest, top, total, weighted = sums
+        before = (largest[0], top[0], total[0], weighted[0])
+        sums, target = (largest[1:], top[1:], total[1:], weighted[1:]), target[1:]
     values = {**_values(sums, target, clean["targets"]), **diverged}
-    values["agreement"] = (sums[1] == clean["sums"][1]).to(target.dtype)
+    values["agreement"] = (sums[1] == before[1]).to(target.dtype)
     return values
 
 
+def _placed(hidden: Tensor, matrix: Matrix | None) -> Tensor:
+    """Return states on the device of the matrix, and in its type if that is centred."""
+    # Of a model over several devices, the last state may be on another than the head.
+    if matrix is None:
+        return hidden
+    weight = matrix["weight"]
+    return hidden.to(weight) if matrix["centred"] else hidden.to(weight.device)
+
+
 def _by_strips(
-    hidden: Tensor, weight: Tensor, clean: CleanReadout, expect: bool
+    hidden: Tensor, matrix: Matrix, targets: Tensor, expect: bool
 ) -> tuple[numerics.Sums, Tensor, Tensor]:
     """Sums, target logits and, if asked for, the expected rows of the matrix, strip by strip."""
-    bias, targets = clean["bias"], clean["targets"]
-    count = hidden.shape[0] * hidden.shape[1]
-    together = LOGITS_AT_ONCE.get(hidden.device.type, LOGITS_AT_ONCE_ELSEWHERE)
-    width = max(NARROWEST_STRIP, together // count)
+    weight, bias = matrix["weight"], matrix["bias"]
+    width = paired.columns_at_once(hidden.shape[0] * hidden.shape[1], hidden.device.type)
     sums = numerics.start(hidden)
     expected = torch.zeros_like(hidden)
     for offset in range(0, len(weight), width):
@@ -154,11 +162,15 @@ def tokens_per_call(device: str, vocabulary: int) -> int:
 
 def logits_of(states: Tensor, clean: CleanReadout) -> Tensor:
     """Return the logits (token, vocabulary) of states (token, width), in float32 or wider."""
-    weight = clean["weight"]
-    if weight is None:
+    matrix = clean["matrix"]
+    if matrix is None:
         # A model that is spread over several devices may have its head on another.
         return numerics.precise(clean["head"](states)).to(states.device)
-    return torch.nn.functional.linear(states.to(weight), weight, clean["bias"])
+    states, weight, bias = _placed(states, matrix), matrix["weight"], matrix["bias"]
+    if matrix["centred"]:
+        return torch.nn.functional.linear(states, weight, bias)
+    made = products.multiply(products.factors(states, weight), weight)
+    return unembedding.apply(made if bias is None else made + bias, matrix["squash"])
 
 
 def _by_calls(

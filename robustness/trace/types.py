@@ -33,8 +33,8 @@ Sublayer = tuple[Sequence[Envoy], Envoy, Sequence[Envoy], int | None]
 Squash = tuple[float, float | None]
 """Scale of the logits, and their cap or None; see `unembedding`."""
 
-Matrix = tuple[Tensor | None, Tensor | None]
-"""Matrix and bias of the head, or None for each where the head must be called."""
+Absorbed = tuple[Tensor, ...]
+"""The four sums of `numerics`, target logits, and a cross of each divergence; see `paired`."""
 
 Head = Callable[[Tensor], Tensor]
 """Function from states (token, width) to logits (token, vocabulary)."""
@@ -61,6 +61,20 @@ class Growths(TypedDict):
 
     blocks: Growth
     attentions: Growth
+
+
+class Matrix(TypedDict):
+    """Matrix of the head, as readouts take it."""
+
+    weight: Tensor
+    """One row for each token of the vocabulary (token, width)."""
+    bias: Tensor | None
+    """(token,)."""
+    centred: bool
+    """Whether weight and bias are centred over the vocabulary and scaled, in float32 or wider.
+    Otherwise they are the head's own."""
+    squash: Squash
+    """Scale and soft cap of the products; (1.0, None) of a centred matrix."""
 
 
 class Modules(TypedDict, total=False):
@@ -91,7 +105,8 @@ class Modules(TypedDict, total=False):
     """Number that the final norm adds to the variance or the mean square."""
     head: Envoy
     squash: Squash
-    matrix: Matrix
+    matrix: Matrix | None
+    """Matrix of the head; None where the head must be called."""
 
 
 class CleanRun(TypedDict):
@@ -210,10 +225,9 @@ class CleanReadout(TypedDict, total=False):
     """Tokens to predict (token,)."""
     head: Head
     vocabulary: int
-    weight: Tensor | None
-    bias: Tensor | None
+    matrix: Matrix | None
     expected: Tensor
-    """Expected row of the matrix under the clean prediction (token, width); missing without one."""
+    """Expected row of the matrix under the clean prediction (token, width), of a centred one."""
     sums: tuple[Tensor, Tensor, Tensor, Tensor]
     """Sums over the clean logits; see `numerics`."""
     readout: Readout
