@@ -119,6 +119,7 @@ def run_plan(
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)
         entering.append(final)
+        contexts = interpreter.share(contexts, len(final))
         states = {depth: entering[depth] for depth in clean_states}
         # Clean states are freed as soon as no schedule starts from them.
         del entering

@@ -8,11 +8,13 @@ Trace bodies reach this module, so it keeps to plain functions of tensors: it tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from robustness.trace import transfer
 
 if TYPE_CHECKING:
     from robustness.trace.types import Context, ContextPath, Envoy, Growth
@@ -149,8 +151,54 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
+def share(contexts: Sequence[Context], batch: int) -> list[Context]:
+    """Return contexts in which every tensor that is the same for all sequences has one row.
+
+    Such a tensor, mostly a mask, keeps its shape: it becomes a view of its first row. This is
+    compared on the device, and all answers are fetched together.
+
+    Parameters
+    ----------
+    contexts : sequence of Context
+        Contexts from one pass.
+    batch : int
+        Number of sequences in it.
+    """
+    alike = {}
+    for context in contexts:
+        for _, tensor in leaves(context):
+            # Mostly all blocks are given the same tensor.
+            if tensor.ndim > 1 and len(tensor) == batch and not has_one_row(tensor):
+                alike[id(tensor)] = (tensor, (tensor == tensor[:1]).all())
+    found = transfer.together({key: same for key, (_, same) in alike.items()}, transfer.HOST)
+    views: dict[int, Tensor] = {}
+    for key, (tensor, _) in alike.items():
+        if bool(found[key]):
+            # A copy of the row, so that the others are freed.
+            views[key] = tensor[:1].clone().expand(tensor.shape)
+    return [replaced(context, views) for context in contexts]
+
+
+def has_one_row(tensor: Tensor) -> bool:
+    """Whether a tensor has one row, of which any others are views."""
+    return len(tensor) == 1 or tensor.stride(0) == 0
+
+
+def replaced(value: Any, tensors: Mapping[int, Tensor]) -> Any:
+    """Return a context, or part of one, with other tensors in the place of some, by their id."""
+    if isinstance(value, Tensor):
+        return tensors.get(id(value), value)
+    if isinstance(value, dict):
+        return {key: replaced(inner, tensors) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple([replaced(inner, tensors) for inner in value])
+    return value
+
+
 def widen(value: Any, batch: int, copies: int, growth: Growth, path: ContextPath = ()) -> Any:
     """Repeat the tensors of a context that have a row per sequence, for several stacked states.
+
+    A tensor with one row for all sequences, as from `share`, stays one: nothing is copied.
 
     Parameters
     ----------
@@ -171,6 +219,8 @@ def widen(value: Any, batch: int, copies: int, growth: Growth, path: ContextPath
         unknown = value.ndim > 1 and value.shape[0] == batch
         if copies == 1 or not growth.get(path, unknown):
             return value
+        if has_one_row(value):
+            return value[:1].expand(copies * len(value), *value.shape[1:])
         return value.repeat(copies, *([1] * (value.ndim - 1)))
     if isinstance(value, dict):
         widened = {}

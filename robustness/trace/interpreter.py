@@ -50,6 +50,15 @@ def enter(
     return states, contexts_of(of_blocks, of_attentions)
 
 
+def share(contexts: Contexts, batch: int) -> Contexts:
+    """Return contexts whose tensors have one row where they are the same for all sequences."""
+    layers = list(contexts["attentions"])
+    of_attentions = [contexts["attentions"][layer] for layer in layers]
+    shared = block_calls.share([*contexts["blocks"], *of_attentions], batch)
+    count = len(contexts["blocks"])
+    return contexts_of(shared[:count], dict(zip(layers, shared[count:])))
+
+
 def contexts_of(blocks: Sequence[Context], attentions: Mapping[int, Context]) -> Contexts:
     """Return the contexts of blocks and of attentions together."""
     return {"blocks": blocks, "attentions": attentions}
