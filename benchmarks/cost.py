@@ -14,7 +14,8 @@ import subprocess
 import sys
 from time import perf_counter
 
-from sweep import build, make_corpus
+from sweep import build
+from ways import make_corpus
 
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module, ModuleList
 from transformers import GPT2Config, GPT2LMHeadModel
+from ways import CONTEXT, authors, loop, make_corpus
 
 from robustness.models.opening import open_model
 from robustness.schedules import Attention, Mlp, Parallel, Schedule, Step, clean, leaves
@@ -44,28 +46,12 @@ SHAPES = {
     "gpt2-medium": {"n_layer": 24, "n_embd": 1024, "n_head": 16, "vocab_size": 50257},
     "tiny": {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2048},
 }
-CONTEXT = 256
 
 
 def build(shape: str) -> GPT2LMHeadModel:
     """Return a model of a shape with random weights."""
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, **SHAPES[shape])).eval()
-
-
-def make_corpus(tokens: int, vocabulary: int) -> Corpus:
-    """Return random token ids, four documents for 1,024 tokens."""
-    sequences = tokens // CONTEXT
-    ids = np.random.default_rng(0).integers(0, vocabulary, (sequences, CONTEXT))
-    return Corpus(
-        tokens=ids,
-        lengths=np.full(sequences, CONTEXT),
-        document=np.arange(sequences),
-        name="random",
-        rule="windows",
-        bos="none",
-        seed=0,
-    )
 
 
 class Executed(Module):
@@ -102,45 +88,6 @@ def surgery(model: GPT2LMHeadModel, schedule: Schedule) -> Any:
         yield
     finally:
         model.transformer.h = blocks
-
-
-def metrics(clean: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """KL, agreement, loss, entropy and accuracy per sequence, by full log-softmax."""
-    changed = torch.log_softmax(logits, -1)
-    top = changed.argmax(-1)
-    values = (
-        (clean.exp() * (clean - changed)).sum(-1),
-        (top == clean.argmax(-1)).float(),
-        -changed.gather(-1, targets[..., None])[..., 0],
-        -(changed.exp() * changed).sum(-1),
-        (top == targets).float(),
-    )
-    return torch.stack([value.mean(-1) for value in values])
-
-
-def authors(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> Tensor:
-    """Compute the clean pass anew for every intervention, one document at a time."""
-    tokens = torch.from_numpy(corpus.tokens)
-    found = []
-    for schedule in runs:
-        for row in tokens.split(1):
-            clean = torch.log_softmax(model(row, use_cache=False).logits[:, 1:-1], -1)
-            with surgery(model, schedule):
-                logits = model(row, use_cache=False).logits[:, 1:-1]
-            found.append(metrics(clean, logits, row[:, 2:]))
-    return torch.cat(found, -1).reshape(5, len(runs), len(tokens))
-
-
-def loop(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> Tensor:
-    """Compute one clean pass of all documents, then a pass for every schedule."""
-    tokens = torch.from_numpy(corpus.tokens)
-    clean = torch.log_softmax(model(tokens, use_cache=False).logits[:, 1:-1], -1)
-    found = []
-    for schedule in runs:
-        with surgery(model, schedule):
-            logits = model(tokens, use_cache=False).logits[:, 1:-1]
-        found.append(metrics(clean, logits, tokens[:, 2:]))
-    return torch.stack(found, 1)
 
 
 def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> None:
@@ -182,12 +129,17 @@ def ways(shape: str, tokens: int, names: Sequence[str]) -> dict[str, Callable[[]
     model = build(shape)
     opened = open_model(model)
     corpus = make_corpus(tokens, model.config.vocab_size)
+    ids = torch.from_numpy(corpus.tokens)
     runs = list(schedules(names, model.config.n_layer).values())
+
+    def forward(rows: Tensor) -> Tensor:
+        return model(rows, use_cache=False).logits
+
     return {
         "ours": lambda: sweep(opened, corpus, names),
         "floor": lambda: floor(model, corpus, runs),
-        "authors": lambda: authors(model, corpus, runs),
-        "loop": lambda: loop(model, corpus, runs),
+        "authors": lambda: authors(forward, partial(surgery, model), ids, runs),
+        "loop": lambda: loop(forward, partial(surgery, model), ids, runs),
     }
 
 
