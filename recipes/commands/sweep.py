@@ -150,6 +150,7 @@ def sweep(
     with progress(len(corpus.tokens), "sequence") as show:
         dataset = run_sweep(opened, corpus, settings, replace(run, out=out, progress=show))
     _warn_of_nonfinite(dataset)
+    _warn_of_floor(dataset)
     if settings.until_se is not None:
         tell(_reached(dataset))
     say(out)
@@ -173,6 +174,14 @@ def _warn_of_nonfinite(dataset: "xr.Dataset") -> None:
     count = int(dataset["nonfinite"].sum())
     if count:
         note(f"warning: {count} predictions had NaN or infinite logits")
+
+
+def _warn_of_floor(dataset: "xr.Dataset") -> None:
+    from robustness.files.precision_floor import describe_near
+
+    near = describe_near(dataset)
+    if near is not None:
+        note(f"warning: {near}: measure with --dtype float32")
 
 
 def _reached(dataset: "xr.Dataset") -> str:

@@ -21,6 +21,7 @@ from recipes.terminal import printable
 from recipes.views import comparison as comparison_view
 from recipes.views import stages as stages_view
 from recipes.views.style import LIGHT_ON_DARK
+from robustness.files.precision_floor import describe_near
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Names of verdicts in the page's style sheet."""
@@ -197,6 +198,11 @@ def _facts(files: Files) -> list[tuple[str, str]]:
             texts.add(files[source].attrs.get("corpus_sha256"))
     if len(texts) > 1:
         facts.append(("note", "the files are of different texts: see each experiment"))
+    for source in files.sources:
+        dataset = files.get(source)
+        near = None if dataset is None else describe_near(dataset)
+        if near is not None:
+            facts.append(("precision", f"{source.file}: {near}"))
     try:
         return [*facts, ("layers", str(files.layers))]
     except Absent:

@@ -8,6 +8,7 @@ import xarray as xr
 from recipes.views.readouts import is_difference
 from recipes.views.sections import is_uneven
 from robustness.files.metrics import CLEAN_READOUTS, NONFINITE
+from robustness.files.precision_floor import FLOOR_ERROR, describe_near, floor_of
 from robustness.files.sequences import mean_over_tokens, measured_sequences
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import standard_error
@@ -61,6 +62,7 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
     if bad:
         yield f"{bad} predictions had NaN or infinite logits; values with any of them are -"
+    yield from _notes_on_floor(dataset)
     spread = "± standard error clustered by document"
     if by_bootstrap:
         spread = "[95 % bootstrap interval over documents]"
@@ -86,6 +88,19 @@ def _notes_on_clean(dataset: xr.Dataset, *, by_bootstrap: bool) -> Iterator[str]
         yield f"clean: {', '.join(means)}"
     if by_token:
         yield f"clean, by token: {', '.join(by_token)}"
+
+
+def _notes_on_floor(dataset: xr.Dataset) -> Iterator[str]:
+    """Yield what rounding to half precision does to the KL of the clean model, and what is near."""
+    floor = floor_of(dataset)
+    if floor is None:
+        return
+    error = dataset.attrs.get(FLOOR_ERROR)
+    spread = "" if error is None else f" ±{float(error):.1g}"
+    yield f"floor of {dataset.attrs.get('dtype', 'half precision')} under KL: {floor:.2g}{spread}"
+    near = describe_near(dataset)
+    if near is not None:
+        yield f"{near}: measure with --dtype float32"
 
 
 def _clean_mean(values: xr.DataArray, *, by_bootstrap: bool) -> str:

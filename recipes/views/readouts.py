@@ -9,6 +9,7 @@ import xarray as xr
 
 from recipes.views import style
 from robustness.files.metrics import MODAL_SHARE, READOUTS, own_metrics
+from robustness.files.precision_floor import NEAR, floor_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,17 @@ def _with_unit(values: xr.DataArray) -> str:
     unit = values.attrs.get("units", "1")
     name = "KL" if values.name == "kl" else str(values.name)
     return name if unit == "1" else f"{name} [{unit}]"
+
+
+def mark_floor(axis: Axes, dataset: xr.Dataset) -> None:
+    """Shade the KL that is near the floor of half precision, if an axis reaches so low."""
+    floor = floor_of(dataset)
+    if floor is None or axis.get_ylim()[0] > NEAR * floor:
+        return
+    low, high = axis.get_ylim()
+    label = f"less than {NEAR} floors of {dataset.attrs.get('dtype', 'half precision')}"
+    axis.axhspan(low, min(high, NEAR * floor), color="grey", alpha=0.15, linewidth=0, label=label)
+    axis.set_ylim(low, high)
 
 
 def colour(image: AxesImage, values: xr.DataArray, name: str, *, difference: bool) -> None:

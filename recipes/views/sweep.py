@@ -40,6 +40,8 @@ def figure(dataset: xr.Dataset) -> Figure:
         style.lines(axis, dataset[name], "intervention", where, log=log)
         axis.set_ylabel(label)
         axis.set_title(title)
+        if name == "kl":
+            readouts.mark_floor(axis, dataset)
         if difference:
             style.zero_line(axis)
         elif name in readouts.SHARES:

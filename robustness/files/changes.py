@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from robustness.files.precision_floor import floor_attributes
+
 ADJUSTABLE = ("batch_tokens", "state_cap")
 """Settings that may change when a run continues. A file has those that its run began with."""
 
@@ -53,6 +55,8 @@ def carried(earlier: Mapping[str, Any], wanted: Mapping[str, Any], done: int) ->
         Number of sequences in the file.
     """
     kept = {name: earlier[name] for name in (*ADJUSTABLE, *NOTES) if name in earlier}
+    # Measured once, at the beginning.
+    kept |= floor_attributes(earlier)
     # A merged file already has the notes of its shards, which are no changes of this run.
     if CHANGED in wanted:
         return kept

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from robustness.errors import OtherSettings
 from robustness.files import changes, netcdf
 from robustness.files.metrics import METRICS
+from robustness.files.precision_floor import FLOOR_ATTRIBUTES
 from robustness.statistics import stopping
 
 REPLACED = "choose another `out`, or `fresh` to replace it"
@@ -22,6 +23,7 @@ FREE_ATTRIBUTES = (
     "sequences_done",
     *changes.ADJUSTABLE,
     *changes.NOTES,
+    *FLOOR_ATTRIBUTES,
     "shards_created",
     "shards_command",
 )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from robustness.errors import Refusal
 from robustness.files import changes, resumable
 from robustness.files.metrics import DEFAULT_READOUTS, NONFINITE, TokenMetric
+from robustness.files.precision_floor import FLOOR, floor_attributes
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
@@ -22,6 +23,7 @@ from robustness.schedules.intervention import Intervention
 from robustness.schedules.plan import Plan
 from robustness.statistics import stopping
 from robustness.sweeps import token_file
+from robustness.sweeps.precision_floor import measure_floor
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
 from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.shards import Shard
@@ -180,6 +182,9 @@ def run_sweep(
     )
     with run:
         tokens = _token_file(prepared, options, run)
+        # Before the first batch, so that an interrupted run has it, and measures it once.
+        if not run.finished and FLOOR not in run.dataset.attrs:
+            run.dataset.attrs |= measure_floor(prepared.model, prepared.text, options.tell)
         _run_batches(prepared, options, run, tokens)
         return _finish(prepared, options, run, tokens)
 
@@ -321,7 +326,8 @@ def _finish(
     dataset = run.finish(**stopped)
     if tokens is not None:
         kept = {*changes.ADJUSTABLE, *changes.NOTES} & dataset.attrs.keys()
-        tokens.finish(**{name: dataset.attrs[name] for name in kept})
+        notes = {name: dataset.attrs[name] for name in kept}
+        tokens.finish(**notes, **floor_attributes(dataset.attrs))
     elif options.out is not None:
         token_file.remove(options.out)
     return dataset

@@ -12,6 +12,7 @@ from robustness.errors import OtherSettings, Refusal
 from robustness.files import changes, matching, netcdf, resumable
 from robustness.files.labels import blank_dataset
 from robustness.files.metrics import MODAL_SHARE, metric_of
+from robustness.files.precision_floor import floor_attributes
 from robustness.files.provenance import file_attributes
 from robustness.files.tally import modal_share
 from robustness.sweeps import token_file
@@ -68,6 +69,8 @@ def merge(
     if keeps_tokens:
         check_token_files(list(shards))
     attributes = _settings_of_run(shards) | _provenance(shards, command)
+    # Every shard measured the same sequences of the whole text.
+    attributes |= floor_attributes(first.attrs)
     tallies = _load_tallies(shards)
     share, has_schedule = first[MODAL_SHARE.name], _has_schedule(first)
 

@@ -49,6 +49,8 @@ class PreparedSweep:
     settings: SweepSettings
     model: Model
     """The model, with what is known of its sublayers where a schedule has any."""
+    text: Corpus
+    """All of the text."""
     corpus: Corpus
     """All of the text, or the share of it that a shard measures."""
     schedules: list[Schedule]
@@ -126,12 +128,12 @@ def prepare(
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context
     state_cap = options.state_cap or batching.state_cap(model, widest)
-    described_corpus, first = corpus.settings(), 0
+    text, described_corpus, first = corpus, corpus.settings(), 0
     if settings.shard is not None:
-        whole, rows = corpus, _share(corpus, settings.shard, options, batch_tokens)
-        corpus, first = whole.part(rows), rows.start
+        rows = _share(text, settings.shard, options, batch_tokens)
+        corpus, first = text.part(rows), rows.start
         batches = corpus.batches(batch_tokens)
-        described_corpus = shards.shard_attributes(whole, corpus, settings.shard)
+        described_corpus = shards.shard_attributes(text, corpus, settings.shard)
     readouts = [metric for metric in READOUTS if metric.name in settings.readouts]
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in settings.readouts]
     attributes = {
@@ -155,7 +157,17 @@ def prepare(
         model.precision,
     )
     return PreparedSweep(
-        settings, model, corpus, schedules, labels, batches, state_cap, readouts, kept, blank
+        settings,
+        model,
+        text,
+        corpus,
+        schedules,
+        labels,
+        batches,
+        state_cap,
+        readouts,
+        kept,
+        blank,
     )
 
 

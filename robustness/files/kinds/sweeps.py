@@ -1,6 +1,7 @@
 """Kinds of files that `sweep` writes."""
 
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
+from robustness.files.precision_floor import FLOOR, FLOOR_AGREEMENT, FLOOR_ERROR, FLOOR_TOKENS
 from robustness.files.ranges import SHARE
 from robustness.files.schema import (
     LAYERS,
@@ -44,6 +45,8 @@ def _sweep(*runs: str) -> Kind:
             "until_se": NUMBER,
             "until_se_reached": NUMBER_OR_NAN,
             "shard": PART,
+            **dict.fromkeys((FLOOR, FLOOR_ERROR, FLOOR_AGREEMENT), NUMBER),
+            FLOOR_TOKENS: whole_from(1),
         },
         needed_attrs=("context",),
         own=Variable(rows, "f"),
