@@ -11,9 +11,9 @@ import argparse
 from collections import Counter
 
 import torch
-from sweep import CONTEXT, make_corpus
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
+from ways import CONTEXT, make_corpus
 
 from robustness.models.opening import open_model
 from robustness.sweeps import sweep
