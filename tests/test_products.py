@@ -1,9 +1,15 @@
 """Products of half precision keep all their digits, and a process keeps its settings."""
 
+import os
+import shutil
+from functools import partial
+
 import pretended
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
+from robustness.models import compiled_reduction
 from robustness.models.exact_products import exact_products, has_fast_bfloat16
 from robustness.trace import paired, products, readout
 
@@ -136,3 +142,54 @@ def test_the_first_and_the_other_states_change_places_with_the_two_divergences()
     torch.testing.assert_close(forth["kl"], back["kl_reverse"], rtol=0, atol=1e-12)
     torch.testing.assert_close(forth["kl_reverse"], back["kl"], rtol=0, atol=1e-12)
     assert (forth["kl"] - forth["kl_reverse"]).abs().min() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=pytest.mark.skipif(
+                not os.environ.get("STAGES_FUZZ") or shutil.which("c++") is None,
+                reason="compiles for half a minute: with STAGES_FUZZ=1 and a C++ compiler",
+            ),
+        ),
+    ],
+)
+def test_a_compiled_reduction_is_the_plain_one(monkeypatch, backend):
+    """What a GPU runs is compiled here for the CPU, as one graph without breaks."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    compiled_reduction.compiled.cache_clear()
+    reduce, both = compiled_reduction.compiled(), ("kl", "kl_reverse")
+    before = dict(counters["stats"])
+    # Other numbers of tokens, and a last strip, which is narrower and not worth compiling for.
+    for tokens, columns in ((20, 512), (31, 512), (31, 300), (9, 512), (40, 512)):
+        logits = [numbers(3, tokens, columns, seed=seed) for seed in (11, 12)]
+        targets = torch.arange(tokens) % (2 * columns)
+        absorbed = expected = paired.begin(logits[0], len(both))
+        for index, strip in enumerate(logits):
+            offset, kept = torch.tensor(index * columns), strip.clone()
+            absorbed = reduce(absorbed, strip, targets, offset, both)
+            expected = paired.absorb(expected, kept, targets, offset, both)
+        for one, other in zip(absorbed, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+    compiled_reduction.compiled.cache_clear()
+    made = counters["stats"]["unique_graphs"] - before.get("unique_graphs", 0)
+    assert 1 <= made <= 2
+
+
+def test_a_reduction_that_cannot_be_compiled_is_the_plain_one(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    compiled_reduction.compiled.cache_clear()
+    logits = numbers(3, 5, 20, seed=13)
+    given = paired.begin(logits, 1), logits, torch.arange(5), torch.tensor(0), ("kl",)
+    made = compiled_reduction.compiled()(*given[:1], logits.clone(), *given[2:])
+    compiled_reduction.compiled.cache_clear()
+    for one, other in zip(made, paired.absorb(*given), strict=True):
+        assert torch.equal(one, other)

@@ -18,6 +18,7 @@ from torch.nn import Linear
 from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
+from robustness.models.compiled_reduction import reduction
 from robustness.models.exact_products import exact_products, has_fast_bfloat16
 from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
@@ -286,7 +287,9 @@ class Model:
             weight = head.weight.detach()
             bias = None if head.bias is None else head.bias.detach()
             if not centres:
-                return {"weight": weight, "bias": bias, "centred": False, "squash": squash}
+                own: Matrix = {"weight": weight, "bias": bias, "centred": False, "squash": squash}
+                own["absorb"] = reduction(weight.device)
+                return own
             scale = squash[0]
             if bias is not None:
                 bias = numerics.precise(bias)

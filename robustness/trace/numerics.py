@@ -52,7 +52,7 @@ def absorb(sums: Sums, logits: Tensor, offset: int | Tensor = 0) -> tuple[Sums, 
         Factor that makes the weights of earlier pieces relative to the new `m`.
     """
     largest, top, total, weighted = sums
-    highest, index = logits.max(-1)
+    highest, top = _follow(largest, top, logits, offset)
     new = torch.maximum(largest, highest)
     shift = largest - new
     factor = shift.exp()
@@ -61,9 +61,22 @@ def absorb(sums: Sums, logits: Tensor, offset: int | Tensor = 0) -> tuple[Sums, 
     weights = logits.exp()
     weighted = (weighted + total * shift) * factor + dot(weights, logits)
     total = total * factor + weights.sum(-1)
-    # Strictly larger, so that of equal logits in two pieces the first wins.
-    top = torch.where(highest > largest, index + offset, top)
     return (new, top, total, weighted), weights, factor
+
+
+def _follow(
+    largest: Tensor, top: Tensor, logits: Tensor, offset: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of each token in a piece, and the index of its largest so far."""
+    # Strictly larger, so that of equal logits in two pieces the first wins.
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        highest, index = logits.max(-1)
+        return highest, torch.where(highest > largest, index + offset, top)
+    # Finding an index takes a CPU several times as long as finding the largest logit, and after a
+    # few pieces hardly a token has a new one.
+    highest = logits.amax(-1)
+    rises = highest > largest
+    return highest, top.masked_scatter(rises, logits[rises].argmax(-1) + offset)
 
 
 def log_sum_exp(sums: Sums) -> Tensor:

@@ -84,8 +84,9 @@ def read(
 
 def columns_at_once(rows: int, device: str) -> int:
     """Return the number of columns of a strip for a product of `rows` rows."""
-    most = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE)
-    return max(NARROWEST_STRIP, most // rows)
+    columns = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE) // rows
+    # All strips but the last are of few widths elsewhere, where each may take code of its own.
+    return max(NARROWEST_STRIP, columns if device == "cpu" else columns - columns % NARROWEST_STRIP)
 
 
 def _read_chunk(
@@ -97,6 +98,7 @@ def _read_chunk(
     columns = columns_at_once(parts.shape[1], weight.device.type)
     strips = weight.split(columns)
     offsets = torch.arange(0, len(weight), columns, device=weight.device)
+    reduce = matrix.get("absorb", absorb)
     absorbed: Absorbed | None = None
     for index, strip in enumerate(strips):
         logits = products.multiply(parts, strip).unflatten(0, states.shape[:2])
@@ -105,7 +107,7 @@ def _read_chunk(
         logits = unembedding.apply(logits, matrix["squash"])
         if absorbed is None:
             absorbed = begin(logits, len(divergences))
-        absorbed = absorb(absorbed, logits, targets, offsets[index], divergences)
+        absorbed = reduce(absorbed, logits, targets, offsets[index], divergences)
     assert absorbed is not None
     return absorbed
 
@@ -114,7 +116,8 @@ def begin(like: Tensor, divergences: int) -> Absorbed:
     """Return what `absorb` takes before the first strip, of logits (state, token, column)."""
     largest, top, total, weighted = numerics.start(like)
     crosses = [torch.zeros_like(total[1:]) for _ in range(divergences)]
-    return largest, top, total, weighted, torch.zeros_like(total), *crosses
+    # A copy, since compiled code tells arguments that are one tensor from others.
+    return largest, top, total, weighted.clone(), torch.zeros_like(total), *crosses
 
 
 def absorb(

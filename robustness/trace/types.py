@@ -5,7 +5,7 @@ cannot be sent, so that travelling modules import this module for type checkers 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Required, TypedDict
+from typing import Any, NotRequired, Required, TypedDict
 
 from torch import Tensor
 
@@ -35,6 +35,9 @@ Squash = tuple[float, float | None]
 
 Absorbed = tuple[Tensor, ...]
 """The four sums of `numerics`, target logits, and a cross of each divergence; see `paired`."""
+
+Absorb = Callable[[Absorbed, Tensor, Tensor, Tensor, Sequence[str]], Absorbed]
+"""Function that adds a strip of logits to what is absorbed; see `paired.absorb`."""
 
 Head = Callable[[Tensor], Tensor]
 """Function from states (token, width) to logits (token, vocabulary)."""
@@ -75,6 +78,8 @@ class Matrix(TypedDict):
     Otherwise they are the head's own."""
     squash: Squash
     """Scale and soft cap of the products; (1.0, None) of a centred matrix."""
+    absorb: NotRequired[Absorb]
+    """Faster form of `paired.absorb`."""
 
 
 class Modules(TypedDict, total=False):
