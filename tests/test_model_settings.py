@@ -23,6 +23,8 @@ from robustness.models import ModelSettings, open_model, open_settings, placemen
         ({"host": "http://127.0.0.1:1"}, "go with `remote`"),
         ({"deploy": True}, "go with `remote`"),
         ({"sandbox_limit": 1.0}, "go with `remote`"),
+        ({"remote": True, "compile": True}, "leave out `compile`"),
+        ({"device_map": "auto", "compile": True}, "leave out `device_map` or `compile`"),
         ({"device_map": "auto", "device": "cpu"}, "leave out `device`"),
         ({"dtype": "int8"}, "no dtype 'int8'; there are: float32"),
         ({"attention": "somebody/kernels"}, "no attention 'somebody/kernels'; there are: sdpa"),

@@ -60,6 +60,7 @@ def silence_libraries() -> None:
 
     # What these two say is part of the error, if it matters.
     warnings.filterwarnings("ignore", "Module .* has a submodule named", UserWarning)
+    warnings.filterwarnings("ignore", "Dynamo detected a call", UserWarning)
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()

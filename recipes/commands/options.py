@@ -1,5 +1,6 @@
 """Options that several commands share, and the settings that they give."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -80,6 +81,25 @@ model_options = gather(
     uses=("model",),
 )
 """The options that say how and where the argument MODEL is loaded; they give ModelSettings."""
+
+
+def compiling_settings(values: Values) -> ModelSettings | None:
+    """Return the settings of the model, with or without compiled blocks."""
+    settings: ModelSettings | None = values["model"]
+    return replace(settings, compile=True) if settings and values["compile"] else settings
+
+
+compile_option = gather(
+    "model",
+    compiling_settings,
+    click.option(
+        "--compile",
+        is_flag=True,
+        help="Compile blocks for schedules, which run faster after up to a minute.",
+    ),
+    uses=("model",),
+)
+"""The option of commands that run schedules; it goes below `model_options`, and adds to them."""
 
 
 field_option = click.option(

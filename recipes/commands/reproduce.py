@@ -12,6 +12,7 @@ from recipes.commands.opening import OUTPUTS, directory_of, silence_libraries
 from recipes.commands.options import (
     batch_option,
     cap_option,
+    compile_option,
     limit_option,
     model_argument,
     model_options,
@@ -74,6 +75,7 @@ def items(values: Values) -> Items:
 )
 @text_options
 @model_options
+@compile_option
 @run_options("Directory for all files.  [default: outputs/MODEL]", batch_option, cap_option)
 @table_options
 def reproduce(

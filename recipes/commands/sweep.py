@@ -12,6 +12,7 @@ from recipes.commands.opening import announce, directory_of, open_model
 from recipes.commands.options import (
     batch_option,
     cap_option,
+    compile_option,
     model_argument,
     model_options,
     run_options,
@@ -97,6 +98,7 @@ def sweep_options(values: Values) -> SweepOptions:
 )
 @text_options
 @model_options
+@compile_option
 @run_options(
     "Path of the file to write.  [default: outputs/MODEL/sweep.nc]", batch_option, cap_option
 )
@@ -136,7 +138,8 @@ def sweep(
     # Before the model is opened, which may take minutes.
     with misuse():
         settings = options.settings(changes)
-    opened = open_model(model)
+    # What costs are estimated from needs no compiled blocks.
+    opened = open_model(replace(model, compile=model.compile and not dry_run))
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
     corpus = read_text(text, opened)
     if dry_run:

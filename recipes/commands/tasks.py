@@ -13,6 +13,7 @@ from recipes.commands.opening import announce, directory_of, open_model
 from recipes.commands.options import (
     batch_option,
     cap_option,
+    compile_option,
     limit_option,
     model_argument,
     model_options,
@@ -76,6 +77,7 @@ def task_options(values: Values) -> TaskOptions:
 )
 @change_options
 @model_options
+@compile_option
 @run_options(
     "Path of the file to write.  [default: outputs/MODEL/tasks.nc]", batch_option, cap_option
 )
@@ -101,7 +103,7 @@ def tasks(
     # Before the model is opened, which may take minutes.
     with misuse():
         settings = options.settings(changes)
-    opened = open_model(model)
+    opened = open_model(replace(model, compile=model.compile and not options.dry_run))
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
     if options.dry_run:
         say_rows(("what", "cost"), _costs(prepare_tasks(opened, settings, run)))

@@ -38,6 +38,7 @@ TEXTS = (
     "measurement_sha256",
     "metrics_sha256",
     "attention",
+    "compiled",
     "server",
     "server_versions",
     "processing",

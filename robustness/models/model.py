@@ -78,6 +78,9 @@ class Model:
         Whether traces run apart from the weights, so that every call crosses a socket.
     squash : tuple
         Scale and soft cap of the logits; see `robustness.trace.unembedding`.
+    compiled : tuple of callable
+        What schedules call in place of the blocks; empty where they call the blocks themselves.
+        See `robustness.models.compiled_blocks`.
     facts : Facts
         Results of `once`, and the lock. Copies share it.
     """
@@ -98,6 +101,7 @@ class Model:
     request: dict[str, Any] = field(default_factory=dict)
     sandboxed: bool = False
     squash: Squash = (1.0, None)
+    compiled: tuple[Callable[..., Any], ...] = ()
     facts: Facts = field(default_factory=Facts)
 
     def __repr__(self) -> str:
@@ -138,6 +142,11 @@ class Model:
     def title(self) -> str:
         """Name and architecture, for messages."""
         return f"{self.name} ({self.identity['architecture']})"
+
+    @property
+    def execution(self) -> dict[str, str]:
+        """How schedules run, for files of what they measure: whether blocks are compiled."""
+        return {"compiled": "blocks"} if self.compiled else {}
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from robustness.errors import Refusal
 from robustness.models import checkpoint, hashes, placement, remote_model, tensor_files
+from robustness.models.compiled_blocks import compile_blocks
 from robustness.models.model import Model, find_parts
 from robustness.models.self_check import check_model
 from robustness.models.settings import ModelSettings
@@ -27,6 +28,7 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
     offload: str | Path | None = None,
     revision: str | None = None,
     attention: str | None = None,
+    compile: bool = False,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     remote: bool = False,
@@ -58,6 +60,10 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         Branch, tag or commit on the hub.
     attention : str, optional
         One of `settings.ATTENTION`; by default `sdpa`, or `eager` if the family has no other.
+    compile : bool
+        Whether schedules run blocks that torch has compiled, which is faster and takes up to a
+        minute to begin with. Numbers differ by rounding. Where blocks cannot be compiled, they run
+        as they are, and `notify` is told why.
     tokenizer : optional
         The tokenizer of a module.
     trust_remote_code : bool
@@ -71,7 +77,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         Whether the server may be asked to load the model.
     notify : callable, optional
         Function that is called with a message when the weights keep another type than float32 by
-        default, when the server keeps the user waiting, and when a request is sent again.
+        default, when blocks are compiled or cannot be, when the server keeps the user waiting, and
+        when a request is sent again.
     sandbox_limit : float
         Maximum number of gigabytes that a run passes through the socket of a server that keeps
         traces apart from the weights.
@@ -97,6 +104,7 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         offload=offload,
         revision=revision,
         attention=attention,
+        compile=compile,
         trust_remote_code=trust_remote_code,
         remote=remote,
         host=host,
@@ -105,7 +113,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         answer_limit=answer_limit,
     )
     if isinstance(source, Module):
-        return _make_model(_wrap_module(source, tokenizer, settings))
+        model = _make_model(_wrap_module(source, tokenizer, settings))
+        return compile_blocks(model, notify) if compile else model
     return open_settings(settings, notify)
 
 
@@ -135,12 +144,13 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
             "float32, numbers are exact to more digits"
         )
     try:
-        return _make_model(wrapped)
+        model = _make_model(wrapped)
     except Refusal as error:
         if not kept:
             raise
         # Mamba in half precision, for one, has states that its own head does not take.
         raise Refusal(f"{error}; its weights are {dtype}: try `dtype` float32") from error
+    return compile_blocks(model, notify) if settings.compile else model
 
 
 def _load(settings: ModelSettings) -> Wrapped:

@@ -44,6 +44,9 @@ class ModelSettings:
     """Branch, tag or commit on the hub."""
     attention: str | None = None
     """One of `ATTENTION`; by default `sdpa`, or `eager` if the family has no other."""
+    compile: bool = False
+    """Whether schedules run blocks that torch has compiled, which is faster and takes up to a
+    minute to begin with. Numbers differ by rounding."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may be run."""
     remote: bool = False
@@ -71,6 +74,11 @@ class ModelSettings:
             _check_choice("device map", self.device_map, DEVICE_MAPS)
         if self.device_map is not None and self.device is not None:
             raise Refusal("a device map says where weights are: leave out `device`")
+        if self.device_map is not None and self.compile:
+            raise Refusal(
+                "compiled blocks need weights that stay on one device: leave out `device_map` or "
+                "`compile`"
+            )
         if self.offload is not None and self.device_map is None:
             raise Refusal("`offload` goes with `device_map`")
 
@@ -81,6 +89,7 @@ class ModelSettings:
             "device": self.device,
             "device_map": self.device_map,
             "attention": self.attention,
+            "compile": self.compile,
         }
         wrong = [f"`{name}`" for name, given in chosen.items() if given]
         if wrong:

@@ -38,14 +38,17 @@ def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
 def called_parts(model: Model, steps: Iterable[Any]) -> tuple[Modules, dict[int, Any]]:
     """Return the parts that plain steps call, and the attentions that are called alone, by layer.
 
-    The parts are those that `interpreter.execute` takes.
+    The parts are those that `interpreter.execute` takes. Whole blocks are compiled ones where the
+    model has these; sublayers never are.
     """
+    blocks = model.compiled or model.blocks
     alone: set[tuple[str, int]] = set()
     for step in steps:
         alone |= _called_alone(step)
     if not alone:
-        return {"blocks": model.blocks}, {}
+        return {"blocks": blocks}, {}
     called = block_structure.named_parts(model) | block_structure.examine(model).known()
+    called["blocks"] = blocks
     attentions = {}
     for kind, layer in alone:
         if kind == "attention":

@@ -138,6 +138,7 @@ def prepare(
     kept = [m for m in CLEAN_READOUTS if m.name.removeprefix("clean_") in settings.readouts]
     attributes = {
         **model.identity,
+        **model.execution,
         **described_corpus,
         **described,
         "batch_tokens": batch_tokens,

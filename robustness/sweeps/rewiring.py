@@ -1,6 +1,7 @@
 """Rewiring: one schedule as an nnsight model to trace, or as its residual stream at every step."""
 
 import warnings
+from dataclasses import replace
 
 import nnsight
 import numpy as np
@@ -50,7 +51,8 @@ def rewire(model: Model, schedule: Schedule | str) -> TransformersModel:
     schedule = check(schedule, model.layers)
     sublayer_calls.check_schedules(model, [schedule])
     order = [plain(step) for step in schedule]
-    modules, attentions = sublayer_calls.called_parts(model, order)
+    # What a user traces is differentiated and generates text, for which nothing was compiled.
+    modules, attentions = sublayer_calls.called_parts(replace(model, compiled=()), order)
     blocks, returns, last = model.blocks, model.returns, model.layers - 1
     with model.lock, model.traced.edit() as (_, edited):
         # Not the tracer's own `iter`: a request for a later trace would contain this finished
@@ -134,6 +136,6 @@ def residuals(
             "executed": ("step", ["", *(to_text((step,)) for step in schedule)]),
             "schedule": to_text(schedule),
         },
-        attrs={"long_name": "residual stream", "units": "1", **model.identity},
+        attrs={"long_name": "residual stream", "units": "1", **model.identity, **model.execution},
         name="residual",
     )

@@ -187,6 +187,7 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
     batch_tokens = options.batch_tokens or tokens_of_text(model)
     attributes = {
         **model.identity,
+        **model.execution,
         **described,
         "tasks": ", ".join(settings.tasks),
         "task_data": "" if settings.data is None else printable_name(settings.data),
