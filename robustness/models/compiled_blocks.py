@@ -163,10 +163,12 @@ def _try_out(model: Model, blocks: Sequence[Block], length: int = TRIAL_TOKENS) 
     text = (torch.arange(2 * length, device=model.device) * 5 + 1) % model.vocabulary
     two, grows, errors = text.reshape(2, length), model.grows, block_errors
     own, norms, head = model.blocks, model.norms, model.head
-    with model.lock, torch.no_grad(), model.traced.trace(two, use_cache=False):
+    with model.computing(), model.traced.trace(two, use_cache=False):
         states, contexts = block_calls.enter(own)
         states.append(norms[0].input if norms else head.input)
         block_calls.pass_over(head)
+        # As in a run: code for a mask that is one row, repeated, is other code.
+        contexts = block_calls.share(contexts, len(two))
         found = nnsight.save(errors(states, contexts, blocks, grows))
     return list(found)
 
