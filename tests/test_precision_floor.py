@@ -65,14 +65,34 @@ def test_the_float32_pass_is_that_of_the_model_converted_to_float32(family):
     assert off < 1e-2 * float((rounded - expected).abs().max())
 
 
+def test_one_block_at_a_time_is_float32_with_all_that_it_keeps():
+    model = half()
+    blocks = [block._module for block in model.blocks]
+    seen = []
+    for block in blocks:
+        block.register_buffer("kept", torch.ones(1, dtype=torch.bfloat16))
+        block.mlp.register_forward_pre_hook(
+            lambda *_: seen.append(
+                [{tensor.dtype for tensor in each.state_dict().values()} for each in blocks]
+            )
+        )
+    float32_pass.final_states(model, random_tokens(1, 5), wide=True)
+    for called, types in enumerate(seen):
+        expected = [{torch.bfloat16}] * len(blocks)
+        expected[called] = {torch.float32}
+        assert types == expected
+    assert len(seen) == len(blocks)
+
+
 def test_an_error_in_a_pass_leaves_the_weights_and_the_hooks_as_they_were(monkeypatch):
     model, tokens = half(), random_tokens(1, 5)
     before, block = types_of(model), model.blocks[2]._module
     with monkeypatch.context() as patched:
         patched.setattr(block.mlp, "forward", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        # Kept, so that what the error has seen is not freed.
+        with pytest.raises(ZeroDivisionError) as error:
             float32_pass.final_states(model, tokens, wide=True)
-    assert types_of(model) == before
+    assert types_of(model) == before and error.value is not None
     assert not any(part._forward_pre_hooks for part in model.traced._module.modules())
     assert float32_pass.final_states(model, tokens, wide=False).dtype == torch.bfloat16
 

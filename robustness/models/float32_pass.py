@@ -49,7 +49,7 @@ def final_states(model: Model, tokens: Tensor, *, wide: bool) -> Tensor:
         raise _Reached
 
     module = model.traced._module
-    with model.lock, torch.no_grad(), ExitStack() as stack:
+    with model.computing(), ExitStack() as stack:
         handle = model.head._module.register_forward_pre_hook(keep, with_kwargs=True)
         stack.callback(handle.remove)
         if wide:

@@ -60,7 +60,9 @@ def measure_floor(model: Model, corpus: Corpus, tell: Tell) -> dict[str, Any]:
         return {}
     chosen = choose_sequences(corpus)
     try:
-        kl, agreement = _compare(model, corpus, chosen)
+        # Without TF32, which has no more bits than float16.
+        with model.computing():
+            kl, agreement = _compare(model, corpus, chosen)
     except Exception as error:  # whatever a model's own code raises
         reason = "memory ran out" if is_out_of_memory(error) else first_line(error)
         tell(f"{_left_out(model)}: {reason}")
@@ -95,7 +97,6 @@ def _left_out(model: Model) -> str:
     return f"the floor that {model.identity['dtype']} puts under KL is not measured"
 
 
-@torch.no_grad()
 def _compare(
     model: Model, corpus: Corpus, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
