@@ -1,8 +1,10 @@
 """What half precision does to KL, agreement and loss: the floor of small trained models.
 
     python benchmarks/precision.py [MODEL …] [--data FILE] [--tokens N] [--out FILE.nc]
+    python benchmarks/precision.py --tables FILE.nc
 
-Without MODEL, the built-in models are measured. Tables are printed as Markdown. Three models are
+Without MODEL, the built-in models are measured. Tables are printed as Markdown, of what is measured
+or of what an earlier call kept. Three models are
 made of each checkpoint: `checkpoint`, its weights and arithmetic in float32; `rounded`, weights
 rounded to half precision, arithmetic in float32; and `half`, both in half precision. `half` is
 always compared on the CPU, whose half-precision products sum in float32 as a GPU's do.
@@ -15,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import torch
 import xarray as xr
@@ -28,7 +31,7 @@ from robustness.text.corpus import Corpus, cut
 from robustness.trace import block_calls, numerics
 
 DTYPES = ("bfloat16", "float16")
-SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Shares of a block's output that are taken away; 1 is a drop."""
 
 EDGES = (0, 0.3, 1, 3, 10, 30, 100, 1000, np.inf)
@@ -290,6 +293,38 @@ def print_shifts(found: Sequence[xr.Dataset]) -> None:
         )
 
 
+def print_drops(found: Sequence[xr.Dataset]) -> None:
+    """Print what half precision does to the readouts of the drops of all blocks."""
+    print(line("model", "type", "KL in float32", "shift of KL, floors: median", "to", "of KL, %",
+               "of agreement", "of the loss's rise"))  # fmt: skip
+    print("|---|---" + "|--:" * 6 + "|")
+    for each in found:
+        floor = shifts(each)[2]
+        drops = each["intervened"].sel(share=1.0)
+        exact, moved = drops.sel(run="rounded"), drops.sel(run="half") - drops.sel(run="rounded")
+        kl, shift = exact.sel(readout="kl").values, moved.sel(readout="kl").values
+        agreement, rise = (moved.sel(readout=name).values for name in ("agreement", "loss_rise"))
+        print(
+            line(
+                title(each),
+                each.attrs["dtype"],
+                f"{kl.min():.2g} to {kl.max():.2g}",
+                f"{np.median(shift) / floor:+.2f}",
+                f"{shift[np.argmax(np.abs(shift))] / floor:+.1f}",
+                f"{100 * np.abs(shift / kl).max():.2g}",
+                f"{np.abs(agreement).max():.4f}",
+                f"{np.abs(rise).max():.1e}",
+            )
+        )
+
+
+def kept(path: Path) -> list[xr.Dataset]:
+    """Return what an earlier call kept."""
+    with netCDF4.Dataset(path) as file:
+        groups = list(file.groups)
+    return [xr.load_dataset(path, group=group) for group in groups]
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -299,21 +334,24 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--out", type=Path, help="keep the numbers, one group for each row")
+    parser.add_argument("--tables", type=Path, help="print the tables of what was kept")
     options = parser.parse_args()
-    found = []
-    for source in options.models:
+    found = [] if options.tables is None else kept(options.tables)
+    for source in [] if options.tables else options.models:
         for dtype in options.dtype:
             found.append(measure(source, dtype, options.data, options.context, options.tokens))
-    for each in (print_clean, print_depth):
-        each(found)
-        print()
-    for dtype in options.dtype:
-        print(f"{dtype}:\n")
-        print_shifts([each for each in found if each.attrs["dtype"] == dtype])
-        print()
     if options.out is not None:
         for index, each in enumerate(found):
             each.to_netcdf(options.out, mode="a" if index else "w", group=f"row{index}")
+    for show in (print_clean, print_depth, print_drops):
+        show(found)
+        print()
+    for dtype in DTYPES:
+        of_type = [each for each in found if each.attrs["dtype"] == dtype]
+        if of_type:
+            print(f"{dtype}:\n")
+            print_shifts(of_type)
+            print()
 
 
 if __name__ == "__main__":

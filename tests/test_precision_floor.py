@@ -14,6 +14,7 @@ from commands import COMMANDS
 from families import random_tokens, tiny
 from test_execution import corpus
 from test_shard import assert_same_bits, run_shards
+from tokenizers_for_tests import word_level
 from torch.distributions import Categorical, kl_divergence
 
 from recipes.views import as_text, draw, table
@@ -25,7 +26,8 @@ from robustness.files.precision_floor import (
     floor_attributes,
 )
 from robustness.models import float32_pass
-from robustness.models.opening import open_model
+from robustness.models.opening import open_model, open_settings
+from robustness.models.settings import ModelSettings
 from robustness.statistics.paired import difference
 from robustness.sweeps import execution, sweep
 from robustness.sweeps.merging import merge
@@ -233,6 +235,18 @@ def test_on_a_device_the_floor_is_that_of_the_cpu(kind):
         there = measure_floor(open_model(tiny("gemma2").to(torch.bfloat16).to(kind)), text, print)
     assert there.keys() == here.keys()
     assert there[FLOOR] == pytest.approx(here[FLOOR], rel=0.2)
+
+
+@pretended.needed
+def test_by_default_a_gpu_keeps_the_checkpoints_type_which_is_told_once_and_has_a_floor(tmp_path):
+    tiny("llama", torch.bfloat16).save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
+    said = []
+    with pretended.machine("cuda"):
+        model = open_settings(ModelSettings(tmp_path), said.append)
+        found = sweep(model, corpus(4), ("drop",), layers=[1], tell=said.append)
+    assert (found.dtype, found.device) == ("bfloat16", "cuda") and FLOOR in found.attrs
+    assert len(said) == 1 and said[0].startswith("weights stay bfloat16, as in the checkpoint")
 
 
 def dataset(kl, **attrs):
