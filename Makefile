@@ -3,12 +3,18 @@
 # make check  the same without the slow tests
 # make fuzz   hostile command lines, files, models, texts and answers, and kills, all that are known
 # make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
-# All set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
+# make gpu    the tests of a GPU and its benchmark, on this machine's CUDA device (8 minutes); docs/gpu.md
+# All but the last set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check lint test pytest pytest-quick fuzz ndif-test clean
+# Processes that share the device in tests, and seconds after which the benchmark begins nothing more.
+GPU_WORKERS ?= 4
+GPU_SECONDS ?= 240
+GPU_OUT ?= outputs/gpu.nc
+
+.PHONY: demo check lint test pytest pytest-quick fuzz ndif-test gpu clean
 
 demo: .venv/ready
 	$(BIN)/stages demo
@@ -40,6 +46,14 @@ fuzz: .venv/ready
 ndif-test: .venv/ready
 	$(BIN)/pytest tests/ndif/suite.py -s -rs
 
+# A card may be free for minutes: it is measured even if a test fails.
+gpu:
+	python=$$($(PYTHON) benchmarks/gpu_environment.py) || exit 1; \
+	$$python -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'there is no CUDA device')" \
+	    || exit 1; \
+	$$python -m pytest tests/gpu -m gpu -n $(GPU_WORKERS) --dist worksteal --durations 5; failed=$$?; \
+	$$python benchmarks/gpu.py --budget $(GPU_SECONDS) --out $(GPU_OUT) && exit $$failed
+
 # torch comes first and pinned: left to itself, pip would fetch the newest with its GPU libraries.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -49,4 +63,4 @@ ndif-test: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .ndif build *.egg-info
+	rm -rf .venv .gpu .ndif build *.egg-info

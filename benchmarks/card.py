@@ -1,6 +1,7 @@
 """What is known of the device that a benchmark runs on: its name, its driver, and its peak."""
 
 import subprocess
+from math import nan
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -22,6 +23,17 @@ def synchronize(device: str) -> None:
     """Wait until a device has done its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+def reset_memory(device: str) -> None:
+    """Forget how much memory a GPU has had in use."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def most_memory(device: str) -> float:
+    """Return the most bytes of tensors on a GPU since then; not a number elsewhere."""
+    return float(torch.cuda.max_memory_allocated(device)) if device.startswith("cuda") else nan
 
 
 def timed(device: str, run: Any, rounds: int = 1, warm: int = 0) -> float:

@@ -2,7 +2,7 @@
 
 For every shape, drop and swap together on random tokens, 256 in a sequence:
 
-ours     robustness.sweeps.sweep
+ours     robustness.sweeps.sweep; what a run does once, however long, is timed apart
 floor    the matrix products of ours alone, in the type of the weights
 loop     a good loop over plain transformers: one clean pass kept, full log-softmax
 authors  the paper's way: a clean and a changed pass for every intervention and document
@@ -22,7 +22,6 @@ left out and named.
 
 import argparse
 import gc
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from card import facts, product_seconds, synchronize, timed
+from card import facts, most_memory, product_seconds, reset_memory, synchronize, timed
 from floors import Products
+from gpu_cases import LOGITS_AT_ONCE, Case, cases, operations_of, passes, sequences_together
 from gpu_rows import PEAK, READOUT, Row, Rows, print_tables
 from shapes import SHAPES, TINY, Shape, head_alone
 from torch import Tensor
@@ -43,27 +43,14 @@ from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
 from robustness.schedules.interventions import schedules
-from robustness.sweeps import sweep
+from robustness.sweeps import execution, precision_floor, sweep
 from robustness.sweeps.cost import estimate
 from robustness.sweeps.preparation import prepare
 from robustness.sweeps.settings import SweepSettings
+from robustness.text.corpus import Corpus
 from robustness.trace import readout
 
 NAMES = ("drop", "swap")
-
-TOKENS = {
-    "gpt2-small": 131072, "pythia-410m": 65536, "pythia-1.4b": 32768, "pythia-6.9b": 16384,
-    "llama-3.1-8b": 16384, "gemma-2-9b": 16384,
-}  # fmt: skip
-"""Tokens that ours is timed on."""
-
-SHARES = {"ours": 1, "floor": 2, "loop": 4, "lens": 4, "authors": 32}
-"""What part of these tokens a way is timed on, as a divisor: a rate needs no more."""
-
-LOGITS_AT_ONCE = 2**28
-"""Logits that a plain way holds at once."""
-
-READOUT_TOKENS = (2048, 4096, 8192, 16384)
 
 LIKELY_RATE = 0.3
 """Share of the peak that a case is assumed to run at, when it is decided whether it still fits."""
@@ -73,15 +60,6 @@ PASS_SECONDS = 0.01
 
 OPENING_SECONDS = 6.0
 """Seconds that building and checking a model is assumed to take."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """Something to measure."""
-
-    shape: str
-    way: str
-    tokens: int
 
 
 @dataclass
@@ -124,58 +102,6 @@ class Bench:
         return self.model
 
 
-def cases(only: Sequence[str], tiny: bool) -> Iterator[Case]:
-    """Yield what is to be measured, the most telling first."""
-    shapes = TINY if tiny else SHAPES
-
-    def case(shape: str, way: str) -> Case:
-        return Case(shape, way, 128 if tiny else TOKENS[shape] // SHARES[way])
-
-    order = [case("pythia-6.9b", "ours")]
-    for tokens in (8192, 4096, 16384, 2048):
-        size = tokens // 64 if tiny else tokens
-        order += [Case(READOUT, way, size) for way in ("clean", "paired", "product")]
-    # Each model is built twice at most: first what is ours for all, then the plain ways.
-    order.append(case("pythia-6.9b", "floor"))
-    for shape in ("llama-3.1-8b", "gpt2-small", "gemma-2-9b", "pythia-410m", "pythia-1.4b"):
-        order += [case(shape, "ours"), case(shape, "floor")]
-    for shape in ("gpt2-small", "pythia-6.9b", "llama-3.1-8b", "pythia-410m", "pythia-1.4b",
-                  "gemma-2-9b"):  # fmt: skip
-        order += [case(shape, "loop"), case(shape, "authors")]
-    order.append(case("gpt2-small", "lens"))
-    for each in order:
-        if not only or each.shape in only:
-            assert each.shape == READOUT or each.shape in shapes
-            yield each
-
-
-def passes(layers: int, way: str) -> int:
-    """Return how often a plain way runs the model on a token."""
-    runs = 2 * layers - 1
-    return {"loop": runs + 1, "lens": runs + 1, "authors": 2 * runs}[way]
-
-
-def operations_of(shape: Shape, case: Case, context: int) -> float:
-    """Return the operations of products that a case takes, from its configuration alone.
-
-    A weight takes two for each token that passes it; attention is counted as in `sweeps.flops`, and
-    the head once for every prediction.
-    """
-    config = shape.config(context)
-    layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size
-    if case.shape == READOUT:
-        return 2.0 * case.tokens * width * vocabulary * (2 if case.way == "paired" else 1)
-    block = shape.build(context, "meta", torch.bfloat16, layers=1).get_submodule(shape.blocks)
-    numbers = sum(part.numel() for part in block.parameters() if part.ndim > 1)
-    heads = config.num_attention_heads
-    of_heads = heads * (getattr(config, "head_dim", None) or width // heads)
-    of_block = 2.0 * numbers + 4.0 * context * of_heads
-    of_head = 2.0 * width * vocabulary * (context - 2) / context
-    if case.way in ("ours", "floor"):
-        return case.tokens * (layers**2 * of_block + 2 * layers * of_head)
-    return case.tokens * passes(layers, case.way) * (layers * of_block + of_head)
-
-
 def likely_seconds(bench: Bench, case: Case, peak: float) -> float:
     """Return how long a case is assumed to take, its model included if it is not open."""
     shape = bench.described(case.shape)
@@ -190,42 +116,22 @@ def likely_seconds(bench: Bench, case: Case, peak: float) -> float:
     return seconds + (OPENING_SECONDS if case.shape != bench.shape else 0)
 
 
-def sequences_together(shape: Shape, context: int) -> int:
-    """Return how many sequences a plain way runs at once."""
-    return max(1, LOGITS_AT_ONCE // (context * shape.config(context).vocab_size))
-
-
 def measure(bench: Bench, case: Case) -> Row:
     """Measure a case."""
     model = bench.opened(case.shape)
-    if bench.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
+    reset_memory(bench.device)
     with torch.no_grad():
         found = (_readout if case.shape == READOUT else _sweep)(bench, model, case)
-    memory = float("nan")
-    if bench.device.startswith("cuda"):
-        memory = float(torch.cuda.max_memory_allocated())
     operations = operations_of(bench.described(case.shape), case, bench.context)
-    return Row(case.shape, case.way, case.tokens, operations=operations, memory=memory, **found)
+    measured = {"memory": most_memory(bench.device), **found}
+    return Row(case.shape, case.way, case.tokens, operations=operations, **measured)
 
 
 def _sweep(bench: Bench, model: Model, case: Case) -> dict[str, float]:
     """Time a sweep, or a plain way to the same numbers; return the mean KL besides."""
     text = make_corpus(case.tokens, model.vocabulary, bench.context)
     if case.way == "ours":
-        work = prepare(model, text, SweepSettings(), RunOptions())
-        foretold = estimate(work)
-        if bench.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-        # Libraries choose their kernels when a shape is first seen.
-        sweep(model, make_corpus(min(case.tokens, work.tokens(work.batches[0])), model.vocabulary,
-                                 bench.context))  # fmt: skip
-        synchronize(bench.device)
-        began = perf_counter()
-        found = sweep(model, text)
-        seconds = perf_counter() - began
-        return {"seconds": seconds, "kl": float(found.kl.mean()),
-                "memory_estimated": float(foretold.memory_bytes or 0)}  # fmt: skip
+        return _ours(bench, model, text)
     if case.way == "floor":
         run = Products(model, prepare(model, text, SweepSettings(), RunOptions()))
         return {"seconds": timed(bench.device, run, warm=1)}
@@ -243,6 +149,32 @@ def _sweep(bench: Bench, model: Model, case: Case) -> dict[str, float]:
     result: list[Tensor] = []
     seconds = timed(bench.device, lambda: result.append(run(tokens)))
     return {"seconds": seconds, "kl": float(result[0][0].mean())}
+
+
+def _ours(bench: Bench, model: Model, text: Corpus) -> dict[str, float]:
+    """Time a sweep, and besides what it does once: measuring the floor of half precision."""
+    work = prepare(model, text, SweepSettings(), RunOptions())
+    foretold = estimate(work)
+    batch = min(text.tokens.size, work.tokens(work.batches[0]))
+    with mock.patch.object(execution, "measure_floor", lambda *given: {}):
+        # Libraries choose their kernels when a shape is first seen.
+        sweep(model, make_corpus(batch, model.vocabulary, bench.context))
+        reset_memory(bench.device)
+        synchronize(bench.device)
+        began = perf_counter()
+        found = sweep(model, text)
+        seconds = perf_counter() - began
+    memory = most_memory(bench.device)
+    reset_memory(bench.device)
+    once = timed(bench.device, lambda: precision_floor.measure_floor(model, text, print))
+    return {
+        "seconds": seconds,
+        "once": once,
+        "kl": float(found.kl.mean()),
+        "memory": memory,
+        "memory_once": most_memory(bench.device),
+        "memory_estimated": float(foretold.memory_bytes or 0),
+    }
 
 
 def _plain(bench: Bench, model: Model, case: Case) -> tuple[Any, Any]:

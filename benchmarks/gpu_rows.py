@@ -35,7 +35,7 @@ with compiled blocks, and the floor. They are estimates, not measurements."""
 
 UNITS = {
     "tokens": "1", "seconds": "s", "operations": "1", "memory": "byte", "memory_estimated": "byte",
-    "kl": "nat",
+    "kl": "nat", "once": "s", "memory_once": "byte",
 }  # fmt: skip
 
 LONG_NAMES = {
@@ -44,6 +44,8 @@ LONG_NAMES = {
     "operations": "floating-point operations of its matrix products",
     "memory": "largest number of bytes of tensors on the device",
     "memory_estimated": "that number as a dry run estimates it",
+    "once": "seconds of what a run does once, besides: measuring the floor of half precision",
+    "memory_once": "largest number of bytes of tensors on the device while it does that",
     "kl": "mean KL(clean || intervened) over schedules and sequences",
 }
 
@@ -60,6 +62,8 @@ class Row:
     memory: float = math.nan
     memory_estimated: float = math.nan
     kl: float = math.nan
+    once: float = math.nan
+    memory_once: float = math.nan
 
     @property
     def rate(self) -> float:
@@ -148,10 +152,10 @@ def _print_sweeps(rows: Rows, peak: float, published: float | None) -> None:
     print()
     print(
         "| shape | way | tokens a second | share of measured peak | of published peak | "
-        "GiB at the peak | GiB estimated | a million tokens, minutes | seconds | "
-        "seconds expected on an H100 (with compiled blocks) | authors' 16 hours / this |"
+        "GiB at the peak | GiB estimated | once, seconds and GiB | "
+        "a million tokens, minutes | seconds | seconds expected on an H100 (with compiled blocks) | authors' 16 hours / this |"
     )
-    print("|---|---|" + "--:|" * 9)
+    print("|---|---|" + "--:|" * 10)
     order = list(SHAPES)
     for row in sorted(wanted, key=lambda row: order.index(row.shape)):
         rate = row.operations / row.seconds
@@ -168,6 +172,7 @@ def _print_sweeps(rows: Rows, peak: float, published: float | None) -> None:
             f"{rate / published:.0%}" if published else "–",
             _gib(row.memory),
             _gib(row.memory_estimated),
+            "–" if math.isnan(row.once) else f"{row.once:.1f}, {_gib(row.memory_once)}",
             f"{seconds / 60:.1f}",
             f"{seconds:,.0f}",
             expected,

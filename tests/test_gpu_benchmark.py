@@ -16,7 +16,7 @@ from robustness.sweeps.settings import SweepSettings
 pytestmark = pytest.mark.slow
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("gpu", "gpu_rows", "card", "floors", "shapes", "ways")
+MODULES = ("gpu", "gpu_cases", "gpu_rows", "card", "floors", "shapes", "ways")
 
 
 @pytest.fixture(scope="module")

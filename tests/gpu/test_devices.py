@@ -183,6 +183,7 @@ def test_continuations_are_scored_as_on_the_cpu(case):
 
 @on(*(["gpt2 cuda float32"] if EVERY else []), families=["gpt2"], types=["float32"])
 def test_tasks_have_the_metrics_that_they_have_on_the_cpu(case, task_data):
+    pytest.importorskip("lm_eval")
     settings = TaskSettings(("lambada_openai", "hellaswag"), ("drop",), data=task_data, limit=4)
     make = task_model.__wrapped__
     made = [
