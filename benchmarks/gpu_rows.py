@@ -153,7 +153,8 @@ def _print_sweeps(rows: Rows, peak: float, published: float | None) -> None:
     print(
         "| shape | way | tokens a second | share of measured peak | of published peak | "
         "GiB at the peak | GiB estimated | once, seconds and GiB | "
-        "a million tokens, minutes | seconds | seconds expected on an H100 (with compiled blocks) | authors' 16 hours / this |"
+        "a million tokens, minutes | seconds | "
+        "seconds expected on an H100 (with compiled blocks) | authors' 16 hours / this |"
     )
     print("|---|---|" + "--:|" * 10)
     order = list(SHAPES)
