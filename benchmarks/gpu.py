@@ -3,13 +3,15 @@
 For every shape, drop and swap together on random tokens, 256 in a sequence:
 
 ours     robustness.sweeps.sweep; what a run does once, however long, is timed apart
+compiled the same with compiled blocks
 floor    the matrix products of ours alone, in the type of the weights
 loop     a good loop over plain transformers: one clean pass kept, full log-softmax
 authors  the paper's way: a clean and a changed pass for every intervention and document
 lens     the same loop over TransformerLens, if it is installed
 
-and for a head of width 4,096 and 131,072 tokens the readout alone: `clean`, loss and entropy, and
-`paired`, KL and the rest besides, in milliseconds, beside the public bar (Liger's README).
+and for a head of width 4,096 and 131,072 tokens the readout alone: `clean`, loss and entropy;
+`paired`, KL and the rest besides; `fused`, loss and entropy by the kernel of `fused_readout`; in
+milliseconds, beside the public bar (Liger's README).
 
 Every case is saved as soon as it is measured, and is not measured again: a killed run loses the
 case at hand. The most telling cases come first, and those that would not end within the budget are
@@ -39,6 +41,7 @@ from torch import Tensor
 from ways import CONTEXT, authors, in_order, loop, make_corpus
 
 from robustness.models import hashes
+from robustness.models.compiled_blocks import compile_blocks
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.runs.settings import RunOptions
@@ -54,6 +57,9 @@ NAMES = ("drop", "swap")
 
 LIKELY_RATE = 0.3
 """Share of the peak that a case is assumed to run at, when it is decided whether it still fits."""
+
+COMPILING_SECONDS = 40.0
+"""Seconds that compiling blocks is assumed to take."""
 
 PASS_SECONDS = 0.01
 """Seconds that a pass through a model is assumed to take however small it is."""
@@ -113,6 +119,8 @@ def likely_seconds(bench: Bench, case: Case, peak: float) -> float:
         layers = shape.config(bench.context).num_hidden_layers
         calls = -(-case.tokens // (bench.context * together))
         seconds += PASS_SECONDS * calls * passes(layers, case.way)
+    if case.way == "compiled":
+        seconds += COMPILING_SECONDS
     return seconds + (OPENING_SECONDS if case.shape != bench.shape else 0)
 
 
@@ -130,8 +138,8 @@ def measure(bench: Bench, case: Case) -> Row:
 def _sweep(bench: Bench, model: Model, case: Case) -> dict[str, float]:
     """Time a sweep, or a plain way to the same numbers; return the mean KL besides."""
     text = make_corpus(case.tokens, model.vocabulary, bench.context)
-    if case.way == "ours":
-        return _ours(bench, model, text)
+    if case.way in ("ours", "compiled"):
+        return _ours(bench, compile_blocks(model, print) if case.way == "compiled" else model, text)
     if case.way == "floor":
         run = Products(model, prepare(model, text, SweepSettings(), RunOptions()))
         return {"seconds": timed(bench.device, run, warm=1)}
@@ -216,8 +224,16 @@ def _readout(bench: Bench, model: Model, case: Case) -> dict[str, float]:
         for part in weight.split(max(256, LOGITS_AT_ONCE // case.tokens), dim=1):
             torch.mm(states, part)
 
+    def fused() -> Any:
+        if not bench.device.startswith("cuda"):
+            raise ImportError("Triton's kernels need a GPU")
+        from fused_readout import read
+
+        return read(states, targets, head.weight.detach())
+
     run = {
         "clean": clean,
+        "fused": fused,
         "paired": lambda: readout.compare(states[None], kept),
         "product": product,
     }[case.way]

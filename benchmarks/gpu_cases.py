@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from gpu_rows import READOUT
+from gpu_rows import READOUT, READOUT_WAYS
 from shapes import Shape
 
 TOKENS = {
@@ -13,7 +13,7 @@ TOKENS = {
 }  # fmt: skip
 """Tokens that ours is timed on."""
 
-SHARES = {"ours": 1, "floor": 2, "loop": 4, "lens": 4, "authors": 32}
+SHARES = {"ours": 1, "compiled": 1, "floor": 2, "loop": 4, "lens": 4, "authors": 32}
 """What part of these tokens a way is timed on, as a divisor: a rate needs no more."""
 
 LOGITS_AT_ONCE = 2**28
@@ -35,14 +35,16 @@ def cases(only: Sequence[str], tiny: bool) -> Iterator[Case]:
     def case(shape: str, way: str) -> Case:
         return Case(shape, way, 128 if tiny else TOKENS[shape] // SHARES[way])
 
+    # Compiling tiny blocks takes longer than everything else.
+    ours = ["ours", "floor"] if tiny else ["ours", "floor", "compiled"]
     order = [case("pythia-6.9b", "ours")]
     for tokens in (8192, 4096, 16384, 2048):
         size = tokens // 64 if tiny else tokens
-        order += [Case(READOUT, way, size) for way in ("clean", "paired", "product")]
-    # Each model is built twice at most: first what is ours for all, then the plain ways.
-    order.append(case("pythia-6.9b", "floor"))
+        order += [Case(READOUT, way, size) for way in READOUT_WAYS]
+    # Each model is built three times at most: first what is ours for all, then the plain ways.
+    order += [case("pythia-6.9b", way) for way in ours[1:]]
     for shape in ("llama-3.1-8b", "gpt2-small", "gemma-2-9b", "pythia-410m", "pythia-1.4b"):
-        order += [case(shape, "ours"), case(shape, "floor")]
+        order += [case(shape, way) for way in ours]
     for shape in ("gpt2-small", "pythia-6.9b", "llama-3.1-8b", "pythia-410m", "pythia-1.4b",
                   "gemma-2-9b"):  # fmt: skip
         order += [case(shape, "loop"), case(shape, "authors")]
@@ -74,7 +76,7 @@ def operations_of(shape: Shape, case: Case, context: int) -> float:
     of_heads = heads * (getattr(config, "head_dim", None) or width // heads)
     of_block = 2.0 * numbers + 4.0 * context * of_heads
     of_head = 2.0 * width * vocabulary * (context - 2) / context
-    if case.way in ("ours", "floor"):
+    if case.way in ("ours", "compiled", "floor"):
         return case.tokens * (layers**2 * of_block + 2 * layers * of_head)
     return case.tokens * passes(layers, case.way) * (layers * of_block + of_head)
 
