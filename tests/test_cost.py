@@ -180,7 +180,10 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(run, llama, stor
         "sequences", "batches", "block calls", "block applications", "floating-point operations",
         "states at the peak", "memory at the peak", "file", "time",
     }  # fmt: skip
-    assert rows["sequences"].strip() == "20, of 640 tokens" and rows["batches"].strip() == "1"
+    assert (
+        rows["sequences"].strip() == "20, of 640 tokens"
+        and rows["batches"].strip() == "1, of 1,024 tokens or less"
+    )
     assert rows["block applications"].strip() == "320, to single sequences"
     assert "calibration" in rows["time"]
     assert sorted(Path().rglob("*")) == before

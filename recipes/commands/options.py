@@ -191,13 +191,13 @@ resume_option = click.option(
 batch_option = click.option(
     "--batch-tokens",
     type=click.IntRange(1),
-    help="Number of tokens of text in one trace.  [default: what suits the device]",
+    help="Number of tokens of text in one trace.  [default: what suits the device and its memory]",
 )
 
 cap_option = click.option(
     "--state-cap",
     type=click.IntRange(1),
-    help="Maximum number of states that go through a block together.",
+    help="Maximum number of states that go through a block together.  [default: what suits them]",
 )
 
 

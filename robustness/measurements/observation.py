@@ -25,8 +25,8 @@ from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import check_measurement, choose
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
-from robustness.runs import remote_traffic
-from robustness.runs.batching import check_corpus, rest, tokens_of_text
+from robustness.runs import remote_traffic, sizes
+from robustness.runs.batching import check_corpus, rest
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
 from robustness.text.corpus import Corpus
@@ -73,7 +73,7 @@ def observe(
     for measurement in chosen:
         check_measurement(measurement, corpus, structure)
     group = group_size(len(corpus.tokens))
-    batch_tokens = options.batch_tokens or tokens_of_text(model)
+    batch_tokens = options.batch_tokens or sizes.of_clean_run(model, corpus.context)
     layout = Layout(model, structure, corpus, group, batch_tokens, options.command)
     with ExitStack() as stack:
         recordings = []

@@ -18,8 +18,8 @@ from robustness.measurements.clean_pass import Reading, outputs_of, run_clean, t
 from robustness.measurements.requirements import check_needs
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
-from robustness.runs import remote_traffic
-from robustness.runs.batching import batches, tokens_of_text
+from robustness.runs import remote_traffic, sizes
+from robustness.runs.batching import batches
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
 from robustness.trace.types import TokenFacts
@@ -100,7 +100,8 @@ def scan(
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
     done = 0 if run is None else run.done
-    left = batches(texts.lengths, batch_tokens or tokens_of_text(model), done, model.bends)
+    batch_tokens = batch_tokens or sizes.of_clean_run(model, widest)
+    left = batches(texts.lengths, batch_tokens, done, model.bends)
     remote_traffic.allow(model, _crossings(model, texts, reading, left), texts.fewer)
 
     def measure(rows: slice, _: int | None) -> dict[str, Tensor]:

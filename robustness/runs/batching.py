@@ -13,31 +13,8 @@ from robustness.text.corpus import Corpus
 from robustness.text.settings import SHORTEST_SEQUENCE
 from robustness.trace.types import QueryPositions
 
-BATCH_TOKENS = {"cpu": 1024}
-"""Default number of tokens of text in a trace, by kind of device."""
-
-BATCH_TOKENS_ELSEWHERE = 8192
-"""Default number of tokens of text in a trace on any other device."""
-
-STACKED_TOKENS = {"cpu": 2048}
-"""Default number of tokens that go through a block together, by kind of device."""
-
-STACKED_TOKENS_ELSEWHERE = 65536
-"""Default number of tokens that go through a block together on any other device."""
-
 SCHEDULES_PER_GROUP = 256
 """Maximum number of schedules in a group of a plan: about as many states are alive at once."""
-
-
-def tokens_of_text(model: Model) -> int:
-    """Return the default number of tokens of text in a trace."""
-    return BATCH_TOKENS.get(model.identity["device"], BATCH_TOKENS_ELSEWHERE)
-
-
-def state_cap(model: Model, tokens: int) -> int:
-    """Return the default number of states of `tokens` tokens that go through a block together."""
-    stacked = STACKED_TOKENS.get(model.identity["device"], STACKED_TOKENS_ELSEWHERE)
-    return max(1, stacked // tokens)
 
 
 def batches(

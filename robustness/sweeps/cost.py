@@ -20,6 +20,10 @@ class Cost:
     sequences: int
     tokens: int
     batches: int
+    batch_tokens: int
+    """Maximum number of tokens in a batch that has several sequences."""
+    state_cap: int
+    """Maximum number of states that go through a block together, each of all sequences."""
     block_calls: int
     """Number of calls of blocks, the clean run included, each on all states stacked for it."""
     sublayer_calls: int
@@ -77,6 +81,8 @@ def estimate(prepared: PreparedSweep) -> Cost:
         sequences=sequences,
         tokens=int(prepared.corpus.lengths.sum()),
         batches=batches,
+        batch_tokens=int(prepared.blank.attrs["batch_tokens"]),
+        state_cap=prepared.state_cap,
         block_calls=(model.layers + len(called) - alone) * batches,
         sublayer_calls=alone * batches,
         block_applications=(model.layers + plan.block_calls) * sequences,
@@ -109,8 +115,8 @@ def describe(cost: Cost) -> list[tuple[str, str]]:
     bound = "at most " if cost.at_most else ""
     rows = [
         ("sequences", f"{bound}{cost.sequences:,}, of {cost.tokens:,} tokens"),
-        ("batches", f"{bound}{cost.batches:,}"),
-        ("block calls", calls),
+        ("batches", f"{bound}{cost.batches:,}, of {cost.batch_tokens:,} tokens or less"),
+        ("block calls", f"{calls}, of {cost.state_cap:,} states or less"),
         ("block applications", f"{cost.block_applications:,}, to single sequences"),
         (
             "floating-point operations",

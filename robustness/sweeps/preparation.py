@@ -27,7 +27,7 @@ from robustness.files.sequences import sequence_coords
 from robustness.files.tally import modal_share
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
-from robustness.runs import batching
+from robustness.runs import batching, sizes
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule, check, clean, count_blocks, interventions, to_text
 from robustness.schedules.plan import Plan, compile_plan
@@ -124,10 +124,11 @@ def prepare(
     batching.check_corpus(model, corpus)
     metric_trial.try_out(settings, model)
     sublayer_calls.check_schedules(model, schedules)
-    batch_tokens = options.batch_tokens or batching.tokens_of_text(model)
+    chosen = sizes.choose(model, lambda: live_states(model, schedules), corpus.context)
+    batch_tokens = options.batch_tokens or chosen.text
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context
-    state_cap = options.state_cap or batching.state_cap(model, widest)
+    state_cap = options.state_cap or chosen.state_cap(widest)
     text, described_corpus, first = corpus, corpus.settings(), 0
     if settings.shard is not None:
         rows = _share(text, settings.shard, options, batch_tokens)
@@ -200,6 +201,11 @@ def lay_out_schedules(
     if settings.layers is not None:
         described["layers"] = ", ".join(map(str, labels.coords["layer"]))
     return list(placed.values()), labels, described
+
+
+def live_states(model: Model, schedules: Sequence[Schedule]) -> int:
+    """Return how many states are alive at once, however many are stacked."""
+    return compile_plan(schedules, clean(model.layers), per_group=batching.SCHEDULES_PER_GROUP).peak
 
 
 def _share(corpus: Corpus, shard: shards.Shard, options: RunOptions, batch_tokens: int) -> slice:

@@ -18,13 +18,13 @@ from robustness.files.provenance import file_attributes, value_digest
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs import remote_traffic
-from robustness.runs.batching import SCHEDULES_PER_GROUP, batches, state_cap, tokens_of_text
+from robustness.runs import remote_traffic, sizes
+from robustness.runs.batching import SCHEDULES_PER_GROUP, batches
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule, clean
 from robustness.schedules.plan import Plan, compile_plan
-from robustness.sweeps.preparation import lay_out_schedules
+from robustness.sweeps.preparation import lay_out_schedules, live_states
 from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.tasks.harness import (
     Request,
@@ -68,6 +68,8 @@ class PreparedTasks:
     """Empty dataset of scores, with continuations in order of length."""
     batch_tokens: int
     """Maximum number of tokens in a trace."""
+    chosen: sizes.Sizes
+    """What suits the device."""
 
     @cached_property
     def order(self) -> list[int]:
@@ -184,7 +186,9 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
     requests = wanted_requests(model, tasks, settings.limit)
     # In order of length, so that batches have little padding.
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
-    batch_tokens = options.batch_tokens or tokens_of_text(model)
+    widest = min(longest_text(model), max(sum(map(len, request)) for request in requests))
+    chosen = sizes.choose(model, lambda: live_states(model, schedules), widest)
+    batch_tokens = options.batch_tokens or chosen.text
     attributes = {
         **model.identity,
         **model.execution,
@@ -204,7 +208,9 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
         file_attributes(attributes, options.command),
         np.float64,
     )
-    return PreparedTasks(settings, model, tasks, schedules, labels, requests, blank, batch_tokens)
+    return PreparedTasks(
+        settings, model, tasks, schedules, labels, requests, blank, batch_tokens, chosen
+    )
 
 
 def _check_tokenizer(model: Model) -> None:
@@ -263,7 +269,7 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
 
 def _cap(prepared: PreparedTasks, rows: slice, options: RunOptions) -> int:
     """Return the maximum number of states of a batch that go through a block together."""
-    return options.state_cap or state_cap(prepared.model, prepared.width(rows))
+    return options.state_cap or prepared.chosen.state_cap(prepared.width(rows))
 
 
 def _allow_traffic(

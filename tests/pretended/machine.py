@@ -16,19 +16,22 @@ from transformers import modeling_utils
 
 from pretended import guard
 from pretended.log import LOG, Log
+from pretended.memory import LARGE, MEMORY
 from pretended.tensors import Pretence, PretendedTensor
-
-MEMORY = 80 * 2**30
 
 _attend = torch.nn.functional.scaled_dot_product_attention
 _get_item, _set_item, _to = Tensor.__getitem__, Tensor.__setitem__, Tensor.to
 
 
 @contextmanager
-def machine(kind: str = "cuda", devices: int = 1) -> Iterator[Log]:
-    """Pretend that this machine has devices of a kind, `cuda` or `mps`; their log is empty."""
+def machine(kind: str = "cuda", devices: int = 1, memory: int = LARGE) -> Iterator[Log]:
+    """Pretend that this machine has devices of a kind, `cuda` or `mps`; their log is empty.
+
+    All of them together have `memory` bytes.
+    """
     guard.install()
     LOG.clear()
+    MEMORY.begin(kind, memory)
     # Torch keeps a list of what `with torch.device(...)` changes, which is to have its own names.
     _device_constructors()
     patches = [
@@ -93,29 +96,30 @@ _CUDA = {
     "is_available": lambda: True,
     "current_device": lambda: 0,
     "set_device": lambda device: None,
-    "empty_cache": lambda: None,
+    "empty_cache": MEMORY.empty_cache,
     "synchronize": lambda *device: None,
     "_lazy_init": lambda: None,
-    "memory_allocated": lambda *device: 0,
-    "memory_reserved": lambda *device: 0,
+    "memory_allocated": lambda *device: MEMORY.used,
+    "memory_reserved": lambda *device: MEMORY.used,
     "max_memory_allocated": lambda *device: 0,
-    "mem_get_info": lambda *device: (MEMORY, MEMORY),
+    "mem_get_info": lambda *device: (MEMORY.free, MEMORY.most),
     "get_rng_state": lambda *device: _STATE,
     "set_rng_state": lambda *state: None,
     "get_device_capability": lambda *device: (9, 0),
     "get_device_properties": lambda *device: SimpleNamespace(
-        total_memory=MEMORY, major=9, minor=0, multi_processor_count=132, name="pretended"
+        total_memory=LARGE, major=9, minor=0, multi_processor_count=132, name="pretended"
     ),
     "is_bf16_supported": lambda *including: True,
 }
 
 _MPS = {
-    "empty_cache": lambda: None,
+    "empty_cache": MEMORY.empty_cache,
     "synchronize": lambda: None,
     "get_rng_state": lambda: _STATE,
     "set_rng_state": lambda state: None,
-    "current_allocated_memory": lambda: 0,
-    "recommended_max_memory": lambda: MEMORY,
+    "current_allocated_memory": lambda: MEMORY.used,
+    "driver_allocated_memory": lambda: MEMORY.used,
+    "recommended_max_memory": lambda: MEMORY.most,
 }
 
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretended import rules
 from pretended.log import BETWEEN, LOG, READ, TO_DEVICE, TO_HOST
+from pretended.memory import MEMORY
 
 aten = torch.ops.aten
 
@@ -36,6 +37,7 @@ class PretendedTensor(Tensor):
             device=device,
         )
         made.held = held
+        made.taken = MEMORY.take(held)
         return made
 
     @classmethod
@@ -97,21 +99,23 @@ def execute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         # What has changed is the shape, which the tensor outside has too.
         with no_dispatch():
             func(*args, **kwargs)
-
-    def wrap(out: Any) -> Any:
-        if isinstance(out, (tuple, list)):
-            return type(out)(map(wrap, out))
-        if not isinstance(out, Tensor):
-            return out
-        if id(out) in pretended:
-            return pretended[id(out)]
-        rules.check_type(device, out.dtype)
-        return PretendedTensor(out, device)
-
     # What is written into a tensor on the CPU stays there.
     if func is aten.copy_.default:
         return args[0]
-    return wrap(held) if device.type in rules.KINDS else held
+    return _wrapped(held, device, pretended) if device.type in rules.KINDS else held
+
+
+def _wrapped(out: Any, device: torch.device, known: dict[int, PretendedTensor]) -> Any:
+    """Return what was computed as tensors of a device: `known` ones where they are the same."""
+    # No function within `execute`, which would be a circle that keeps its tensors.
+    if isinstance(out, (tuple, list)):
+        return type(out)(_wrapped(one, device, known) for one in out)
+    if not isinstance(out, Tensor):
+        return out
+    if id(out) in known:
+        return known[id(out)]
+    rules.check_type(device, out.dtype)
+    return PretendedTensor(out, device)
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
