@@ -120,14 +120,14 @@ def there(kind):
 @pretended.needed
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_little_free_memory_makes_small_batches_with_the_same_numbers(kind):
-    text = corpus(40, 12)
+    text = corpus(64, 12)
     with pretended.machine(kind, memory=80 * GIB):
         whole = sweep(there(kind), text)
-        assert (whole.batch_tokens, whole.state_cap) == (8192, 32768 // (40 * 12))
+        assert (whole.batch_tokens, whole.state_cap) == (8192, 32768 // (64 * 12))
     with pretended.machine(kind, memory=8 * 2**20):
         model = there(kind)
         found = sweep(model, text)
-        assert 12 < found.batch_tokens < 480 and not pretended.MEMORY.refusals
+        assert 12 < found.batch_tokens < 768 and not pretended.MEMORY.refusals
         seen = observe(model, text, ["norms"])["norms"]
         assert seen.batch_tokens < 8192
     np.testing.assert_allclose(found.kl, whole.kl, atol=2e-5)
@@ -136,7 +136,7 @@ def test_little_free_memory_makes_small_batches_with_the_same_numbers(kind):
 @pytest.mark.slow
 @pretended.needed
 def test_a_run_goes_on_where_less_memory_is_free(tmp_path):
-    text, path = corpus(40, 12), tmp_path / "a.nc"
+    text, path = corpus(64, 12), tmp_path / "a.nc"
 
     def stop(done, _total):
         if done:

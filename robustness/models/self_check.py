@@ -150,12 +150,11 @@ def _run_trial(model: Model) -> Trial:
             # Blocks that share state raise errors when they are called on another batch.
             alone = measured["shape"] == list(two.shape) and numerics.largest(shared) <= 32 * eps
             predict = unembedding.predictor(head, (squash["scale"], squash["cap"]))
-            # As in a sweep, where a block that writes into its context would fail.
-            contexts = block_calls.share(contexts, 2)
             ours = []
             for copies in (1, 2) if alone else ():
                 hidden = torch.cat([states[0]] * copies)
-                for block, context in zip(blocks, contexts):
+                # As in a sweep, where a block that writes into its context would fail.
+                for block, context in zip(blocks, block_calls.share(contexts, 2)):
                     widened = block_calls.widen(context, 2, copies, measured["grows"])
                     hidden = block_calls.call(block, hidden, widened)
                 for norm in norms:
