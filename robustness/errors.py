@@ -9,9 +9,12 @@ LONGEST_MESSAGE = 300
 
 
 OUT_OF_MEMORY = re.compile(
-    r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed", re.IGNORECASE
+    r"out of (\w+ )?memory|out_of_(\w+_)?memory|can't allocate memory|alloc_failed"
+    r"|allocation_failed|invalid buffer size",
+    re.IGNORECASE,
 )
-"""Pattern of torch's messages that memory ran out, on a GPU or on this machine."""
+"""Pattern of messages that memory ran out, on a GPU or on this machine: of torch, of the libraries
+cuBLAS and cuDNN, and of Metal for a buffer larger than it can have."""
 
 
 class Refusal(ValueError):

@@ -5,6 +5,7 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+import pretended
 import pytest
 import torch
 from families import tiny
@@ -95,6 +96,10 @@ def test_what_runs_out_of_memory_is_told_from_other_errors():
         "MPS backend out of memory (MPS allocated: 3 GB)",
         "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
         "HIP error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Invalid buffer size: 9.75 GB",
+        "CUDA error: out of memory",
     ):
         assert is_out_of_memory(RuntimeError(text)), text
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
@@ -116,6 +121,33 @@ def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
     assert told == [f"out of memory: from here on {step}" for step in steps]
     assert found.out_of_memory == "; ".join(f"from sequence 0 on {step}" for step in steps)
     assert found.state_cap == 5, "the settings are those that were asked for"
+
+
+@pytest.mark.slow
+@pretended.needed
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("room", [0.7, 0.25])
+def test_where_a_device_is_full_less_is_run_at_once_and_all_of_it_is_given_back(kind, room):
+    text, told = corpus(sequences=16), []
+    options = {"batch_tokens": 16 * 12, "state_cap": 6, "tell": told.append}
+    with pretended.machine(kind):
+        model = open_model(tiny("gpt2", torch.float32).to(kind))
+        sweep(model, text, **options)
+        gc.collect()
+        held = pretended.MEMORY.used
+        pretended.MEMORY.peak = 0
+        whole = sweep(model, text, **options)
+        needed = pretended.MEMORY.peak - held
+        gc.collect()
+        pretended.MEMORY.most = held + int(room * needed)
+        found = sweep(model, text, **options)
+        assert pretended.MEMORY.refusals == len(told) > 0
+        # The matrix of the head is the only thing that a run keeps.
+        assert max(pretended.MEMORY.left) <= held + model.head.weight.numel() * 4
+    for name in whole.data_vars:
+        np.testing.assert_allclose(found[name], whole[name], atol=2e-5, err_msg=name)
+    assert found.out_of_memory.count("from sequence 0") == len(told)
+    assert ("at once" in found.out_of_memory) == (room < 0.3)
 
 
 @pytest.mark.slow

@@ -36,8 +36,10 @@ class Memory:
 
     def begin(self, kind: str, most: int) -> None:
         """Forget all tensors, and have a number of bytes from now on."""
-        self.kind, self.most, self.used = kind, most, 0
-        self.refusals = self.emptied = 0
+        self.kind, self.most = kind, most
+        self.used = self.peak = 0
+        self.refusals = 0
+        self.left: list[int] = []
         self._tensors: dict[int, int] = {}
 
     @property
@@ -46,8 +48,8 @@ class Memory:
         return self.most - self.used
 
     def empty_cache(self) -> None:
-        """Count that it was asked for; nothing is kept here."""
-        self.emptied += 1
+        """Note what is used when it is asked for; nothing is kept here."""
+        self.left.append(self.used)
 
     def take(self, held: Tensor) -> "Taken":
         """Count the memory of a tensor until what is returned is gone; views take none."""
@@ -62,6 +64,7 @@ class Memory:
                 error, text = MESSAGES[self.kind]
                 raise error(text.format(size / 2**20, self.most / 2**20, self.free / 2**20))
             self.used += size
+            self.peak = max(self.peak, self.used)
         self._tensors[address] = self._tensors.get(address, 0) + 1
         finalize(taken, self._give_back, self._tensors, address, size)
         return taken
