@@ -117,7 +117,7 @@ def strip_bytes(prepared: PreparedSweep, plan: Plan, sequences: int, width: int)
     beside = int(model.reads_matrix and not model.centres_matrix)
     rows = (stacked + beside) * sequences * flops.query_count(prepared, width)
     rows = min(rows, paired.ROWS_AT_ONCE.get(device, rows))
-    columns = min(model.vocabulary, paired.columns_at_once(rows, device))
+    columns = min(model.vocabulary, paired.columns_at_once(rows, model.width, device))
     # Logits are float32 at least; see `numerics.precise`.
     return rows * columns * max(4, item_bytes(model))
 

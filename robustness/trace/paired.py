@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
 """Number of logits of a strip by kind of device: as many as its cache holds in float32."""
 
+PRODUCTS_AT_ONCE = {"cuda": 2**35}
+"""Number of products of two numbers that a strip has at least, by kind of device. They take a GPU a
+tenth of a millisecond; of fewer, the host cannot hand out as many as the device does meanwhile."""
+
 LOGITS_AT_ONCE_ELSEWHERE = 2**26
 """Number of logits of a strip on any other device."""
 
@@ -82,9 +86,11 @@ def read(
     return (largest, top, total, weighted), target, diverged
 
 
-def columns_at_once(rows: int, device: str) -> int:
-    """Return the number of columns of a strip for a product of `rows` rows."""
-    columns = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE) // rows
+def columns_at_once(rows: int, width: int, device: str) -> int:
+    """Return the number of columns of a strip for a product of rows (row, width)."""
+    logits = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE)
+    logits = max(logits, PRODUCTS_AT_ONCE.get(device, 0) // width)
+    columns = min(logits, LOGITS_AT_ONCE_ELSEWHERE) // rows
     # All strips but the last are of few widths elsewhere, where each may take code of its own.
     return max(NARROWEST_STRIP, columns if device == "cpu" else columns - columns % NARROWEST_STRIP)
 
@@ -95,7 +101,7 @@ def _read_chunk(
     """Read some tokens of all states: their sums, target logits and crosses (state, token)."""
     weight, bias = matrix["weight"], matrix["bias"]
     parts = products.factors(states.flatten(0, 1), weight)
-    columns = columns_at_once(parts.shape[1], weight.device.type)
+    columns = columns_at_once(parts[..., 0].numel(), weight.shape[1], weight.device.type)
     strips = weight.split(columns)
     offsets = torch.arange(0, len(weight), columns, device=weight.device)
     reduce = matrix.get("absorb", absorb)

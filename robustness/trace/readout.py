@@ -138,7 +138,8 @@ def _by_strips(
 ) -> tuple[numerics.Sums, Tensor, Tensor]:
     """Sums, target logits and, if asked for, the expected rows of the matrix, strip by strip."""
     weight, bias = matrix["weight"], matrix["bias"]
-    width = paired.columns_at_once(hidden.shape[0] * hidden.shape[1], hidden.device.type)
+    rows = hidden.shape[0] * hidden.shape[1]
+    width = paired.columns_at_once(rows, weight.shape[1], hidden.device.type)
     sums = numerics.start(hidden)
     expected = torch.zeros_like(hidden)
     for offset in range(0, len(weight), width):
