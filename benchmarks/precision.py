@@ -13,7 +13,6 @@ always compared on the CPU, whose half-precision products sum in float32 as a GP
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from precision_tables import DTYPES, print_tables
 from torch import Tensor
 
 from robustness.models.float32_pass import predictors
@@ -30,12 +30,8 @@ from robustness.models.opening import open_model
 from robustness.text.corpus import Corpus, cut
 from robustness.trace import block_calls, numerics
 
-DTYPES = ("bfloat16", "float16")
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Shares of a block's output that are taken away; 1 is a drop."""
-
-EDGES = (0, 0.3, 1, 3, 10, 30, 100, 1000, np.inf)
-"""Edges of the classes of KL, in floors, over which the table of shifts takes medians."""
 
 SEQUENCES_AT_ONCE = 16
 
@@ -204,120 +200,6 @@ def measure(source: str, dtype: str, data: str, context: int, tokens: int) -> xr
     )
 
 
-def shifts(dataset: xr.Dataset) -> tuple[Values, Values, float]:
-    """Return KL in float32 and its shift in half precision, of every intervention, and the floor.
-
-    The same weights in both. KL and shift are in nats.
-    """
-    kl = dataset["intervened"].sel(readout="kl")
-    exact, half = kl.sel(run="rounded").values, kl.sel(run="half").values
-    floor = float(dataset["clean"].sel(between="arithmetic", readout="kl"))
-    return exact.ravel(), (half - exact).ravel(), floor
-
-
-def line(*cells: object) -> str:
-    """Return a row of a table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def title(dataset: xr.Dataset) -> str:
-    """Return the name of a model in tables."""
-    family = dataset.attrs["architecture"].removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    return f"{family}, {dataset.attrs['model']}"
-
-
-def print_clean(found: Sequence[xr.Dataset]) -> None:
-    """Print the floors of the clean models."""
-    print(line("model", "blocks", "type", "whole", "arithmetic", "weights", "agreement", "loss"))
-    print("|---|--:|---" + "|--:" * 5 + "|")
-    for each in found:
-        clean = each["clean"]
-        kls = [f"{float(kl):.1e}" for kl in clean.sel(readout="kl")]
-        _, agreement, rise = clean.sel(between="arithmetic").values
-        print(
-            line(
-                title(each),
-                each.attrs["layers"],
-                each.attrs["dtype"],
-                *kls,
-                f"{agreement:.4f}",
-                f"{rise:+.1e}",
-            )
-        )
-
-
-def print_depth(found: Sequence[xr.Dataset]) -> None:
-    """Print how the floor grows with the number of blocks, and what one rounding at a depth does.
-
-    In parts of the floor of the whole model.
-    """
-    names = list(found[0]["schedule"].values)
-    places = ("0", "L/4", "L/2", "3L/4", "L")
-    print(line("model", "type", *names, *(f"rounded at {place}" for place in places)))
-    print("|---|---" + "|--:" * (len(names) + len(places)) + "|")
-    for each in found:
-        floor = float(each["clean"].sel(between="arithmetic", readout="kl"))
-        grown = each["depth"].sel(readout="kl").values / floor
-        by_layer = each["layer"].sel(readout="kl").values / floor
-        chosen = [by_layer[round(part * each.attrs["layers"] / 4)] for part in range(5)]
-        cells = [f"{value:.2f}" for value in (*grown, *chosen)]
-        print(line(title(each), each.attrs["dtype"], *cells))
-
-
-def print_shifts(found: Sequence[xr.Dataset]) -> None:
-    """Print how the floor adds to the KL of an intervention, by the size of the KL in floors."""
-    print(line("KL in float32, floors", "n", "shift, floors: median", "10 to 90 %",
-               "half / float32: median", "10 to 90 %"))  # fmt: skip
-    print("|---" + "|--:" * 5 + "|")
-    sizes, moved = [], []
-    for each in found:
-        exact, shift, floor = shifts(each)
-        sizes.append(exact / floor)
-        moved.append(shift / floor)
-    size, shift = np.concatenate(sizes), np.concatenate(moved)
-    for least, most in pairwise(EDGES):
-        inside = (size >= least) & (size < most)
-        if not inside.any():
-            continue
-        low, middle, high = np.quantile(shift[inside], (0.1, 0.5, 0.9))
-        ratios = np.quantile(1 + shift[inside] / size[inside], (0.1, 0.5, 0.9))
-        print(
-            line(
-                f"{least:g} to {most:g}",
-                int(inside.sum()),
-                f"{middle:+.2f}",
-                f"{low:+.2f} to {high:+.2f}",
-                f"{ratios[1]:.3f}",
-                f"{ratios[0]:.3f} to {ratios[2]:.3f}",
-            )
-        )
-
-
-def print_drops(found: Sequence[xr.Dataset]) -> None:
-    """Print what half precision does to the readouts of the drops of all blocks."""
-    print(line("model", "type", "KL in float32", "shift of KL, floors: median", "to", "of KL, %",
-               "of agreement", "of the loss's rise"))  # fmt: skip
-    print("|---|---" + "|--:" * 6 + "|")
-    for each in found:
-        floor = shifts(each)[2]
-        drops = each["intervened"].sel(share=1.0)
-        exact, moved = drops.sel(run="rounded"), drops.sel(run="half") - drops.sel(run="rounded")
-        kl, shift = exact.sel(readout="kl").values, moved.sel(readout="kl").values
-        agreement, rise = (moved.sel(readout=name).values for name in ("agreement", "loss_rise"))
-        print(
-            line(
-                title(each),
-                each.attrs["dtype"],
-                f"{kl.min():.2g} to {kl.max():.2g}",
-                f"{np.median(shift) / floor:+.2f}",
-                f"{shift[np.argmax(np.abs(shift))] / floor:+.1f}",
-                f"{100 * np.abs(shift / kl).max():.2g}",
-                f"{np.abs(agreement).max():.4f}",
-                f"{np.abs(rise).max():.1e}",
-            )
-        )
-
-
 def kept(path: Path) -> list[xr.Dataset]:
     """Return what an earlier call kept."""
     with netCDF4.Dataset(path) as file:
@@ -331,7 +213,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["builtin", "builtin-parallel"])
     parser.add_argument("--data", default="builtin")
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
     parser.add_argument("--out", type=Path, help="keep the numbers, one group for each row")
     parser.add_argument("--tables", type=Path, help="print the tables of what was kept")
@@ -343,15 +225,7 @@ def main() -> None:
     if options.out is not None:
         for index, each in enumerate(found):
             each.to_netcdf(options.out, mode="a" if index else "w", group=f"row{index}")
-    for show in (print_clean, print_depth, print_drops):
-        show(found)
-        print()
-    for dtype in DTYPES:
-        of_type = [each for each in found if each.attrs["dtype"] == dtype]
-        if of_type:
-            print(f"{dtype}:\n")
-            print_shifts(of_type)
-            print()
+    print_tables(found)
 
 
 if __name__ == "__main__":
