@@ -6,8 +6,8 @@
 Without MODEL, the built-in models are measured. Tables are printed as Markdown, of what is measured
 or of what an earlier call kept. Three models are
 made of each checkpoint: `checkpoint`, its weights and arithmetic in float32; `rounded`, weights
-rounded to half precision, arithmetic in float32; and `half`, both in half precision. `half` is
-always compared on the CPU, whose half-precision products sum in float32 as a GPU's do.
+rounded to half precision, arithmetic in float32; and `half`, both in half precision. All run on the
+CPU, whose half-precision products are summed in float32 as a GPU's are.
 """
 
 import argparse
