@@ -1,8 +1,8 @@
 """Which shapes fit which card, by the model of memory that sizes the batches of a run on a GPU.
 
-Nothing is computed on a card. The bytes of weights follow from a configuration, those of states from
-the plan of drop and swap, those of a call from a block's matrices (`robustness.runs.sizes`). What
-the last two foretell is compared with the tensors that are alive in sweeps on the CPU with
+Nothing is computed on a card. The bytes of weights follow from a configuration, those of states
+from the plan of drop and swap, those of a call from a block's matrices (`robustness.runs.sizes`).
+What the last two foretell is compared with the tensors that are alive in sweeps on the CPU with
 `--check`.
 
     python benchmarks/card_sizes.py
@@ -37,8 +37,8 @@ CONTEXT_BYTES = 0.7 * 2**30
 ITEMS = {"float32": 4, "bfloat16": 2}
 
 CHECKED = {
-    "gpt2-small, 3 of its layers": ("gpt2-small", 3, torch.float32, 2048, 8),
-    "pythia-410m, 4 of its layers": ("pythia-410m", 4, torch.bfloat16, 1024, 4),
+    "gpt2-small, 3 of its layers": ("gpt2-small", 3, torch.float32, 1024, 8),
+    "pythia-410m, 4 of its layers": ("pythia-410m", 4, torch.bfloat16, 512, 4),
 }
 """Shape, layers, type, tokens of text, and states in a call."""
 
@@ -65,9 +65,7 @@ def needs(shape: Shape, item: int) -> Needs:
     # What a block takes for a token does not depend on how many there are.
     few = Shape(shape.kind, shape.blocks, shape.settings | {"vocab_size": 500})
     model = open_model(few.build(CONTEXT, "cpu", torch.bfloat16, layers=2))
-    return Needs(
-        weights * item, plan.peak * width * item, numbers_of_token(model, CONTEXT) * item
-    )
+    return Needs(weights * item, plan.peak * width * item, numbers_of_token(model, CONTEXT) * item)
 
 
 def cell(found: Needs, card: int) -> str:
@@ -77,7 +75,11 @@ def cell(found: Needs, card: int) -> str:
     if free * sizes.SHARE < one:
         return "–"
     chosen = sizes.fitting(int(free), found.states, found.call, CONTEXT)
-    return f"{chosen.text:,} / {chosen.call:,}"
+    return f"{_thousands(chosen.text)} / {_thousands(chosen.call)}"
+
+
+def _thousands(count: int) -> str:
+    return f"{count // 1024}k" if count >= 1024 else str(count)
 
 
 def print_table() -> None:
