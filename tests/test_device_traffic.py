@@ -11,8 +11,8 @@ import numpy as np
 import pretended
 import pytest
 import torch
-from families import DEEP, LAYERS, random_tokens, tiny
-from pretended import READ, TO_DEVICE, TO_HOST
+from families import BLOCKS, DEEP, LAYERS, random_tokens, tiny
+from pretended import BETWEEN, READ, TO_DEVICE, TO_HOST
 from test_execution import corpus
 from test_metrics import OWN
 from test_observation import LOCAL
@@ -34,6 +34,8 @@ from robustness.trace import block_calls, capture, interpreter, numerics, readou
 pytestmark = [pytest.mark.slow, pretended.needed]
 
 EVERYTHING = ("drop", "swap", "attention-drop", "mlp-drop", "parallel-2", "repeat-2")
+
+OTHERS = ("gemma2", "granite", "mistral", "mixtral", "olmoe")
 
 SEQUENCES, TOKENS = 16, 10
 """Numbers of sequences in a batch, and of tokens in each."""
@@ -82,13 +84,34 @@ def of_a_batch(log: pretended.Log, run: Callable[[int], object]) -> Counter[str]
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("gpt2", "mps"), *((name, "cuda") for name in (*DEEP, "gemma2", "granite"))],
+    [("gpt2", "mps"), *((name, "cuda") for name in (*DEEP, *OTHERS))],
 )
-def test_nothing_crosses_while_a_plan_runs(family, kind, log):
+def test_nothing_crosses_while_a_plan_runs(family, kind, log, tmp_path):
     model = opened(family, kind)
-    sweep(model, corpus(4, TOKENS), EVERYTHING, metrics=OWN)
+    out = tmp_path / "sweep.nc"
+    sweep(model, corpus(4, TOKENS), EVERYTHING, metrics=OWN, per_token=True, out=out)
     sweep(model, corpus(2, TOKENS), ("drop-pair",))
     assert log.events and not log.within("plan"), log.places()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_over_two_devices_states_cross_between_them_and_nothing_else_does(
+    family, watched, tmp_path
+):
+    plain, blocks = tiny(family, torch.float32), BLOCKS[family]
+    plain.save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
+    placed = {name: "cuda:0" for name, part in plain.named_modules()
+              if not list(part.children()) and not name.startswith(blocks)}  # fmt: skip
+    placed |= {f"{blocks}.{layer}": f"cuda:{layer // 2}" for layer in range(LAYERS)}
+    text = corpus(4, TOKENS)
+    with pretended.machine("cuda", 2) as log:
+        model = open_model(tmp_path, device_map=placed, dtype="float32")
+        found = sweep(model, text, EVERYTHING)
+        kinds = Counter(event.kind for event in log.within("plan"))
+    assert kinds.keys() == {BETWEEN}, log.places()
+    wanted = sweep(open_model(tmp_path, device="cpu", dtype="float32"), text, EVERYTHING)
+    np.testing.assert_allclose(found.kl, wanted.kl, atol=2e-5)
 
 
 BATCH = Counter({TO_DEVICE: 3, READ: 1})
