@@ -34,6 +34,7 @@ def numbers_of_token(model: Model, length: int) -> int:
     if count and met:
         other_sides *= met / count
     numbers = ALIVE * other_sides + length
-    if model.identity["attention"] == "eager":
+    # State-space models have no heads.
+    if model.identity["attention"] == "eager" and model.attentions:
         numbers += PATTERNS * model.heads * length
     return int(numbers)
