@@ -9,9 +9,13 @@ authors  the paper's way: for every intervention and document a clean pass and a
 loop     a good loop over plain transformers: documents batched, one clean pass kept, the module
          list rebuilt for every schedule, full log-softmax
 
+`--compile` lets ours run compiled blocks, which are compiled before the clock starts. The last line
+is the row for the table in README.md.
+
 `--memory` instead runs each in a process of its own and prints how far it raised the peak.
 
     python benchmarks/sweep.py --shape gpt2-small --rounds 3
+    python benchmarks/sweep.py --compile --dtype bfloat16 --only ours floor
     python benchmarks/sweep.py --interventions attention-drop mlp-drop --only ours floor
 """
 
@@ -48,10 +52,13 @@ SHAPES = {
 }
 
 
-def build(shape: str) -> GPT2LMHeadModel:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def build(shape: str, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
     """Return a model of a shape with random weights."""
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, **SHAPES[shape])).eval()
+    return GPT2LMHeadModel(GPT2Config(n_positions=CONTEXT, **SHAPES[shape])).eval().to(dtype)
 
 
 class Executed(Module):
@@ -94,11 +101,11 @@ def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> N
     """Compute the matrix products that ours computes, in their fastest form, and nothing else."""
     config, count = model.config, corpus.tokens.size
     width, heads = config.n_embd, config.n_head
-    sequences = len(corpus.tokens)
-    state = torch.randn(count, width)
-    wide = torch.randn(count, 4 * width)
-    query = torch.randn(sequences * heads, CONTEXT, width // heads)
-    pattern = torch.randn(sequences * heads, CONTEXT, CONTEXT)
+    sequences, dtype = len(corpus.tokens), model.dtype
+    state = torch.randn(count, width, dtype=dtype)
+    wide = torch.randn(count, 4 * width, dtype=dtype)
+    query = torch.randn(sequences * heads, CONTEXT, width // heads, dtype=dtype)
+    pattern = torch.randn(sequences * heads, CONTEXT, CONTEXT, dtype=dtype)
     whole = clean(config.n_layer)
     prefixes = {run[:end] for run in runs for end in range(1, len(run) + 1)}
     computed = [prefix for prefix in prefixes if prefix != whole[: len(prefix)]]
@@ -124,11 +131,16 @@ def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> N
         torch.mm(state.new_ones(read, len(part)), part)
 
 
-def ways(shape: str, tokens: int, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
+def ways(
+    shape: str, tokens: int, names: Sequence[str], dtype: str = "float32", compile: bool = False
+) -> dict[str, Callable[[], Any]]:
     """Return what is compared."""
-    model = build(shape)
-    opened = open_model(model)
+    model = build(shape, getattr(torch, dtype))
+    opened = open_model(model, compile=compile, notify=print)
     corpus = make_corpus(tokens, model.config.vocab_size)
+    if compile:
+        # Code for other shapes than those of the trial is compiled now.
+        sweep(opened, corpus, names, layers=(0, 1))
     ids = torch.from_numpy(corpus.tokens)
     runs = list(schedules(names, model.config.n_layer).values())
 
@@ -166,6 +178,43 @@ def raised(way: str, shape: str, tokens: int, names: Sequence[str]) -> None:
     print(f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f}")
 
 
+def time_ways(options: argparse.Namespace) -> None:
+    """Time all ways in turn, and print their seconds, ratios and the row of the table."""
+    sizes = (options.shape, options.tokens, options.interventions)
+    found = ways(*sizes, options.dtype, options.compile)
+    seconds: dict[str, list[float]] = {way: [] for way in options.only}
+    results = {}
+    clock = CLOCKS[options.clock]
+    with torch.no_grad():
+        for _ in range(options.rounds):
+            for way in options.only:
+                start = clock()
+                results[way] = found[way]()
+                seconds[way].append(clock() - start)
+    kind = f"{options.shape}, {options.dtype}{', compiled' if options.compile else ''}"
+    threads = torch.get_num_threads()
+    print(f"{kind}, {options.tokens} tokens, {threads} threads, {options.clock} seconds")
+    for way in options.only:
+        compared = ratio(seconds, way, options.only[0])
+        print(f"{way:8} {statistics.median(seconds[way]):8.2f} s   {compared} × {options.only[0]}")
+    if {"ours", "loop"} <= results.keys():
+        print(f"largest difference, ours and loop: {check(results['ours'], results['loop']):.1e}")
+    cells = [kind, f"{options.tokens:,}"]
+    for way in ("ours", "floor", "loop", "authors"):
+        cells.append(f"{statistics.median(seconds[way]):.1f} s" if way in seconds else "–")
+    for pair in (("ours", "floor"), ("loop", "ours"), ("authors", "ours")):
+        cells.append(ratio(seconds, *pair))
+    print(f"| {' | '.join(cells)} |")
+
+
+def ratio(seconds: dict[str, list[float]], way: str, other: str) -> str:
+    """Return the median ratio of two ways in the same round, as text."""
+    if not {way, other} <= seconds.keys():
+        return "–"
+    ratios = [a / b for a, b in zip(seconds[way], seconds[other], strict=True)]
+    return f"{statistics.median(ratios):.2f}"
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,6 +223,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=["ours", "floor", "authors", "loop"])
     parser.add_argument("--interventions", nargs="+", default=["drop", "swap"])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="seconds that are counted")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--raised", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,24 +247,7 @@ def main() -> None:
             )
             print(f"{way:8} raises the peak by {done.stdout.decode().strip():>6} MiB", flush=True)
         return None
-    found = ways(options.shape, options.tokens, options.interventions)
-    seconds: dict[str, list[float]] = {way: [] for way in options.only}
-    results = {}
-    with torch.no_grad():
-        for _ in range(options.rounds):
-            for way in options.only:
-                start = time.perf_counter()
-                results[way] = found[way]()
-                seconds[way].append(time.perf_counter() - start)
-    print(f"{options.shape}, {options.tokens} tokens, {torch.get_num_threads()} threads")
-    for way in options.only:
-        ratios = [a / b for a, b in zip(seconds[way], seconds[options.only[0]], strict=True)]
-        print(
-            f"{way:8} {statistics.median(seconds[way]):8.2f} s   "
-            f"{statistics.median(ratios):5.2f} × {options.only[0]}"
-        )
-    if {"ours", "loop"} <= results.keys():
-        print(f"largest difference, ours and loop: {check(results['ours'], results['loop']):.1e}")
+    time_ways(options)
     return None
 
 
