@@ -16,6 +16,7 @@ from robustness.files.precision_floor import FLOOR, floor_attributes
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.batching import rest
+from robustness.runs.heap import kept_heap
 from robustness.runs.out_of_memory import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
 from robustness.schedules import Schedule
@@ -180,7 +181,7 @@ def run_sweep(
         fresh=options.fresh,
         complete=prepared.complete,
     )
-    with run:
+    with run, kept_heap(model.device):
         tokens = _token_file(prepared, options, run)
         # Before the first batch, so that an interrupted run has it, and measures it once.
         if not run.finished and FLOOR not in run.dataset.attrs:
