@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import pretended
@@ -103,10 +104,12 @@ def of_logits(head: Tensor) -> tuple[TokenMetric, ...]:
     """Return metrics that are made of all logits of the states that are read, in float64."""
     doubled = head.detach().double()
 
+    on_device = cache(doubled.to)
+
     def log_softmax(states: Tensor) -> Tensor:
         # MPS has no float64.
         states = states.cpu() if states.device.type == "mps" else states
-        return torch.log_softmax(states.double() @ doubled.to(states.device).T, -1)
+        return torch.log_softmax(states.double() @ on_device(states.device).T, -1)
 
     def kl(states: Tensor, clean: Tensor) -> Tensor:
         before = log_softmax(clean)
