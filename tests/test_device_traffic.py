@@ -24,6 +24,7 @@ from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, scan
 from robustness.models.model import Model
 from robustness.models.opening import open_model
+from robustness.runs.ahead import TokensAhead
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean
 from robustness.schedules.plan import compile_plan
@@ -129,6 +130,31 @@ def test_a_batch_of_a_sweep_is_moved_once_and_its_results_come_back_once(kind, l
     # what is summed: the readouts of the schedules, those of the clean run, and the masks.
     returned = Counter({TO_HOST: 2 if kind == "cuda" else 6})
     assert of_a_batch(log, run) == BATCH + returned
+
+
+def test_the_tokens_of_a_batch_are_sent_before_the_one_before_it_is_done(kind, log):
+    model, text = opened("gpt2", kind), corpus(4 * SEQUENCES, TOKENS)
+    log.clear()
+    sweep(model, text, batch_tokens=SEQUENCES * TOKENS)
+    sent, done = [], []
+    for index, event in enumerate(log.events):
+        if "tokens_of" in event.place:
+            sent.append(index)
+        elif event.kind == TO_HOST and event.place.startswith("robustness/trace/transfer"):
+            done.append(index)
+    assert len(sent) == 4 and len(done) % 4 == 0
+    first_of_each = done[:: len(done) // 4]
+    assert all(early < late for early, late in zip(sent[1:], first_of_each))
+    assert all(late < early for late, early in zip(first_of_each, sent[2:])), "not all at once"
+
+
+def test_tokens_that_are_sent_ahead_are_those_of_the_text(gpt2):
+    text = corpus(10, TOKENS)
+    parts = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    ahead = TokensAhead(gpt2, text, parts)
+    wanted = [parts[0], parts[0], slice(0, 2), slice(2, 4), parts[1], parts[2], parts[1]]
+    for rows in wanted:
+        assert torch.equal(ahead.take(rows), torch.from_numpy(text.tokens[rows]))
 
 
 OBSERVED = {

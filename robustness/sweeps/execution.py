@@ -15,6 +15,7 @@ from robustness.files.metrics import DEFAULT_READOUTS, NONFINITE, TokenMetric
 from robustness.files.precision_floor import FLOOR, floor_attributes
 from robustness.models.model import Model
 from robustness.runs import remote_traffic
+from robustness.runs.ahead import TokensAhead
 from robustness.runs.batching import rest
 from robustness.runs.heap import kept_heap
 from robustness.runs.out_of_memory import Portions
@@ -31,7 +32,6 @@ from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
 from robustness.sweeps.tracing import measure_batch
 from robustness.text.corpus import Corpus
-from robustness.trace.types import Matrix
 
 Values = dict[str, NDArray[Any]]
 """The values of every variable, laid out as in the file, the sequence their last dimension."""
@@ -222,10 +222,15 @@ def _run_batches(
     portions = Portions(run.lost, options.tell)
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if batches else None
+    ahead = TokensAhead(model, prepared.corpus, batches)
+
+    def measure(part: slice, plan: Plan) -> Values:
+        return measure_batch(prepared, part, plan, matrix, ahead)
+
     for rows in batches:
         if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
             break
-        values, counts = _measure_in_portions(prepared, rows, portions, plan, matrix)
+        values, counts = _measure_in_portions(prepared, rows, portions, plan, measure)
         if tokens is not None:
             tokens.add(rows, _take_tokens(values))
         run.add(rows, values, counts=counts)
@@ -259,7 +264,7 @@ def _measure_in_portions(
     rows: slice,
     portions: Portions,
     plan: Callable[[int], Plan],
-    matrix: Matrix | None,
+    measure: Callable[[slice, Plan], Values],
 ) -> tuple[Values, NDArray[np.int32]]:
     """Measure a batch, in smaller portions where memory runs out.
 
@@ -278,7 +283,7 @@ def _measure_in_portions(
         return lowered_plan(cap).widest
 
     def measure_portion(portion: slice, cap: int | None) -> tuple[Values, NDArray[Any]]:
-        measured = measure_batch(prepared, portion, lowered_plan(cap), matrix)
+        measured = measure(portion, lowered_plan(cap))
         return _lay_out(prepared, measured), measured["top"]
 
     vocabulary = prepared.model.vocabulary

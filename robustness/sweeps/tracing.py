@@ -12,6 +12,7 @@ from torch import Tensor
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
+from robustness.runs.ahead import TokensAhead, tokens_of
 from robustness.runs.batching import query_positions
 from robustness.schedules.plan import Plan
 from robustness.sweeps.metric_trial import travelling
@@ -36,12 +37,15 @@ class FinalReading:
 
 
 def measure_batch(
-    prepared: PreparedSweep, rows: slice, plan: Plan, matrix: Matrix | None
+    prepared: PreparedSweep,
+    rows: slice,
+    plan: Plan,
+    matrix: Matrix | None,
+    ahead: TokensAhead | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Run a plan on some sequences, in one trace; see `readings.measure`."""
     model, corpus = prepared.model, prepared.corpus
-    width = corpus.lengths[rows].max()
-    tokens = torch.from_numpy(corpus.tokens[rows, :width]).to(model.device)
+    tokens = ahead.take(rows) if ahead else tokens_of(model, corpus, rows)
     queries: ReadoutQueries = {
         "vocabulary": model.vocabulary,
         "divergences": prepared.divergences,

@@ -39,6 +39,7 @@ def machine(kind: str = "cuda", devices: int = 1, memory: int = LARGE) -> Iterat
         (torch, "as_tensor", partial(_made, torch.as_tensor)),
         (torch, "Event", _Event),
         (Tensor, "to", _mover(kind)),
+        (Tensor, "pin_memory", lambda tensor, *device: tensor),
         (torch.nn.functional, "scaled_dot_product_attention", _attention),
         (Tensor, "__getitem__", lambda tensor, index: _get_item(tensor, _indices(tensor, index))),
         (
