@@ -17,6 +17,8 @@ from test_shard import assert_same_bits, run_shards
 from tokenizers_for_tests import word_level
 from torch.distributions import Categorical, kl_divergence
 
+from recipes.evidence.files import Files
+from recipes.report import ReportFiles, report
 from recipes.views import as_text, draw, table
 from robustness.files import netcdf, precision_floor
 from robustness.files.precision_floor import (
@@ -305,7 +307,9 @@ def run(tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_warn_of_what_is_near_the_floor_and_figures_shade_it(run, monkeypatch, tmp_path):
+def test_commands_and_pages_say_what_is_near_the_floor_and_figures_shade_it(
+    run, monkeypatch, tmp_path
+):
     out = tmp_path / "sweep.nc"
     asked = ("builtin-parallel", "--tokens", "64", "--context", "32", "--swap", "--layers", "3..4")
     with monkeypatch.context() as patched:
@@ -314,6 +318,8 @@ def test_commands_warn_of_what_is_near_the_floor_and_figures_shade_it(run, monke
         assert "warning: 2 of 2 mean KLs are less than" in done.stderr
         assert done.stderr.count("--dtype float32") == 1
         assert "--dtype float32" in run("show", str(out)).output
+        report([Files(tmp_path)], ReportFiles(tmp_path / "page.html"))
+        assert "sweep.nc: 2 of 2 mean KLs are less" in (tmp_path / "page.html").read_text()
     shown = run("show", str(out)).output
     assert "floor of float16 under KL: " in shown and "--dtype" not in shown
     found = netcdf.load(out)

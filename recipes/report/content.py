@@ -202,7 +202,7 @@ def _facts(files: Files) -> list[tuple[str, str]]:
         dataset = files.get(source)
         near = None if dataset is None else describe_near(dataset)
         if near is not None:
-            facts.append(("precision", f"{source.file}: {near}"))
+            facts.append(("precision", f"{source.file}.nc: {near}"))
     try:
         return [*facts, ("layers", str(files.layers))]
     except Absent:
