@@ -240,6 +240,20 @@ def test_on_a_device_the_floor_is_that_of_the_cpu(kind):
 
 
 @pretended.needed
+def test_a_model_on_two_devices_has_the_floor_of_the_cpu(tmp_path):
+    tiny("llama", torch.bfloat16).save_pretrained(tmp_path)
+    word_level(101).save_pretrained(tmp_path)
+    text, here = corpus(4), measure_floor(half(), corpus(4), print)
+    ends = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.norm"), "cuda:0")
+    blocks = {f"model.layers.{layer}": f"cuda:{layer % 2}" for layer in range(4)}
+    with pretended.machine("cuda", 2):
+        there = measure_floor(
+            open_model(tmp_path, device_map={**ends, **blocks, "lm_head": "cuda:1"}), text, print
+        )
+    assert there[FLOOR] == pytest.approx(here[FLOOR], rel=0.2)
+
+
+@pretended.needed
 def test_by_default_a_gpu_keeps_the_checkpoints_type_which_is_told_once_and_has_a_floor(tmp_path):
     tiny("llama", torch.bfloat16).save_pretrained(tmp_path)
     word_level(101).save_pretrained(tmp_path)
