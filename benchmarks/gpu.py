@@ -7,7 +7,7 @@ compiled the same with compiled blocks
 floor    the matrix products of ours alone, in the type of the weights
 loop     a good loop over plain transformers: one clean pass kept, full log-softmax
 authors  the paper's way: a clean and a changed pass for every intervention and document
-lens     the same loop over TransformerLens, if it is installed
+lens     the same loop over TransformerLens before 4, if it is installed, with weights of its own
 
 and for a head of width 4,096 and 131,072 tokens the readout alone: `clean`, loss and entropy;
 `paired`, KL and the rest besides; `fused`, loss and entropy by the kernel of `fused_readout`; in
