@@ -125,8 +125,7 @@ def test_less_is_run_at_once_and_the_numbers_are_the_same(gpt2, scarce, error):
 
 @pytest.mark.slow
 @pretended.needed
-@pytest.mark.parametrize("kind", ["cuda", "mps"])
-@pytest.mark.parametrize("room", [0.7, 0.25])
+@pytest.mark.parametrize(("kind", "room"), [("cuda", 0.7), ("mps", 0.25)])
 def test_where_a_device_is_full_less_is_run_at_once_and_all_of_it_is_given_back(kind, room):
     text, told = corpus(sequences=16), []
     options = {"batch_tokens": 16 * 12, "state_cap": 6, "tell": told.append}
