@@ -55,13 +55,10 @@ SWEEPS = {
     "schedules": {"schedules": (SCHEDULE, "3-2-1-0"), "per_token": True},
 }
 
-OTHERS = ("gpt2", "llama")
-"""Families for commands that go by neither norms nor windows."""
-
 WIDE = ("float64", "float32")
 """Types in which the likeliest token is the same everywhere."""
 
-FEW = on("gpt2 cuda float64", "llama mps float32", families=OTHERS)
+FEW = on("gpt2 cuda float64", "llama mps float32")
 
 
 @on("gpt2 cuda float64", "gpt_neox cuda bfloat16", "qwen2 mps float32", "llama cuda float32")
@@ -120,7 +117,7 @@ def test_rewired_models_and_their_states_are_those_of_the_cpu(case):
     compare(case, measure)
 
 
-@on("gpt2 mps float32", "llama cuda float64", families=OTHERS, types=WIDE)
+@on("gpt2 mps float32", "llama cuda float64", types=WIDE)
 def test_what_is_generated_and_exported_is_what_the_cpu_writes(case, tmp_path):
     models = case.there(), case.here()
     found, wanted = (generate(model, [1, 2, 3], SCHEDULES, Sampling(tokens=5)) for model in models)
