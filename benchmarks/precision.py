@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from precision_tables import DTYPES, print_tables
 from torch import Tensor
 
-from robustness.models.float32_pass import predictors
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.text.corpus import Corpus, cut
-from robustness.trace import block_calls, numerics
+from robustness.trace import block_calls, numerics, readout
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Shares of a block's output that are taken away; 1 is a drop."""
@@ -64,7 +63,8 @@ class Runs:
         """Return logits (token, vocabulary) of the predictions of a final state, in float32."""
         for norm in self.model.norms:
             hidden = norm._module(hidden)
-        return predictors(self.model)[1](hidden[:, 1:-1].flatten(0, 1))
+        matrix = self.model.unembedding(copied=False)
+        return readout.logits_of(hidden[:, 1:-1].flatten(0, 1), {"matrix": matrix})
 
 
 def begin(model: Model, tokens: Tensor) -> Runs:

@@ -4,7 +4,7 @@ Both have the same weights. In the float32 pass the weights of a module are floa
 module runs, so that memory needs room for one more block, and no second model.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from robustness.models.model import Model
-from robustness.trace import numerics, unembedding
+from robustness.trace import numerics
 
 
 class _Reached(Exception):
@@ -59,27 +59,6 @@ def final_states(model: Model, tokens: Tensor, *, wide: bool) -> Tensor:
         except _Reached:
             pass
     return states[0]
-
-
-def predictors(model: Model) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Return two functions from final states to float32 logits: in float32, and as in a run.
-
-    A run that reads the head's matrix computes with it in float32 too, of states that are half
-    precision. A head that has to be called computes in its own type.
-    """
-    head, (scale, cap) = model.head._module, model.squash
-    weights = {name: _wide(weight) for name, weight in head.named_parameters()}
-    place = next((weight.device for weight in weights.values()), model.device)
-
-    def exactly(states: Tensor) -> Tensor:
-        given = numerics.precise(states).to(place)
-        made = torch.func.functional_call(head, weights, (given,))
-        return unembedding.apply(numerics.precise(made), (scale, cap))
-
-    if model.reads_matrix:
-        return exactly, exactly
-    called = unembedding.predictor(head, (scale, cap))
-    return exactly, lambda states: called(states.to(place)).to(place)
 
 
 @contextmanager

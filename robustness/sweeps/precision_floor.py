@@ -20,7 +20,7 @@ from robustness.runs.batching import query_positions
 from robustness.runs.settings import Tell
 from robustness.statistics.uncertainty import standard_error
 from robustness.text.corpus import Corpus
-from robustness.trace import numerics, transfer
+from robustness.trace import readout, transfer
 
 HALF = ("bfloat16", "float16")
 """Types of weights whose rounding is measured."""
@@ -30,9 +30,6 @@ TOKENS = 2048
 
 FEWEST_SEQUENCES = 4
 """Minimum number of sequences, so that there is a standard error."""
-
-LOGITS_AT_ONCE = 2**24
-"""Number of logits held at once."""
 
 
 def measure_floor(model: Model, corpus: Corpus, tell: Tell) -> dict[str, Any]:
@@ -101,7 +98,9 @@ def _compare(
     model: Model, corpus: Corpus, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean KL(float32 ‖ half) and agreement of each of some sequences, (sequence,)."""
-    exactly, as_run = float32_pass.predictors(model)
+    matrix = model.unembedding(copied=False)
+    if matrix is None:
+        raise ValueError("its head is no matrix that can be read")
     means = []
     # Not in batches: sequences of several lengths would be padded.
     for sequence in chosen:
@@ -111,19 +110,11 @@ def _compare(
         read = slice(query["first"], query["last"])
         wide = float32_pass.final_states(model, tokens, wide=True)[0, read]
         half = float32_pass.final_states(model, tokens, wide=False)[0, read]
-        values = []
-        for states in zip(*(each.split(_together(model)) for each in (wide, half)), strict=True):
-            exact, rounded = exactly(states[0]), as_run(states[1])
-            agreeing = exact.argmax(-1) == rounded.argmax(-1)
-            kl = numerics.kl_from_logits(exact, rounded)
-            values.append(torch.stack([kl, agreeing.to(kl.dtype)]))
+        clean = readout.reference(wide, query["targets"][0], model.head, model.vocabulary, matrix)
+        values = readout.compare(half[None].to(wide), clean)
+        both = torch.stack([values["kl"][0], values["agreement"][0]])
         # MPS has no float64.
-        on_host = torch.cat(values, 1).to(transfer.HOST).double()
+        on_host = both.to(transfer.HOST).double()
         means.append(on_host[:, query["compared"][0].to(transfer.HOST)].mean(1))
     kl, agreement = torch.stack(means, 1).numpy()
     return kl, agreement
-
-
-def _together(model: Model) -> int:
-    """Return the number of tokens whose logits are held at once."""
-    return max(1, LOGITS_AT_ONCE // model.vocabulary)
