@@ -34,6 +34,7 @@ from robustness.statistics.paired import difference
 from robustness.sweeps import execution, sweep
 from robustness.sweeps.merging import merge
 from robustness.sweeps.precision_floor import choose_sequences, measure_floor
+from robustness.trace import readout
 
 BATCH = 24
 """Two sequences of twelve tokens."""
