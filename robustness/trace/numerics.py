@@ -56,10 +56,11 @@ def absorb(sums: Sums, logits: Tensor, offset: int | Tensor = 0) -> tuple[Sums, 
     new = torch.maximum(largest, highest)
     shift = largest - new
     factor = shift.exp()
-    # In place: this is the largest array of a reading, and a copy would double its memory.
+    # In place: this is the largest array of a reading, and copies take memory and time.
     logits -= new[..., None]
     weights = logits.exp()
-    weighted = (weighted + total * shift) * factor + dot(weights, logits)
+    logits *= weights
+    weighted = (weighted + total * shift) * factor + logits.sum(-1)
     total = total * factor + weights.sum(-1)
     return (new, top, total, weighted), weights, factor
 
