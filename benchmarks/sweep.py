@@ -43,7 +43,7 @@ from robustness.schedules.interventions import schedules
 from robustness.schedules.plan import compile_plan
 from robustness.sweeps import sweep
 from robustness.text.corpus import Corpus
-from robustness.trace.readout import LOGITS_AT_ONCE
+from robustness.trace.paired import columns_at_once
 
 SHAPES = {
     "gpt2-small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
@@ -122,7 +122,7 @@ def floor(model: GPT2LMHeadModel, corpus: Corpus, runs: Sequence[Schedule]) -> N
             torch.mm(wide, block.mlp.c_proj.weight)
     read = sequences * (CONTEXT - 2)
     state, matrix = state[:read], model.lm_head.weight
-    strip = max(256, LOGITS_AT_ONCE["cpu"] // read)
+    strip = columns_at_once(read, width, "cpu")
     for _ in {whole, *runs}:
         for start in range(0, len(matrix), strip):
             torch.mm(state, matrix[start : start + strip].T)

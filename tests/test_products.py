@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from robustness.models import compiled_reduction
 from robustness.models.exact_products import exact_products, has_fast_bfloat16
-from robustness.trace import paired, products, readout
+from robustness.trace import numerics, paired, products, readout
 
 ROWS, WIDTH, TOKENS = 30, 512, 700
 
@@ -162,8 +162,8 @@ def test_the_first_and_the_other_states_change_places_with_the_two_divergences()
 def test_a_compiled_reduction_is_the_plain_one(monkeypatch, backend):
     """What a GPU runs is compiled here for the CPU, as one graph without breaks."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-    compiled_reduction.compiled.cache_clear()
-    reduce, both = compiled_reduction.compiled(), ("kl", "kl_reverse")
+    compiled_reduction.compiled_absorb.cache_clear()
+    reduce, both = compiled_reduction.compiled_absorb(), ("kl", "kl_reverse")
     before = dict(counters["stats"])
     # Other numbers of tokens, and a last strip, which is narrower and not worth compiling for.
     for tokens, columns in ((20, 512), (31, 512), (31, 300), (9, 512), (40, 512)):
@@ -176,9 +176,17 @@ def test_a_compiled_reduction_is_the_plain_one(monkeypatch, backend):
             expected = paired.absorb(expected, kept, targets, offset, both)
         for one, other in zip(absorbed, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
-    compiled_reduction.compiled.cache_clear()
+    compiled_reduction.compiled_absorb.cache_clear()
     made = counters["stats"]["unique_graphs"] - before.get("unique_graphs", 0)
     assert 1 <= made <= 2
+    compiled_reduction.compiled_totals.cache_clear()
+    totals = compiled_reduction.compiled_totals()
+    for columns in (512, 300):
+        strip = numbers(20, columns, seed=14)
+        largest, kept = strip.amax(-1), strip.clone()
+        for one, other in zip(totals(strip, largest), numerics.totals(kept, largest), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+    compiled_reduction.compiled_totals.cache_clear()
 
 
 def test_a_reduction_that_cannot_be_compiled_is_the_plain_one(monkeypatch):
@@ -186,10 +194,10 @@ def test_a_reduction_that_cannot_be_compiled_is_the_plain_one(monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", lambda function: broken)
-    compiled_reduction.compiled.cache_clear()
+    compiled_reduction.compiled_absorb.cache_clear()
     logits = numbers(3, 5, 20, seed=13)
     given = paired.begin(logits, 1), logits, torch.arange(5), torch.tensor(0), ("kl",)
-    made = compiled_reduction.compiled()(*given[:1], logits.clone(), *given[2:])
-    compiled_reduction.compiled.cache_clear()
+    made = compiled_reduction.compiled_absorb()(*given[:1], logits.clone(), *given[2:])
+    compiled_reduction.compiled_absorb.cache_clear()
     for one, other in zip(made, paired.absorb(*given), strict=True):
         assert torch.equal(one, other)

@@ -25,6 +25,7 @@ from torch.nn import Module
 from robustness.errors import Refusal, first_line, is_out_of_memory, last_line
 from robustness.models.model import Model
 from robustness.models.self_check import TOLERANCE
+from robustness.models.separate_bias import class_of
 from robustness.ndif.backend import Notify
 from robustness.trace import block_calls, numerics
 
@@ -112,7 +113,7 @@ def _without_wrappers(module: Module, copies: dict[int, Module]) -> Module:
         Copies made so far, by the identity of their original, which is filled.
     """
     if id(module) not in copies:
-        copies[id(module)] = copy = object.__new__(type(module))
+        copies[id(module)] = copy = object.__new__(class_of(module))
         # The wrapper stands on the module, in front of the forward method of its class.
         vars(copy).update({key: value for key, value in vars(module).items() if key != "forward"})
         inside = {}

@@ -18,7 +18,11 @@ from torch.nn import Linear
 from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
-from robustness.models.compiled_reduction import reduction
+from robustness.models.compiled_reduction import (
+    compiled_absorb,
+    compiled_totals,
+    has_compiler,
+)
 from robustness.models.exact_products import exact_products, has_fast_bfloat16
 from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
@@ -297,14 +301,18 @@ class Model:
             bias = None if head.bias is None else head.bias.detach()
             if not centres:
                 own: Matrix = {"weight": weight, "bias": bias, "centred": False, "squash": squash}
-                own["absorb"] = reduction(weight.device)
+                if has_compiler(weight.device):
+                    own["absorb"] = compiled_absorb()
                 return own
             scale = squash[0]
             if bias is not None:
                 bias = numerics.precise(bias)
                 bias = (bias - bias.mean()) * scale
             weight = _centred(weight, scale)
-            return {"weight": weight, "bias": bias, "centred": True, "squash": (1.0, None)}
+            copy: Matrix = {"weight": weight, "bias": bias, "centred": True, "squash": (1.0, None)}
+            if self.compiled:
+                copy["totals"] = compiled_totals()
+            return copy
 
 
 def _centred(weight: Tensor, scale: float) -> Tensor:

@@ -12,7 +12,7 @@ piece of the vocabulary, and four numbers per token remain: the largest logit `m
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 """Largest logit, its index, `s` and `t`, each of shape (…): one number per token."""
+
+Totals = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Function of logits and of the largest of each token, as `totals` is."""
 
 
 def start(hidden: Tensor) -> Sums:
@@ -51,33 +54,61 @@ def absorb(sums: Sums, logits: Tensor, offset: int | Tensor = 0) -> tuple[Sums, 
     factor : tensor of shape (…)
         Factor that makes the weights of earlier pieces relative to the new `m`.
     """
-    largest, top, total, weighted = sums
-    highest, top = _follow(largest, top, logits, offset)
-    new = torch.maximum(largest, highest)
-    shift = largest - new
-    factor = shift.exp()
+    largest, top = _follow(sums, logits, offset)
     # In place: this is the largest array of a reading, and copies take memory and time.
-    logits -= new[..., None]
+    logits -= largest[..., None]
     weights = logits.exp()
     logits *= weights
-    weighted = (weighted + total * shift) * factor + logits.sum(-1)
-    total = total * factor + weights.sum(-1)
-    return (new, top, total, weighted), weights, factor
+    factor = (sums[0] - largest).exp()
+    merged = _merge(sums, largest, weights.sum(-1), logits.sum(-1))
+    return (largest, top, *merged), weights, factor
 
 
-def _follow(
-    largest: Tensor, top: Tensor, logits: Tensor, offset: int | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the largest logit of each token in a piece, and the index of its largest so far."""
+def absorb_alone(sums: Sums, logits: Tensor, offset: int, totals: Totals) -> Sums:
+    """Add a piece of the vocabulary to the sums, as `absorb` does, and return them alone.
+
+    Parameters
+    ----------
+    sums, logits, offset
+        As for `absorb`.
+    totals : callable
+        `totals`, or a faster form of it.
+    """
+    largest, top = _follow(sums, logits, offset)
+    return largest, top, *_merge(sums, largest, *totals(logits, largest))
+
+
+def totals(logits: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `sum exp(z - m)` and `sum exp(z - m) (z - m)` (…) of logits, which are overwritten."""
+    logits -= largest[..., None]
+    weights = logits.exp()
+    logits *= weights
+    return weights.sum(-1), logits.sum(-1)
+
+
+def _merge(sums: Sums, largest: Tensor, total: Tensor, weighted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `s` and `t` of earlier pieces and of another one, relative to the new `m`."""
+    before, _, total_before, weighted_before = sums
+    shift = before - largest
+    factor = shift.exp()
+    moved = (weighted_before + total_before * shift) * factor
+    return total_before * factor + total, moved + weighted
+
+
+def _follow(sums: Sums, logits: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest logit of each token so far, and its index."""
+    largest, top, *_ = sums
     # Strictly larger, so that of equal logits in two pieces the first wins.
     if logits.device.type != "cpu" or torch.compiler.is_compiling():
         highest, index = logits.max(-1)
-        return highest, torch.where(highest > largest, index + offset, top)
-    # Finding an index takes a CPU several times as long as finding the largest logit, and after a
-    # few pieces hardly a token has a new one.
-    highest = logits.amax(-1)
-    rises = highest > largest
-    return highest, top.masked_scatter(rises, logits[rises].argmax(-1) + offset)
+        top = torch.where(highest > largest, index + offset, top)
+    else:
+        # Finding an index takes a CPU several times as long as finding the largest logit, and after
+        # a few pieces hardly a token has a new one.
+        highest = logits.amax(-1)
+        rises = highest > largest
+        top = top.masked_scatter(rises, logits[rises].argmax(-1) + offset)
+    return torch.maximum(largest, highest), top
 
 
 def log_sum_exp(sums: Sums) -> Tensor:

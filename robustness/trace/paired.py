@@ -91,8 +91,8 @@ def columns_at_once(rows: int, width: int, device: str) -> int:
     logits = LOGITS_AT_ONCE.get(device, LOGITS_AT_ONCE_ELSEWHERE)
     logits = max(logits, PRODUCTS_AT_ONCE.get(device, 0) // width)
     columns = min(logits, LOGITS_AT_ONCE_ELSEWHERE) // rows
-    # All strips but the last are of few widths elsewhere, where each may take code of its own.
-    return max(NARROWEST_STRIP, columns if device == "cpu" else columns - columns % NARROWEST_STRIP)
+    # Products of uneven widths take a CPU longer, and each width may take code of its own.
+    return max(NARROWEST_STRIP, columns - columns % NARROWEST_STRIP)
 
 
 def _read_chunk(
@@ -113,7 +113,7 @@ def _read_chunk(
         logits = unembedding.apply(logits, matrix["squash"])
         if absorbed is None:
             absorbed = begin(logits, len(divergences))
-        absorbed = reduce(absorbed, logits, targets, offsets[index], divergences)
+        absorbed = reduce(absorbed, logits, targets, offsets[index], tuple(divergences))
     assert absorbed is not None
     return absorbed
 

@@ -140,16 +140,18 @@ def _by_strips(
     weight, bias = matrix["weight"], matrix["bias"]
     rows = hidden.shape[0] * hidden.shape[1]
     width = paired.columns_at_once(rows, weight.shape[1], hidden.device.type)
-    sums = numerics.start(hidden)
+    sums, totals = numerics.start(hidden), matrix.get("totals", numerics.totals)
     expected = torch.zeros_like(hidden)
     for offset in range(0, len(weight), width):
         strip = weight[offset : offset + width]
         logits = hidden @ strip.T
         if bias is not None:
             logits += bias[offset : offset + width]
+        if not expect:
+            sums = numerics.absorb_alone(sums, logits, offset, totals)
+            continue
         sums, weights, factor = numerics.absorb(sums, logits, offset)
-        if expect:
-            expected = expected * factor[..., None] + weights @ strip
+        expected = expected * factor[..., None] + weights @ strip
     target = numerics.dot(hidden, weight[targets])
     if bias is not None:
         target = target + bias[targets]

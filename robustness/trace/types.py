@@ -80,6 +80,8 @@ class Matrix(TypedDict):
     """Scale and soft cap of the products; (1.0, None) of a centred matrix."""
     absorb: NotRequired[Absorb]
     """Faster form of `paired.absorb`."""
+    totals: NotRequired[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
+    """Faster form of `numerics.totals`."""
 
 
 class Modules(TypedDict, total=False):
