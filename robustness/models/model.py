@@ -1,38 +1,28 @@
 """An opened decoder: its parts, its sizes, and facts about it.
 
-A model is traced through nnsight. Its parts are envoys, which are called and read in traces.
+A model is traced through nnsight. Its parts are envoys, which are called and read in traces. A
+trace that names a model sends its class to a server, with all that its methods refer to: what
+cannot be sent is imported where it is used.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import nnsight
 import torch
-from accelerate.utils import align_module_device
 from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
-from torch import Tensor
 from torch.nn import Linear
 from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
-from robustness.models.compiled_reduction import (
-    compiled_absorb,
-    compiled_totals,
-    has_compiler,
-)
-from robustness.models.exact_products import exact_products, has_fast_bfloat16
 from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
 from robustness.models.norms import is_called_norm
 from robustness.models.structure import Paths
-from robustness.trace import numerics
 from robustness.trace.types import Matrix, Squash
-
-ROWS_AT_ONCE = 512
-"""Number of rows of the unembedding that are converted to a wider type at once."""
 
 Parts = tuple[tuple[Envoy, ...], Envoy, tuple[Envoy, ...], int | None]
 """The envoys of a sublayer, as `structure.Sublayer` has their paths."""
@@ -123,11 +113,11 @@ class Model:
         """
         return self.facts.lock
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Hold the lock, and compute without gradients and with exact products."""
-        with self.lock, torch.no_grad(), exact_products():
-            yield
+        from robustness.models.computing import computing
+
+        return computing(self.lock)
 
     def once(self, find: Callable[["Model"], Fact]) -> Fact:
         """Return the result of a function of the model, which is called the first time only."""
@@ -199,17 +189,10 @@ class Model:
 
     @property
     def centres_matrix(self) -> bool:
-        """Whether the matrix that is read is a centred copy in float32 or wider.
+        """Whether the matrix that is read is a centred copy; see `head_matrix`."""
+        from robustness.models import head_matrix
 
-        That is the cheapest on a CPU, unless logits are capped, which no centring survives, or the
-        weights are bfloat16 and the CPU multiplies these faster than float32.
-        """
-        head = self.head._module
-        weight = head.weight
-        # An offloaded head is computed with where its hook puts it.
-        device = head._hf_hook.execution_device if weight.is_meta else weight.device
-        narrow = weight.dtype == torch.bfloat16 and has_fast_bfloat16()
-        return torch.device(device).type == "cpu" and self.squash[1] is None and not narrow
+        return head_matrix.is_centred(self.head._module, self.squash)
 
     @property
     def vocabulary(self) -> int:
@@ -282,47 +265,14 @@ class Model:
     def unembedding(self, copied: bool = True) -> Matrix | None:
         """Return the head's matrix, or None where the head has to be called.
 
-        It is the head's own, or a copy of it that is multiplied by the scale of the logits and
-        centred over the vocabulary: a number added to all logits of a token changes no readout,
-        but GPT-2 adds about -100, which costs float32 its last digits.
-
-        Parameters
-        ----------
-        copied : bool
-            Whether a copy may be made.
+        It is the head's own, or a centred copy of it if a copy may be made; see `head_matrix`.
         """
+        from robustness.models import head_matrix
+
         if not self.reads_matrix:
             return None
-        head, squash = self.head._module, self.squash
-        centres = copied and self.centres_matrix
-        # An offloaded head is loaded for this, and what is returned outlives it.
-        with align_module_device(head):
-            weight = head.weight.detach()
-            bias = None if head.bias is None else head.bias.detach()
-            if not centres:
-                own: Matrix = {"weight": weight, "bias": bias, "centred": False, "squash": squash}
-                if has_compiler(weight.device):
-                    own["absorb"] = compiled_absorb()
-                return own
-            scale = squash[0]
-            if bias is not None:
-                bias = numerics.precise(bias)
-                bias = (bias - bias.mean()) * scale
-            weight = _centred(weight, scale)
-            copy: Matrix = {"weight": weight, "bias": bias, "centred": True, "squash": (1.0, None)}
-            if self.compiled:
-                copy["totals"] = compiled_totals()
-            return copy
-
-
-def _centred(weight: Tensor, scale: float) -> Tensor:
-    """Return a matrix minus the mean of its rows, times a scale, in float32 or wider."""
-    weight = numerics.precise(weight)
-    # Some rows at a time, since torch copies what it adds up into the wider type.
-    sums = [rows.sum(0, dtype=torch.float64) for rows in weight.split(ROWS_AT_ONCE)]
-    mean = torch.stack(sums).sum(0) / len(weight)
-    weight = weight - mean.to(weight.dtype)
-    return weight if scale == 1.0 else weight.mul_(scale)
+        centred = copied and self.centres_matrix
+        return head_matrix.read(self.head._module, self.squash, centred, bool(self.compiled))
 
 
 def find_parts(traced: TransformersModel, paths: Paths) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
         ids = torch.from_numpy(tokens)
         wanted = {name: ((1, 3), (torch.float32,)) for name in ("loss", "hit")}
         reading = FinalReading(readings.score, scored, wanted)
-        run_plan(model, ids, plan, (None, None), reading)
+        run_plan(model, ids, plan, None, reading)
         received.append(backend.received)
     assert len(received[0]) == 4, "sweep, structure, measurements, scores"
     assert received[0] == pytest.approx(received[1], rel=0.01)
