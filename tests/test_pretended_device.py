@@ -3,6 +3,7 @@
 import pretended
 import pytest
 import torch
+from kills import fork
 from pretended import BETWEEN, READ, TO_DEVICE, TO_HOST, guard
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -172,3 +173,15 @@ def test_without_a_compiler_it_is_said_so_and_in_ci_it_fails(monkeypatch):
     monkeypatch.setattr(guard, "_built", lambda: guard._compile(guard.Path("never.so")))
     with pytest.raises(AssertionError, match=r"no C\+\+ compiler"):
         guard.install.__wrapped__()
+
+
+def test_a_process_that_has_pretended_and_compiled_can_be_forked_after_a_backward_pass():
+    def learn():
+        torch.ones(1, requires_grad=True).sum().backward()
+
+    with pretended.machine("cuda"):
+        torch.ones(2, device="cuda")
+    compiled = torch.compile(lambda tensor: tensor + 1, backend="eager", fullgraph=True)
+    assert compiled(torch.ones(3)).tolist() == [2, 2, 2]
+    learn()
+    assert fork(learn) == 0

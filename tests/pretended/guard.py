@@ -46,6 +46,9 @@ def obstacle() -> str:
 def install() -> None:
     """Give torch the guard, for the rest of the process."""
     torch.ops.load_library(str(_built()))
+    # Torch's compiler would put its own guard in the place of one that counts no devices, and that
+    # one counts 255.
+    torch._C._ensureCUDADeviceGuardSet = lambda: None
 
 
 def _compiler() -> str | None:
