@@ -36,6 +36,12 @@ def family(request) -> str:
 
 
 @pytest.fixture(scope="session")
+def plain(family) -> torch.nn.Module:
+    # Of its own: the one of all tests would stay that of a family of this file in the next.
+    return tiny(family)
+
+
+@pytest.fixture(scope="session")
 def saved(family, tmp_path_factory):
     """A model of a family on the disk."""
     path = tmp_path_factory.mktemp("models") / family
