@@ -3,7 +3,7 @@
 # make check  the same without the slow tests
 # make fuzz   hostile command lines, files, models, texts and answers, and kills, all that are known
 # make ndif-test   everything on a real NDIF server on loopback, which it sets up (minutes, 6 GB)
-# make gpu    the tests of a GPU and its benchmark, on this machine's CUDA device (8 minutes); docs/gpu.md
+# make gpu    the tests of a GPU and its benchmark, on this machine's CUDA device (minutes); docs/gpu.md
 # All but the last set up .venv first when it is missing or pyproject.toml or constraints.txt changed.
 
 PYTHON ?= python3
@@ -41,7 +41,7 @@ lint: .venv/ready
 fuzz: .venv/ready
 	ulimit -v 16000000 && STAGES_FUZZ=1 $(BIN)/pytest -n auto --dist worksteal --durations 10 \
 	    tests/fuzz tests/test_kills.py tests/test_training_kept.py tests/test_export.py tests/test_export_places.py \
-	    tests/test_families.py tests/gpu
+	    tests/test_families.py tests/gpu tests/test_products.py tests/test_compiled_blocks.py
 
 ndif-test: .venv/ready
 	$(BIN)/pytest tests/ndif/suite.py -s -rs

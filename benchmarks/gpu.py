@@ -40,6 +40,7 @@ from shapes import SHAPES, TINY, Shape, head_alone
 from torch import Tensor
 from ways import CONTEXT, authors, in_order, loop, make_corpus
 
+from robustness.errors import Refusal, first_line
 from robustness.models import hashes
 from robustness.models.compiled_blocks import compile_blocks
 from robustness.models.model import Model
@@ -265,8 +266,9 @@ def run(options: argparse.Namespace) -> int:
             continue
         try:
             row = measure(bench, case)
-        except (torch.OutOfMemoryError, ImportError) as error:
-            left_out.append(f"{what} ({str(error).splitlines()[0]})")
+        except (RuntimeError, ImportError, Refusal) as error:
+            # A card may be free for minutes only: what fails is named, and the rest is measured.
+            left_out.append(f"{what} ({first_line(error)})")
             continue
         rows.add(row)
         print(f"{what}: {row.seconds:.4g} s", flush=True)
@@ -285,7 +287,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--tiny", action="store_true", help="models that any machine runs")
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu.nc"))
-    raise SystemExit(run(parser.parse_args()))
+    try:
+        raise SystemExit(run(parser.parse_args()))
+    except Refusal as error:
+        raise SystemExit(f"gpu.py: {error}") from None
 
 
 if __name__ == "__main__":

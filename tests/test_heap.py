@@ -44,8 +44,14 @@ def test_memory_is_given_back_in_the_end_whatever_happens():
 
 
 def test_on_other_devices_and_other_c_libraries_nothing_changes(monkeypatch):
+    asked = []
+
+    def without_heap(name):
+        asked.append(name)
+        return object()
+
+    monkeypatch.setattr("ctypes.CDLL", without_heap)
     with kept_heap(torch.device("cuda")):
-        pass
-    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+        assert not asked, "the heap of a GPU's memory is none of the C library's"
     with kept_heap(CPU):
-        pass
+        assert asked == [None]

@@ -7,10 +7,18 @@ from functools import partial
 import pretended
 import pytest
 import torch
+from families import tiny
+from test_execution import corpus
 from torch._dynamo.utils import counters
 
+from robustness.measurements.observation import observe
 from robustness.models import compiled_reduction
 from robustness.models.exact_products import exact_products, has_fast_bfloat16
+from robustness.models.opening import open_model
+from robustness.reordered.exporting import export
+from robustness.reordered.generation import generate
+from robustness.reordered.settings import Sampling
+from robustness.sweeps import residuals, sweep
 from robustness.trace import numerics, paired, products, readout
 
 ROWS, WIDTH, TOKENS = 30, 512, 700
@@ -197,7 +205,42 @@ def test_a_reduction_that_cannot_be_compiled_is_the_plain_one(monkeypatch):
     compiled_reduction.compiled_absorb.cache_clear()
     logits = numbers(3, 5, 20, seed=13)
     given = paired.begin(logits, 1), logits, torch.arange(5), torch.tensor(0), ("kl",)
-    made = compiled_reduction.compiled_absorb()(*given[:1], logits.clone(), *given[2:])
+    reduce = compiled_reduction.compiled_absorb()
+    wide = numbers(3, 5, paired.NARROWEST_STRIP, seed=15)
+    begun = paired.begin(wide, 1)
+    # Once, and not for a last strip, which is narrower and never compiled.
+    with pytest.warns(UserWarning, match="not compiled \\(no compiler\\)"):
+        first = reduce(begun, wide.clone(), *given[2:])
+    assert torch.equal(reduce(begun, wide.clone(), *given[2:])[0], first[0])
+    made = reduce(*given[:1], logits.clone(), *given[2:])
     compiled_reduction.compiled_absorb.cache_clear()
     for one, other in zip(made, paired.absorb(*given), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_whatever_a_process_has_chosen_models_run_with_exact_products(tmp_path):
+    seen = set()
+
+    def look(module, given):
+        seen.add(torch.backends.mkldnn.matmul.fp32_precision)
+
+    runs = {
+        "sweep": lambda model: sweep(model, corpus(2), ("drop",)),
+        "observe": lambda model: observe(model, corpus(2), ["lens", "norms"]),
+        "residuals": lambda model: residuals(model, [[1, 2, 3]], (0, 2, 1)),
+        "generate": lambda model: generate(model, [1, 2, 3], [(0, 2, 1)], Sampling(tokens=2)),
+        "export": lambda model: export(model, (0, 2, 1), tmp_path / "exported"),
+    }
+    torch.set_float32_matmul_precision("medium")
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        for name, run in runs.items():
+            model = open_model(tiny("llama", torch.float32))
+            # Which modules there are is found out with tensors that have no numbers.
+            seen.clear()
+            run(model)
+            assert seen == {"ieee"}, name
+    finally:
+        hook.remove()
+        torch.set_float32_matmul_precision("highest")

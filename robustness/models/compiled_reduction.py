@@ -2,9 +2,10 @@
 
 A strip of logits takes a GPU about as long to reduce, operation by operation, as to compute, and a
 CPU a seventh of that. The compiled reductions save time only, so that where one cannot be compiled,
-the plain one goes on.
+a warning says why, and the plain one goes on.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._triton import has_triton
 
-from robustness.errors import is_out_of_memory
+from robustness.errors import first_line, is_out_of_memory
 from robustness.trace import numerics, paired
 from robustness.trace.types import Absorb, Absorbed
 
@@ -63,6 +64,10 @@ def _compiled(
                 if is_out_of_memory(error):
                     raise
                 failed.append(error.with_traceback(None))
+                reason = first_line(error)
+                warnings.warn(
+                    f"sums over logits are not compiled ({reason}): they take longer", stacklevel=2
+                )
         return plain(*arguments)
 
     return reduce  # type: ignore[return-value]

@@ -44,10 +44,8 @@ def read(head: Any, squash: Squash, centred: bool, compiled: bool) -> Matrix:
 
     Parameters
     ----------
-    head : Linear
-        The head.
-    squash : tuple
-        Scale and soft cap of the logits.
+    head, squash
+        As for `is_centred`.
     centred : bool
         Whether the matrix is a centred copy.
     compiled : bool

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustness.errors import Refusal
+from robustness.models.exact_products import exact_products
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.reordered.rebuilding import rebuild
@@ -98,7 +99,7 @@ def generate(
         tell(0)
         # Seeded for each schedule, so that a continuation does not depend on the others. The state
         # of the caller's random numbers is restored.
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad(), exact_products():
             torch.manual_seed(sampling.seed)
             written = _write(model, schedule, ids, options, tell)
         new = tuple(written[0, before:].tolist())

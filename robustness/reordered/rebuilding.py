@@ -120,13 +120,9 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
     beyond = 16 + max(window for window in (0, *windows) if window <= LONGEST)
     length = min(beyond, model.context or beyond)
     tokens = (5 * torch.arange(length, device=model.device)[None] + 1) % model.vocabulary
-    with (
-        model.lock,
-        torch.no_grad(),
-        rewire(model, schedule).trace(tokens, use_cache=False) as tracer,
-    ):
+    with model.computing(), rewire(model, schedule).trace(tokens, use_cache=False) as tracer:
         logits = tracer.result.logits.save()
-    with torch.no_grad():
+    with model.computing():
         own = net(input_ids=tokens, use_cache=False).logits
     largest = float(logits.abs().max())
     tolerance = 4 * torch.finfo(own.dtype).eps * max(1.0, largest)
