@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 LONGEST_MESSAGE = 300
 """Maximum number of characters of another library's message that are repeated."""
@@ -37,6 +38,22 @@ class Unwritable(Refusal):
 
 class InUse(Refusal):
     """An output that another run is writing."""
+
+
+class TooLarge(Refusal):
+    """A request that a server has too little memory or time for.
+
+    Parameters
+    ----------
+    text : str
+        The message.
+    lacking : str
+        `memory` or `time`.
+    """
+
+    def __init__(self, text: str, lacking: Literal["memory", "time"]) -> None:
+        super().__init__(text)
+        self.lacking = lacking
 
 
 def first_line(error: BaseException) -> str:

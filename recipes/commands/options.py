@@ -78,6 +78,24 @@ model_options = gather(
         metavar="GB",
         help="Maximum traffic through the socket of a sandboxed server.  [default: 50]",
     ),
+    click.option(
+        "--request-seconds",
+        type=Finite(0, min_open=True),
+        metavar="SECONDS",
+        help="Maximum duration of a request to a server.  [default: what suits the server]",
+    ),
+    click.option(
+        "--request-gb",
+        type=Finite(0, min_open=True),
+        metavar="GB",
+        help="Maximum memory of a request on a server's GPU.  [default: what suits the server]",
+    ),
+    click.option(
+        "--patience",
+        type=Finite(0),
+        metavar="MINUTES",
+        help="Time for which a server that does not answer is asked again.  [default: 10]",
+    ),
     uses=("model",),
 )
 """The options that say how and where the argument MODEL is loaded; they give ModelSettings."""

@@ -16,7 +16,7 @@ from robustness.models.settings import ModelSettings
 from robustness.models.structure import find_paths
 from robustness.models.wrapping import Wrapped, unscale, wrap
 from robustness.ndif.backend import Notify
-from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
+from robustness.ndif.limits import ANSWER_LIMIT, PATIENCE, SANDBOX_LIMIT
 
 
 def open_model(  # noqa: PLR0913 - its keywords are the settings
@@ -37,6 +37,9 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
     notify: Notify | None = None,
     sandbox_limit: float = SANDBOX_LIMIT,
     answer_limit: float = ANSWER_LIMIT,
+    patience: float = PATIENCE,
+    request_seconds: float | None = None,
+    request_gb: float | None = None,
 ) -> Model:
     """Open a decoder and check that run block by block it gives its own logits.
 
@@ -85,6 +88,13 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
     answer_limit : float
         Maximum number of gigabytes that the user's own traces return from a server. A measurement's
         answer has a known size, and a larger one is refused whatever this limit is.
+    patience : float
+        Maximum number of minutes for which a server that does not answer is asked again.
+    request_seconds : float, optional
+        Seconds that a request to a server should take at most; by default what suits the server.
+    request_gb : float, optional
+        Gigabytes that a request should take at most on a GPU of the server, besides the weights;
+        by default what suits the server.
 
     Returns
     -------
@@ -111,6 +121,9 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         deploy=deploy,
         sandbox_limit=sandbox_limit,
         answer_limit=answer_limit,
+        patience=patience,
+        request_seconds=request_seconds,
+        request_gb=request_gb,
     )
     if isinstance(source, Module):
         model = _make_model(_wrap_module(source, tokenizer, settings))

@@ -37,7 +37,13 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
         model_key = traced.to_model_key()
     except (*checkpoint.LOADING_ERRORS, ImportError, HTTPError) as error:
         raise Refusal(f"{name} cannot be built: {first_line(error)}") from error
-    limits = Limits(settings.sandbox_limit, settings.answer_limit * 1e9)
+    limits = Limits(
+        sandbox=settings.sandbox_limit,
+        answer=settings.answer_limit * 1e9,
+        patience=settings.patience,
+        seconds=settings.request_seconds,
+        memory=None if settings.request_gb is None else settings.request_gb * 1e9,
+    )
     env = traced._remoteable_get_env()
     vars(traced)["_load"] = _Elsewhere(name, host)
     identity = {

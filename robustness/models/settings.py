@@ -1,11 +1,12 @@
 """Settings of a model: which model is opened, in which type of numbers, and where it runs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustness.errors import Refusal
-from robustness.ndif.limits import ANSWER_LIMIT, SANDBOX_LIMIT
+from robustness.ndif.limits import ANSWER_LIMIT, PATIENCE, SANDBOX_LIMIT
 
 DTYPES = ("float32", "float64", "bfloat16", "float16", "auto")
 """Types that weights can be loaded as; `auto` is the type of the checkpoint."""
@@ -61,6 +62,13 @@ class ModelSettings:
     answer_limit: float = ANSWER_LIMIT
     """Maximum number of gigabytes that the user's own traces return from a server. A measurement's
     answer has a known size, and a larger one is refused whatever this limit is."""
+    patience: float = PATIENCE
+    """Maximum number of minutes for which a server that does not answer is asked again."""
+    request_seconds: float | None = None
+    """Seconds that a request to a server should take at most; by default what suits the server."""
+    request_gb: float | None = None
+    """Gigabytes that a request should take at most on a GPU of the server, besides the weights; by
+    default what suits the server."""
 
     def __post_init__(self) -> None:
         """Refuse settings that do not go together."""
@@ -72,6 +80,10 @@ class ModelSettings:
         _check_choice("attention", self.attention, ATTENTION)
         if isinstance(self.device_map, str):
             _check_choice("device map", self.device_map, DEVICE_MAPS)
+        for name in ("patience", "request_seconds", "request_gb"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < math.inf:
+                raise Refusal(f"`{name}` must be a number of 0 or more, not {number}")
         if self.device_map is not None and self.device is not None:
             raise Refusal("a device map says where weights are: leave out `device`")
         if self.device_map is not None and self.compile:
@@ -98,8 +110,17 @@ class ModelSettings:
 
     def _check_local(self) -> None:
         """Refuse settings that only a server takes."""
-        if self.host or self.deploy or self.sandbox_limit != SANDBOX_LIMIT:
-            raise Refusal("`host`, `deploy` and `sandbox_limit` go with `remote`")
+        given = {
+            "host": self.host,
+            "deploy": self.deploy,
+            "sandbox_limit": self.sandbox_limit != SANDBOX_LIMIT,
+            "patience": self.patience != PATIENCE,
+            "request_seconds": self.request_seconds,
+            "request_gb": self.request_gb,
+        }
+        wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
+        if wrong:
+            raise Refusal(f"only a server takes {' and '.join(wrong)}: ask for `remote` too")
 
 
 def _check_choice(name: str, chosen: str | None, choices: tuple[str, ...]) -> None:

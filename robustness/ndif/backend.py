@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +29,7 @@ from robustness.ndif.failures import Failed
 from robustness.ndif.limits import Limits, Unreadable
 from robustness.ndif.messages import Message, read_message
 from robustness.ndif.pickle_reader import load
+from robustness.ndif.report import Report
 from robustness.ndif.saved_names import saved_names
 
 RETRIES = 6
@@ -92,8 +94,10 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         limits: Limits | None = None,
     ) -> None:
         super().__init__(model_key, host=host, api_key=key, env=env)
-        limits = limits or Limits()
-        self.limit, self.most = limits.sandbox, limits.answer
+        self.limits = limits or Limits()
+        self.limit, self.most = self.limits.sandbox, self.limits.answer
+        # Shared with the copies that `expecting` makes.
+        self.reports: list[Report] = []
         self.remedy = "save less in the trace, or open the model with a larger `answer_limit`"
         # nnsight would print its progress; here the command line alone prints.
         self.display.enabled = self.verbose = False
@@ -109,8 +113,9 @@ class Requests(RemoteBackend):  # type: ignore[misc]
     def expecting(self, numbers: int) -> "Requests":
         """Return a copy for a trace that returns at most this number of numbers."""
         # Eight bytes a number: float64 and int64 are the widest types that are asked for.
-        limits = Limits(self.limit, 8 * numbers + HEADROOM)
+        limits = replace(self.limits, answer=8 * numbers + HEADROOM)
         requests = Requests(self.model_key, self.host, self.api_key, self.env, self.notify, limits)
+        requests.reports = self.reports
         requests.remedy = "give the same command again, or choose another `host`"
         return requests
 
