@@ -18,6 +18,11 @@ STATES = (*FLOATS, torch.float16, torch.bfloat16)
 NUMBERS = (*FLOATS, *INTEGERS, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Types of tensors that are written into files."""
 
+
+class AtMost(int):
+    """Size of a dimension that is known only to be no larger."""
+
+
 Wanted = Mapping[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
 """Shape and possible types of each tensor of an answer, by name."""
 
@@ -36,7 +41,7 @@ def take(received: Any, wanted: Wanted) -> dict[str, Tensor]:
     taken = {}
     for name, (shape, dtypes) in wanted.items():
         value = received.get(name)
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        if not isinstance(value, Tensor) or not _fits(tuple(value.shape), shape):
             state = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else "missing"
             raise unexpected(f"{name!r} is {state}, and {shape} was asked for")
         if value.dtype not in dtypes:
@@ -45,8 +50,15 @@ def take(received: Any, wanted: Wanted) -> dict[str, Tensor]:
     return taken
 
 
+def _fits(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if len(found) != len(shape):
+        return False
+    sizes = zip(found, shape)
+    return all(one <= most if isinstance(most, AtMost) else one == most for one, most in sizes)
+
+
 def size(wanted: Wanted) -> int:
-    """Return the number of numbers that were asked for."""
+    """Return the number of numbers that were asked for, at most."""
     return sum(math.prod(shape) for shape, _ in wanted.values())
 
 

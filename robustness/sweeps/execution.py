@@ -24,7 +24,7 @@ from robustness.schedules import Schedule
 from robustness.schedules.intervention import Intervention
 from robustness.schedules.plan import Plan
 from robustness.statistics import stopping
-from robustness.sweeps import token_file
+from robustness.sweeps import token_counts, token_file
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
 from robustness.sweeps.settings import SweepSettings
@@ -282,17 +282,15 @@ def _measure_in_portions(
     def widest(cap: int | None) -> int:
         return lowered_plan(cap).widest
 
-    def measure_portion(portion: slice, cap: int | None) -> tuple[Values, NDArray[Any]]:
-        measured = measure(portion, lowered_plan(cap))
-        return _lay_out(prepared, measured), measured["top"]
+    def measure_portion(portion: slice, cap: int | None) -> tuple[Values, Values]:
+        found = measure(portion, lowered_plan(cap))
+        return _lay_out(prepared, found), found
 
-    vocabulary = prepared.model.vocabulary
     measured: list[Values] = []
-    counts = np.zeros((len(prepared.schedules), vocabulary), np.int32)
-    for _, (values, tops) in portions.each(rows, measure_portion, prepared.tokens, widest):
+    counts = np.zeros((len(prepared.schedules), prepared.model.vocabulary), np.int32)
+    for _, (values, found) in portions.each(rows, measure_portion, prepared.tokens, widest):
         measured.append(values)
-        for run, top in enumerate(tops):
-            counts[run] += np.bincount(top[top >= 0], minlength=vocabulary)
+        token_counts.add(counts, found)
     joined = {}
     for name in measured[0]:
         joined[name] = np.concatenate([portion[name] for portion in measured], axis=-1)

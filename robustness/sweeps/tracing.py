@@ -15,6 +15,7 @@ from robustness.ndif import answer
 from robustness.runs.ahead import TokensAhead, tokens_of
 from robustness.runs.batching import query_positions
 from robustness.schedules.plan import Plan
+from robustness.sweeps import token_counts
 from robustness.sweeps.metric_trial import travelling
 from robustness.sweeps.preparation import PreparedSweep
 from robustness.trace import block_calls, interpreter, readings
@@ -60,9 +61,8 @@ def measure_batch(
     outputs = _outputs(plan.schedules, queries["targets"], prepared)
     reading = FinalReading(readings.measure, queries, outputs)
     measured = run_plan(model, tokens, plan, matrix, reading)
-    top = measured["top"]
-    if model.request and not -1 <= top.min() <= top.max() < model.vocabulary:
-        raise answer.unexpected(f"a token is {top.max()}")
+    if model.request:
+        token_counts.check(measured, model.vocabulary, queries["targets"].numel())
     return measured
 
 
@@ -77,7 +77,7 @@ def _outputs(schedules: int, targets: Tensor, prepared: PreparedSweep) -> answer
         if prepared.settings.per_token:
             outputs[f"token_{metric.name}"] = ((*runs, *tokens), answer.FLOATS)
     outputs["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
-    outputs["top"] = ((schedules, *tokens), answer.INTEGERS)
+    outputs.update(token_counts.outputs(schedules, targets.numel()))
     return outputs
 
 

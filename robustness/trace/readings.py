@@ -52,10 +52,10 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
     Returns
     -------
     dict of str to tensor
-        Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy`, `nonfinite`
-        (schedule, sequence) and `top`, the most likely tokens (schedule, sequence, query), -1 where
-        none counts or is known; further metrics like the readouts; and `clean_loss`,
-        `clean_entropy`, `clean_accuracy` (sequence), all on the CPU.
+        Per schedule the divergences, `agreement`, `loss`, `entropy`, `accuracy` and `nonfinite`
+        (schedule, sequence); further metrics like the readouts; `clean_loss`, `clean_entropy`,
+        `clean_accuracy` (sequence); and how often each token is the most likely one, as
+        `count_tokens` returns it, all on the CPU.
         Where single tokens are wanted, of each readout `token_NAME` too (…, sequence, query), NaN
         where none counts or is known.
     """
@@ -87,7 +87,35 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
         measured[f"clean_{name}"] = unchanged[name][0]
         if per_token:
             measured[f"token_clean_{name}"] = unchanged[f"token_{name}"][0]
-    return transfer.together(measured, transfer.HOST)
+    on_host = transfer.together(measured, transfer.HOST)
+    # On the host, so that a device is not waited for once per schedule.
+    counts = count_tokens(on_host.pop("top"))
+    return on_host | counts
+
+
+def count_tokens(top: Tensor) -> dict[str, Tensor]:
+    """Count the tokens of every schedule, which are fewer numbers than the tokens themselves.
+
+    Parameters
+    ----------
+    top : int32 tensor of shape (schedule, sequence, query)
+        The most likely token of each query; -1 where none counts or is known.
+
+    Returns
+    -------
+    dict of str to int32 tensor
+        `top_sizes` (schedule,), the number of different tokens of each schedule; `top_tokens`
+        (n,), these tokens in ascending order, one schedule after the other; and `top_counts` (n,),
+        how often each is there.
+    """
+    tokens, counts = [], []
+    for of_schedule in top.flatten(1):
+        histogram = torch.bincount(of_schedule[of_schedule >= 0])
+        tokens.append(histogram.nonzero()[:, 0])
+        counts.append(histogram[tokens[-1]])
+    sizes = torch.tensor([len(found) for found in tokens], dtype=torch.int32)
+    joined = {"top_tokens": torch.cat(tokens), "top_counts": torch.cat(counts)}
+    return {"top_sizes": sizes} | {name: value.int() for name, value in joined.items()}
 
 
 def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict[str, Tensor]:
