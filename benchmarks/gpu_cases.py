@@ -63,8 +63,8 @@ def passes(layers: int, way: str) -> int:
 def operations_of(shape: Shape, case: Case, context: int) -> float:
     """Return the operations of products that a case takes, from its configuration alone.
 
-    A weight takes two for each token that passes it; attention is counted as in `sweeps.flops`, and
-    the head once for every prediction.
+    A weight takes two for each token that passes it; attention is counted as in
+    `robustness.runs.operations`, and the head once for every prediction.
     """
     config = shape.config(context)
     layers, width, vocabulary = config.num_hidden_layers, config.hidden_size, config.vocab_size

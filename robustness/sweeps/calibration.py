@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from robustness.models.model import Model
+from robustness.runs import operations
 from robustness.schedules.plan import RUN, Plan
 from robustness.sweeps import flops
 from robustness.sweeps.live_bytes import LiveBytes
@@ -80,8 +81,8 @@ def _time(
         began = perf_counter()
         _measure(prepared, cut, plan, matrix)
         seconds.append(perf_counter() - began)
-    operations = flops.block_flops(prepared.model, plan, 1, width)
-    return operations + flops.head_flops(prepared, plan, 1, width), min(seconds)
+    of_blocks = operations.block_flops(prepared.model, plan, 1, width)
+    return of_blocks + flops.head_flops(prepared, plan, 1, width), min(seconds)
 
 
 def _peak_bytes(

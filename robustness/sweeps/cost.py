@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from robustness.files import netcdf, resumable
+from robustness.runs import operations
 from robustness.sweeps import flops, token_layout
 from robustness.sweeps.calibration import calibrate, item_bytes
 from robustness.sweeps.preparation import PreparedSweep
@@ -31,7 +32,7 @@ class Cost:
     block_applications: int
     """Number of blocks applied to single sequences, the clean run included."""
     block_flops: int
-    """Number of floating-point operations of blocks and sublayers; see `flops`."""
+    """Number of floating-point operations of blocks and sublayers; see `operations`."""
     head_flops: int
     """Number of floating-point operations of the head."""
     states: int
@@ -62,11 +63,11 @@ def estimate(prepared: PreparedSweep) -> Cost:
     """
     model, plan = prepared.model, prepared.plan(prepared.state_cap)
     sequences, batches = len(prepared.corpus.tokens), len(prepared.batches)
-    called = flops.called_leaves(plan)
+    called = operations.called_leaves(plan)
     alone = sum(isinstance(leaf, tuple) for leaf in called)
     of_blocks = of_head = 0
     for shape in flops.batch_shapes(prepared):
-        of_blocks += flops.block_flops(model, plan, *shape)
+        of_blocks += operations.block_flops(model, plan, *shape)
         of_head += flops.head_flops(prepared, plan, *shape)
     tokens_at_once = max(count * width for count, width in flops.batch_shapes(prepared))
     began = perf_counter()
