@@ -10,7 +10,7 @@ from robustness.errors import Refusal, first_line
 from robustness.models import checkpoint
 from robustness.models.settings import ModelSettings
 from robustness.models.wrapping import Wrapped
-from robustness.ndif import server
+from robustness.ndif import room, server
 from robustness.ndif.backend import Notify, Requests
 from robustness.ndif.limits import Limits
 
@@ -23,7 +23,9 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
         raise Refusal(f"{name} is on this machine; a remote model is given by its hub id")
     host, key = server.resolve_host(settings.host), server.resolve_key()
     # The server may know a commit by another revision than the one that was given.
-    versions, known_as = server.check(name, host=host, revision=revision, deploy=settings.deploy)
+    versions, known_as, replicas = server.check(
+        name, host=host, revision=revision, deploy=settings.deploy
+    )
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)
     try:
@@ -53,6 +55,9 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
         "server_versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
     requests = Requests(model_key, host, key, env, notify, limits)
+    parameters = sum(weight.numel() for weight in traced._module.parameters())
+    given = [(replica.assigned, replica.dtype) for replica in replicas]
+    requests.room = room.least(given, parameters)
     return Wrapped(traced, tokenizer, identity, {"backend": requests})
 
 

@@ -30,6 +30,7 @@ from robustness.ndif.limits import Limits, Unreadable
 from robustness.ndif.messages import Message, read_message
 from robustness.ndif.pickle_reader import load
 from robustness.ndif.report import Report
+from robustness.ndif.room import Room
 from robustness.ndif.saved_names import saved_names
 
 RETRIES = 6
@@ -98,6 +99,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         self.limit, self.most = self.limits.sandbox, self.limits.answer
         # Shared with the copies that `expecting` makes.
         self.reports: list[Report] = []
+        self.room: Room | None = None
         self.remedy = "save less in the trace, or open the model with a larger `answer_limit`"
         # nnsight would print its progress; here the command line alone prints.
         self.display.enabled = self.verbose = False
@@ -115,7 +117,7 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         # Eight bytes a number: float64 and int64 are the widest types that are asked for.
         limits = replace(self.limits, answer=8 * numbers + HEADROOM)
         requests = Requests(self.model_key, self.host, self.api_key, self.env, self.notify, limits)
-        requests.reports = self.reports
+        requests.reports, requests.room = self.reports, self.room
         requests.remedy = "give the same command again, or choose another `host`"
         return requests
 

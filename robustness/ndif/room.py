@@ -6,7 +6,8 @@ the room of a request. Where a server does not say what it has assigned, it is c
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 PADDING = 0.15
 """Share of the weights that a server assigns besides them, unless it is told otherwise."""
@@ -58,7 +59,7 @@ class Assigned:
     """Whether every matrix is spread over all cards."""
 
 
-def read_assigned(entry: dict[str, object]) -> Assigned:
+def read_assigned(entry: Mapping[str, object]) -> Assigned:
     """Read what a server says of a replica; what cannot be true is left out."""
     cards = _number(entry.get("gpus"), MOST_CARDS)
     of_all = MOST_BYTES * (cards or MOST_CARDS)
@@ -73,6 +74,24 @@ def read_assigned(entry: dict[str, object]) -> Assigned:
         seconds=seconds,
         sharded=isinstance(actor, str) and "TP" in actor.rpartition(".")[2],
     )
+
+
+def least(replicas: Sequence[tuple[Assigned, str]], parameters: int) -> Room:
+    """Return the room of a request that any of some replicas may run.
+
+    Parameters
+    ----------
+    replicas : sequence of tuple
+        What the server says of each, and the type of its weights; none where nothing is known.
+    parameters : int
+        Number of the model's parameters.
+    """
+    rooms = []
+    for assigned, dtype in replicas or [(Assigned(), "bfloat16")]:
+        rooms.append(room_of(assigned, dtype, parameters))
+    narrowest = min(rooms, key=lambda room: room.free_bytes)
+    seconds = [room.seconds for room in rooms if room.seconds is not None]
+    return replace(narrowest, seconds=min(seconds, default=None))
 
 
 def room_of(assigned: Assigned, dtype: str, parameters: int) -> Room:

@@ -15,6 +15,7 @@ from nnsight import CONFIG
 from robustness.errors import Refusal, first_line
 from robustness.ndif.failures import PASSING
 from robustness.ndif.limits import Unreadable
+from robustness.ndif.room import Assigned, read_assigned
 from robustness.ndif.transport import CONNECT, SMALL, fetch, parse
 
 LIBRARIES = ("nnsight", "torch", "transformers")
@@ -38,6 +39,8 @@ class Deployment:
     """`RUNNING`, `DEPLOYING`, `NOT_STARTED` or `UNHEALTHY`."""
     dtype: str
     """Type of its weights."""
+    assigned: Assigned
+    """Memory and time that the server gives it."""
 
 
 def resolve_host(host: str | None = None) -> str:
@@ -111,13 +114,14 @@ def _read_deployment(entry: dict[str, Any]) -> Deployment:
         task=printable(entry.get("task")),
         state=printable(entry.get("application_state")) or "UNHEALTHY",
         dtype=printable(entry.get("dtype")),
+        assigned=read_assigned(entry),
     )
 
 
 def check(
     name: str, *, host: str, revision: str | None = None, deploy: bool = False
-) -> tuple[dict[str, str], str | None]:
-    """Refuse a model that the server does not run, and return its versions and name for the commit.
+) -> tuple[dict[str, str], str | None, list[Deployment]]:
+    """Refuse a model that the server does not run, and return what the server says of it.
 
     Parameters
     ----------
@@ -136,6 +140,8 @@ def check(
         Versions of the server's libraries.
     revision : str, optional
         Revision that the server has the commit under; None if it has it under no revision.
+    replicas : list of Deployment
+        The model's replicas that run or are loaded; none where it is to be deployed.
 
     Raises
     ------
@@ -152,13 +158,14 @@ def check(
     # A server that has loaded the main branch lists no revision for it.
     if revision not in known_as and commit == main:
         revision = None
-    if not deploy and not _is_running(running, name, revision):
+    replicas = [each for each in running if _is_replica(each, name, revision)]
+    if not deploy and not replicas:
         raise Refusal(
             f"{name}{f' at {revision}' if revision else ''} does not run on {host}, where there is "
             f"{_some_names(running)}: choose one that 'stages models --remote' lists, or ask for "
             "it to be loaded with `deploy`"
         )
-    return versions, revision
+    return versions, revision, replicas
 
 
 def _check_versions(host: str, versions: dict[str, str]) -> None:
@@ -191,13 +198,10 @@ def _find_commit(name: str, revision: str | None) -> tuple[str, str | None, str 
     return asked.id, asked.sha, main.sha
 
 
-def _is_running(running: Sequence[Deployment], name: str, revision: str | None) -> bool:
-    """Whether a model runs on a server, or is being loaded."""
-    for model in running:
-        is_it = (model.name, model.revision) == (name, revision or "")
-        if is_it and model.state in {"RUNNING", "DEPLOYING"}:
-            return True
-    return False
+def _is_replica(model: Deployment, name: str, revision: str | None) -> bool:
+    """Whether a deployment is of a model, and runs or is being loaded."""
+    is_it = (model.name, model.revision) == (name, revision or "")
+    return is_it and model.state in {"RUNNING", "DEPLOYING"}
 
 
 def _some_names(running: Sequence[Deployment]) -> str:
