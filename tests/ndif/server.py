@@ -107,10 +107,13 @@ class Server:
     models : dict of str to path
         The hub's models, by name.
     dtype : str
-        What the server loads weights as.
+        What the server loads weights as. Half precision is computed as on a GPU, in autocast.
+    environment : str
+        Variables of the server, such as NDIF_DEFAULT_EXECUTION_TIMEOUT_SECONDS, the seconds of a
+        request, and STAGES_GPU_BYTES, the memory that a request may take besides the weights.
     """
 
-    def __init__(self, models: dict[str, Path], dtype: str = "float32") -> None:
+    def __init__(self, models: dict[str, Path], dtype: str = "float32", **environment: str) -> None:
         self.python, self._redis, libraries = prepare()
         self.models = models
         self.place = ROOT / "runs" / uuid.uuid4().hex[:12]
@@ -147,6 +150,7 @@ class Server:
             "NDIF_MINIMUM_DEPLOYMENT_TIME_SECONDS": "0",
             "NDIF_SANDBOX_POOL_SIZE": "1",
             "NDIF_STATUS_TTL_S": "1",
+            **environment,
         }
 
     @property
