@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 
-from probes.neuron_choice import choose_neurons, draw_controls
+from probes.neuron_choice import NEURONS, choose_neurons, draw_controls
 from probes.neuron_groups import fit_groups
 from probes.settings import SuffixSettings
 from probes.windows import SHARES, WINDOW_TOKENS, Task, make_task, tokens_ending_in
@@ -28,7 +28,7 @@ from robustness.files.metrics import Metric
 from robustness.files.provenance import file_attributes, value_digest
 from robustness.measurements.clean_pass import Reading
 from robustness.measurements.prediction_neurons import neurons
-from robustness.measurements.short_texts import ShortTexts, fill
+from robustness.measurements.short_texts import ShortTexts, divide, fill, foresee
 from robustness.models.model import Model
 from robustness.models.output_weights import open_weights
 from robustness.models.settings import ModelSettings
@@ -75,6 +75,10 @@ def read_answer(
     return joined
 
 
+READING = Reading(read_neurons, read_answer, needs=("neurons", "prediction"), final=True)
+"""What is read of every window."""
+
+
 def probe_suffix(
     model: Model,
     weights: ModelSettings | Module,
@@ -112,6 +116,11 @@ def probe_suffix(
     settings, options = settings or SuffixSettings(), options or RunOptions()
     wanted = _wanted_tokens(model, settings)
     task = make_task(model.tokenizer, wanted, settings)
+    if options.foresee is not None:
+        # Before weights are read, which may be many gigabytes.
+        texts = ShortTexts(task.tokens.tolist())
+        left = divide(model, texts, options)
+        options.foresee(foresee(model, texts, READING, left, 2 * (NEURONS + 1)))
     opened, moments = _read_weights(weights)
     chosen = choose_neurons(opened, moments, wanted)
     layer, index = chosen["layer"].values, chosen["index"].values
@@ -141,8 +150,7 @@ def probe_suffix(
         "chunk": readout.tokens_per_call(model.identity["device"], model.vocabulary),
     }
     texts = ShortTexts(task.tokens.tolist(), settings=entries, fewer="fewer `items`")
-    reading = Reading(read_neurons, read_answer, needs=("neurons", "prediction"), final=True)
-    return fill(run, model, texts, reading, options)
+    return fill(run, model, texts, READING, options)
 
 
 def _wanted_tokens(model: Model, settings: SuffixSettings) -> NDArray[np.int64]:

@@ -198,7 +198,8 @@ def test_a_batch_of_a_probe_comes_back_once(kind, log):
         def run(batches):
             tokens = random_tokens(batches * SEQUENCES, TOKENS).tolist()
             texts = ShortTexts(tokens, **given(batches))
-            list(scan(model, texts, reading, batch_tokens=SEQUENCES * TOKENS))
+            options = RunOptions(batch_tokens=SEQUENCES * TOKENS)
+            list(scan(model, texts, reading, options=options))
 
         return of_a_batch(log, run)
 

@@ -60,7 +60,12 @@ def test_a_text_of_a_probe_is_measured_as_alone_whatever_is_in_its_batch(net, mo
     items = [random.integers(1, 257, size).tolist() for size in (5, 11, 16, 17, 18, 40)]
     found = {}
     for tokens in (1, 10_000):
-        scanned = scan(model, ShortTexts(items), Reading(last, final=True), batch_tokens=tokens)
+        scanned = scan(
+            model,
+            ShortTexts(items),
+            Reading(last, final=True),
+            options=RunOptions(batch_tokens=tokens),
+        )
         found[tokens] = np.concatenate([values["state"] for _, values in scanned], -1)
     for at, ids in enumerate(items):
         with torch.no_grad():

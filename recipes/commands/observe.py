@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from recipes.commands.dry_run import dry_run_option, rehearsal
 from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import announce, directory_of, open_model, silence_libraries
 from recipes.commands.options import (
@@ -18,12 +19,15 @@ from recipes.commands.options import (
 )
 from recipes.commands.parameters import Finite
 from recipes.commands.progress import advise, progress, quoted, tell
+from recipes.commands.tables import table_options
 from recipes.terminal import say
 from robustness.errors import InUse, OtherSettings, Refusal, Unwritable
 
 if TYPE_CHECKING:
+    from robustness.models.model import Model
     from robustness.models.settings import ModelSettings
     from robustness.runs.settings import RunOptions
+    from robustness.text.corpus import Corpus
     from robustness.text.settings import TextSettings
 
 MEASUREMENTS = ("lens", "cka", "attention", "norms", "similarity", "neurons")
@@ -75,12 +79,15 @@ def neuron_options(values: Values) -> NeuronOptions:
 @text_options
 @model_options
 @run_options("Directory for the files.  [default: outputs/MODEL]", batch_option)
+@dry_run_option
+@table_options
 def observe(
     model: "ModelSettings",
     measurements: tuple[str, ...],
     neurons: NeuronOptions,
     text: "TextSettings",
     run: "RunOptions",
+    dry_run: bool,
 ) -> None:
     """Measure what MODEL's unchanged run shows at every depth, in one pass over the text.
 
@@ -99,11 +106,17 @@ def observe(
     \b
     stages observe builtin
     stages observe openai-community/gpt2 lens cka --data my.jsonl --tokens 100000
+    stages observe meta-llama/Llama-3.1-70B lens --remote --dry-run
     """
     # A measurement that is named twice is made once.
     names = list(dict.fromkeys(measurements)) or list(MEASUREMENTS)
     observation = _Observation(model, run, alone=len(names) == 1)
     traced = [name for name in names if name != "neurons"]
+    if dry_run:
+        if not traced:
+            raise click.UsageError("neurons are measured from weights alone: leave out --dry-run")
+        observation.rehearse(traced, text)
+        return
     if traced:
         observation.observe(traced, text)
     if "neurons" in names:
@@ -126,22 +139,36 @@ class _Observation:
 
     def observe(self, names: list[str], text: "TextSettings") -> None:
         """Make the measurements that need the model's activations, in one pass."""
-        announce(self.model)
         from robustness.measurements.observation import observe
-        from robustness.measurements.requirements import unfit
-        from robustness.text.corpus import read_text
 
-        opened = open_model(self.model)
-        corpus = read_text(text, opened)
+        opened, corpus, fitting = self._prepare(names, text)
         self.directory = self.directory or directory_of(opened.name)
-        self.leave_out(unfit(opened, corpus, names))
-        fitting = [name for name in names if name not in self.left_out]
         if fitting:
             with progress(len(corpus.tokens), "sequence") as show:
                 options = replace(self.run, out=self.directory, progress=show)
                 observe(opened, corpus, fitting, options)
         for name in fitting:
             self.keep(self.directory / f"{name}.nc")
+
+    def rehearse(self, names: list[str], text: "TextSettings") -> None:
+        """Print what the measurements that need the model's activations would take."""
+        from robustness.measurements.observation import observe
+
+        opened, corpus, fitting = self._prepare(names, text)
+        self.check(names, strict=False)
+        with rehearsal() as foresee:
+            observe(opened, corpus, fitting, replace(self.run, out=None, foresee=foresee))
+
+    def _prepare(self, names: list[str], text: "TextSettings") -> "tuple[Model, Corpus, list[str]]":
+        """Open the model, read the text, and return the measurements that both allow."""
+        announce(self.model)
+        from robustness.measurements.requirements import unfit
+        from robustness.text.corpus import read_text
+
+        opened = open_model(self.model)
+        corpus = read_text(text, opened)
+        self.leave_out(unfit(opened, corpus, names))
+        return opened, corpus, [name for name in names if name not in self.left_out]
 
     def measure_neurons(self, options: NeuronOptions) -> None:
         """Measure neurons from the checkpoint's weights, without opening the model."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from recipes.commands.dry_run import dry_run_option, rehearsal
 from recipes.commands.gathering import Values, gather, given
 from recipes.commands.opening import announce, directory_of, open_model
 from recipes.commands.options import (
@@ -18,6 +19,7 @@ from recipes.commands.options import (
 )
 from recipes.commands.parameters import Named
 from recipes.commands.progress import advise, progress, quoted, tell
+from recipes.commands.tables import table_options
 from recipes.terminal import say
 
 if TYPE_CHECKING:
@@ -114,7 +116,14 @@ def probe_settings(values: Values) -> "tuple[str, ProbeSettings]":
 )
 @model_options
 @run_options("Path of the file to write.  [default: outputs/MODEL/TASK.nc]", batch_option)
-def probe(model: "ModelSettings", probes: "tuple[str, ProbeSettings]", run: "RunOptions") -> None:
+@dry_run_option
+@table_options
+def probe(
+    model: "ModelSettings",
+    probes: "tuple[str, ProbeSettings]",
+    run: "RunOptions",
+    dry_run: bool,
+) -> None:
     """Fit probes on MODEL's activations, and report with intervals what they can read out.
 
     \b
@@ -126,10 +135,15 @@ def probe(model: "ModelSettings", probes: "tuple[str, ProbeSettings]", run: "Run
     \b
     stages probe builtin wic
     stages probe openai-community/gpt2-xl ing --data my.jsonl --suffix ed
+    stages probe meta-llama/Llama-3.1-70B wic --remote --dry-run
     """
     announce(model)
     stem, settings = probes
     opened = open_model(model)
+    if dry_run:
+        with rehearsal() as foresee:
+            _fit(opened, model, settings, replace(run, out=None, foresee=foresee))
+        return
     out = run.out or directory_of(opened.name) / f"{stem}.nc"
     with progress(None, "text") as show:
         _fit(opened, model, settings, replace(run, out=out, progress=show))

@@ -25,9 +25,13 @@ from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import check_measurement, choose
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
-from robustness.runs import remote_traffic, sizes
+from robustness.ndif import answer
+from robustness.runs import remote_traffic, request_cost, sizes
+from robustness.runs.announcement import announce
 from robustness.runs.batching import check_corpus, rest
+from robustness.runs.foresight import Foresight
 from robustness.runs.out_of_memory import Portions
+from robustness.runs.request_cost import Text
 from robustness.runs.settings import RunOptions
 from robustness.text.corpus import Corpus
 
@@ -152,8 +156,7 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
     done = [recording.run.done for recording in recordings]
     begin = min(done)
     size = _batch_size(layout)
-    crossings = _crossings(model, corpus, measurements, begin, size)
-    remote_traffic.allow(model, crossings, LESS_TRAFFIC)
+    announce(_foresee(layout, recordings, begin, size), options, LESS_TRAFFIC)
     portions = _portions(recordings, options)
     matrix = None
     if begin < total and predicts(measurements):
@@ -203,17 +206,27 @@ def _tokens(corpus: Corpus, rows: slice) -> int:
     return (rows.stop - rows.start) * int(corpus.lengths[rows].max())
 
 
-def _crossings(
-    model: Model, corpus: Corpus, measurements: Sequence[Measurement], begin: int, size: int
-) -> list[remote_traffic.Crossing]:
-    """Estimate the traffic of the requests that are left, from a sequence on."""
+def _foresee(layout: Layout, recordings: Sequence[_Recording], begin: int, size: int) -> Foresight:
+    """Return what is left to do, from a sequence on."""
+    model, corpus = layout.model, layout.corpus
+    measurements = [recording.measurement for recording in recordings]
     needs, lens = needs_of(measurements), predicts(measurements)
-    crossings = []
+    costs, crossings = [], []
     for start in range(begin, len(corpus.tokens), size):
-        width = _tokens(corpus, slice(start, min(start + size, len(corpus.tokens))))
-        predicted = remote_traffic.of_lens(model, width) if lens else 0
-        crossings.append(remote_traffic.of_walk(model, needs, width, predicted))
-    return crossings
+        rows = slice(start, min(start + size, len(corpus.tokens)))
+        tokens, texts = _tokens(corpus, rows), rows.stop - rows.start
+        predicted = remote_traffic.of_lens(model, tokens) if lens else 0
+        numbers = 0
+        for recording in recordings:
+            outputs = recording.outputs(rows)
+            # What is reduced in groups takes one state of each sequence at every depth.
+            states = texts * (model.layers + 1) * model.width
+            numbers += states if outputs is None else answer.size(outputs)
+        text = Text(texts, tokens // texts, predicted)
+        costs.append(request_cost.of_walk(model, needs, text, numbers, kept=lens))
+        crossings.append(remote_traffic.of_walk(model, needs, tokens, predicted))
+    read = int(corpus.lengths[begin:].sum())
+    return Foresight(model, len(corpus.tokens) - begin, read, costs, crossings)
 
 
 def _checking_answer(model: Model) -> AbstractContextManager[None]:

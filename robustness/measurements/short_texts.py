@@ -18,9 +18,13 @@ from robustness.measurements.clean_pass import Reading, outputs_of, run_clean, t
 from robustness.measurements.requirements import check_needs
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
-from robustness.runs import remote_traffic, sizes
+from robustness.ndif import answer
+from robustness.runs import remote_traffic, request_cost, sizes
+from robustness.runs.announcement import announce
 from robustness.runs.batching import batches
+from robustness.runs.foresight import Foresight
 from robustness.runs.out_of_memory import Portions
+from robustness.runs.request_cost import Text
 from robustness.runs.settings import RunOptions
 from robustness.trace.types import TokenFacts
 
@@ -57,7 +61,7 @@ def scan(
     texts: ShortTexts,
     reading: Reading,
     *,
-    batch_tokens: int | None = None,
+    options: RunOptions | None = None,
     run: resumable.Run | None = None,
     portions: Portions | None = None,
 ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
@@ -73,8 +77,8 @@ def scan(
         The texts.
     reading : Reading
         The measurement.
-    batch_tokens : int, optional
-        Maximum number of tokens in a trace.
+    options : RunOptions, optional
+        `batch_tokens`, `foresee` and `tell` are used.
     run : Run, optional
         Run that the results fill. Texts that it has already are skipped, and a server may send its
         variables only.
@@ -100,9 +104,10 @@ def scan(
     if model.context is not None and widest > model.context:
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
     done = 0 if run is None else run.done
-    batch_tokens = batch_tokens or sizes.of_clean_run(model, widest)
-    left = batches(texts.lengths, batch_tokens, done, model.bends)
-    remote_traffic.allow(model, _crossings(model, texts, reading, left), texts.fewer)
+    options = options or RunOptions()
+    left = divide(model, texts, options, done)
+    answers = {} if run is None else outputs_of(run.dataset, 1)
+    announce(foresee(model, texts, reading, left, answer.size(answers)), options, texts.fewer)
 
     def measure(rows: slice, _: int | None) -> dict[str, Tensor]:
         tokens = _pad(texts.tokens[rows], model)
@@ -128,7 +133,7 @@ def fill(
     model, texts, reading
         As for `scan`.
     options : RunOptions
-        `batch_tokens`, `progress` and `tell` are used; the run has its path already.
+        All but its path, which the run has already, and `state_cap` are used.
     """
     portions = Portions(run.lost, options.tell, REMEDY)
     total = len(texts.tokens)
@@ -136,26 +141,42 @@ def fill(
         portions.begin(changes.lowered(run.dataset.attrs))
         options.show(run.done, total)
         if run.done < total:
-            batch_tokens = options.batch_tokens
-            scanned = scan(
-                model, texts, reading, batch_tokens=batch_tokens, run=run, portions=portions
-            )
+            scanned = scan(model, texts, reading, options=options, run=run, portions=portions)
             for rows, tensors in scanned:
                 run.add(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
                 options.show(run.done, total)
         return run.finish()
 
 
-def _crossings(
-    model: Model, texts: ShortTexts, reading: Reading, left: Sequence[slice]
-) -> list[remote_traffic.Crossing]:
-    """Estimate the traffic of every batch."""
-    crossings = []
+def divide(model: Model, texts: ShortTexts, options: RunOptions, done: int = 0) -> list[slice]:
+    """Return the batches of texts that are left after a number of texts."""
+    batch_tokens = options.batch_tokens or sizes.of_clean_run(model, max(texts.lengths))
+    return batches(texts.lengths, batch_tokens, done, model.bends)
+
+
+def foresee(
+    model: Model, texts: ShortTexts, reading: Reading, left: Sequence[slice], numbers: int
+) -> Foresight:
+    """Return what measuring some texts is about to do.
+
+    Parameters
+    ----------
+    model, texts, reading
+        As for `scan`.
+    left : sequence of slice
+        Batches of texts.
+    numbers : int
+        Number of numbers that a trace returns for a text.
+    """
+    costs, crossings, read = [], [], 0
     for rows in left:
-        predicted = rows.stop - rows.start if "prediction" in reading.needs else 0
-        width = texts.filled_up(rows)
-        crossings.append(remote_traffic.of_walk(model, reading.needs, width, predicted))
-    return crossings
+        count, lengths = rows.stop - rows.start, texts.lengths[rows]
+        predicted = count if "prediction" in reading.needs else 0
+        text = Text(count, max(lengths), predicted)
+        costs.append(request_cost.of_walk(model, reading.needs, text, numbers * count))
+        crossings.append(remote_traffic.of_walk(model, reading.needs, text.tokens, predicted))
+        read += sum(lengths)
+    return Foresight(model, sum(rows.stop - rows.start for rows in left), read, costs, crossings)
 
 
 def _describe(model: Model, texts: ShortTexts, rows: slice) -> TokenFacts:

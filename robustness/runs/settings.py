@@ -1,10 +1,16 @@
 """Options of a run: its file, the size of its batches, and callbacks for progress and messages."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustness.errors import Refusal
+
+if TYPE_CHECKING:
+    from robustness.runs.foresight import Foresight
 
 Progress = Callable[[int, int], object]
 """Callback for the number of sequences that are done and the number of all."""
@@ -36,6 +42,9 @@ class RunOptions:
     """Callback for progress, called at the start and after every batch."""
     tell: Tell = silent
     """Callback for messages, such as that memory ran out and smaller portions follow."""
+    foresee: Callable[[Foresight], object] | None = None
+    """Callback for what the run is about to do, called before its first trace; an exception that it
+    raises ends the run, which has then computed nothing."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below one, and take a path that is given as text."""
