@@ -180,11 +180,11 @@ def _warn_of_nonfinite(dataset: "xr.Dataset") -> None:
 
 
 def _warn_of_floor(dataset: "xr.Dataset") -> None:
-    from robustness.files.precision_floor import describe_near
+    from robustness.files.precision_floor import describe_near, remedy
 
     near = describe_near(dataset)
     if near is not None:
-        note(f"warning: {near}: measure with --dtype float32")
+        note(f"warning: {near}: {remedy(dataset)}")
 
 
 def _reached(dataset: "xr.Dataset") -> str:

@@ -8,7 +8,13 @@ import xarray as xr
 from recipes.views.readouts import is_difference
 from recipes.views.sections import is_uneven
 from robustness.files.metrics import CLEAN_READOUTS, NONFINITE
-from robustness.files.precision_floor import FLOOR_ERROR, describe_near, floor_of
+from robustness.files.precision_floor import (
+    FLOOR_ERROR,
+    FLOOR_FROM,
+    describe_near,
+    floor_of,
+    remedy,
+)
 from robustness.files.sequences import mean_over_tokens, measured_sequences
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import standard_error
@@ -97,10 +103,12 @@ def _notes_on_floor(dataset: xr.Dataset) -> Iterator[str]:
         return
     error = dataset.attrs.get(FLOOR_ERROR)
     spread = "" if error is None else f" ±{float(error):.1g}"
-    yield f"floor of {dataset.attrs.get('dtype', 'half precision')} under KL: {floor:.2g}{spread}"
+    source = f", estimated by {dataset.attrs[FLOOR_FROM]}" if FLOOR_FROM in dataset.attrs else ""
+    kind = dataset.attrs.get("dtype", "half precision")
+    yield f"floor of {kind} under KL: {floor:.2g}{spread}{source}"
     near = describe_near(dataset)
     if near is not None:
-        yield f"{near}: measure with --dtype float32"
+        yield f"{near}: {remedy(dataset)}"
 
 
 def _clean_mean(values: xr.DataArray, *, by_bootstrap: bool) -> str:

@@ -2,7 +2,7 @@
 
 The floor is the mean of KL(float32 ‖ half) of the clean model, in float32 arithmetic and as it
 runs, with the same weights: the KL that rounding alone makes. `docs/precision.md` shows how it adds
-to the KL of an intervention.
+to the KL of an intervention. On a server it is estimated from two runs with other roundings.
 """
 
 import math
@@ -24,7 +24,13 @@ FLOOR_AGREEMENT = "precision_floor_agreement"
 FLOOR_TOKENS = "precision_floor_tokens"
 """Name of the attribute that holds the number of tokens that the floor was measured on."""
 
-FLOOR_ATTRIBUTES = (FLOOR, FLOOR_ERROR, FLOOR_AGREEMENT, FLOOR_TOKENS)
+FLOOR_FROM = "precision_floor_from"
+"""Name of the attribute that says how a floor was estimated; without it, it was measured."""
+
+ROUNDED_ANEW = "rounding anew"
+"""Value of `FLOOR_FROM`: a comparison of two runs in half precision, on a server."""
+
+FLOOR_ATTRIBUTES = (FLOOR, FLOOR_ERROR, FLOOR_AGREEMENT, FLOOR_TOKENS, FLOOR_FROM)
 
 NEAR = 10
 """Multiple of the floor below which a mean KL counts as near it. Rounding adds half a floor to the
@@ -67,11 +73,19 @@ def describe_near(dataset: xr.Dataset) -> str | None:
     if not count:
         return None
     smallest = means[int(np.argmin(means.values))]
+    estimated = FLOOR_FROM in dataset.attrs
     return (
         f"{count} of {means.size} mean KLs are less than {NEAR} times the floor of "
-        f"{dataset.attrs.get('dtype', 'half precision')}, {floor:.2g} nats; the smallest is "
-        f"{float(smallest):.2g} ({_place(smallest)})"
+        f"{dataset.attrs.get('dtype', 'half precision')}, {'about ' if estimated else ''}"
+        f"{floor:.2g} nats; the smallest is {float(smallest):.2g} ({_place(smallest)})"
     )
+
+
+def remedy(dataset: xr.Dataset) -> str:
+    """Return what can be done about mean KLs near the floor of a dataset."""
+    if "server" in dataset.attrs:
+        return "the server decides the type, so take them for rounding"
+    return "measure with --dtype float32"
 
 
 def _place(mean: xr.DataArray) -> str:

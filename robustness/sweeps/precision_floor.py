@@ -19,6 +19,7 @@ from robustness.models.model import Model
 from robustness.runs.batching import query_positions
 from robustness.runs.settings import Tell
 from robustness.statistics.uncertainty import standard_error
+from robustness.sweeps.rounding_floor import estimate_floor
 from robustness.text.corpus import Corpus
 from robustness.trace import readout, transfer
 
@@ -48,10 +49,12 @@ def measure_floor(model: Model, corpus: Corpus, tell: Tell) -> dict[str, Any]:
     -------
     dict
         Attributes of a file, as in `robustness.files.precision_floor`. None for models in float32
-        or float64 and on servers, and where the model cannot run in float32.
+        or float64, and where the model cannot run in float32. Of a model on a server, an estimate.
     """
-    if model.request or model.identity["dtype"] not in HALF:
+    if model.identity["dtype"] not in HALF:
         return {}
+    if model.request:
+        return estimate_floor(model, corpus, tell)
     if model.offloaded:
         tell(f"{_left_out(model)}: weights are loaded for each call")
         return {}

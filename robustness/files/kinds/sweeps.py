@@ -1,7 +1,13 @@
 """Kinds of files that `sweep` writes."""
 
 from robustness.files.metrics import CLEAN_READOUTS, MODAL_SHARE, NONFINITE, READOUTS
-from robustness.files.precision_floor import FLOOR, FLOOR_AGREEMENT, FLOOR_ERROR, FLOOR_TOKENS
+from robustness.files.precision_floor import (
+    FLOOR,
+    FLOOR_AGREEMENT,
+    FLOOR_ERROR,
+    FLOOR_FROM,
+    FLOOR_TOKENS,
+)
 from robustness.files.ranges import SHARE
 from robustness.files.schema import (
     LAYERS,
@@ -47,6 +53,7 @@ def _sweep(*runs: str) -> Kind:
             "shard": PART,
             **dict.fromkeys((FLOOR, FLOOR_ERROR, FLOOR_AGREEMENT), NUMBER),
             FLOOR_TOKENS: whole_from(1),
+            FLOOR_FROM: TEXT,
         },
         needed_attrs=("context",),
         own=Variable(rows, "f"),
