@@ -27,7 +27,7 @@ from torch import Tensor
 from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.text.corpus import Corpus, cut
-from robustness.trace import block_calls, numerics, readout
+from robustness.trace import block_calls, numerics, readout, rounding
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 """Shares of a block's output that are taken away; 1 is a drop."""
@@ -128,6 +128,7 @@ def measure_text(of: dict[str, Runs], half: torch.dtype) -> dict[str, Values]:
     for depth, state in enumerate(exact.states):
         rounded = exact.through(state.to(half).float(), range(depth, layers))
         found["layer"].append(compare(clean["rounded"], exact.logits(rounded), tokens))
+    found["anew"] = [rounded_anew(of["half"], clean["half"], where) for where in (1, layers)]
     found["share"] = []
     for share in SHARES:
         for layer in range(layers):
@@ -140,6 +141,16 @@ def measure_text(of: dict[str, Runs], half: torch.dtype) -> dict[str, Values]:
                 row.append(compare(clean[name], runs.logits(ended), tokens))
             found["share"].append(row)
     return {name: np.array(values) for name, values in found.items()}
+
+
+def rounded_anew(runs: Runs, clean: Tensor, blocks: int) -> Values:
+    """Compare a half-precision run with one whose states before the first blocks are disturbed."""
+    hidden = runs.states[0]
+    for layer in range(runs.layers):
+        if layer < blocks:
+            hidden = rounding.anew(hidden, layer)
+        hidden = runs.through(hidden, [layer])
+    return compare(clean, runs.logits(hidden), runs.tokens)
 
 
 def models_of(source: str, dtype: str) -> dict[str, Model]:
@@ -180,10 +191,12 @@ def measure(source: str, dtype: str, data: str, context: int, tokens: int) -> xr
             "clean": (("between", "readout"), mean["clean"]),
             "depth": (("schedule", "readout"), mean["depth"]),
             "layer": (("depth_rounded", "readout"), mean["layer"]),
+            "anew": (("disturbed", "readout"), mean["anew"]),
             "intervened": (("share", "layer", "run", "readout"), shares),
         },
         {
             "between": between,
+            "disturbed": ["first block", "all blocks"],
             "readout": readouts,
             "schedule": list(schedules(model.layers)),
             "run": ["rounded", "half", "checkpoint"],

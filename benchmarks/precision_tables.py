@@ -75,6 +75,16 @@ def print_depth(found: Sequence[xr.Dataset]) -> None:
         print(line(title(each), each.attrs["dtype"], *cells))
 
 
+def print_anew(found: Sequence[xr.Dataset]) -> None:
+    """Print the KL of two half-precision runs, one of them disturbed, in floors of the model."""
+    print(line("model", "type", "before the first block", "before every block"))
+    print("|---|---|--:|--:|")
+    for each in found:
+        floor = float(each["clean"].sel(between="arithmetic", readout="kl"))
+        kls = each["anew"].sel(readout="kl").values / floor
+        print(line(title(each), each.attrs["dtype"], *(f"{kl:.2f}" for kl in kls)))
+
+
 def print_shifts(found: Sequence[xr.Dataset]) -> None:
     """Print how the floor adds to the KL of an intervention, by the size of the KL in floors."""
     print(line("KL in float32, floors", "n", "shift, floors: median", "10 to 90 %",
@@ -148,7 +158,7 @@ def print_drops(found: Sequence[xr.Dataset]) -> None:
 
 def print_tables(found: Sequence[xr.Dataset]) -> None:
     """Print all tables."""
-    for show in (print_clean, print_depth, print_drops, print_places):
+    for show in (print_clean, print_depth, print_anew, print_drops, print_places):
         show(found)
         print()
     for dtype in DTYPES:
