@@ -22,8 +22,8 @@ from robustness.measurements.observation import observe
 from robustness.measurements.short_texts import ShortTexts, fill
 from robustness.models.model import Model
 from robustness.models.opening import open_model
-from robustness.runs import out_of_memory
-from robustness.runs.out_of_memory import HEAD, Portions
+from robustness.runs import attempts
+from robustness.runs.portions import HEAD, Portions
 from robustness.runs.settings import RunOptions
 from robustness.sweeps import sweep
 from robustness.trace import block_calls, capture
@@ -218,9 +218,9 @@ def test_the_frames_of_a_failed_attempt_are_gone():
         seen.append(weakref.ref(tensor))
         raise MemoryError("out of memory")
 
-    result = out_of_memory._attempt(attempt)
+    result = attempts.attempt(attempt)
     gc.collect()
-    assert result == "out of memory" and seen[0]() is None
+    assert result.message == "out of memory" and seen[0]() is None
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_what_a_failed_trace_held_is_gone_when_caches_are_emptied(gpt2, scarce, 
         return found
 
     monkeypatch.setattr(block_calls, "call", calling)
-    monkeypatch.setattr("robustness.runs.out_of_memory.gc.collect", emptying)
+    monkeypatch.setattr("robustness.runs.attempts.gc.collect", emptying)
     sweep(gpt2, corpus(sequences=8), schedules=["0-0..", "0..2-1..", "0..2-0.."], batch_tokens=96)
     assert len(seen) > 2 and held and held[-1] == 0
 

@@ -17,7 +17,7 @@ from robustness.runs import sizes
 from robustness.runs.settings import RunOptions
 from robustness.sweeps import sweep
 from robustness.sweeps.live_bytes import LiveBytes
-from robustness.sweeps.preparation import live_states, prepare
+from robustness.sweeps.preparation import prepare
 from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.tracing import measure_batch
 
@@ -99,7 +99,7 @@ def test_a_batch_takes_about_what_was_planned(kind):
     plan, matrix = work.plan(cap), model.unembedding()
     with LiveBytes() as live:
         measure_batch(work, slice(0, 4), plan, matrix)
-    states = live_states(model, work.schedules) * model.width
+    states = work.division.plan().peak * model.width
     planned = 4 * 256 * (states + cap * numbers_of_token(model, 64))
     assert live.most * 0.9 <= planned <= live.most * 2.5
 

@@ -27,7 +27,7 @@ from recipes.terminal import say
 if TYPE_CHECKING:
     from robustness.models.settings import ModelSettings
     from robustness.runs.settings import RunOptions
-    from robustness.tasks.evaluation import PreparedTasks
+    from robustness.tasks.preparation import PreparedTasks
     from robustness.tasks.settings import TaskSettings
 
 
@@ -98,7 +98,8 @@ def tasks(
     stages tasks builtin arc_easy --drop --layers 4..8 --task-data my-tasks
     """
     announce(model)
-    from robustness.tasks.evaluation import evaluate_tasks, prepare_tasks
+    from robustness.tasks.evaluation import evaluate_tasks
+    from robustness.tasks.preparation import prepare_tasks
 
     # Before the model is opened, which may take minutes.
     with misuse():

@@ -1,7 +1,7 @@
-"""Changes of the batch size and the state cap during a run, as notes in the attributes of its file.
+"""Changes of the sizes of batches and requests during a run, as notes in its file's attributes.
 
-These two settings change the numbers of a sequence by rounding alone. A run may therefore continue
-with other batches than it began with, and takes smaller ones where memory runs out.
+These settings change the numbers of a sequence by rounding alone. A run may therefore continue with
+others than it began with, and takes smaller ones where memory runs out, or a server's time.
 """
 
 import re
@@ -10,16 +10,27 @@ from typing import Any
 
 from robustness.files.precision_floor import floor_attributes
 
-ADJUSTABLE = ("batch_tokens", "state_cap")
+REQUESTS = "requests_per_batch"
+"""Name of the setting that says over how many requests to a server a batch's schedules are divided.
+"""
+
+ADJUSTABLE = ("batch_tokens", "state_cap", REQUESTS)
 """Settings that may change when a run continues. A file has those that its run began with."""
 
 CHANGED = "batches_changed"
 """Name of the attribute that says which of these settings changed, and from which sequence on."""
 
 LOST = "out_of_memory"
-"""Name of the attribute that says how they were lowered, and from which sequence on."""
+"""Name of the attribute that says how they were made smaller for lack of memory, and from which
+sequence on."""
 
-NOTES = (CHANGED, LOST)
+LATE = "out_of_time"
+"""Name of the attribute that says the same of requests that took a server too long."""
+
+LACKING = {"memory": LOST, "time": LATE}
+"""Name of the attribute by what was lacking."""
+
+NOTES = (CHANGED, LOST, LATE)
 
 _NOTE = re.compile(r"from sequence (\d{1,18}) on ([^;]+)")
 
@@ -33,9 +44,10 @@ def noted(attrs: Mapping[str, Any], name: str, sequence: int, text: str) -> dict
 
 
 def lowered(attrs: Mapping[str, Any]) -> str:
-    """Return the notes on where memory ran out since the settings were last changed."""
+    """Return the notes on what was made smaller since the settings were last changed."""
     changed = max((sequence for sequence, _ in _notes(attrs, CHANGED)), default=-1)
-    return "; ".join(text for sequence, text in _notes(attrs, LOST) if sequence > changed)
+    notes = [*_notes(attrs, LOST), *_notes(attrs, LATE)]
+    return "; ".join(text for sequence, text in notes if sequence > changed)
 
 
 def began_with(attrs: Mapping[str, Any]) -> int | None:
@@ -61,6 +73,8 @@ def carried(earlier: Mapping[str, Any], wanted: Mapping[str, Any], done: int) ->
     if CHANGED in wanted:
         return kept
     before = {name: str(earlier.get(name)) for name in ADJUSTABLE}
+    # Files of earlier versions do not say it.
+    before[REQUESTS] = str(earlier.get(REQUESTS, 1))
     for _, text in _notes(earlier, CHANGED):
         before |= dict(_SETTING.findall(text))
     changed = []

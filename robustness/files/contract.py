@@ -50,13 +50,16 @@ TEXTS = (
     "command",
     "created",
     "out_of_memory",
+    "out_of_time",
     "difference",
 )
 COUNTS = ("sequences", "tokens", "seed", "sequences_done", "sequences_used")
 ATTRIBUTES: Mapping[str, Attribute] = {
     **dict.fromkeys(TEXTS, TEXT),
     **dict.fromkeys(NAMES, NAME),
-    **dict.fromkeys(("context", "batch_tokens", "batch_sequences"), whole_from(1)),
+    **dict.fromkeys(
+        ("context", "batch_tokens", "batch_sequences", "requests_per_batch"), whole_from(1)
+    ),
     **dict.fromkeys(COUNTS, whole_from(0)),
 }
 """Attributes that mean the same in files of every kind."""

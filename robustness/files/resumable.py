@@ -143,9 +143,10 @@ class Run:
         if monotonic() - self._saved_at >= self._saving_time / SAVING_SHARE:
             self._save_progress()
 
-    def lost(self, sequence: int, text: str) -> None:
-        """Record how much is run at once from a sequence on, because memory ran out."""
-        self.dataset.attrs |= changes.noted(self.dataset.attrs, changes.LOST, sequence, text)
+    def lost(self, sequence: int, text: str, lacking: str = "memory") -> None:
+        """Record how much is run at once from a sequence on, since memory or time was lacking."""
+        name = changes.LACKING[lacking]
+        self.dataset.attrs |= changes.noted(self.dataset.attrs, name, sequence, text)
 
     @property
     def finished(self) -> bool:

@@ -26,12 +26,13 @@ from robustness.measurements.requirements import check_measurement, choose
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs import remote_traffic, request_cost, sizes
+from robustness.runs import remote_traffic, request_cost, server_sizes, sizes
 from robustness.runs.announcement import announce
 from robustness.runs.batching import check_corpus, rest
+from robustness.runs.budget import pace_of
 from robustness.runs.foresight import Foresight
-from robustness.runs.out_of_memory import Portions
-from robustness.runs.request_cost import Text
+from robustness.runs.portions import Piece, Portions, Work
+from robustness.runs.request_cost import RequestCost, Text
 from robustness.runs.settings import RunOptions
 from robustness.text.corpus import Corpus
 
@@ -77,7 +78,7 @@ def observe(
     for measurement in chosen:
         check_measurement(measurement, corpus, structure)
     group = group_size(len(corpus.tokens))
-    batch_tokens = options.batch_tokens or sizes.of_clean_run(model, corpus.context)
+    batch_tokens = options.batch_tokens or _usual_tokens(model, corpus, chosen)
     layout = Layout(model, structure, corpus, group, batch_tokens, options.command)
     with ExitStack() as stack:
         recordings = []
@@ -89,6 +90,14 @@ def observe(
         for recording in recordings:
             datasets[recording.measurement.name] = recording.run.finish()
         return datasets
+
+
+def _usual_tokens(model: Model, corpus: Corpus, measurements: Sequence[Measurement]) -> int:
+    """Return the tokens of text in a trace that suit some measurements."""
+    if not model.request:
+        return sizes.of_clean_run(model, corpus.context)
+    predicted = _predicted(model, measurements, corpus.context)
+    return server_sizes.of_clean_run(model, needs_of(measurements), corpus.context, predicted)
 
 
 def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> resumable.Run:
@@ -157,16 +166,19 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
     begin = min(done)
     size = _batch_size(layout)
     announce(_foresee(layout, recordings, begin, size), options, LESS_TRAFFIC)
-    portions = _portions(recordings, options)
+    portions = _portions(recordings, options, model)
     matrix = None
     if begin < total and predicts(measurements):
         matrix = portions.matrix(model.unembedding, begin)
     parts = trace_parts(model, layout.structure, matrix)
 
-    def measure(due: list[_Recording], rows: slice, _: int | None) -> list[dict[str, Tensor]]:
-        wanted = [recording.outputs(rows) for recording in due]
+    def measure(due: list[_Recording], piece: Piece) -> list[dict[str, Tensor]]:
+        wanted = [recording.outputs(piece.rows) for recording in due]
         of_due = [recording.measurement for recording in due]
-        return measure_batch(model, corpus, rows, of_due, parts, wanted)
+        return measure_batch(model, corpus, piece.rows, of_due, parts, wanted)
+
+    def describe(piece: Piece) -> str:
+        return request_cost.describe(_cost(layout, recordings, piece.rows))
 
     # Batches are composed as in a run from the start: numbers must not depend on where it resumes.
     whole = [slice(start, min(start + size, total)) for start in range(0, total, size)]
@@ -175,7 +187,8 @@ def _fill(layout: Layout, recordings: Sequence[_Recording], options: RunOptions)
         due = [recording for recording in recordings if recording.is_due(rows, total)]
         if not due:
             continue
-        for portion, taken in portions.each(rows, partial(measure, due), partial(_tokens, corpus)):
+        work = Work(partial(measure, due), partial(_tokens, corpus), describe=describe)
+        for portion, (taken,) in portions.each(rows, work):
             for recording, tensors in zip(due, taken, strict=True):
                 recording.add(portion, tensors, layout)
     options.show(total, total)
@@ -187,15 +200,15 @@ def _batch_size(layout: Layout) -> int:
     return int(min(layout.group, 2 ** max(0, fitting.bit_length() - 1)))
 
 
-def _portions(recordings: Sequence[_Recording], options: RunOptions) -> Portions:
+def _portions(recordings: Sequence[_Recording], options: RunOptions, model: Model) -> Portions:
     """Return the portions of a batch that fit into memory, starting from those of earlier runs."""
     unfinished = [recording.run for recording in recordings if not recording.run.finished]
 
-    def record(sequence: int, text: str) -> None:
+    def record(sequence: int, text: str, lacking: str) -> None:
         for run in unfinished:
-            run.lost(max(sequence, run.done), text)
+            run.lost(max(sequence, run.done), text, lacking)
 
-    portions = Portions(record, options.tell)
+    portions = Portions(record, options.tell, pace=pace_of(model))
     for run in unfinished:
         portions.begin(changes.lowered(run.dataset.attrs))
     return portions
@@ -210,23 +223,35 @@ def _foresee(layout: Layout, recordings: Sequence[_Recording], begin: int, size:
     """Return what is left to do, from a sequence on."""
     model, corpus = layout.model, layout.corpus
     measurements = [recording.measurement for recording in recordings]
-    needs, lens = needs_of(measurements), predicts(measurements)
+    needs = needs_of(measurements)
     costs, crossings = [], []
     for start in range(begin, len(corpus.tokens), size):
         rows = slice(start, min(start + size, len(corpus.tokens)))
-        tokens, texts = _tokens(corpus, rows), rows.stop - rows.start
-        predicted = remote_traffic.of_lens(model, tokens) if lens else 0
-        numbers = 0
-        for recording in recordings:
-            outputs = recording.outputs(rows)
-            # What is reduced in groups takes one state of each sequence at every depth.
-            states = texts * (model.layers + 1) * model.width
-            numbers += states if outputs is None else answer.size(outputs)
-        text = Text(texts, tokens // texts, predicted)
-        costs.append(request_cost.of_walk(model, needs, text, numbers, kept=lens))
+        tokens = _tokens(corpus, rows)
+        predicted = _predicted(model, measurements, tokens)
+        costs.append(_cost(layout, recordings, rows))
         crossings.append(remote_traffic.of_walk(model, needs, tokens, predicted))
     read = int(corpus.lengths[begin:].sum())
     return Foresight(model, len(corpus.tokens) - begin, read, costs, crossings)
+
+
+def _cost(layout: Layout, recordings: Sequence[_Recording], rows: slice) -> RequestCost:
+    """Return what a trace takes that measures some sequences."""
+    model, measurements = layout.model, [recording.measurement for recording in recordings]
+    tokens, texts, numbers = _tokens(layout.corpus, rows), rows.stop - rows.start, 0
+    for recording in recordings:
+        outputs = recording.outputs(rows)
+        # What is reduced in groups takes one state of each sequence at every depth.
+        states = texts * (model.layers + 1) * model.width
+        numbers += states if outputs is None else answer.size(outputs)
+    text = Text(texts, tokens // texts, _predicted(model, measurements, tokens))
+    kept = predicts(measurements)
+    return request_cost.of_walk(model, needs_of(measurements), text, numbers, kept)
+
+
+def _predicted(model: Model, measurements: Sequence[Measurement], tokens: int) -> int:
+    """Return the number of predictions that measurements read of some tokens."""
+    return remote_traffic.of_lens(model, tokens) if predicts(measurements) else 0
 
 
 def _checking_answer(model: Model) -> AbstractContextManager[None]:

@@ -8,7 +8,7 @@ from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.models.block_structure import BlockStructure, examine
 from robustness.models.model import Model
 from robustness.runs.batching import check_corpus
-from robustness.runs.out_of_memory import Portions
+from robustness.runs.portions import Portions
 from robustness.text.corpus import Corpus
 from robustness.trace.types import Modules
 

@@ -19,11 +19,12 @@ from robustness.measurements.requirements import check_needs
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs import remote_traffic, request_cost, sizes
+from robustness.runs import remote_traffic, request_cost, server_sizes, sizes
 from robustness.runs.announcement import announce
 from robustness.runs.batching import batches
+from robustness.runs.budget import pace_of
 from robustness.runs.foresight import Foresight
-from robustness.runs.out_of_memory import Portions
+from robustness.runs.portions import Piece, Portions, Work
 from robustness.runs.request_cost import Text
 from robustness.runs.settings import RunOptions
 from robustness.trace.types import TokenFacts
@@ -105,20 +106,27 @@ def scan(
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
     done = 0 if run is None else run.done
     options = options or RunOptions()
-    left = divide(model, texts, options, done)
+    left = divide(model, texts, reading, options, done)
     answers = {} if run is None else outputs_of(run.dataset, 1)
-    announce(foresee(model, texts, reading, left, answer.size(answers)), options, texts.fewer)
+    numbers = answer.size(answers)
+    announce(foresee(model, texts, reading, left, numbers), options, texts.fewer)
 
-    def measure(rows: slice, _: int | None) -> dict[str, Tensor]:
+    def measure(piece: Piece) -> dict[str, Tensor]:
+        rows = piece.rows
         tokens = _pad(texts.tokens[rows], model)
         wanted = None if run is None else outputs_of(run.dataset, rows.stop - rows.start)
         text = _describe(model, texts, rows)
         (taken,) = run_clean(model, tokens, [reading], parts, text, [wanted])
         return taken
 
-    portions = portions or Portions()
+    def describe(piece: Piece) -> str:
+        return request_cost.describe(_cost(model, texts, reading, piece.rows, numbers))
+
+    portions = portions or Portions(pace=pace_of(model))
+    work = Work(measure, texts.filled_up, describe=describe)
     for rows in left:
-        yield from portions.each(rows, measure, texts.filled_up)
+        for portion, (taken,) in portions.each(rows, work):
+            yield portion, taken
 
 
 def fill(
@@ -135,7 +143,7 @@ def fill(
     options : RunOptions
         All but its path, which the run has already, and `state_cap` are used.
     """
-    portions = Portions(run.lost, options.tell, REMEDY)
+    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model))
     total = len(texts.tokens)
     with run:
         portions.begin(changes.lowered(run.dataset.attrs))
@@ -148,10 +156,21 @@ def fill(
         return run.finish()
 
 
-def divide(model: Model, texts: ShortTexts, options: RunOptions, done: int = 0) -> list[slice]:
+def divide(
+    model: Model, texts: ShortTexts, reading: Reading, options: RunOptions, done: int = 0
+) -> list[slice]:
     """Return the batches of texts that are left after a number of texts."""
-    batch_tokens = options.batch_tokens or sizes.of_clean_run(model, max(texts.lengths))
+    batch_tokens = options.batch_tokens or usual_tokens(model, texts, reading)
     return batches(texts.lengths, batch_tokens, done, model.bends)
+
+
+def usual_tokens(model: Model, texts: ShortTexts, reading: Reading) -> int:
+    """Return the tokens of a trace that suit a measurement of texts."""
+    widest = max(texts.lengths)
+    if not model.request:
+        return sizes.of_clean_run(model, widest)
+    queries = int("prediction" in reading.needs)
+    return server_sizes.of_clean_run(model, reading.needs, widest, queries)
 
 
 def foresee(
@@ -172,11 +191,21 @@ def foresee(
     for rows in left:
         count, lengths = rows.stop - rows.start, texts.lengths[rows]
         predicted = count if "prediction" in reading.needs else 0
-        text = Text(count, max(lengths), predicted)
-        costs.append(request_cost.of_walk(model, reading.needs, text, numbers * count))
-        crossings.append(remote_traffic.of_walk(model, reading.needs, text.tokens, predicted))
+        costs.append(_cost(model, texts, reading, rows, numbers))
+        tokens = texts.filled_up(rows)
+        crossings.append(remote_traffic.of_walk(model, reading.needs, tokens, predicted))
         read += sum(lengths)
     return Foresight(model, sum(rows.stop - rows.start for rows in left), read, costs, crossings)
+
+
+def _cost(
+    model: Model, texts: ShortTexts, reading: Reading, rows: slice, numbers: int
+) -> request_cost.RequestCost:
+    """Return what a trace takes that returns a number of numbers for each of some texts."""
+    count = rows.stop - rows.start
+    predicted = count if "prediction" in reading.needs else 0
+    text = Text(count, max(texts.lengths[rows]), predicted)
+    return request_cost.of_walk(model, reading.needs, text, numbers * count)
 
 
 def _describe(model: Model, texts: ShortTexts, rows: slice) -> TokenFacts:

@@ -4,13 +4,13 @@ A request holds, besides the weights, states that wait for their next step, what
 makes of the states that are stacked for it, and the logits of one piece of a reading. Tensors are
 counted as they are in the trace functions (`robustness.trace`). Blocks of a model on several cards
 lie on them in order, and a state is on the card of the block that made it, so that what counts is
-the card that is fullest. What a call makes is counted generously, by up to twice (see
-`robustness.models.intermediates`). Operations are those of `robustness.runs.operations`.
+the card that is fullest. The sum is between 0.9 times and twice what is measured. Operations are
+those of `robustness.runs.operations`.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
 from robustness.models.intermediates import PATTERNS, numbers_of_token
@@ -23,9 +23,14 @@ from robustness.schedules.schedule import plain
 from robustness.trace import readout
 from robustness.trace.types import PlainStep
 
-OPERATIONS_PER_SECOND = 2e14
-"""Operations that a server does in a second: what an A100 reaches of its 3.1e14 in large products
-of bfloat16, and an H100 in those of ordinary size. One card works at a time."""
+OPERATIONS_PER_SECOND, CPU_OPERATIONS_PER_SECOND = 2e14, 5e10
+"""Operations that a server does in a second: on cards, what an A100 reaches of its 3.1e14 in large
+products of bfloat16, and an H100 in those of ordinary size, where one card works at a time; and on
+a few cores of a processor."""
+
+BLOCK_SHARE = 0.75
+"""Share of what `numbers_of_token` counts of a block that is counted here, where its input and
+output count as states."""
 
 SOURCE_BYTES, LAYER_BYTES, STEP_BYTES, TOKEN_BYTES = 25_000, 150, 6, 6
 """Bytes of a request, compressed: of its source text, for each layer, for each application of a
@@ -66,6 +71,8 @@ class RequestCost:
 
     operations: int
     """Floating-point operations of matrix products."""
+    seconds: float
+    """Expected duration on the server."""
     up_bytes: int
     """Bytes that are sent, about."""
     down_bytes: int
@@ -76,14 +83,15 @@ class RequestCost:
     """Bytes of what the largest call of a block, or of the head, makes besides."""
 
     @property
-    def seconds(self) -> float:
-        """Expected duration on the server, in seconds."""
-        return self.operations / OPERATIONS_PER_SECOND
-
-    @property
     def memory_bytes(self) -> int:
         """Bytes on the fullest card, besides the weights."""
         return self.state_bytes + self.call_bytes
+
+    @classmethod
+    def largest(cls, costs: Sequence["RequestCost"]) -> "RequestCost":
+        """Return the largest of every number of several requests."""
+        rows = [astuple(cost) for cost in costs]
+        return cls(*map(max, zip(*rows, strict=True)))
 
 
 def item_bytes(model: Model) -> int:
@@ -123,21 +131,26 @@ def of_plan(
         Whether a metric reads logits.
     """
     state = text.tokens * model.width * item_bytes(model)
-    cards, share = _spread(model)
+    room = room_for(model)
+    cards = 1 if room is None or room.sharded else room.cards
     of_read = text.queries * model.width * item_bytes(model)
     alive = state * alive_states(plan, model.layers, cards)
     readings = [len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN]
     # What the head receives of the clean run and of the states of a reading, stacked.
     alive += of_read * (1 + 2 * max(readings, default=0))
-    call = plan.widest * text.tokens * numbers_of_token(model, text.width) * item_bytes(model)
+    done = operations.block_flops(model, plan, text.sequences, text.width)
+    done += operations.head_flops(model, plan, text.queries, diverges, logits)
     steps = plan.applications + plan.schedules
     return RequestCost(
-        operations=operations.block_flops(model, plan, text.sequences, text.width)
-        + operations.head_flops(model, plan, text.queries, diverges, logits),
+        operations=done,
+        seconds=_seconds(model, done),
         up_bytes=_up_bytes(model, text.tokens) + STEP_BYTES * steps,
         down_bytes=_down_bytes(model, numbers),
         state_bytes=alive + READING_BYTES * plan.schedules * text.queries,
-        call_bytes=max(int(call * share), head_bytes(model, text.queries)),
+        call_bytes=max(
+            block_bytes(model, plan.widest * text.tokens, text.width),
+            head_bytes(model, text.queries),
+        ),
     )
 
 
@@ -159,8 +172,7 @@ def of_walk(
     kept : bool
         Whether the states of all depths are kept until the end, as the lens keeps them.
     """
-    item, (_, share) = item_bytes(model), _spread(model)
-    state = text.tokens * model.width * item
+    state = text.tokens * model.width * item_bytes(model)
     of_blocks = sum(operations.clean_flops(model, text.sequences, text.width))
     wider = getattr(model.config, "intermediate_size", None) or 4 * model.width
     captured = CAPTURED * text.tokens * model.width * 4
@@ -168,12 +180,14 @@ def of_walk(
     pattern = PATTERNS * text.tokens * text.width * model.heads * 4
     captured += pattern * ("pattern" in needs)
     # Two blocks in each other's place, sublayer by sublayer, at every layer.
-    again = 2 * of_blocks if "context" in needs else 0
-    call = int(text.tokens * numbers_of_token(model, text.width) * item * share)
+    done = of_blocks * (3 if "context" in needs else 1)
+    done += 2 * text.queries * model.vocabulary * model.width
+    call = block_bytes(model, text.tokens, text.width)
     # They are gathered on the last card.
     states = (model.layers + 2) * state if kept else 2 * state
     return RequestCost(
-        operations=of_blocks + again + 2 * text.queries * model.vocabulary * model.width,
+        operations=done,
+        seconds=_seconds(model, done),
         up_bytes=_up_bytes(model, text.tokens),
         down_bytes=_down_bytes(model, numbers),
         state_bytes=states + _down_bytes(model, numbers),
@@ -195,7 +209,7 @@ def of_generation(model: Model, schedule: Schedule, prompt: int, tokens: int) ->
     tokens : int
         Maximum number of tokens to generate.
     """
-    item, total = item_bytes(model), 0
+    total = 0
     steps: Counter[operations.Leaf] = Counter()
     for step in schedule:
         steps.update(operations.leaves_of(plain(step)))
@@ -203,14 +217,23 @@ def of_generation(model: Model, schedule: Schedule, prompt: int, tokens: int) ->
     for width in range(prompt, prompt + tokens):
         total += operations.of_leaves(model, steps, 1, width)
         total += 2 * model.vocabulary * model.width
-    longest, (_, share) = prompt + tokens, _spread(model)
-    call = int(longest * numbers_of_token(model, longest) * item * share)
+    longest = prompt + tokens
     return RequestCost(
         operations=total,
+        seconds=_seconds(model, total),
         up_bytes=_up_bytes(model, prompt),
         down_bytes=8 * longest,
-        state_bytes=3 * longest * model.width * item,
-        call_bytes=max(call, head_bytes(model, 1)),
+        state_bytes=3 * longest * model.width * item_bytes(model),
+        call_bytes=max(block_bytes(model, longest, longest), head_bytes(model, 1)),
+    )
+
+
+def describe(cost: RequestCost) -> str:
+    """Return what a request takes, for a message."""
+    return (
+        f"{cost.operations:.2g} operations (some {cost.seconds:.3g} s), "
+        f"{cost.state_bytes / 1e9:.2g} GB of states and {cost.call_bytes / 1e9:.2g} GB of "
+        "intermediates"
     )
 
 
@@ -273,12 +296,17 @@ def head_bytes(model: Model, queries: int) -> int:
     return piece * model.vocabulary * (LOGITS_ALIVE * number + item_bytes(model))
 
 
-def _spread(model: Model) -> tuple[int, float]:
-    """Return over how many cards blocks are spread, and the share of a call that is on each."""
+def block_bytes(model: Model, tokens: int, width: int) -> int:
+    """Return the bytes of what a block makes of stacked tokens, in sequences of `width` tokens."""
     room = room_for(model)
-    if room is None:
-        return 1, 1.0
-    return (1, 1 / room.cards) if room.sharded else (room.cards, 1.0)
+    share = BLOCK_SHARE if room is None or not room.sharded else BLOCK_SHARE / room.cards
+    return int(share * tokens * numbers_of_token(model, width) * item_bytes(model))
+
+
+def _seconds(model: Model, count: int) -> float:
+    """Return the expected duration of a number of operations."""
+    on_cpu = model.identity["device"] == "cpu"
+    return count / (CPU_OPERATIONS_PER_SECOND if on_cpu else OPERATIONS_PER_SECOND)
 
 
 def _up_bytes(model: Model, tokens: int) -> int:

@@ -38,6 +38,8 @@ class Sizes:
     """Tokens of text in a trace."""
     call: int
     """Tokens that go through a block together."""
+    requests: int = 1
+    """Number of requests to a server for the schedules of a batch."""
 
     def state_cap(self, tokens: int) -> int:
         """Return how many states of `tokens` tokens go through a block together."""
@@ -101,10 +103,10 @@ def fitting(free: int, state_bytes: int, call_bytes: int, length: int) -> Sizes:
     Sizes(text=8192, call=32768)
     """
     planned = SHARE * free
-    call = min(MOST_CALL, _power_of_two(planned / 2 / call_bytes))
+    call = min(MOST_CALL, power_of_two(planned / 2 / call_bytes))
     if call < LEAST_CALL:
-        call = min(LEAST_CALL, _power_of_two((planned - length * state_bytes) / call_bytes))
-    text = _power_of_two((planned - call * call_bytes) / state_bytes)
+        call = min(LEAST_CALL, power_of_two((planned - length * state_bytes) / call_bytes))
+    text = power_of_two((planned - call * call_bytes) / state_bytes)
     return Sizes(text=min(MOST_TEXT, call, text), call=call)
 
 
@@ -129,6 +131,6 @@ def _free_on_cuda(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _power_of_two(number: float) -> int:
+def power_of_two(number: float) -> int:
     """Return the largest power of two up to a number, and 1 for any below."""
     return 1 << max(0, int(number).bit_length() - 1) if number >= 1 else 1

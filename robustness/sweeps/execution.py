@@ -17,8 +17,9 @@ from robustness.models.model import Model
 from robustness.runs import remote_traffic
 from robustness.runs.ahead import TokensAhead
 from robustness.runs.batching import rest
+from robustness.runs.budget import pace_of
 from robustness.runs.heap import kept_heap
-from robustness.runs.out_of_memory import Portions
+from robustness.runs.portions import Piece, Portions, Work
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
 from robustness.schedules import Schedule
 from robustness.schedules.intervention import Intervention
@@ -27,6 +28,7 @@ from robustness.statistics import stopping
 from robustness.sweeps import token_counts, token_file
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
+from robustness.sweeps.requests import describe_request
 from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
@@ -215,58 +217,62 @@ def _run_batches(
     model, until_se = prepared.model, prepared.settings.until_se
     progress = options.progress or (lambda done, total: None)
     batches, total = rest(prepared.batches, [run.done]), len(prepared.corpus.document)
-    # Batches differ in how many states they stack only after memory has run out.
-    plan = lru_cache(maxsize=1)(prepared.plan)
-    _allow_traffic(prepared, plan, batches)
+    _allow_traffic(prepared, batches)
     progress(run.done, total)
-    portions = Portions(run.lost, options.tell)
+    portions = Portions(run.lost, options.tell, pace=pace_of(model))
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if batches else None
     ahead = TokensAhead(model, prepared.corpus, batches)
 
-    def measure(part: slice, plan: Plan) -> Values:
-        return measure_batch(prepared, part, plan, matrix, ahead)
-
+    work = _work(prepared, lambda rows, plan: measure_batch(prepared, rows, plan, matrix, ahead))
     for rows in batches:
         if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
             break
-        values, counts = _measure_in_portions(prepared, rows, portions, plan, measure)
+        values, counts = _measure_in_portions(prepared, rows, portions, work)
         if tokens is not None:
             tokens.add(rows, _take_tokens(values))
         run.add(rows, values, counts=counts)
         progress(run.done, total)
 
 
-def _allow_traffic(
-    prepared: PreparedSweep, plan: Callable[[int], Plan], batches: Sequence[slice]
-) -> None:
+def _allow_traffic(prepared: PreparedSweep, batches: Sequence[slice]) -> None:
     """Announce what will cross the socket of a sandboxed server, and refuse too much of it."""
-    if not prepared.model.sandboxed:
+    model = prepared.model
+    if not model.sandboxed:
         return
     crossings = []
-    for rows in batches:
-        width = prepared.tokens(rows)
-        crossings.append(
-            remote_traffic.of_plan(
-                prepared.model,
-                plan(prepared.state_cap),
-                width,
-                width,
-                len(prepared.divergences),
-                logits=prepared.reads_logits,
-            )
-        )
-    remote_traffic.allow(prepared.model, crossings, LESS_TRAFFIC)
+    for group in prepared.division.groups(prepared.requests):
+        plan, reads = prepared.plan(prepared.state_cap, group), prepared.reads_logits
+        for rows in batches:
+            width, kinds = prepared.tokens(rows), len(prepared.divergences)
+            crossings.append(remote_traffic.of_plan(model, plan, width, width, kinds, logits=reads))
+    remote_traffic.allow(model, crossings, LESS_TRAFFIC)
+
+
+def _work(prepared: PreparedSweep, run: Callable[[slice, Plan], Values]) -> Work[Values]:
+    """Return how batches are measured, by a function that runs a plan on some sequences."""
+    # Batches differ in how many states they stack only after memory has run out.
+    compiled = lru_cache(maxsize=8)(lambda cap, start, stop: prepared.plan(cap, slice(start, stop)))
+
+    def plan(piece: Piece) -> Plan:
+        cap = min(prepared.state_cap, piece.cap or prepared.state_cap)
+        made: Plan = compiled(cap, piece.group.start, piece.group.stop)
+        return made
+
+    return Work(
+        lambda piece: run(piece.rows, plan(piece)),
+        prepared.tokens,
+        lambda piece: plan(piece).widest,
+        prepared.division,
+        prepared.requests,
+        lambda piece: describe_request(prepared, piece.rows, plan(piece)),
+    )
 
 
 def _measure_in_portions(
-    prepared: PreparedSweep,
-    rows: slice,
-    portions: Portions,
-    plan: Callable[[int], Plan],
-    measure: Callable[[slice, Plan], Values],
+    prepared: PreparedSweep, rows: slice, portions: Portions, work: Work[Values]
 ) -> tuple[Values, NDArray[np.int32]]:
-    """Measure a batch, in smaller portions where memory runs out.
+    """Measure a batch, in smaller portions where one is too large.
 
     Returns
     -------
@@ -275,26 +281,26 @@ def _measure_in_portions(
     counts : int32 array of shape (run, token)
         How often each token is the most likely one.
     """
-
-    def lowered_plan(cap: int | None) -> Plan:
-        return plan(min(prepared.state_cap, cap or prepared.state_cap))
-
-    def widest(cap: int | None) -> int:
-        return lowered_plan(cap).widest
-
-    def measure_portion(portion: slice, cap: int | None) -> tuple[Values, Values]:
-        found = measure(portion, lowered_plan(cap))
-        return _lay_out(prepared, found), found
-
     measured: list[Values] = []
     counts = np.zeros((len(prepared.schedules), prepared.model.vocabulary), np.int32)
-    for _, (values, found) in portions.each(rows, measure_portion, prepared.tokens, widest):
-        measured.append(values)
+    for _, of_groups in portions.each(rows, work):
+        found = _join_schedules(prepared, of_groups)
+        measured.append(_lay_out(prepared, found))
         token_counts.add(counts, found)
     joined = {}
     for name in measured[0]:
         joined[name] = np.concatenate([portion[name] for portion in measured], axis=-1)
     return joined, counts
+
+
+def _join_schedules(prepared: PreparedSweep, of_groups: Sequence[Values]) -> Values:
+    """Join what groups of schedules yielded, with the clean run's readouts from the first."""
+    clean = {metric.name for metric in prepared.clean_readouts}
+    clean |= {f"{token_file.PREFIX}{name}" for name in clean}
+    joined = dict(of_groups[0])
+    for name in joined.keys() - clean if len(of_groups) > 1 else ():
+        joined[name] = np.concatenate([values[name] for values in of_groups])
+    return joined
 
 
 def _lay_out(prepared: PreparedSweep, measured: Values) -> Values:

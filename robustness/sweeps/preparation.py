@@ -27,10 +27,12 @@ from robustness.files.sequences import sequence_coords
 from robustness.files.tally import modal_share
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
-from robustness.runs import batching, sizes
+from robustness.runs import batching, server_sizes, sizes
+from robustness.runs.server_sizes import Reads
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule, check, clean, count_blocks, interventions, to_text
-from robustness.schedules.plan import Plan, compile_plan
+from robustness.schedules.division import Division
+from robustness.schedules.plan import Plan
 from robustness.sweeps import metric_trial, shards
 from robustness.sweeps.settings import USUAL_INTERVENTIONS, SweepSettings
 from robustness.text.corpus import Corpus
@@ -60,6 +62,10 @@ class PreparedSweep:
     """Sequences of every batch."""
     state_cap: int
     """Maximum number of states that go through a block together."""
+    division: Division
+    """The schedules, and how they are divided over requests."""
+    requests: int
+    """Number of requests to a server for the schedules of a batch."""
     readouts: list[TokenMetric]
     """Readouts of every schedule, and metrics of the user's own."""
     clean_readouts: list[TokenMetric]
@@ -82,10 +88,9 @@ class PreparedSweep:
         """Whether a metric reads logits, which are computed for it again."""
         return any(metric.reads == LOGITS for metric in self.further)
 
-    def plan(self, cap: int) -> Plan:
-        """Compile the schedules into a plan that stacks at most `cap` states."""
-        whole = clean(self.model.layers)
-        return compile_plan(self.schedules, whole, cap=cap, per_group=batching.SCHEDULES_PER_GROUP)
+    def plan(self, cap: int, group: slice | None = None) -> Plan:
+        """Compile all schedules or a group, as a plan that stacks at most `cap` states."""
+        return self.division.plan(cap, group)
 
     def tokens(self, rows: slice) -> int:
         """Return how many tokens a batch has when its sequences are padded."""
@@ -124,7 +129,14 @@ def prepare(
     batching.check_corpus(model, corpus)
     metric_trial.try_out(settings, model)
     sublayer_calls.check_schedules(model, schedules)
-    chosen = sizes.choose(model, lambda: live_states(model, schedules), corpus.context)
+    division = divide(model, schedules)
+    queries = corpus.context if corpus.authors_alignment else corpus.context - 2
+    reads = Reads(
+        queries,
+        diverges="kl" in settings.readouts,
+        logits=any(metric.reads == LOGITS for metric in settings.metrics),
+    )
+    chosen = choose_sizes(model, division, corpus.context, reads, options)
     batch_tokens = options.batch_tokens or chosen.text
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context
@@ -144,6 +156,7 @@ def prepare(
         **described,
         "batch_tokens": batch_tokens,
         "state_cap": state_cap,
+        changes.REQUESTS: chosen.requests if model.request else None,
         "until_se": settings.until_se,
         "per_token": "yes" if settings.per_token else None,
         "readouts": None if set(settings.readouts) == set(DEFAULT_READOUTS) else _names(readouts),
@@ -167,6 +180,8 @@ def prepare(
         labels,
         batches,
         state_cap,
+        division,
+        chosen.requests,
         readouts,
         kept,
         blank,
@@ -203,9 +218,33 @@ def lay_out_schedules(
     return list(placed.values()), labels, described
 
 
-def live_states(model: Model, schedules: Sequence[Schedule]) -> int:
-    """Return how many states are alive at once, however many are stacked."""
-    return compile_plan(schedules, clean(model.layers), per_group=batching.SCHEDULES_PER_GROUP).peak
+def divide(model: Model, schedules: Sequence[Schedule]) -> Division:
+    """Return the division of schedules of a model."""
+    return Division(schedules, clean(model.layers), batching.SCHEDULES_PER_GROUP)
+
+
+def choose_sizes(
+    model: Model, division: Division, length: int, reads: Reads, options: RunOptions
+) -> sizes.Sizes:
+    """Return the sizes of a run of schedules, for sequences of at most `length` tokens.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    division : Division
+        The schedules.
+    length : int
+        Number of tokens of the longest sequence.
+    reads : Reads
+        What is read of a sequence.
+    options : RunOptions
+        `batch_tokens` and `state_cap` are those of the user.
+    """
+    if not model.request:
+        return sizes.choose(model, lambda: division.plan().peak, length)
+    text, cap = options.batch_tokens, options.state_cap
+    return server_sizes.choose(model, division, length, reads, text, cap)
 
 
 def _share(corpus: Corpus, shard: shards.Shard, options: RunOptions, batch_tokens: int) -> slice:

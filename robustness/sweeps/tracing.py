@@ -58,7 +58,7 @@ def measure_batch(
         **queries["readout_tokens"],
         **{metric.name: metric.tokens for metric in prepared.further},
     }
-    outputs = _outputs(plan.schedules, queries["targets"], prepared)
+    outputs = outputs_of(prepared, plan.schedules, *queries["targets"].shape)
     reading = FinalReading(readings.measure, queries, outputs)
     measured = run_plan(model, tokens, plan, matrix, reading)
     if model.request:
@@ -66,10 +66,17 @@ def measure_batch(
     return measured
 
 
-def _outputs(schedules: int, targets: Tensor, prepared: PreparedSweep) -> answer.Wanted:
-    """Return the shapes of what is kept of the values that `readings.measure` returns."""
-    tokens = tuple(targets.shape)
-    sequences = tokens[:1]
+def outputs_of(prepared: PreparedSweep, schedules: int, count: int, queries: int) -> answer.Wanted:
+    """Return the shapes of what is kept of the values that `readings.measure` returns.
+
+    Parameters
+    ----------
+    prepared : PreparedSweep
+        As from `prepare`.
+    schedules, count, queries : int
+        Number of schedules, of sequences, and of queries in each of these.
+    """
+    sequences, tokens = (count,), (count, queries)
     outputs: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {}
     of_runs = dict.fromkeys(prepared.readouts, (schedules,))
     for metric, runs in (of_runs | dict.fromkeys(prepared.clean_readouts, ())).items():
@@ -77,7 +84,7 @@ def _outputs(schedules: int, targets: Tensor, prepared: PreparedSweep) -> answer
         if prepared.settings.per_token:
             outputs[f"token_{metric.name}"] = ((*runs, *tokens), answer.FLOATS)
     outputs["nonfinite"] = ((schedules, *sequences), answer.INTEGERS)
-    outputs.update(token_counts.outputs(schedules, targets.numel()))
+    outputs.update(token_counts.outputs(schedules, count * queries))
     return outputs
 
 

@@ -1,8 +1,7 @@
 """Benchmark tasks under many schedules: one trace scores continuations under all of them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,119 +9,27 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.errors import Refusal
 from robustness.files import changes, resumable
-from robustness.files.labels import Labels, blank_dataset
-from robustness.files.metrics import Metric
-from robustness.files.provenance import file_attributes, value_digest
-from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs import remote_traffic, sizes
-from robustness.runs.batching import SCHEDULES_PER_GROUP, batches
-from robustness.runs.out_of_memory import Portions
+from robustness.runs import remote_traffic
+from robustness.runs.budget import pace_of
+from robustness.runs.portions import Piece, Portions, Work
+from robustness.runs.request_cost import describe
 from robustness.runs.settings import RunOptions
-from robustness.schedules import Schedule, clean
-from robustness.schedules.plan import Plan, compile_plan
-from robustness.sweeps.preparation import lay_out_schedules, live_states
+from robustness.schedules.division import Division
+from robustness.schedules.plan import Plan
 from robustness.sweeps.tracing import FinalReading, run_plan
-from robustness.tasks.harness import (
-    Request,
-    Tasks,
-    harness_version,
-    load_tasks,
-    longest_text,
-    wanted_requests,
-)
+from robustness.tasks.preparation import PreparedTasks, prepare_tasks
 from robustness.tasks.settings import TaskSettings
-from robustness.tasks.summary import Answers, summarise
-from robustness.text.local_file import printable_name
 from robustness.trace import readings
 from robustness.trace.types import ContinuationQueries, Matrix
-
-LOGLIKELIHOOD = Metric("loglikelihood", "nat", "log-likelihood of a continuation")
-
-GREEDY = Metric("greedy", "1", "whether a continuation is the most likely", count=True)
 
 LESS_TRAFFIC = "a lower `limit`, or fewer interventions"
 """Advice for less traffic through the socket of a sandboxed server."""
 
 REMEDY = "`dtype` bfloat16, or another `device`"
 """Advice if not even one continuation fits into memory."""
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedTasks:
-    """A run of tasks before any continuation is scored."""
-
-    settings: TaskSettings
-    model: Model
-    tasks: Tasks
-    schedules: list[Schedule]
-    """The clean schedule, then all others."""
-    labels: Labels | None
-    """Dimensions and coordinates of the other schedules; None without any."""
-    requests: list[Request]
-    """Continuations in the order in which the harness asks for them."""
-    blank: xr.Dataset
-    """Empty dataset of scores, with continuations in order of length."""
-    batch_tokens: int
-    """Maximum number of tokens in a trace."""
-    chosen: sizes.Sizes
-    """What suits the device."""
-
-    @cached_property
-    def order(self) -> list[int]:
-        """Indices of the continuations in `requests`, in order of length."""
-        places: list[int] = self.blank["request"].values.tolist()
-        return places
-
-    @cached_property
-    def longest(self) -> int:
-        """Maximum number of tokens of a context and a continuation."""
-        return longest_text(self.model)
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Number of tokens that go through the model for each continuation, in order of length."""
-        lengths = []
-        for at in self.order:
-            context, continuation = self.requests[at]
-            # The last token is scored, but does not go through the model.
-            lengths.append(min(self.longest, len(context) + len(continuation) - 1))
-        return lengths
-
-    def width(self, rows: slice) -> int:
-        """Return the number of tokens of some continuations, with padding."""
-        return (rows.stop - rows.start) * self.lengths[rows.stop - 1]
-
-    def scored(self, rows: slice) -> int:
-        """Return the number of tokens of some continuations that are scored."""
-        return sum(len(self.requests[at][1]) for at in self.order[rows])
-
-    def batches(self, done: int = 0) -> list[slice]:
-        """Return the batches that are left after a number of continuations."""
-        return batches(self.lengths, self.batch_tokens, done, self.model.bends)
-
-    def plan(self, cap: int) -> Plan:
-        """Compile the schedules into a plan that stacks at most `cap` states."""
-        return compile_plan(
-            self.schedules, clean(self.model.layers), cap=cap, per_group=SCHEDULES_PER_GROUP
-        )
-
-    def complete(self, dataset: xr.Dataset, _: Any) -> xr.Dataset:
-        """Return the metrics that the harness makes of all scores."""
-        scores = dataset.sortby("request")
-        answers = []
-        for at in range(len(self.schedules)):
-            likelihoods = scores["loglikelihood"].values[at].tolist()
-            greedy = (scores["greedy"].values[at] > 0).tolist()
-            pairs = zip(likelihoods, greedy, strict=True)
-            answer_to: Answers = dict(zip(self.requests, pairs, strict=True))
-            answers.append(answer_to)
-        limit = self.settings.limit
-        summary = summarise(self.model, self.tasks, limit, answers, self.labels)
-        return summary.assign_attrs(dataset.attrs)
 
 
 def evaluate_tasks(
@@ -166,105 +73,48 @@ def evaluate_tasks(
         return run.finish()
 
 
-def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> PreparedTasks:
-    """Check that tasks can be run, and return the continuations to score.
-
-    Parameters
-    ----------
-    model, settings, options
-        As for `evaluate_tasks`.
-
-    Raises
-    ------
-    Refusal
-        As for `evaluate_tasks`.
-    """
-    _check_tokenizer(model)
-    schedules, labels, described = _lay_out(model, settings)
-    sublayer_calls.check_schedules(model, schedules)
-    tasks = load_tasks(settings)
-    requests = wanted_requests(model, tasks, settings.limit)
-    # In order of length, so that batches have little padding.
-    order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
-    widest = min(longest_text(model), max(sum(map(len, request)) for request in requests))
-    chosen = sizes.choose(model, lambda: live_states(model, schedules), widest)
-    batch_tokens = options.batch_tokens or chosen.text
-    attributes = {
-        **model.identity,
-        **model.execution,
-        **described,
-        "tasks": ", ".join(settings.tasks),
-        "task_data": "" if settings.data is None else printable_name(settings.data),
-        "limit": settings.limit or "none",
-        "corpus_sha256": value_digest(requests),
-        "batch_tokens": batch_tokens,
-        "sequences": len(requests),
-        "lm_eval": harness_version(),
-    }
-    of_score = ("run", "request")
-    blank = blank_dataset(
-        {metric.name: (metric, of_score) for metric in (LOGLIKELIHOOD, GREEDY)},
-        {"run": np.arange(len(schedules)), "request": order},
-        file_attributes(attributes, options.command),
-        np.float64,
-    )
-    return PreparedTasks(
-        settings, model, tasks, schedules, labels, requests, blank, batch_tokens, chosen
-    )
-
-
-def _check_tokenizer(model: Model) -> None:
-    """Refuse a model whose tokenizer lm-eval cannot use."""
-    if model.tokenizer is None:
-        raise Refusal(f"{model.name} has no tokenizer, which tasks need")
-    if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
-        raise Refusal(f"the tokenizer of {model.name} has neither BOS nor EOS, which tasks need")
-
-
-def _lay_out(
-    model: Model, settings: TaskSettings
-) -> tuple[list[Schedule], Labels | None, dict[str, str]]:
-    """Return all schedules, the labels of all but the clean one, and attributes of the file."""
-    whole = clean(model.layers)
-    if settings.clean_only:
-        return [whole], None, {"measurement": "tasks-clean"}
-    schedules, labels, described = lay_out_schedules(model, settings.sweep)
-    if "layer_to" in labels.dims:
-        names = ", ".join(settings.interventions or ())
-        raise Refusal(f"tasks are run under interventions at every layer, not {names}")
-    kind = "tasks-schedules" if settings.schedules else "tasks"
-    return [whole, *schedules], labels, described | {"measurement": kind}
-
-
 def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOptions) -> None:
     """Score the continuations that are left, batch by batch."""
     model, total = prepared.model, len(prepared.requests)
     left = prepared.batches(run.done)
-    # Most batches have the same cap, and compiling a plan takes a while.
-    plan = lru_cache(prepared.plan)
     caps = {rows.start: _cap(prepared, rows, options) for rows in left}
-    _allow_traffic(prepared, left, lambda rows: plan(caps[rows.start]))
-    portions = Portions(run.lost, options.tell, REMEDY)
+    _allow_traffic(prepared, left, caps)
+    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model))
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if left else None
     options.show(run.done, total)
-
-    # After memory has run out, fewer states are stacked than the cap allows.
-    def planned(most: int, lower: int | None) -> Plan:
-        return plan(min(most, lower or most))
-
-    def score(most: int, part: slice, lower: int | None) -> dict[str, NDArray[Any]]:
-        return score_batch(prepared, part, planned(most, lower), matrix)
-
-    def widest(most: int, lower: int | None) -> int:
-        return planned(most, lower).widest
-
     for rows in left:
-        most = caps[rows.start]
-        scored = portions.each(rows, partial(score, most), prepared.width, partial(widest, most))
-        for part, scores in scored:
-            run.add(part, scores)
+        work = _work(prepared, caps[rows.start], matrix)
+        for part, scores in portions.each(rows, work):
+            joined = {name: np.concatenate([each[name] for each in scores]) for name in scores[0]}
+            run.add(part, joined)
         options.show(run.done, total)
+
+
+def _work(
+    prepared: PreparedTasks, most: int, matrix: Matrix | None
+) -> Work[dict[str, NDArray[Any]]]:
+    """Return how a batch is scored whose plans stack at most a number of states."""
+
+    def plan(piece: Piece) -> Plan:
+        # After memory has run out, fewer states are stacked than the cap allows.
+        cap = min(most, piece.cap or most)
+        return _plan(prepared.division, cap, piece.group.start, piece.group.stop)
+
+    return Work(
+        lambda piece: score_batch(prepared, piece.rows, plan(piece), matrix),
+        prepared.width,
+        lambda piece: plan(piece).widest,
+        prepared.division,
+        prepared.chosen.requests,
+        lambda piece: describe(prepared.cost(piece.rows, plan(piece))),
+    )
+
+
+@lru_cache(maxsize=8)
+def _plan(division: Division, cap: int, start: int, stop: int) -> Plan:
+    """Compile a group of schedules; most batches have the same cap, and it takes a while."""
+    return division.plan(cap, slice(start, stop))
 
 
 def _cap(prepared: PreparedTasks, rows: slice, options: RunOptions) -> int:
@@ -272,15 +122,16 @@ def _cap(prepared: PreparedTasks, rows: slice, options: RunOptions) -> int:
     return options.state_cap or prepared.chosen.state_cap(prepared.width(rows))
 
 
-def _allow_traffic(
-    prepared: PreparedTasks, left: Sequence[slice], plan: Callable[[slice], Plan]
-) -> None:
+def _allow_traffic(prepared: PreparedTasks, left: Sequence[slice], caps: Mapping[int, int]) -> None:
     """Refuse a run on a sandboxed server with more traffic than is allowed."""
+    model, division = prepared.model, prepared.division
     crossings = []
-    for rows in left if prepared.model.sandboxed else ():
+    for rows in left if model.sandboxed else ():
         width, scored = prepared.width(rows), prepared.scored(rows)
-        crossings.append(remote_traffic.of_plan(prepared.model, plan(rows), width, scored, 0))
-    remote_traffic.allow(prepared.model, crossings, LESS_TRAFFIC)
+        for group in division.groups(prepared.chosen.requests):
+            plan = division.plan(caps[rows.start], group)
+            crossings.append(remote_traffic.of_plan(model, plan, width, scored, 0))
+    remote_traffic.allow(model, crossings, LESS_TRAFFIC)
 
 
 def score_batch(
