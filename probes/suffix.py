@@ -119,7 +119,7 @@ def probe_suffix(
     if options.foresee is not None:
         # Before weights are read, which may be many gigabytes.
         texts = ShortTexts(task.tokens.tolist())
-        left = divide(model, texts, options)
+        left = divide(model, texts, READING, options)
         options.foresee(foresee(model, texts, READING, left, 2 * (NEURONS + 1)))
     opened, moments = _read_weights(weights)
     chosen = choose_neurons(opened, moments, wanted)

@@ -100,7 +100,7 @@ def fitting(free: int, state_bytes: int, call_bytes: int, length: int) -> Sizes:
         Number of tokens of the longest sequence.
 
     >>> fitting(40 * 2**30, 65 * 8192, 2 * 106_000, 256)
-    Sizes(text=8192, call=32768)
+    Sizes(text=8192, call=32768, requests=1)
     """
     planned = SHARE * free
     call = min(MOST_CALL, power_of_two(planned / 2 / call_bytes))

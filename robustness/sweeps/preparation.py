@@ -130,13 +130,7 @@ def prepare(
     metric_trial.try_out(settings, model)
     sublayer_calls.check_schedules(model, schedules)
     division = divide(model, schedules)
-    queries = corpus.context if corpus.authors_alignment else corpus.context - 2
-    reads = Reads(
-        queries,
-        diverges="kl" in settings.readouts,
-        logits=any(metric.reads == LOGITS for metric in settings.metrics),
-    )
-    chosen = choose_sizes(model, division, corpus.context, reads, options)
+    chosen = choose_sizes(model, division, corpus.context, _reads(corpus, settings), options)
     batch_tokens = options.batch_tokens or chosen.text
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context
@@ -216,6 +210,15 @@ def lay_out_schedules(
     if settings.layers is not None:
         described["layers"] = ", ".join(map(str, labels.coords["layer"]))
     return list(placed.values()), labels, described
+
+
+def _reads(corpus: Corpus, settings: SweepSettings) -> Reads:
+    """Return what is read of the final states of a sequence."""
+    return Reads(
+        corpus.context if corpus.authors_alignment else corpus.context - 2,
+        diverges="kl" in settings.readouts,
+        logits=any(metric.reads == LOGITS for metric in settings.metrics),
+    )
 
 
 def divide(model: Model, schedules: Sequence[Schedule]) -> Division:

@@ -18,7 +18,7 @@ from robustness.files import netcdf
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop, repeat, swap
 from robustness.schedules.interventions import schedules
-from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, summary
+from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, preparation, summary
 from robustness.tasks.harness import load_tasks, quiet, run_harness
 from robustness.trace import block_calls
 
@@ -76,7 +76,7 @@ def ours(model, data, chosen):
         raise Seen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "summarise", spy)
+        patch.setattr(preparation, "summarise", spy)
         settings = TaskSettings(NAMES, names, data=data)
         with pytest.raises(Seen):
             evaluate_tasks(model, settings, RunOptions(batch_tokens=700))
