@@ -1,10 +1,10 @@
 """Reader of files that torch saves: tensors and plain values, and nothing else.
 
 torch saves values as an archive with a pickle and the bytes of tensors. A pickle can name any
-function, and an archive can look different, even like a program, to different readers. So `zipfile`
-alone reads the archive, and an interpreter reads the pickle that knows only the steps that write
-tensors and plain values. It calls nothing that a pickle names: each of the few names that it
-accepts has a function here, which checks the arguments.
+function, and an archive can look different, even like a program, to different readers. So only an
+archive of which every byte has one meaning is read, and an interpreter reads the pickle that knows
+only the steps that write tensors and plain values. It calls nothing that a pickle names: each of
+the few names that it accepts has a function here, which checks the arguments.
 """
 
 import math
@@ -47,8 +47,8 @@ def load(content: bytes, most: float) -> Any:
     Raises
     ------
     Unreadable
-        If it holds more than tensors and plain values. A damaged archive may raise any error of
-        `zipfile` and `pickletools`, which is caught where an answer is received.
+        If it holds more than tensors and plain values. A damaged one may raise any error of
+        `pickletools`, which is caught where an answer is received.
     """
     check_size(len(content), most)
     reader = _Reader(Archive(content), most)
