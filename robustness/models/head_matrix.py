@@ -9,7 +9,7 @@ from torch import Tensor
 from robustness.models.compiled_reduction import compiled_absorb, compiled_totals, has_compiler
 from robustness.models.exact_products import has_fast_bfloat16
 from robustness.trace import numerics
-from robustness.trace.types import Matrix, Squash
+from robustness.trace.types import HeadThere, Matrix, Squash
 
 ROWS_AT_ONCE = 512
 """Number of rows that are converted to a wider type at once."""
@@ -68,6 +68,45 @@ def read(head: Any, squash: Squash, centred: bool, compiled: bool) -> Matrix:
     elif not centred and has_compiler(weight.device):
         matrix["absorb"] = compiled_absorb()
     return matrix
+
+
+def there(head: Any, squash: Squash, dtype: str, tokens: float) -> HeadThere | None:
+    """Return what a trace on a server has to know of a head to take its matrix.
+
+    Parameters
+    ----------
+    head : Module
+        The head, without weights.
+    squash : tuple
+        Scale and soft cap of the logits.
+    dtype : str
+        Type of the weights on the server.
+    tokens : float
+        Number of tokens, each in every state, whose logits a request computes. Where traces are
+        kept apart from the weights, the matrix is made of as many calls as it is wide.
+
+    Returns
+    -------
+    HeadThere or None
+        None for a head that is no matrix.
+    """
+    if not is_linear(head):
+        return None
+    biased = head.bias is not None
+    return {
+        "shape": (head.out_features, head.in_features),
+        "dtype": dtype,
+        "biased": biased,
+        # Beside numbers that are large enough for a bias to vanish, float16 has none.
+        "worth": tokens > head.in_features and not (biased and dtype == "float16"),
+        "squash": squash,
+    }
+
+
+def is_linear(head: Any) -> bool:
+    """Whether a head is a matrix, and perhaps a bias."""
+    # A subclass of Linear may compute something else in its forward method.
+    return type(head).forward is torch.nn.Linear.forward
 
 
 def _centred(weight: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor | None]:

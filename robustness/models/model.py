@@ -14,7 +14,6 @@ import nnsight
 import torch
 from nnsight import TransformersModel
 from nnsight.intervention.envoy import Envoy
-from torch.nn import Linear
 from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
@@ -22,7 +21,7 @@ from robustness.models.facts import Facts
 from robustness.models.matrices import count_numbers
 from robustness.models.norms import is_called_norm
 from robustness.models.structure import Paths
-from robustness.trace.types import Matrix, Squash
+from robustness.trace.types import HeadThere, Matrix, Squash
 
 Parts = tuple[tuple[Envoy, ...], Envoy, tuple[Envoy, ...], int | None]
 """The envoys of a sublayer, as `structure.Sublayer` has their paths."""
@@ -184,8 +183,9 @@ class Model:
     @property
     def reads_matrix(self) -> bool:
         """Whether the head is a matrix that can be read, and need not be called."""
-        # A subclass of Linear may compute something else in its forward method.
-        return type(self.head._module).forward is Linear.forward and not self.request
+        from robustness.models import head_matrix
+
+        return head_matrix.is_linear(self.head._module) and not self.request
 
     @property
     def centres_matrix(self) -> bool:
@@ -273,6 +273,14 @@ class Model:
             return None
         centred = copied and self.centres_matrix
         return head_matrix.read(self.head._module, self.squash, centred, bool(self.compiled))
+
+    def head_there(self, tokens: float) -> HeadThere | None:
+        """Return what a trace on a server needs to take the head's matrix; see `head_matrix`."""
+        from robustness.models import head_matrix
+
+        if not self.request:
+            return None
+        return head_matrix.there(self.head._module, self.squash, self.identity["dtype"], tokens)
 
 
 def find_parts(traced: TransformersModel, paths: Paths) -> dict[str, Any]:

@@ -9,17 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustness.models import sublayer_calls
+from robustness.models import pass_check, sublayer_calls
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.runs.ahead import TokensAhead, tokens_of
 from robustness.runs.batching import query_positions
+from robustness.schedules import passes as schedule_passes
 from robustness.schedules.plan import Plan
 from robustness.sweeps import token_counts
 from robustness.sweeps.metric_trial import travelling
 from robustness.sweeps.preparation import PreparedSweep
-from robustness.trace import block_calls, interpreter, readings
-from robustness.trace.types import Matrix, Modules, ReadoutQueries
+from robustness.trace import block_calls, interpreter, passes, readings, unembedding
+from robustness.trace.types import HeadThere, Matrix, Modules, ReadoutQueries
 
 Read = Callable[..., dict[str, Tensor]]
 """A function such as `readings.measure`: from a plan, the clean run and queries to tensors."""
@@ -111,6 +112,24 @@ def run_plan(
     dict of str to array
         What `reading.read` returns.
     """
+    if model.sandboxed and as_passes(model, plan):
+        measured = _run_passes(model, tokens, plan, reading)
+    else:
+        measured = _run_calls(model, tokens, plan, matrix, reading)
+    if model.request:
+        measured = answer.take(measured, reading.outputs)
+    return {name: value.numpy() for name, value in measured.items()}
+
+
+def as_passes(model: Model, plan: Plan) -> bool:
+    """Whether a plan runs as passes where every call would cross a socket."""
+    return schedule_passes.suits(plan) and model.once(pass_check.runs_as_passes)
+
+
+def _run_calls(
+    model: Model, tokens: Tensor, plan: Plan, matrix: Matrix | None, reading: FinalReading
+) -> dict[str, Tensor]:
+    """Run a plan by calls of blocks, in one trace."""
     # Everything that the trace needs is a plain value: a server gets no object of ours.
     blocks, norms, head, clean_states = model.blocks, model.norms, model.head, plan.clean_states
     called, attentions = sublayer_calls.called_parts(model, {step for _, step, *_ in plan.rows})
@@ -123,12 +142,13 @@ def run_plan(
     }
     growths = sublayer_calls.growth(model, attentions)
     rows = {"rows": plan.rows, "schedules": plan.schedules}
-    read, queries = reading.read, reading.queries
+    read, queries, there = reading.read, reading.queries, _head_there(model, plan, reading)
     request = model.asking(answer.size(reading.outputs))
     with model.computing(), model.traced.trace(tokens, use_cache=False, **request):
         entering, contexts = interpreter.enter(blocks, attentions)
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)
+        modules["matrix"] = matrix or unembedding.matrix_there(head, there)
         entering.append(final)
         contexts = interpreter.share(contexts, len(final))
         states = {depth: entering[depth] for depth in clean_states}
@@ -142,6 +162,26 @@ def run_plan(
             "modules": modules,
         }
         measured = nnsight.save(read(rows, clean, queries))
-    if model.request:
-        measured = answer.take(measured, reading.outputs)
-    return {name: value.numpy() for name, value in measured.items()}
+    return dict(measured)
+
+
+def _run_passes(
+    model: Model, tokens: Tensor, plan: Plan, reading: FinalReading
+) -> dict[str, Tensor]:
+    """Run a plan as passes, each a trace within one session."""
+    way, there = pass_check.walkway(model, tokens), _head_there(model, plan, reading)
+    rows = {
+        "rows": schedule_passes.compile_passes(plan, model.layers),
+        "schedules": plan.schedules,
+    }
+    clean_states, squash, read, queries = plan.clean_states, model.squash, reading.read, reading.queries
+    request = model.asking(answer.size(reading.outputs))
+    with model.computing(), model.traced.session(**request):
+        clean = passes.begin(clean_states, way, there, squash)
+        measured = nnsight.save(read(rows, clean, queries))
+    return dict(measured)
+
+
+def _head_there(model: Model, plan: Plan, reading: FinalReading) -> HeadThere | None:
+    """Return what a server's trace has to know of the head."""
+    return model.head_there(reading.queries["targets"].numel() * (plan.schedules + 1))

@@ -79,7 +79,7 @@ def measure(plan: PlanRows, clean: CleanRun, queries: ReadoutQueries) -> dict[st
             for index in indices:
                 read_out[index] = {name: value[position] for name, value in values.items()}
 
-    interpreter.run(plan["rows"], clean, read)
+    clean.get("run", interpreter.run)(plan["rows"], clean, read)
     masks, per_token = masks_of(here), here["per_token"]
     measured = reduce(read_out, masks, per_token, further=[name for name, _, _ in further])
     unchanged = reduce([reference["readout"]], masks, per_token)
@@ -154,7 +154,7 @@ def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict
                 losses[index] = values["loss"][position]
                 hits[index] = values["accuracy"][position]
 
-    interpreter.run(plan["rows"], clean, read)
+    clean.get("run", interpreter.run)(plan["rows"], clean, read)
     scored = {"loss": torch.stack(losses), "hit": torch.stack(hits)}
     return transfer.together(scored, transfer.HOST)
 

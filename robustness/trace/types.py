@@ -27,6 +27,9 @@ PlainStep = Any
 Row = tuple[str, PlainStep, tuple[int, ...], tuple[Any, ...], tuple[int, ...]]
 """One row of a plan; see `robustness.schedules.plan`."""
 
+PassRow = tuple[int, int, int, tuple[tuple[int, int], ...], tuple[Any, ...], tuple[int, ...]]
+"""One pass; see `robustness.schedules.passes`."""
+
 Sublayer = tuple[Sequence[Envoy], Envoy, Sequence[Envoy], int | None]
 """Norms before, attention or MLP, norms after, and the place of an argument; see `sublayers`."""
 
@@ -84,6 +87,20 @@ class Matrix(TypedDict):
     """Faster form of `numerics.totals`."""
 
 
+class HeadThere(TypedDict):
+    """Facts about a head on a server that is a matrix; see `unembedding.matrix_there`."""
+
+    shape: tuple[int, int]
+    """Number of tokens, and width."""
+    dtype: str
+    """Type of the weights."""
+    biased: bool
+    """Whether the head has a bias."""
+    worth: bool
+    """Whether the matrix is made by calls of the head where it cannot be read."""
+    squash: Squash
+
+
 class Modules(TypedDict, total=False):
     """Modules of a model, and facts about how they are combined."""
 
@@ -116,6 +133,22 @@ class Modules(TypedDict, total=False):
     """Matrix of the head; None where the head must be called."""
 
 
+class Walkway(TypedDict):
+    """A model and its tokens, as passes take them."""
+
+    traced: Envoy
+    """The model itself."""
+    tokens: Tensor
+    """Token ids (sequence, token)."""
+    blocks: Sequence[Envoy]
+    norms: Sequence[Envoy]
+    head: Envoy
+    returns: int
+    """Number of values that a block returns in a tuple, or 0; see `block_calls.as_returned`."""
+    caches: list[Any]
+    """Caches of passes that have ended."""
+
+
 class CleanRun(TypedDict):
     """Results of the clean pass of a trace that schedules start from."""
 
@@ -124,9 +157,15 @@ class CleanRun(TypedDict):
     deletes each after its last use."""
     final: Tensor
     """Last residual stream (sequence, token, width), as the final norm receives it."""
-    contexts: Contexts
-    growths: Growths
     modules: Modules
+    contexts: NotRequired[Contexts]
+    growths: NotRequired[Growths]
+    run: NotRequired[Callable[..., None]]
+    """Function that runs the rows of a plan; by default `interpreter.run`."""
+    way: NotRequired[Walkway]
+    """What passes take, where the plan runs as passes."""
+    entry: NotRequired[Context]
+    """Context of the first block, where the plan runs as passes."""
 
 
 class PlanRows(TypedDict):

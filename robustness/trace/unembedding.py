@@ -2,7 +2,8 @@
 
     logits = cap · tanh(scale · z / cap)
 
-Both are found by replacing `z` with numbers of every size.
+Both are found by replacing `z` with numbers of every size. On a server, the matrix of a head is read
+where its weights are, and else made of what the head gives for rows of the identity.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -18,13 +19,20 @@ from torch import Tensor
 from robustness.trace import numerics
 
 if TYPE_CHECKING:
-    from robustness.trace.types import Head, Squash
+    from robustness.trace.types import Envoy, Head, HeadThere, Matrix, Squash
 
 ROUNDING = 16
 """Relative error that logits may have, in units of the last place of their type."""
 
 LARGEST = 15
 """Exponent of the largest power of two: large for a cap, and within half precision."""
+
+ROWS_AT_ONCE = 256
+"""Number of rows of the identity that the head is called on at once."""
+
+BEYOND_BIAS = 2.0**60
+"""Power of two beside which a bias is smaller than the last digit of float64, except of products
+that are themselves too small to matter."""
 
 
 def trial(like: Tensor) -> Tensor:
@@ -108,3 +116,51 @@ def predictor(head: Head, squash: Squash) -> Head:
         return apply(numerics.precise(head(states)), squash)
 
     return predict
+
+
+def matrix_there(head: Envoy, there: HeadThere | None) -> Matrix | None:
+    """Return the matrix of a head on a server, as it is; None where the head has to be called.
+
+    It must be called in a trace, while the model runs.
+
+    Parameters
+    ----------
+    head : Envoy
+        The head.
+    there : HeadThere, optional
+        What is known of it; None for a head that is no matrix.
+    """
+    if there is None:
+        return None
+    weight, bias = head.weight, head.bias
+    if weight.is_meta:
+        if not there["worth"]:
+            return None
+        weight, bias = _made_matrix(head, there)
+    # Several devices may have a share of the matrix each.
+    elif tuple(weight.shape) != there["shape"] or type(weight) not in (Tensor, torch.nn.Parameter):
+        return None
+    return {"weight": weight, "bias": bias, "centred": False, "squash": there["squash"]}
+
+
+def _made_matrix(head: Envoy, there: HeadThere) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix and the bias of a head that can only be called.
+
+    Each product of a row of the identity has one term that is not zero, and so is exact. The rows
+    are so large that rounding takes away the bias that is added to them.
+    """
+    width, kind = there["shape"][1], getattr(torch, there["dtype"])
+    scale = BEYOND_BIAS if there["biased"] else 1.0
+    whole: Tensor | None = None
+    for first in range(0, width, ROWS_AT_ONCE):
+        rows = torch.zeros(min(ROWS_AT_ONCE, width - first), width, dtype=kind)
+        rows.diagonal(first).fill_(scale)
+        made = head(rows)
+        if whole is None:
+            whole = made.new_empty(width, made.shape[1])
+        whole[first : first + len(made)] = made
+    assert whole is not None
+    if not there["biased"]:
+        return whole.T, None
+    whole /= scale
+    return whole.T, head(torch.zeros(1, width, dtype=kind))[0]

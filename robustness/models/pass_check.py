@@ -1,0 +1,55 @@
+"""Whether a model on a server runs as passes, in which some of its blocks are left out."""
+
+import nnsight
+import torch
+
+from robustness.errors import Refusal
+from robustness.models.model import Model
+from robustness.ndif import answer
+from robustness.trace import numerics, passes
+from robustness.trace.types import Walkway
+
+TOLERANCE = 32
+"""Largest relative error of a state that is computed twice, in units of its last digit."""
+
+
+def walkway(model: Model, tokens: torch.Tensor) -> Walkway:
+    """Return a model and tokens as `trace.passes` takes them."""
+    return {
+        "traced": model.traced,
+        "tokens": tokens,
+        "blocks": model.blocks,
+        "norms": model.norms,
+        "head": model.head,
+        "returns": model.returns,
+        "caches": [],
+    }
+
+
+def runs_as_passes(model: Model) -> bool:
+    """Whether passes of a short text give the states of the clean pass.
+
+    A model may keep something between its blocks that is lost where one is skipped. It takes a
+    request of its own, since a model that does not run may end it with an error.
+    """
+    way = walkway(model, torch.tensor([model.trial_text]))
+    layers, states = model.layers, sorted({0, 1, model.layers - 1})
+    request, traced = model.asking(0), model.traced
+    try:
+        with model.computing(), traced.session(**request):
+            measured = nnsight.save({"off": [], "eps": 0.0})
+            clean, final, entry = passes.enter(states, way)
+            # One block alone, all but one, and none.
+            found = [
+                (passes.forward(clean[0], 0, 1, ((0, 1),), entry, way)[0][1], clean[1]),
+                (passes.forward(clean[1], 1, layers, (), entry, way)[1], final),
+                (passes.forward(clean[layers - 1], layers - 1, layers, (), entry, way)[1], final),
+            ]
+            for ours, own in found:
+                miss = (ours.double() - own.double()).abs().max() / own.double().abs().max()
+                measured["off"].append(float(miss))
+            measured["eps"] = max(torch.finfo(final.dtype).eps, torch.finfo(torch.float32).eps)
+    except Refusal:
+        return False
+    answer.plain(measured, {"off": [float], "eps": float})
+    return bool(numerics.largest(measured["off"]) <= TOLERANCE * measured["eps"])
