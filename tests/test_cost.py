@@ -107,7 +107,7 @@ def test_free_schedules_and_texts_of_several_lengths_are_counted_too(gpt2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("readouts", [("kl",), ("agreement",)])
-def test_a_head_that_must_be_called_is_counted_as_it_is_called(strict_model, readouts):
+def test_a_head_on_a_server_is_counted_as_it_is_read_there(strict_model, readouts):
     text = corpus(sequences=4)
     found = estimate(prepared(strict_model, text, readouts=readouts, **ASKED))
     flops = products(lambda: sweep(strict_model, text, readouts=readouts, **ASKED))

@@ -13,6 +13,7 @@ from robustness.measurements.measurement import Measurement
 from robustness.models.block_structure import BlockStructure, named_parts
 from robustness.models.model import Model
 from robustness.ndif import answer
+from robustness.runs import remote_traffic
 from robustness.runs.batching import query_positions
 from robustness.text.corpus import Corpus
 from robustness.trace import capture
@@ -170,6 +171,9 @@ def run_clean(
     states = (model.layers + 1) * tokens.numel() * model.width
     sizes = [states if shapes is None else answer.size(shapes) for shapes in wanted]
     request = model.asking(sum(sizes))
+    if model.request and predicts(readings) and "targets" in text:
+        logits = remote_traffic.of_lens(model, tokens.numel())
+        parts = {**parts, "there": model.head_there(logits)}
     # nnsight drops a context manager that stands after the trace: all others come before it.
     with model.computing(), model.traced.trace(tokens, use_cache=False, **request):
         taken = nnsight.save(capture.walk(calls, needs, parts, text))

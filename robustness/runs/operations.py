@@ -102,5 +102,15 @@ def head_flops(
     again = finals + len(readings) if logits else 0
     if model.reads_matrix and model.centres_matrix:
         return once * (finals + 2 + again)
-    # There are no expected rows: for the KL, every reading computes the clean logits anew.
-    return once * (finals + 1 + again + (len(readings) if diverges else 0))
+    # There are no expected rows: every reading computes the clean logits anew, or for the KL alone
+    # where the head is called.
+    anew = diverges or head_is_read(model, queries * (plan.schedules + 1))
+    return once * (finals + 1 + again + (len(readings) if anew else 0))
+
+
+def head_is_read(model: Model, tokens: float) -> bool:
+    """Whether readouts of this number of tokens take the head's matrix, here or on a server."""
+    if not model.request:
+        return model.reads_matrix
+    there = model.head_there(tokens)
+    return there is not None and (there["worth"] or not model.sandboxed)

@@ -7,6 +7,7 @@ block is one state in and one state out, however many blocks follow it.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from robustness.schedules.plan import RUN, Plan
@@ -46,7 +47,7 @@ def compile_passes(plan: Plan, layers: int) -> tuple[Pass, ...]:
     # Pairs of a state and the step that is taken from it, or `layers` where a schedule ends there.
     waiting: list[tuple[int, int]] = []
     for state in reversed(plan.clean_states):
-        waiting += _beginnings(state, following, ends, layers, state)
+        waiting += _beginnings(state, following, ends, layers)
     passes = []
     while waiting:
         source, first = waiting.pop()
@@ -61,10 +62,15 @@ def compile_passes(plan: Plan, layers: int) -> tuple[Pass, ...]:
         read = ends.get(state, ()) if block == layers else ()
         passes.append((source, first, block, tuple(kept), tuple(read)))
     last = {source: number for number, (source, *_) in enumerate(passes)}
-    return tuple(
-        (source, *rest, (source,) if last[source] == number else ())
-        for number, (source, *rest) in enumerate(passes)
-    )
+    rows: list[Pass] = []
+    for number, row in enumerate(passes):
+        rows.append((*row, (row[0],) if last[row[0]] == number else ()))
+    return tuple(rows)
+
+
+def takes_entry(passes: Sequence[Pass]) -> bool:
+    """Whether a pass begins from what enters the first block, or in its place."""
+    return any(0 in (source, first) for source, first, *_ in passes)
 
 
 def _tree(plan: Plan) -> tuple[dict[int, dict[int, int]], dict[int, tuple[Any, ...]]]:
@@ -85,9 +91,12 @@ def _beginnings(
     following: dict[int, dict[int, int]],
     ends: dict[int, tuple[Any, ...]],
     layers: int,
-    behind: int,
+    behind: int | None = None,
 ) -> list[tuple[int, int]]:
-    """Return the passes that begin from a state, which another one leaves before block `behind`."""
+    """Return passes that begin from a state, but for what one that is before `behind` goes on to.
+
+    A pass goes on to the next block, and reads what ends behind the last.
+    """
     first = [step for step in following[state] if step != behind]
     # What ends behind the last block is read in the pass that runs it.
     if state in ends and behind != layers:

@@ -170,14 +170,15 @@ def _run_passes(
 ) -> dict[str, Tensor]:
     """Run a plan as passes, each a trace within one session."""
     way, there = pass_check.walkway(model, tokens), _head_there(model, plan, reading)
-    rows = {
-        "rows": schedule_passes.compile_passes(plan, model.layers),
-        "schedules": plan.schedules,
-    }
-    clean_states, squash, read, queries = plan.clean_states, model.squash, reading.read, reading.queries
+    compiled = schedule_passes.compile_passes(plan, model.layers)
+    rows = {"rows": compiled, "schedules": plan.schedules}
+    entered = schedule_passes.takes_entry(compiled)
+    # Names inside are sent along, and `plan` and `reading` are objects of ours.
+    clean_states, squash = plan.clean_states, model.squash
+    read, queries = reading.read, reading.queries
     request = model.asking(answer.size(reading.outputs))
     with model.computing(), model.traced.session(**request):
-        clean = passes.begin(clean_states, way, there, squash)
+        clean = passes.begin(clean_states, entered, way, there, squash)
         measured = nnsight.save(read(rows, clean, queries))
     return dict(measured)
 

@@ -44,8 +44,7 @@ def weights(queries: Tensor, keys: Tensor, mask: Tensor | None, scaling: float |
     queries, keys = numerics.precise(queries), numerics.precise(keys)
     scale = queries.shape[-1] ** -0.5 if scaling is None else scaling
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
-    # A server runs half-precision models under autocast, which would round the factors.
-    with torch.autocast(queries.device.type, enabled=False):
+    with numerics.exactly(queries.device):
         scores = queries @ keys.transpose(-1, -2) * scale
     if mask is None:
         shape = scores.shape[-2:]
@@ -149,7 +148,7 @@ def _missed(found: Tensor, values: Tensor, made: Tensor, tolerance: float) -> st
     """Return the error of the product of weights and values, if it is above the tolerance."""
     values = numerics.precise(values)
     values = values.repeat_interleave(found.shape[1] // values.shape[1], 1)
-    with torch.autocast(found.device.type, enabled=False):
+    with numerics.exactly(found.device):
         ours = (found @ values).transpose(1, 2)
     made = numerics.precise(made).view_as(ours)
     # An attention may write nothing at all.

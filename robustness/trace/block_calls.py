@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 HIDDEN = "hidden_states"
 """Keyword of the residual stream in blocks that do not take it as the first argument."""
 
+EMPTY: Context = ((), {})
+"""Context of a module that takes its input alone."""
+
 
 def split_inputs(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[Tensor, Context]:
     """Divide the arguments of a block into the residual stream and the context.

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustness.trace import attention, block_calls, numerics, sublayers, transfer
+from robustness.trace import (
+    attention,
+    block_calls,
+    numerics,
+    sublayers,
+    transfer,
+    unembedding,
+)
 
 if TYPE_CHECKING:
     from robustness.trace.types import Captured, Modules, TokenFacts
@@ -58,6 +65,9 @@ def walk(
         del captured
     last = modules["norms"][0].input if modules["norms"] else modules["head"].input
     block_calls.pass_over(modules["head"])
+    if modules.get("there"):
+        matrix = unembedding.matrix_there(modules["head"], modules["there"])
+        modules = {**modules, "matrix": matrix}
     facts = there.get(last.device) or block_calls.move(facts, last.device)
     results: dict[Any, Tensor] = {}
     for index, (measure, finish, final) in enumerate(measurements):

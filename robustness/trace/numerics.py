@@ -13,6 +13,7 @@ Trace bodies reach this module, so it keeps to plain functions of tensors: it tr
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
 Totals = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Function of logits and of the largest of each token, as `totals` is."""
+
+
+def exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which products on a device are computed in the type of their factors.
+
+    A server runs traces of half-precision models under autocast, which rounds the factors. That is
+    a state of the thread, in which the model itself computes too: nothing may be read or called
+    within this context.
+    """
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def start(hidden: Tensor) -> Sums:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         CleanRun,
         Context,
         HeadThere,
-        Matrix,
         Modules,
         PassRow,
         Squash,
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     )
 
 
-def enter(states: Sequence[int], way: Walkway) -> tuple[dict[int, Tensor], Tensor, Context]:
+def enter(
+    states: Sequence[int], way: Walkway, entered: bool = True
+) -> tuple[dict[int, Tensor], Tensor, Context]:
     """Run the clean pass, and return what later passes begin from.
 
     Parameters
@@ -41,6 +42,8 @@ def enter(states: Sequence[int], way: Walkway) -> tuple[dict[int, Tensor], Tenso
         Numbers of the clean states that are kept: n is what n blocks leave.
     way : Walkway
         The model and its tokens.
+    entered : bool
+        Whether what the first block is given is kept, too: state 0, and its context.
 
     Returns
     -------
@@ -49,37 +52,36 @@ def enter(states: Sequence[int], way: Walkway) -> tuple[dict[int, Tensor], Tenso
     final : tensor of shape (sequence, token, width)
         Last residual stream, as the head receives it.
     context : Context
-        Context of the first block.
+        Context of the first block, if it was kept.
     """
     blocks, tokens = way["blocks"], way["tokens"]
     last = way["norms"][-1] if way["norms"] else blocks[-1]
     leaving = [blocks[state - 1] for state in states if state]
-    caches: list[Any] = []
+    caches, kept, entry = [], {}, block_calls.EMPTY
     with way["traced"].trace(tokens, use_cache=False) as tracer:
-        # A cache is sent what it keeps; a value that is read is also sent back.
+        # A cache is sent what it keeps; a value that is read is also sent back. A sandbox takes
+        # one cache a trace, and only before anything is read.
         caches.append(tracer.cache(modules=[*leaving, last], device=None))
-        entry = {"device": None, "include_output": False, "include_inputs": True}
-        caches.append(tracer.cache(modules=[blocks[0]], **entry))
+        if entered:
+            kept[0], entry = block_calls.split_inputs(blocks[0].inputs)
         way["head"].skip(torch.zeros(1).expand(*tokens.shape, 1))
-    left, entered = caches
-    hidden, context = block_calls.split_inputs(entered[blocks[0].path].inputs)
-    kept = {0: hidden}
+    (left,) = caches
     for state in states:
         if state:
             kept[state] = block_calls.first(left[blocks[state - 1].path].output)
     final = block_calls.first(left[last.path].output)
-    _forget(caches, way)
-    return {state: kept[state] for state in states}, final, context
+    _forget(left, way)
+    return kept, final, entry
 
 
 def begin(
-    states: Sequence[int], way: Walkway, there: HeadThere | None, squash: Squash
+    states: Sequence[int], entered: bool, way: Walkway, there: HeadThere | None, squash: Squash
 ) -> CleanRun:
     """Run the clean pass, and return what readings of passes take.
 
     Parameters
     ----------
-    states, way
+    states, entered, way
         As for `enter`.
     there : HeadThere, optional
         What is known of the head, as for `unembedding.matrix_there`.
@@ -88,14 +90,14 @@ def begin(
     """
     head = way["head"]
 
-    def made() -> Matrix | None:
+    def made() -> Any:
         return unembedding.matrix_there(head, there)
 
     def logits(hidden: Tensor) -> Any:
         return during(way, lambda: head(hidden))
 
     matrix = during(way, made) if there else None
-    kept, final, entry = enter(states, way)
+    kept, final, entry = enter(states, way, entered)
     # A final state has been through the norms.
     modules: Modules = {"norms": (), "head": logits, "squash": squash, "matrix": matrix}
     return {
@@ -182,7 +184,7 @@ def forward(
     (left,) = caches
     states = {number: block_calls.first(left[blocks[block].path].output) for block, number in kept}
     final = block_calls.first(left[last.path].output) if stop == len(blocks) else nothing
-    _forget(caches, way)
+    _forget(left, way)
     return states, final
 
 
@@ -216,9 +218,8 @@ def during(way: Walkway, function: Callable[[], Any]) -> Any:
     return made[0]
 
 
-def _forget(caches: Sequence[Any], way: Walkway) -> None:
-    """Free what caches hold, and keep the caches themselves."""
+def _forget(view: Any, way: Walkway) -> None:
+    """Free what a cache holds, and keep the cache itself."""
     # nnsight marks a cache as saved by its identity, which another object could get after it.
-    for view in caches:
-        view._cache.entries.clear()
-        way["caches"].append(view)
+    view._cache.entries.clear()
+    way["caches"].append(view)

@@ -3,9 +3,9 @@
 A readout says how what a schedule predicts compares with the clean model and with the text. Three
 ways lead to it. Of a centred copy of the head's matrix, products are taken a strip of the
 vocabulary at a time, and KL follows from final states (below). Of the head's own matrix, clean and
-other logits are computed together, a strip at a time (`paired`). Where the head can only be called,
-on a server that keeps the weights, it is called for a chunk of tokens at a time. In none do logits
-exist for all tokens and the whole vocabulary at once.
+other logits are computed together, a strip at a time (`paired`). A head that is no matrix, or that
+can only be called, is called for a chunk of tokens at a time. In none do logits exist for all
+tokens and the whole vocabulary at once.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -73,7 +73,8 @@ def reference(
         sums, target, expected = _by_strips(hidden[None], matrix, targets, True)
         clean["expected"] = expected[0]
     else:
-        sums, target, _ = paired.read(hidden[None], targets, matrix, ())
+        with numerics.exactly(hidden.device):
+            sums, target, _ = paired.read(hidden[None], targets, matrix, ())
     largest, top, total, weighted = sums
     clean["sums"] = (largest[0], top[0], total[0], weighted[0])
     values = _values(sums, target, targets)
@@ -114,7 +115,8 @@ def compare(hidden: Tensor, clean: CleanReadout, divergences: Sequence[str] = ("
             diverged["kl_reverse"] = numerics.kl_from_states(expected, -difference, before, sums)
     else:
         states = torch.cat([clean["hidden"][None], hidden])
-        sums, target, diverged = paired.read(states, clean["targets"], matrix, divergences)
+        with numerics.exactly(states.device):
+            sums, target, diverged = paired.read(states, clean["targets"], matrix, divergences)
         # Of two nearly equal logits, another product may have another one on top.
         largest, top, total, weighted = sums
         before = (largest[0], top[0], total[0], weighted[0])
@@ -172,7 +174,8 @@ def logits_of(states: Tensor, clean: CleanReadout) -> Tensor:
     states, weight, bias = _placed(states, matrix), matrix["weight"], matrix["bias"]
     if matrix["centred"]:
         return torch.nn.functional.linear(states, weight, bias)
-    made = products.multiply(products.factors(states, weight), weight)
+    with numerics.exactly(states.device):
+        made = products.multiply(products.factors(states, weight), weight)
     return unembedding.apply(made if bias is None else made + bias, matrix["squash"])
 
 

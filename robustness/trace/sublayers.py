@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ATTENTION, MLP = 0, 1
 """Indices of the two sublayers of a block."""
 
-EMPTY: Context = ((), {})
+EMPTY = block_calls.EMPTY
 """Context of a module that takes its input alone."""
 
 CLEARLY = 4.0

@@ -47,7 +47,8 @@ def evaluate(
         if reads == "final states":
             device = clean["hidden"].device
             states = numerics.precise(hidden).to(device)
-            values[name] = function(states, numerics.precise(clean["hidden"]))
+            with numerics.exactly(device):
+                values[name] = function(states, numerics.precise(clean["hidden"]))
         elif reads == "readouts":
             values[name] = function(readouts, clean["readout"])
     like = readouts["loss"]
@@ -73,5 +74,6 @@ def _of_logits(metrics: Sequence[TravellingMetric], hidden: Tensor, clean: Clean
         rows = readout.logits_of(hidden[:, chosen].flatten(0, 1), clean)
         logits = rows.unflatten(0, (states, len(before)))
         for name, _, function in metrics:
-            chunks[name].append(function(logits, before, clean["targets"][chosen]))
+            with numerics.exactly(logits.device):
+                chunks[name].append(function(logits, before, clean["targets"][chosen]))
     return {name: torch.cat(values, dim=-1) for name, values in chunks.items()}

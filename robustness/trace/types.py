@@ -131,6 +131,8 @@ class Modules(TypedDict, total=False):
     squash: Squash
     matrix: Matrix | None
     """Matrix of the head; None where the head must be called."""
+    there: HeadThere | None
+    """What is known of a head on a server, whose matrix is taken there."""
 
 
 class Walkway(TypedDict):

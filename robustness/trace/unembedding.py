@@ -2,8 +2,8 @@
 
     logits = cap · tanh(scale · z / cap)
 
-Both are found by replacing `z` with numbers of every size. On a server, the matrix of a head is read
-where its weights are, and else made of what the head gives for rows of the identity.
+Both are found by replacing `z` with numbers of every size. On a server, the matrix of a head is
+read where its weights are, and else made of what the head gives for rows of the identity.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -30,9 +30,11 @@ LARGEST = 15
 ROWS_AT_ONCE = 256
 """Number of rows of the identity that the head is called on at once."""
 
-BEYOND_BIAS = 2.0**60
-"""Power of two beside which a bias is smaller than the last digit of float64, except of products
-that are themselves too small to matter."""
+BEYOND_BIAS = {"float64": 2.0**512}
+"""Power of two beside which a bias is smaller than the last digit, by type."""
+
+BEYOND_BIAS_ELSE = 2.0**64
+"""Power of two beside which a bias is smaller than the last digit, of any other type."""
 
 
 def trial(like: Tensor) -> Tensor:
@@ -150,7 +152,9 @@ def _made_matrix(head: Envoy, there: HeadThere) -> tuple[Tensor, Tensor | None]:
     are so large that rounding takes away the bias that is added to them.
     """
     width, kind = there["shape"][1], getattr(torch, there["dtype"])
-    scale = BEYOND_BIAS if there["biased"] else 1.0
+    scale = 1.0
+    if there["biased"]:
+        scale = BEYOND_BIAS.get(there["dtype"], BEYOND_BIAS_ELSE)
     whole: Tensor | None = None
     for first in range(0, width, ROWS_AT_ONCE):
         rows = torch.zeros(min(ROWS_AT_ONCE, width - first), width, dtype=kind)

@@ -1,0 +1,188 @@
+"""Plans as forward passes in which blocks are left out, as a sandboxed server runs them."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from families import LAYERS, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from strict import StrictBackend
+from test_execution import assert_equals_surgery, corpus
+from torch.nn import Linear
+
+from robustness.models import pass_check
+from robustness.models.facts import Facts
+from robustness.models.model import Model
+from robustness.models.opening import open_model
+from robustness.schedules import Attention, clean
+from robustness.schedules.interventions import schedules as sweep_schedules
+from robustness.schedules.passes import compile_passes, suits, takes_entry
+from robustness.schedules.plan import compile_plan
+from robustness.sweeps import sweep
+from robustness.trace import readout, unembedding
+
+DEPTH = 6
+blocks = st.lists(st.integers(0, DEPTH - 1), max_size=9).map(tuple)
+prefixes = st.integers(0, DEPTH).map(lambda end: clean(DEPTH)[:end])
+mostly_clean = st.tuples(prefixes, blocks).map(lambda parts: parts[0] + parts[1])
+many = st.lists(blocks | mostly_clean, min_size=1, max_size=12)
+
+
+class Sandbox(StrictBackend):
+    """Backend of a server that keeps traces apart from the weights, and says so."""
+
+    host = "a server"
+    limit = 1e9
+
+    def notify(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def sandboxed(model: Model) -> Model:
+    """The same model, behind a server that keeps traces apart from the weights."""
+    backend = Sandbox(model.traced)
+    return replace(model, request={"backend": backend}, sandboxed=True, facts=Facts())
+
+
+def interpret(plan, layers: int) -> tuple[dict, Counter]:
+    """Execute passes on symbols: a state is the tuple of blocks that made it."""
+    rows = compile_passes(plan, layers)
+    states = {depth: clean(layers)[:depth] for depth in plan.clean_states}
+    read, applied, freed = {}, Counter(), []
+    for source, first, stop, kept, ends, done in rows:
+        assert 0 <= first <= stop <= layers
+        state, keep = states[source], dict(kept)
+        for block in range(first, stop):
+            state = (*state, block)
+            applied[state] += 1
+            if block in keep:
+                states[keep[block]] = state
+        assert not ends or stop == layers
+        for index in ends:
+            assert index not in read
+            read[index] = state
+        freed += done
+        for number in done:
+            del states[number]
+    assert not states and len(freed) == len(set(freed))
+    return read, applied
+
+
+@given(many)
+def test_passes_execute_every_schedule_as_written_and_every_prefix_once(schedules):
+    plan = compile_plan(schedules, clean(DEPTH), cap=2)
+    assert suits(plan)
+    read, applied = interpret(plan, DEPTH)
+    assert read == dict(enumerate(schedules))
+    assert set(applied.values()) <= {1} and len(applied) == plan.applications
+
+
+def test_a_drop_is_one_pass_and_a_swap_three():
+    for name, count in (("drop", 1), ("swap", 3)):
+        named = sweep_schedules((name,), DEPTH, [2])
+        plan = compile_plan(list(named.values()), clean(DEPTH))
+        passes = compile_passes(plan, DEPTH)
+        assert len(passes) == count and not takes_entry(passes)
+
+
+def test_sublayers_are_no_passes():
+    plan = compile_plan([(0, Attention(1))], clean(DEPTH))
+    assert not suits(plan)
+
+
+@pytest.mark.slow
+def test_a_sandboxed_sweep_equals_surgery(sandboxed, plain):
+    text = corpus(lengths=[12, 7, 3, 12, 9])
+    names = ("drop", "swap", "repeat-2", "reverse-3", "skip-2")
+    data = sweep(sandboxed, text, names, batch_tokens=60, state_cap=3)
+    assert sandboxed.once(pass_check.runs_as_passes)
+    assert_equals_surgery(data, plain, sweep_schedules(names, LAYERS), text)
+    backend = sandboxed.request["backend"]
+    assert len(backend.received) == 2, "one request says whether passes work, one measures"
+
+
+def test_prefixes_pairs_and_free_schedules_run_as_passes(gpt2):
+    backend = Sandbox(gpt2.traced)
+    there = replace(gpt2, request={"backend": backend}, sandboxed=True, facts=Facts())
+    schedules = [clean(LAYERS), (0, 1), (3, 3, 0), (2,), (3, 2, 1, 0), (0, 1, 2, 3, 3, 1)]
+    found = sweep(there, corpus(), schedules=schedules)
+    expected = sweep(gpt2, corpus(), schedules=schedules)
+    np.testing.assert_allclose(found.kl, expected.kl, atol=1e-11)
+
+
+def test_a_model_that_loses_something_between_its_blocks_is_called():
+    """Its last block takes a number from the first, and misses it where that is skipped."""
+    plain = tiny("llama")
+    opened = open_model(plain)
+    there = replace(
+        opened, request={"backend": Sandbox(opened.traced)}, sandboxed=True, facts=Facts()
+    )
+    assert there.once(pass_check.runs_as_passes)
+    made = []
+    hooks = [
+        plain.model.layers[0].register_forward_hook(lambda *given: made.append(given[-1].std())),
+        plain.model.layers[-1].register_forward_hook(lambda *given: given[-1] + made[-1]),
+    ]
+    assert not replace(there, facts=Facts()).once(pass_check.runs_as_passes)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_matrix_made_of_calls_is_the_matrix_itself(kind, bias):
+    torch.manual_seed(0)
+    head = Linear(300, 50, bias=bias).to(kind)
+    if bias:
+        torch.nn.init.normal_(head.bias, std=30)
+    there = {
+        "shape": (50, 300), "dtype": str(kind).removeprefix("torch."), "biased": bias,
+        "worth": True, "squash": (1.0, None),
+    }  # fmt: skip
+    with torch.no_grad():
+        weight, offset = unembedding._made_matrix(head, there)
+    assert torch.equal(weight, head.weight)
+    assert offset is None if not bias else torch.equal(offset, head.bias)
+
+
+def test_readouts_under_a_servers_autocast_lose_no_digit():
+    """Products of ours are exact while the model around them computes in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 5, 64, generator=generator)
+    weight = torch.randn(90, 64, generator=generator).bfloat16()
+    matrix = {"weight": weight, "bias": None, "centred": False, "squash": (1.0, None)}
+
+    def read() -> dict[str, torch.Tensor]:
+        targets = torch.arange(5)
+        clean = readout.reference(states[0], targets, weight.float().mv, 90, matrix)
+        found = readout.compare(states, clean, ("kl", "kl_reverse"))
+        return {**found, "logits": readout.logits_of(states[1], clean)}
+
+    expected, rounded = read(), states[1] @ weight.float().T
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read()
+        assert not torch.equal(states[1] @ weight.float().T, rounded), "autocast changes nothing"
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_the_model_computes_in_a_servers_autocast_all_the_same(gpt2):
+    """What a trace computes exactly does not reach the passes of the model that go on meanwhile."""
+    text, seen = corpus(sequences=2), []
+    backend = StrictBackend(gpt2.traced)
+    strict = replace(gpt2, request={"backend": backend}, facts=Facts())
+    modules = [gpt2.blocks[2]._module, gpt2.norms[0]._module]
+    hooks = [
+        module.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        for module in modules
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        sweep(strict, text, ("drop",), batch_tokens=24)
+        assert torch.is_autocast_enabled("cpu")
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) > 4 and all(seen)
