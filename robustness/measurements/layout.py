@@ -1,5 +1,6 @@
 """The empty datasets that measurements fill: variables, coordinates and provenance."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,18 @@ class Layout:
             # HSIC is a difference of large terms, which would lose its digits in float32.
             "float64" if measurement.grouped else self.model.precision,
         )
+
+    def numbers(self, measurement: Measurement) -> int:
+        """Return the number of numbers that a trace returns of a sequence."""
+        model = self.model
+        # What is reduced in groups takes one state of each sequence at every depth.
+        if measurement.grouped:
+            return (model.layers + 1) * model.width
+        coords = self._coords(measurement) | {"layer": np.arange(model.layers), "sequence": [0]}
+        total = 0
+        for dims in measurement.variables.values():
+            total += math.prod(len(coords[dim]) for dim in dims)
+        return total
 
     def _coords(self, measurement: Measurement) -> dict[str, Any]:
         coords = {

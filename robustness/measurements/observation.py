@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from robustness.measurements.measurement import MEASUREMENTS, Measurement
 from robustness.measurements.requirements import check_measurement, choose
 from robustness.models.block_structure import examine
 from robustness.models.model import Model
-from robustness.ndif import answer
 from robustness.runs import remote_traffic, request_cost, server_sizes, sizes
 from robustness.runs.announcement import announce
 from robustness.runs.batching import check_corpus, rest
@@ -78,8 +77,9 @@ def observe(
     for measurement in chosen:
         check_measurement(measurement, corpus, structure)
     group = group_size(len(corpus.tokens))
-    batch_tokens = options.batch_tokens or _usual_tokens(model, corpus, chosen)
-    layout = Layout(model, structure, corpus, group, batch_tokens, options.command)
+    layout = Layout(model, structure, corpus, group, options.batch_tokens or 0, options.command)
+    if options.batch_tokens is None:
+        layout = replace(layout, batch_tokens=_usual_tokens(layout, chosen))
     with ExitStack() as stack:
         recordings = []
         for measurement in chosen:
@@ -92,12 +92,14 @@ def observe(
         return datasets
 
 
-def _usual_tokens(model: Model, corpus: Corpus, measurements: Sequence[Measurement]) -> int:
+def _usual_tokens(layout: Layout, measurements: Sequence[Measurement]) -> int:
     """Return the tokens of text in a trace that suit some measurements."""
+    model, context = layout.model, layout.corpus.context
     if not model.request:
-        return sizes.of_clean_run(model, corpus.context)
-    predicted = _predicted(model, measurements, corpus.context)
-    return server_sizes.of_clean_run(model, needs_of(measurements), corpus.context, predicted)
+        return sizes.of_clean_run(model, context)
+    numbers = sum(layout.numbers(measurement) for measurement in measurements)
+    predicted = _predicted(model, measurements, context)
+    return server_sizes.of_clean_run(model, needs_of(measurements), context, predicted, numbers)
 
 
 def _begin(measurement: Measurement, layout: Layout, options: RunOptions) -> resumable.Run:
@@ -238,12 +240,8 @@ def _foresee(layout: Layout, recordings: Sequence[_Recording], begin: int, size:
 def _cost(layout: Layout, recordings: Sequence[_Recording], rows: slice) -> RequestCost:
     """Return what a trace takes that measures some sequences."""
     model, measurements = layout.model, [recording.measurement for recording in recordings]
-    tokens, texts, numbers = _tokens(layout.corpus, rows), rows.stop - rows.start, 0
-    for recording in recordings:
-        outputs = recording.outputs(rows)
-        # What is reduced in groups takes one state of each sequence at every depth.
-        states = texts * (model.layers + 1) * model.width
-        numbers += states if outputs is None else answer.size(outputs)
+    tokens, texts = _tokens(layout.corpus, rows), rows.stop - rows.start
+    numbers = texts * sum(layout.numbers(measurement) for measurement in measurements)
     text = Text(texts, tokens // texts, _predicted(model, measurements, tokens))
     kept = predicts(measurements)
     return request_cost.of_walk(model, needs_of(measurements), text, numbers, kept)

@@ -106,9 +106,8 @@ def scan(
         raise Refusal(f"a text of {widest} tokens is longer than {model.name} takes")
     done = 0 if run is None else run.done
     options = options or RunOptions()
-    left = divide(model, texts, reading, options, done)
-    answers = {} if run is None else outputs_of(run.dataset, 1)
-    numbers = answer.size(answers)
+    numbers = answer.size({} if run is None else outputs_of(run.dataset, 1))
+    left = divide(model, texts, reading, options, done, numbers)
     announce(foresee(model, texts, reading, left, numbers), options, texts.fewer)
 
     def measure(piece: Piece) -> dict[str, Tensor]:
@@ -157,20 +156,35 @@ def fill(
 
 
 def divide(
-    model: Model, texts: ShortTexts, reading: Reading, options: RunOptions, done: int = 0
+    model: Model,
+    texts: ShortTexts,
+    reading: Reading,
+    options: RunOptions,
+    done: int = 0,
+    numbers: int = 0,
 ) -> list[slice]:
-    """Return the batches of texts that are left after a number of texts."""
-    batch_tokens = options.batch_tokens or usual_tokens(model, texts, reading)
+    """Return the batches of texts that are left after a number of texts.
+
+    Parameters
+    ----------
+    model, texts, reading, options
+        As for `scan`.
+    done : int
+        Number of texts that are measured.
+    numbers : int
+        Number of numbers that a trace returns for a text.
+    """
+    batch_tokens = options.batch_tokens or _usual_tokens(model, texts, reading, numbers)
     return batches(texts.lengths, batch_tokens, done, model.bends)
 
 
-def usual_tokens(model: Model, texts: ShortTexts, reading: Reading) -> int:
+def _usual_tokens(model: Model, texts: ShortTexts, reading: Reading, numbers: int) -> int:
     """Return the tokens of a trace that suit a measurement of texts."""
     widest = max(texts.lengths)
     if not model.request:
         return sizes.of_clean_run(model, widest)
     queries = int("prediction" in reading.needs)
-    return server_sizes.of_clean_run(model, reading.needs, widest, queries)
+    return server_sizes.of_clean_run(model, reading.needs, widest, queries, numbers)
 
 
 def foresee(

@@ -191,7 +191,7 @@ def of_walk(
         up_bytes=_up_bytes(model, text.tokens),
         down_bytes=_down_bytes(model, numbers),
         state_bytes=states + _down_bytes(model, numbers),
-        call_bytes=max(call, captured, head_bytes(model, text.queries)),
+        call_bytes=max(call, captured, head_bytes(model, min(text.queries, text.tokens))),
     )
 
 

@@ -24,7 +24,10 @@ from robustness.runs.sizes import (
 from robustness.schedules.division import Division
 
 MOST_COMPARED = 32
-"""Maximum number of groups of schedules whose plans are compiled to compare their costs."""
+"""Maximum number of groups of schedules that are compared for each of the sizes that are tried."""
+
+MORE = 1.25
+"""Factor by which the number of requests is raised where memory does not hold one of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,31 @@ class Reads:
     """Whether a KL is read."""
     logits: bool = False
     """Whether a metric reads logits."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of schedules whose sizes are sought."""
+
+    model: Model
+    division: Division
+    length: int
+    reads: Reads
+    cap: int | None
+
+    def cost(self, sizes: Sizes, most_compared: int = MOST_COMPARED) -> RequestCost:
+        """Return the largest of every number of the requests of a full batch, or of some."""
+        sequences = max(1, sizes.text // self.length)
+        text = Text(sequences, self.length, sequences * self.reads.queries)
+        cap = self.cap or sizes.state_cap(text.tokens)
+        groups = self.division.groups(sizes.requests)
+        costs = []
+        # They cost about the same: of very many, some stand for all.
+        for group in groups[:: -(-len(groups) // most_compared)]:
+            plan = self.division.plan(cap, group)
+            read = self.reads
+            costs.append(of_plan(self.model, plan, text, 0, read.diverges, read.logits))
+        return RequestCost.largest(costs)
 
 
 def choose(
@@ -66,56 +94,32 @@ def choose(
     on_cpu, budget = model.identity["device"] == "cpu", budget_for(model)
     if budget is None:
         return ON_CPU if on_cpu else ON_SERVER
-    most = ON_CPU if on_cpu else Sizes(MOST_TEXT, MOST_CALL)
-
-    def cost(sizes: Sizes) -> RequestCost:
-        return largest(model, division, length, reads, sizes, cap)
-
+    run, count = _Run(model, division, length, reads, cap), len(division.schedules)
     start = Sizes(text or power_of_two(length), power_of_two(text or length))
-    start = replace(start, requests=_fewest(budget, len(division.schedules), start, cost))
-    if text is not None:
-        most = replace(most, text=start.text)
-    return _grown(budget, start, most, cost)
-
-
-def largest(
-    model: Model, division: Division, length: int, reads: Reads, sizes: Sizes, cap: int | None
-) -> RequestCost:
-    """Return the greatest of each cost of the requests of a full batch.
-
-    Parameters
-    ----------
-    model, division, length, reads, cap
-        As for `choose`.
-    sizes : Sizes
-        The sizes.
-    """
-    sequences = max(1, sizes.text // length)
-    text = Text(sequences, length, sequences * reads.queries)
-    cap = cap or sizes.state_cap(text.tokens)
-    groups = division.groups(sizes.requests)
-    costs = []
-    # They cost about the same: of very many, some stand for all.
-    for group in groups[:: -(-len(groups) // MOST_COMPARED)]:
-        plan = division.plan(cap, group)
-        costs.append(of_plan(model, plan, text, 0, reads.diverges, reads.logits))
-    return RequestCost.largest(costs)
+    start = replace(start, requests=_fewest(budget, count, start, run.cost))
+    if not budget.allows(run.cost(start)):
+        return start
+    most = ON_CPU if on_cpu else Sizes(MOST_TEXT, MOST_CALL)
+    grown = _grown(budget, start, most if text is None else replace(most, text=text), run.cost)
+    while grown.requests < count and not budget.allows(run.cost(grown, count)):
+        grown = replace(grown, requests=math.ceil(grown.requests * MORE))
+    return grown
 
 
 def _fewest(budget: Budget, most: int, start: Sizes, cost: Callable[[Sizes], RequestCost]) -> int:
-    """Return the smallest number of requests that a budget allows for a batch, about."""
-    requests, previous = 1, math.inf
-    while True:
+    """Return about the smallest number of requests, up to `most`, that a budget allows."""
+    # What one schedule takes cannot be divided: the server is left to try.
+    if cost(replace(start, requests=most)).memory_bytes > budget.memory_bytes:
+        budget = replace(budget, memory_bytes=math.inf)
+    requests = 1
+    while requests < most:
         found = cost(replace(start, requests=requests))
-        if budget.allows(found) or requests >= most:
-            return requests
+        if budget.allows(found):
+            break
         late = found.seconds > budget.seconds
-        # Where memory does not hold what cannot be divided, the server is left to try.
-        if not late and found.memory_bytes >= previous:
-            return requests
-        previous = found.memory_bytes if not late else math.inf
-        more = requests * found.seconds / budget.seconds if late else requests * 1.25
+        more = requests * (found.seconds / budget.seconds if late else MORE)
         requests = min(most, max(requests + 1, math.ceil(more)))
+    return requests
 
 
 def _grown(
@@ -140,7 +144,9 @@ def _grown(
     return grow(sizes, wider, most.call)
 
 
-def of_clean_run(model: Model, needs: Sequence[str], length: int, queries: int) -> int:
+def of_clean_run(
+    model: Model, needs: Sequence[str], length: int, queries: int, numbers: int
+) -> int:
     """Return the tokens of text in a request that observes the clean run.
 
     Parameters
@@ -153,6 +159,8 @@ def of_clean_run(model: Model, needs: Sequence[str], length: int, queries: int) 
         Number of tokens of the longest sequence.
     queries : int
         Number of predictions that are read of a sequence, at all depths.
+    numbers : int
+        Number of numbers that are returned of a sequence.
     """
     usual = ON_CPU if model.identity["device"] == "cpu" else ON_SERVER
     budget, text = budget_for(model), power_of_two(length)
@@ -161,7 +169,8 @@ def of_clean_run(model: Model, needs: Sequence[str], length: int, queries: int) 
     while 2 * text <= usual.text:
         sequences = max(1, 2 * text // length)
         shape = Text(sequences, length, sequences * queries)
-        if not budget.allows(of_walk(model, needs, shape, 0, "prediction" in needs)):
+        returned, kept = sequences * numbers, "prediction" in needs
+        if not budget.allows(of_walk(model, needs, shape, returned, kept)):
             break
         text *= 2
     return text

@@ -23,8 +23,9 @@ from robustness.trace import numerics, paired, products, unembedding
 if TYPE_CHECKING:
     from robustness.trace.types import CleanReadout, Head, Matrix, Readout
 
-LOGITS_AT_ONCE = {"cpu": 2**20}
-"""Number of logits of a called head that are held at once by kind of device."""
+LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
+"""Number of logits of a called head that are held at once by kind of device: half a GB on a GPU, in
+the arrays that KL takes. A server has but a few GB besides the weights."""
 
 LOGITS_AT_ONCE_ELSEWHERE = 2**26
 """Number of logits of a called head that are held at once on any other device."""
