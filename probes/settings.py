@@ -11,12 +11,25 @@ FEWEST_WINDOWS = 200
 
 @dataclass(frozen=True)
 class WicSettings:
-    """Settings of the word-in-context probe."""
+    """Settings of the word-in-context probe.
+
+    Raises
+    ------
+    Refusal
+        If the distance between depths is less than 1.
+    """
 
     source: str | Path = "builtin"
     """Word-in-context pairs, as `probes.pairs.read_pairs` takes them."""
     seed: int = 0
     """Seed of the shuffled labels and of the bootstrap."""
+    every: int = 1
+    """Distance between the depths that are probed; the last depth is probed in any case."""
+
+    def __post_init__(self) -> None:
+        """Refuse no distance."""
+        if self.every < 1:
+            raise Refusal(f"every {self.every}th depth: ask for `every` 1 or more")
 
 
 @dataclass(frozen=True)

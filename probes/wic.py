@@ -4,12 +4,14 @@ The task is that of Pilehvar and Camacho-Collados (2019). Each sentence is run a
 represented by the mean of the residual stream over its tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
@@ -68,6 +70,18 @@ def mean_of_word(captured: Mapping[str, Any], text: Mapping[str, Any]) -> dict[s
     return {"state": ((states * mask).sum(1) / mask.sum(1)).T}
 
 
+def of_chosen_depths(
+    of_depths: Sequence[dict[str, Tensor]], modules: Mapping[str, Any], text: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return the states at the depths that are probed, (depth, width, item).
+
+    They have the type that is asked for: half as many bytes come from a server whose own states are
+    in half precision, and only words of several tokens are rounded by it.
+    """
+    states = torch.stack([of_depths[depth]["state"] for depth in text["depths"]])
+    return {"state": states.to(getattr(torch, text["kind"]))}
+
+
 @dataclass(frozen=True, eq=False)
 class _Sentences:
     """Pairs whose words are found in both sentences, and these sentences."""
@@ -119,10 +133,12 @@ def probe_wic(
     """
     settings, options = settings or WicSettings(), options or RunOptions()
     read_in = _read_sentences(model, settings)
+    depths = sorted({*range(0, model.layers, settings.every), model.layers})
+    _check_memory(model, len(depths), len(read_in.sides))
     # In order of length, so that batches have little padding.
     order = np.argsort([len(ids) for ids, _ in read_in.sides], kind="stable")
     run = resumable.Run(
-        _blank(model, read_in, order, settings, options.command),
+        _blank(model, read_in, order, depths, settings, options.command),
         path=options.out,
         fresh=options.fresh,
         complete=lambda states, _: fit_depths(states, read_in.part, read_in.pairs, settings.seed),
@@ -131,9 +147,33 @@ def probe_wic(
     texts = ShortTexts(
         tokens,
         details={"word": masks},
+        settings={"depths": depths, "kind": _kind(model)},
         fewer="fewer pairs, in a directory of your own",
     )
-    return fill(run, model, texts, Reading(mean_of_word, final=True), options)
+    reading = Reading(mean_of_word, of_chosen_depths, final=True, half=_is_half(model))
+    return fill(run, model, texts, reading, options)
+
+
+def _is_half(model: Model) -> bool:
+    """Whether states come from a server in half precision."""
+    return bool(model.request) and model.identity["dtype"] in ("bfloat16", "float16")
+
+
+def _kind(model: Model) -> str:
+    """Return the type in which states leave the trace."""
+    return model.identity["dtype"] if _is_half(model) else model.precision
+
+
+def _check_memory(model: Model, depths: int, sentences: int) -> None:
+    """Refuse more states than memory has room for."""
+    needed = depths * model.width * sentences * np.dtype(model.precision).itemsize
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise Refusal(
+            f"the states of words in {sentences:,} sentences at {depths} depths take "
+            f"{needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free: ask for a larger `every`, "
+            "or for fewer pairs, in a directory of your own"
+        )
 
 
 def _read_sentences(model: Model, settings: WicSettings) -> _Sentences:
@@ -179,6 +219,7 @@ def _blank(
     model: Model,
     read_in: _Sentences,
     order: NDArray[np.int64],
+    depths: Sequence[int],
     settings: WicSettings,
     command: str,
 ) -> xr.Dataset:
@@ -191,9 +232,10 @@ def _blank(
         "corpus_sha256": read_in.digest,
         "seed": settings.seed,
         "sequences": len(read_in.sides),
+        "states_dtype": _kind(model) if _is_half(model) else None,
     }
     coords = {
-        "depth": np.arange(model.layers + 1),
+        "depth": np.array(depths),
         "feature": np.arange(model.width),
         "sentence": order,
     }
@@ -224,7 +266,9 @@ def fit_depths(
         As `probe_wic` returns it.
     """
     # Back into the order of pairs: both sentences of the first, both of the second, and so on.
-    states = dataset["state"].values[..., np.argsort(dataset["sentence"].values)]
+    order = np.argsort(dataset["sentence"].values)
+    # A depth at a time, so that no second copy of all states is in memory.
+    states = [partial(np.take, state, order, 1) for state in dataset["state"].values]
     same = np.array([pair.same for pair in pairs])
     words = np.array([pair.word for pair in pairs])
     tested = parts == "test"
@@ -246,19 +290,23 @@ def fit_depths(
 
 
 def _fit(
-    method: str, states: Floats, same: NDArray[np.bool_], parts: NDArray[Any], seed: int
+    method: str,
+    states: Sequence[Callable[[], Floats]],
+    same: NDArray[np.bool_],
+    parts: NDArray[Any],
+    seed: int,
 ) -> list[Probe]:
     """Fit a probe of one kind at every depth."""
     if method == "threshold":
         probes = []
         for state in states:
-            cosines = _standardised_cosine(*_sides(state), parts)
+            cosines = _standardised_cosine(*_sides(state()), parts)
             probes.append(threshold(_split(cosines[:, None], same, parts), GRID))
         return probes
     features = _concatenated if method == "concatenation" else _pair_features
 
     def split(depth: int) -> Split:
-        whole = _split(features(*_sides(states[depth])), same, parts)
+        whole = _split(features(*_sides(states[depth]())), same, parts)
         return whole.shuffled(seed + depth) if method == "shuffled" else whole
 
     return fit_all([partial(split, depth) for depth in range(len(states))])

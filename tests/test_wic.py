@@ -298,3 +298,45 @@ def test_pairs_that_do_not_fit_are_counted_and_too_many_are_refused(wic):
     path.write_text("\n".join(f"{line} w5 w6 w7" for line in lines))
     with pytest.raises(Refusal, match="in 200 of 360 pairs"):
         probe_wic(model, WicSettings(wic))
+
+
+@pytest.mark.slow
+def test_every_nth_depth_has_the_numbers_of_all_depths(model, few):
+    every, some = probe_wic(model, WicSettings(few)), probe_wic(model, WicSettings(few, every=3))
+    assert some["depth"].values.tolist() == [0, 3, 4]
+    for name in ("correct", "accuracy", "chosen"):
+        expected = every[name].sel(depth=some["depth"], probe=["pair", "threshold"])
+        xr.testing.assert_equal(some[name].sel(probe=["pair", "threshold"]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_come_from_a_server_in_its_own_half_precision(few, dtype):
+    here = open_model(tiny("llama").to(dtype), tokenizer=word_level(40))
+    backend = StrictBackend(here.traced)
+    there = replace(here, request={"backend": backend})
+    kept = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, model in (("here", here), ("there", there)):
+            patch.setattr(
+                "probes.wic.fit_depths", lambda states, *_, name=name: kept.setdefault(name, states)
+            )
+            probe_wic(model, WicSettings(few))
+    exact, rounded = (torch.from_numpy(kept[name]["state"].values) for name in ("here", "there"))
+    # Words of these pairs are one token each, whose state is in half precision already.
+    assert torch.equal(exact, rounded) and exact.any()
+    assert kept["there"].attrs["states_dtype"] == str(dtype).removeprefix("torch.")
+    assert "states_dtype" not in kept["here"].attrs
+    numbers = exact.numel()
+    assert 2 * numbers < sum(backend.received) < 3 * numbers
+
+
+def test_states_that_memory_has_no_room_for_are_refused_before_anything_is_run(
+    model, few, monkeypatch
+):
+    monkeypatch.setattr("probes.wic.fill", lambda *_: pytest.fail("something is run"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1e4}))
+    with pytest.raises(Refusal, match=r"160 sentences at 5 depths take .* a larger `every`"):
+        probe_wic(model, WicSettings(few))
+    with pytest.raises(Refusal, match="`every` 1 or more"):
+        WicSettings(few, every=0)

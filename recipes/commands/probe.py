@@ -43,6 +43,7 @@ class ProbeOptions:
     pieces: int
     items: int | None
     seed: int
+    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse options that belong to another task."""
@@ -50,6 +51,8 @@ class ProbeOptions:
             raise click.UsageError("--suffix goes with ing")
         if self.task == "wic" and (self.items or self.field != "text"):
             raise click.UsageError("--items and --field go with ing and subjoiner")
+        if self.task != "wic" and self.every != 1:
+            raise click.UsageError("--every goes with wic")
         # The suffix becomes part of a file's name.
         if not self.stem.replace("-", "").isalnum():
             raise click.UsageError("a suffix is made of letters and digits")
@@ -65,7 +68,7 @@ class ProbeOptions:
 
         source = given({"source": self.data})
         if self.task == "wic":
-            return WicSettings(seed=self.seed, **source)
+            return WicSettings(seed=self.seed, every=self.every, **source)
         text: Values = {"field": self.field, "split": self.split, "seed": self.seed}
         text |= given({"items": self.items})
         if self.task == "ing":
@@ -105,6 +108,13 @@ def probe_settings(values: Values) -> "tuple[str, ProbeSettings]":
     ),
     click.option(
         "--items", type=click.IntRange(1), help="Maximum number of windows or words to take."
+    ),
+    click.option(
+        "--every",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="For wic: probe every N-th depth, and the last.",
     ),
     click.option(
         "--seed",

@@ -55,6 +55,8 @@ class Reading:
     """As in `Measurement`."""
     final: bool = False
     """As in `Measurement`."""
+    half: bool = False
+    """Whether its tensors are in half precision, so that a number takes 2 bytes on the way."""
 
 
 def needs_of(readings: Sequence[LayerReading]) -> list[str]:

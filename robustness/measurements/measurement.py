@@ -13,7 +13,7 @@ from torch import Tensor
 from robustness.files.metrics import Metric
 from robustness.models.block_structure import BlockStructure
 from robustness.models.model import Model
-from robustness.trace import attention, cka, lens, norms, similarity
+from robustness.trace import attention, cka, lens, norms, numerics, similarity
 from robustness.trace.types import Captured, TokenFacts
 
 OFFSETS = 32
@@ -97,7 +97,7 @@ def _align(dataset: xr.Dataset) -> xr.Dataset:
 
 def _hsic(states: Tensor, structure: BlockStructure) -> NDArray[Any]:
     """Return HSIC terms of a batch, (processing, depth, depth)."""
-    raw = states.transpose(1, 2)
+    raw = numerics.precise(states).transpose(1, 2)
     kinds = [raw, cka.centred(raw)] if structure.centres else [raw]
     return torch.stack(list(map(cka.hsic, kinds))).numpy()
 

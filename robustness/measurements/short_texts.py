@@ -150,9 +150,17 @@ def fill(
         if run.done < total:
             scanned = scan(model, texts, reading, options=options, run=run, portions=portions)
             for rows, tensors in scanned:
-                run.add(rows, {name: tensor.numpy() for name, tensor in tensors.items()})
+                run.add(rows, {name: _as_array(tensor) for name, tensor in tensors.items()})
                 options.show(run.done, total)
         return run.finish()
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array; NumPy has no bfloat16."""
+    array: NDArray[Any] = (
+        tensor.numpy() if tensor.dtype != torch.bfloat16 else tensor.float().numpy()
+    )
+    return array
 
 
 def divide(
@@ -219,7 +227,8 @@ def _cost(
     count = rows.stop - rows.start
     predicted = count if "prediction" in reading.needs else 0
     text = Text(count, max(texts.lengths[rows]), predicted)
-    return request_cost.of_walk(model, reading.needs, text, numbers * count)
+    numbers = numbers * count // (2 if reading.half else 1)
+    return request_cost.of_walk(model, reading.needs, text, numbers)
 
 
 def _describe(model: Model, texts: ShortTexts, rows: slice) -> TokenFacts:

@@ -15,7 +15,7 @@ INTEGERS = (torch.int32, torch.int64)
 """Types of token ids and counts."""
 STATES = (*FLOATS, torch.float16, torch.bfloat16)
 """Types of residual streams and weights."""
-NUMBERS = (*FLOATS, *INTEGERS, torch.float16, torch.int16, torch.int8, torch.uint8, torch.bool)
+NUMBERS = (*STATES, *INTEGERS, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Types of tensors that are written into files."""
 
 

@@ -45,7 +45,7 @@ PROBES = {
             "same": Variable(("item",), "i", 0, 1),
         },
         needed=("correct", "accuracy", "accuracy_low", "accuracy_high"),
-        attrs=dict.fromkeys(("train_pairs", "dev_pairs", "test_pairs"), TEXT),
+        attrs=dict.fromkeys(("train_pairs", "dev_pairs", "test_pairs", "states_dtype"), TEXT),
     ),
     "suffix": Kind(
         {
