@@ -20,7 +20,7 @@ from robustness.runs import operations
 from robustness.schedules import Schedule
 from robustness.schedules.plan import RUN, Plan
 from robustness.schedules.schedule import plain
-from robustness.trace import readout
+from robustness.trace import paired, readout
 from robustness.trace.types import PlainStep
 
 OPERATIONS_PER_SECOND, CPU_OPERATIONS_PER_SECOND = 2e14, 5e10
@@ -41,8 +41,11 @@ READING_BYTES = 96
 by themselves, once stacked, and two in float64."""
 
 LOGITS_ALIVE = 7
-"""Number of arrays of logits in float32 that are alive at once where the head is called: clean and
-other logits, their log-probabilities and probabilities, and products."""
+"""Number of arrays of logits in float32 that are alive at once: where the head is called, clean and
+other logits, these with their largest at 0, and exponentials and products of both."""
+
+STRIPS_ALIVE = 4
+"""The same where the head's matrix is read, of a strip of the vocabulary."""
 
 CAPTURED = 12
 """Number of tensors of the size of a state that a measurement of a layer has at once: what it
@@ -149,7 +152,7 @@ def of_plan(
         state_bytes=alive + READING_BYTES * plan.schedules * text.queries,
         call_bytes=max(
             block_bytes(model, plan.widest * text.tokens, text.width),
-            head_bytes(model, text.queries),
+            head_bytes(model, text.queries, max(readings, default=1), plan.schedules),
         ),
     )
 
@@ -183,6 +186,8 @@ def of_walk(
     done = of_blocks * (3 if "context" in needs else 1)
     done += 2 * text.queries * model.vocabulary * model.width
     call = block_bytes(model, text.tokens, text.width)
+    # The lens reads depth by depth, twice.
+    read = min(text.queries, text.tokens)
     # They are gathered on the last card.
     states = (model.layers + 2) * state if kept else 2 * state
     return RequestCost(
@@ -191,7 +196,7 @@ def of_walk(
         up_bytes=_up_bytes(model, text.tokens),
         down_bytes=_down_bytes(model, numbers),
         state_bytes=states + _down_bytes(model, numbers),
-        call_bytes=max(call, captured, head_bytes(model, min(text.queries, text.tokens))),
+        call_bytes=max(call, captured, head_bytes(model, read, 2, text.queries // max(1, read))),
     )
 
 
@@ -289,11 +294,30 @@ def _release(places: dict[int, list[int]], done: Sequence[int], used: list[int])
             used[place[0]] -= place[1]
 
 
-def head_bytes(model: Model, queries: int) -> int:
-    """Return the bytes of logits while the head is called on a piece of the queries."""
-    piece = min(queries, readout.tokens_per_call(model.identity["device"], model.vocabulary))
-    number = max(4, item_bytes(model))
-    return piece * model.vocabulary * (LOGITS_ALIVE * number + item_bytes(model))
+def head_bytes(model: Model, queries: int, stacked: int = 1, schedules: int = 1) -> int:
+    """Return the bytes of logits, and of what they are made of, while predictions are read.
+
+    Parameters
+    ----------
+    model : Model
+        An opened model.
+    queries : int
+        Number of tokens whose predictions are read.
+    stacked : int
+        Number of states that are read together.
+    schedules : int
+        Number of schedules whose predictions are read of these tokens, one after the other.
+    """
+    device, number = model.identity["device"], max(4, item_bytes(model))
+    if not operations.head_is_read(model, queries * (schedules + 1)):
+        piece = min(queries, readout.tokens_per_call(device, model.vocabulary))
+        return piece * model.vocabulary * (LOGITS_ALIVE * number + item_bytes(model))
+    rows = (stacked + 1) * queries
+    rows = min(rows, paired.ROWS_AT_ONCE.get(device, rows))
+    columns = min(model.vocabulary, paired.columns_at_once(rows, model.width, device))
+    # The clean states and the others in one, and these as factors of the product.
+    made = 2 * (stacked + 1) * queries * model.width * item_bytes(model)
+    return made + STRIPS_ALIVE * rows * columns * number
 
 
 def block_bytes(model: Model, tokens: int, width: int) -> int:
