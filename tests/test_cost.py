@@ -113,7 +113,8 @@ def test_a_head_on_a_server_is_counted_as_it_is_read_there(strict_model, readout
     flops = products(lambda: sweep(strict_model, text, readouts=readouts, **ASKED))
     assert found.block_flops + found.head_flops == flops
     assert found.seconds is None and found.memory_bytes is None
-    assert dict(describe(found))["time"] == "known to the server alone"
+    # What only the server can measure is left out here.
+    assert not {"time", "memory at the peak"} & dict(describe(found)).keys()
 
 
 def test_drop_and_swap_take_the_block_applications_that_are_promised(gpt2):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from recipes.commands.changes import Changes, change_options
+from recipes.commands.dry_run import say_nothing_was_run
 from recipes.commands.gathering import Values, gather, misuse
 from recipes.commands.opening import announce, directory_of, open_model
 from recipes.commands.options import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from robustness.models.settings import ModelSettings
     from robustness.runs.settings import RunOptions
+    from robustness.sweeps.preparation import PreparedSweep
     from robustness.sweeps.settings import SweepSettings
     from robustness.sweeps.shards import Shard
     from robustness.text.settings import TextSettings
@@ -143,11 +145,10 @@ def sweep(
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
     corpus = read_text(text, opened)
     if dry_run:
-        from robustness.sweeps.cost import describe, estimate
         from robustness.sweeps.preparation import prepare
 
-        say_rows(("what", "cost"), describe(estimate(prepare(opened, corpus, settings, run))))
-        tell("nothing was run: the same command without --dry-run runs it")
+        say_rows(("what", "cost"), _costs(prepare(opened, corpus, settings, run)))
+        say_nothing_was_run()
         return
     out = run.out or _default_out(opened.name, settings)
     with progress(len(corpus.tokens), "sequence") as show:
@@ -158,6 +159,18 @@ def sweep(
         tell(_reached(dataset))
     say(out)
     _advise(Path(out), settings.shard)
+
+
+def _costs(prepared: "PreparedSweep") -> list[tuple[str, str]]:
+    """Return rows with the cost of a sweep: what is counted, and its number."""
+    from robustness.runs.foresight import describe_traces
+    from robustness.sweeps.cost import describe, estimate
+    from robustness.sweeps.requests import foresee
+
+    rows = describe(estimate(prepared))
+    if prepared.model.request:
+        rows += describe_traces(foresee(prepared, prepared.batches))
+    return rows
 
 
 def _default_out(name: str, settings: "SweepSettings") -> Path:

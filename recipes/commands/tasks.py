@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from recipes.commands.changes import Changes, change_options
+from recipes.commands.dry_run import say_nothing_was_run
 from recipes.commands.gathering import Values, gather, misuse
 from recipes.commands.opening import announce, directory_of, open_model
 from recipes.commands.options import (
@@ -20,7 +21,7 @@ from recipes.commands.options import (
     run_options,
     task_data_option,
 )
-from recipes.commands.progress import advise, progress, quoted, tell
+from recipes.commands.progress import advise, progress, quoted
 from recipes.commands.tables import say_rows, table_options
 from recipes.terminal import say
 
@@ -107,8 +108,8 @@ def tasks(
     opened = open_model(replace(model, compile=model.compile and not options.dry_run))
     settings = replace(settings, layers=changes.chosen_layers(opened.layers))
     if options.dry_run:
-        say_rows(("what", "cost"), _costs(prepare_tasks(opened, settings, run)))
-        tell("nothing was run: the same command without --dry-run runs it")
+        say_rows(("what", "cost"), _costs(prepare_tasks(opened, settings, run), run))
+        say_nothing_was_run()
         return
     out = run.out or directory_of(opened.name) / f"{_stem(settings)}.nc"
     with progress(None, "text") as show:
@@ -124,13 +125,16 @@ def _stem(settings: "TaskSettings") -> str:
     return "tasks-schedules" if settings.schedules else "tasks"
 
 
-def _costs(prepared: "PreparedTasks") -> Iterator[tuple[str, str]]:
+def _costs(prepared: "PreparedTasks", run: "RunOptions") -> Iterator[tuple[str, str]]:
     """Yield rows with the cost of tasks: what is counted, and its number."""
+    from robustness.runs.foresight import describe_traces
+    from robustness.tasks.requests import foresee
+
     count, batches = len(prepared.requests), prepared.batches()
     # States that are stacked run faster, but every block still runs on each.
     applied = prepared.model.layers + prepared.plan(1).block_calls
     yield "tasks", ", ".join(prepared.settings.tasks)
     yield "continuations to score", f"{count:,}, of {sum(prepared.lengths):,} tokens"
     yield "schedules", f"{len(prepared.schedules):,}, the clean model among them"
-    yield "batches", f"{len(batches):,}"
     yield "block applications", f"{applied * count:,}, to single continuations"
+    yield from describe_traces(foresee(prepared, batches, run))

@@ -1,9 +1,10 @@
 """What a run is about to do, computed before it begins."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustness.models.model import Model
+from robustness.runs.budget import free_bytes
 from robustness.runs.remote_traffic import Crossing
 from robustness.runs.request_cost import OPERATIONS_PER_SECOND, RequestCost, room_for
 
@@ -26,67 +27,74 @@ class Foresight:
     crossings: Sequence[Crossing] = ()
     """Traffic of each trace through the socket of a sandboxed server."""
 
-    @property
-    def seconds(self) -> float:
-        """Expected duration on a server."""
-        return sum(cost.seconds for cost in self.costs)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that the largest trace takes on a card, besides the weights."""
-        return max((cost.memory_bytes for cost in self.costs), default=0)
-
 
 def describe(foresight: Foresight) -> list[tuple[str, str]]:
     """Return what a run is about to do as names and values to print."""
-    costs, model = foresight.costs, foresight.model
-    remote = bool(model.request)
-    operations = [cost.operations for cost in costs]
-    rows = [
+    operations = sum(cost.operations for cost in foresight.costs)
+    return [
         ("texts", f"{foresight.texts:,}, of {foresight.tokens:,} tokens"),
-        ("requests" if remote else "batches", f"{len(costs):,}"),
-        ("floating-point operations", f"{sum(operations):.3g}"),
+        ("floating-point operations", f"{operations:.3g}"),
+        *describe_traces(foresight),
     ]
-    largest = max(costs, key=lambda cost: cost.memory_bytes, default=None)
-    if largest is not None:
+
+
+def describe_traces(foresight: Foresight) -> list[tuple[str, str]]:
+    """Return what traces take, and for a server whether they fit, as names and values to print."""
+    costs, remote = foresight.costs, bool(foresight.model.request)
+    rows = [("requests" if remote else "batches", f"{len(costs):,}")]
+    if costs:
+        largest = max(costs, key=lambda cost: cost.memory_bytes)
         states, call = size(largest.state_bytes), size(largest.call_bytes)
         parts = f"{states} of states, {call} of a call"
-        rows.append(("memory of a trace", f"{size(largest.memory_bytes)}: {parts}"))
-    return [*rows, *_of_server(foresight)] if remote else rows
+        name = "memory of a request" if remote else "memory of a batch"
+        rows.append((name, f"{size(largest.memory_bytes)} or less: {parts}"))
+    if not (remote and costs):
+        return rows
+    problems = [*_lacking(foresight), *_too_much_traffic(foresight)]
+    verdict = "no: " + "; ".join(problems) if problems else "yes"
+    return [*rows, *_of_server(foresight), ("fits", verdict)]
 
 
-def _of_server(foresight: Foresight) -> list[tuple[str, str]]:
-    """Return what is particular to a run on a server."""
+def _of_server(foresight: Foresight) -> Iterator[tuple[str, str]]:
+    """Yield what is particular to requests to a server."""
     costs, model = foresight.costs, foresight.model
-    longest = max((cost.seconds for cost in costs), default=0.0)
-    rate = f"if the server does {OPERATIONS_PER_SECOND:.0e} operations a second".replace("e+", "e")
-    rows = [
-        (
-            "time",
-            f"about {duration(foresight.seconds)}, {duration(longest)} a request or less, {rate}",
-        ),
-        ("sent", size(sum(cost.up_bytes for cost in costs))),
-        ("comes back", f"{size(sum(cost.down_bytes for cost in costs))}, before it is compressed"),
-    ]
-    room, limits = room_for(model), model.request["backend"].limits
-    problems = []
+    room = room_for(model)
     if room is not None:
-        have = f"{size(room.free_bytes)} on each of {room.cards:,} GPUs"
-        rows.append(("room on the server", f"about {have}, besides the weights"))
-        if foresight.memory_bytes > room.free_bytes:
-            problems.append("a request takes more memory than there is")
-        if room.seconds is not None and longest > room.seconds:
-            problems.append(f"the server ends requests after {duration(room.seconds)}")
-    if model.sandboxed and foresight.crossings:
-        crossed = sum(crossing.bytes for crossing in foresight.crossings) / 1e9
-        calls = sum(crossing.calls for crossing in foresight.crossings)
-        rows.append(("through the sandbox's socket", f"{crossed:,.2f} GB in {calls:,} messages"))
-        if crossed > limits.sandbox:
-            problems.append(f"more than {limits.sandbox:g} GB through the socket")
-    elif not model.sandboxed:
-        rows.append(("sandbox", "none: this key's requests run beside the weights"))
-    rows.append(("fits", "no: " + "; ".join(problems) if problems else "yes"))
-    return rows
+        cards = f"{room.cards:,} GPUs" if room.cards > 1 else "its GPU"
+        yield "room of the server", f"{size(free_bytes(model))} on {cards}, besides the weights"
+    rate = f"at {OPERATIONS_PER_SECOND / 1e12:,.0f} teraflops"
+    longest = duration(max(cost.seconds for cost in costs))
+    total = duration(sum(cost.seconds for cost in costs))
+    yield "time", f"about {total}, {longest} a request or less, {rate}, without waits"
+    yield "sent", size(sum(cost.up_bytes for cost in costs))
+    yield "comes back", f"{size(sum(cost.down_bytes for cost in costs))}, before it is compressed"
+    if not model.sandboxed:
+        yield "sandbox", "none: this key's requests run beside the weights"
+        return
+    crossed = size(sum(crossing.bytes for crossing in foresight.crossings))
+    calls = sum(crossing.calls for crossing in foresight.crossings)
+    yield "sandbox", f"{crossed} in {calls:,} messages cross its socket"
+
+
+def _lacking(foresight: Foresight) -> Iterator[str]:
+    """Yield what a server has too little of for the largest request."""
+    costs, room = foresight.costs, room_for(foresight.model)
+    if room is None:
+        return
+    free = free_bytes(foresight.model)
+    if max(cost.memory_bytes for cost in costs) > free:
+        yield f"a request takes more than {size(free)}"
+    longest = max(cost.seconds for cost in costs)
+    if room.seconds is not None and longest > room.seconds:
+        yield f"the server ends a request after {duration(room.seconds)}"
+
+
+def _too_much_traffic(foresight: Foresight) -> Iterator[str]:
+    """Yield how much more than its limit would cross the socket of a sandbox."""
+    limit = foresight.model.request["backend"].limits.sandbox * 1e9
+    crossed = sum(crossing.bytes for crossing in foresight.crossings)
+    if foresight.model.sandboxed and crossed > limit:
+        yield f"more than {size(limit)} would cross the sandbox's socket"
 
 
 def size(count: float) -> str:

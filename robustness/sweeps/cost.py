@@ -102,13 +102,6 @@ def estimate(prepared: PreparedSweep) -> Cost:
 
 def describe(cost: Cost) -> list[tuple[str, str]]:
     """Return the cost of a sweep as names and values to print."""
-    unknown = "known to the server alone"
-    time = memory = unknown
-    if cost.seconds is not None:
-        taken = f"a calibration on one sequence, which took {cost.calibration_seconds:.1f} s"
-        time = f"about {_time(cost.seconds)}, from {taken}"
-    if cost.memory_bytes is not None:
-        memory = f"about {_size(cost.memory_bytes)}"
     calls = f"{cost.block_calls:,}"
     if cost.sublayer_calls:
         calls += f", and {cost.sublayer_calls:,} of attentions and MLPs alone"
@@ -124,13 +117,17 @@ def describe(cost: Cost) -> list[tuple[str, str]]:
             f"{operations}: blocks {cost.block_flops:.3g}, head {cost.head_flops:.3g}",
         ),
         ("states at the peak", f"{cost.states:,} of a batch, {_size(cost.state_bytes)}"),
-        ("memory at the peak", memory),
         ("file", f"{_size(cost.file_bytes)}, twice that while it is saved"),
     ]
     if cost.token_bytes:
         tokens = f"up to {_size(cost.token_bytes)}, before it is compressed"
         rows.append(("file of single tokens", tokens))
-    return [*rows, ("time", time)]
+    if cost.memory_bytes is not None:
+        rows.append(("memory at the peak", f"about {_size(cost.memory_bytes)}"))
+    if cost.seconds is not None:
+        taken = f"a calibration on one sequence, which took {cost.calibration_seconds:.1f} s"
+        rows.append(("time", f"about {_time(cost.seconds)}, from {taken}"))
+    return rows
 
 
 def _size(count: int) -> str:

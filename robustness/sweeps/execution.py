@@ -14,8 +14,8 @@ from robustness.files import changes, resumable
 from robustness.files.metrics import DEFAULT_READOUTS, NONFINITE, TokenMetric
 from robustness.files.precision_floor import FLOOR, floor_attributes
 from robustness.models.model import Model
-from robustness.runs import remote_traffic
 from robustness.runs.ahead import TokensAhead
+from robustness.runs.announcement import announce
 from robustness.runs.batching import rest
 from robustness.runs.budget import pace_of
 from robustness.runs.heap import kept_heap
@@ -28,7 +28,7 @@ from robustness.statistics import stopping
 from robustness.sweeps import token_counts, token_file
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
-from robustness.sweeps.requests import describe_request
+from robustness.sweeps.requests import describe_request, foresee
 from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
@@ -217,7 +217,8 @@ def _run_batches(
     model, until_se = prepared.model, prepared.settings.until_se
     progress = options.progress or (lambda done, total: None)
     batches, total = rest(prepared.batches, [run.done]), len(prepared.corpus.document)
-    _allow_traffic(prepared, batches)
+    if model.request or options.foresee is not None:
+        announce(foresee(prepared, batches), options, LESS_TRAFFIC)
     progress(run.done, total)
     portions = Portions(run.lost, options.tell, pace=pace_of(model))
     portions.begin(changes.lowered(run.dataset.attrs))
@@ -233,20 +234,6 @@ def _run_batches(
             tokens.add(rows, _take_tokens(values))
         run.add(rows, values, counts=counts)
         progress(run.done, total)
-
-
-def _allow_traffic(prepared: PreparedSweep, batches: Sequence[slice]) -> None:
-    """Announce what will cross the socket of a sandboxed server, and refuse too much of it."""
-    model = prepared.model
-    if not model.sandboxed:
-        return
-    crossings = []
-    for group in prepared.division.groups(prepared.requests):
-        plan, reads = prepared.plan(prepared.state_cap, group), prepared.reads_logits
-        for rows in batches:
-            width, kinds = prepared.tokens(rows), len(prepared.divergences)
-            crossings.append(remote_traffic.of_plan(model, plan, width, width, kinds, logits=reads))
-    remote_traffic.allow(model, crossings, LESS_TRAFFIC)
 
 
 def _work(prepared: PreparedSweep, run: Callable[[slice, Plan], Values]) -> Work[Values]:

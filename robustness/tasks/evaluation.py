@@ -1,6 +1,5 @@
 """Benchmark tasks under many schedules: one trace scores continuations under all of them."""
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from robustness.files import changes, resumable
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.runs import remote_traffic
+from robustness.runs.announcement import announce
 from robustness.runs.budget import pace_of
 from robustness.runs.portions import Piece, Portions, Work
 from robustness.runs.request_cost import describe
@@ -21,6 +20,7 @@ from robustness.schedules.division import Division
 from robustness.schedules.plan import Plan
 from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.tasks.preparation import PreparedTasks, prepare_tasks
+from robustness.tasks.requests import cap_of, foresee
 from robustness.tasks.settings import TaskSettings
 from robustness.trace import readings
 from robustness.trace.types import ContinuationQueries, Matrix
@@ -77,14 +77,14 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
     """Score the continuations that are left, batch by batch."""
     model, total = prepared.model, len(prepared.requests)
     left = prepared.batches(run.done)
-    caps = {rows.start: _cap(prepared, rows, options) for rows in left}
-    _allow_traffic(prepared, left, caps)
+    if model.request or options.foresee is not None:
+        announce(foresee(prepared, left, options), options, LESS_TRAFFIC)
     portions = Portions(run.lost, options.tell, REMEDY, pace_of(model))
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if left else None
     options.show(run.done, total)
     for rows in left:
-        work = _work(prepared, caps[rows.start], matrix)
+        work = _work(prepared, cap_of(prepared, rows, options), matrix)
         for part, scores in portions.each(rows, work):
             joined = {name: np.concatenate([each[name] for each in scores]) for name in scores[0]}
             run.add(part, joined)
@@ -115,23 +115,6 @@ def _work(
 def _plan(division: Division, cap: int, start: int, stop: int) -> Plan:
     """Compile a group of schedules; most batches have the same cap, and it takes a while."""
     return division.plan(cap, slice(start, stop))
-
-
-def _cap(prepared: PreparedTasks, rows: slice, options: RunOptions) -> int:
-    """Return the maximum number of states of a batch that go through a block together."""
-    return options.state_cap or prepared.chosen.state_cap(prepared.width(rows))
-
-
-def _allow_traffic(prepared: PreparedTasks, left: Sequence[slice], caps: Mapping[int, int]) -> None:
-    """Refuse a run on a sandboxed server with more traffic than is allowed."""
-    model, division = prepared.model, prepared.division
-    crossings = []
-    for rows in left if model.sandboxed else ():
-        width, scored = prepared.width(rows), prepared.scored(rows)
-        for group in division.groups(prepared.chosen.requests):
-            plan = division.plan(caps[rows.start], group)
-            crossings.append(remote_traffic.of_plan(model, plan, width, scored, 0))
-    remote_traffic.allow(model, crossings, LESS_TRAFFIC)
 
 
 def score_batch(
