@@ -64,9 +64,12 @@ def test_the_estimate_is_that_of_hooks_on_the_plain_model(family):
             return tuple(values[k] for k in range(len(args))), {k: values[k] for k in kwargs}
 
         block._module.register_forward_pre_hook(disturbed, with_kwargs=True)
+    heard, kls = [], []
+    net.lm_head.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
     with torch.no_grad():
-        logits = net(input_ids=torch.cat([tokens, tokens]), use_cache=False).logits.double()
-    kls = []
+        net(input_ids=torch.cat([tokens, tokens]), use_cache=False)
+        # Readouts take the head's own matrix in float32.
+        logits = heard[-1].double() @ net.lm_head.weight.double().T
     for clean, rounded, length in zip(*logits.chunk(2), text.lengths, strict=True):
         read = slice(1, length if text.authors_alignment else length - 1)
         p, q = (Categorical(logits=each[read]) for each in (clean, rounded))

@@ -32,7 +32,7 @@ from robustness.runs.batching import query_positions
 from robustness.runs.settings import Tell
 from robustness.statistics.uncertainty import standard_error
 from robustness.text.corpus import Corpus
-from robustness.trace import block_calls, rounding
+from robustness.trace import block_calls, rounding, unembedding
 from robustness.trace.types import Modules, ReadoutQueries
 
 TOKENS = 512
@@ -126,6 +126,7 @@ def _compare(model: Model, text: Corpus) -> NDArray[np.float64]:
     }
     blocks, norms, head = model.blocks, model.norms, model.head
     modules: Modules = {"norms": norms, "head": head, "squash": model.squash, "matrix": None}
+    there = model.head_there(2 * tokens.numel())
     wanted = {"kl": ((1, len(tokens)), answer.FLOATS)}
     # Of every readout a number for each sequence, and at most as many counts as there are tokens.
     numbers = 4 * len(READOUTS) * len(tokens) + 3 * tokens.numel()
@@ -134,5 +135,6 @@ def _compare(model: Model, text: Corpus) -> NDArray[np.float64]:
         rounding.disturb(blocks)
         final = norms[0].input if norms else head.input
         block_calls.pass_over(head)
+        modules["matrix"] = unembedding.matrix_there(head, there)
         measured = nnsight.save(rounding.measure(final, modules, queries))
     return answer.take(measured, wanted)["kl"][0].double().numpy()

@@ -69,11 +69,5 @@ def measure(final: Tensor, modules: Modules, queries: ReadoutQueries) -> dict[st
     """
     clean, rounded = final.chunk(2)
     plan: PlanRows = {"rows": [("read", None, (0,), ((0,),), (0,))], "schedules": 1}
-    run: CleanRun = {
-        "states": {0: rounded},
-        "final": clean,
-        "contexts": {"blocks": [], "attentions": {}},
-        "growths": {"blocks": {}, "attentions": {}},
-        "modules": modules,
-    }
+    run: CleanRun = {"states": {0: rounded}, "final": clean, "modules": modules}
     return readings.measure(plan, run, queries)
