@@ -9,6 +9,8 @@ import torch
 from families import LAYERS, tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from nnsight.intervention.cache import Cache
+from nnsight.intervention.interleaver import Mediator
 from strict import StrictBackend
 from test_execution import assert_equals_surgery, corpus
 from torch.nn import Linear
@@ -17,12 +19,13 @@ from robustness.models import pass_check
 from robustness.models.facts import Facts
 from robustness.models.model import Model
 from robustness.models.opening import open_model
+from robustness.runs import remote_traffic
 from robustness.schedules import Attention, clean
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.passes import compile_passes, suits, takes_entry
 from robustness.schedules.plan import compile_plan
 from robustness.sweeps import sweep
-from robustness.trace import readout, unembedding
+from robustness.trace import block_calls, readout, unembedding
 
 DEPTH = 6
 blocks = st.lists(st.integers(0, DEPTH - 1), max_size=9).map(tuple)
@@ -130,6 +133,37 @@ def test_a_model_that_loses_something_between_its_blocks_is_called():
     assert not replace(there, facts=Facts()).once(pass_check.runs_as_passes)
     for hook in hooks:
         hook.remove()
+
+
+def test_what_crosses_is_what_is_foretold(gpt2, monkeypatch):
+    """Every state that a pass is given or that leaves it, and twice what is read."""
+    crossed = Counter()
+
+    def count(value, times: int = 1) -> None:
+        for tensor in [leaf for _, leaf in block_calls.leaves(value)]:
+            alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+            crossed["states"] += times * (tensor.shape == (3, 12, 32) and alone)
+
+    def counting(function, times: int = 1):
+        def call(*given):
+            found = function(*given)
+            count(given[-1] if found is None else found, times)
+            return found
+
+        return call
+
+    for name, times in (("skip", 1), ("swap", 1), ("value", 2)):
+        method = getattr(Mediator, name).__func__
+        monkeypatch.setattr(Mediator, name, classmethod(counting(method, times)))
+    monkeypatch.setattr(Cache, "_record", counting(Cache._record))
+    names = ("drop", "swap", "repeat-2", "reverse-3")
+    there = replace(gpt2, request={"backend": Sandbox(gpt2.traced)}, sandboxed=True, facts=Facts())
+    assert there.once(pass_check.runs_as_passes)
+    crossed.clear()
+    sweep(there, corpus(sequences=3), names, batch_tokens=36)
+    plan = compile_plan(list(sweep_schedules(names, LAYERS).values()), clean(LAYERS))
+    states, _ = remote_traffic._of_passes(there, plan)
+    assert crossed["states"] == states > 40
 
 
 @pytest.mark.parametrize("bias", [False, True])

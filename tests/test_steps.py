@@ -354,7 +354,7 @@ def test_what_crosses_a_sandboxs_socket_grows_with_what_is_called(gpt2):
     """A sublayer is called behind its norm, and every one of several blocks."""
     costs = {}
     for name, schedule in {
-        "block": (3,), "sublayer": (Mlp(3),), "three": (Parallel((1, 2, 3)),),
+        "block": (Parallel((3,)),), "sublayer": (Mlp(3),), "three": (Parallel((1, 2, 3)),),
     }.items():  # fmt: skip
         plan = compile_plan([schedule], clean(LAYERS))
         costs[name] = of_plan(gpt2, plan, 24, 24, 1)

@@ -6,7 +6,10 @@ import torch
 from robustness.errors import Refusal
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.trace import numerics, passes
+from robustness.schedules import passes
+from robustness.schedules.plan import Plan
+from robustness.trace import numerics
+from robustness.trace import passes as trace_passes
 from robustness.trace.types import Walkway
 
 TOLERANCE = 32
@@ -26,6 +29,11 @@ def walkway(model: Model, tokens: torch.Tensor) -> Walkway:
     }
 
 
+def as_passes(model: Model, plan: Plan) -> bool:
+    """Whether a plan runs as passes where every call would cross a socket."""
+    return passes.suits(plan) and (not model.sandboxed or model.once(runs_as_passes))
+
+
 def runs_as_passes(model: Model) -> bool:
     """Whether passes of a short text give the states of the clean pass.
 
@@ -38,13 +46,13 @@ def runs_as_passes(model: Model) -> bool:
     try:
         with model.computing(), traced.session(**request):
             measured = nnsight.save({"off": [], "eps": 0.0})
-            clean, final, entry = passes.enter(states, way)
-            # One block alone, all but one, and none.
-            found = [
-                (passes.forward(clean[0], 0, 1, ((0, 1),), entry, way)[0][1], clean[1]),
-                (passes.forward(clean[1], 1, layers, (), entry, way)[1], final),
-                (passes.forward(clean[layers - 1], layers - 1, layers, (), entry, way)[1], final),
-            ]
+            clean, final, entry = trace_passes.enter(states, way)
+            # One block alone, all but one, and the last.
+            one, _ = trace_passes.forward(clean[0], (0, 1, ((0, 1),), False), entry, way)
+            _, most = trace_passes.forward(clean[1], (1, layers, (), True), entry, way)
+            row = (layers - 1, layers, (), True)
+            _, last = trace_passes.forward(clean[layers - 1], row, entry, way)
+            found = ((one[1], clean[1]), (most, final), (last, final))
             for ours, own in found:
                 miss = (ours.double() - own.double()).abs().max() / own.double().abs().max()
                 measured["off"].append(float(miss))

@@ -1,21 +1,22 @@
 """Traffic through the socket of a sandboxed server, estimated before a run.
 
 A server runs the traces of users whom it does not trust in a process of their own, without weights.
-Every state that is read, every call of a block and all logits then cross a socket. Such a run
-spends most of its time there, above all with a large vocabulary.
+Whatever a trace reads, replaces or calls crosses a socket, and what is read crosses it twice. Plans
+therefore run as passes (`robustness.trace.passes`), and the head's matrix is made there of calls on
+the rows of the identity, if fewer numbers cross for it than for the logits.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustness.errors import Refusal
+from robustness.models import pass_check
 from robustness.models.model import Model
+from robustness.schedules.passes import compile_passes, takes_entry
 from robustness.schedules.plan import RUN, Plan
-from robustness.trace import readout
 
-# Of a small server; larger ones are faster.
-CALL_SECONDS = 0.03
+# Of a small server on a processor; larger ones are faster.
+CALL_SECONDS = 0.003
 """Duration of a call."""
 
 BYTES_PER_SECOND = 100e6
@@ -24,13 +25,25 @@ BYTES_PER_SECOND = 100e6
 REQUEST_SECONDS = 5.0
 """Duration of a request without calls."""
 
+MESSAGE_BYTES = 2000
+"""Bytes of a message besides the numbers in it."""
+
+TOKEN_BYTES = 8
+"""Bytes of a token, which each pass is given anew."""
+
+TRUSTED = (
+    "nothing crosses a socket for keys with the tag `trusted`, which the operators of the server "
+    "give (for NDIF, ask at https://ndif.us)"
+)
+"""What makes the sandbox unnecessary."""
+
 
 @dataclass(frozen=True)
 class Crossing:
     """Traffic of one request."""
 
     calls: int
-    """Number of values that are read and modules that are called."""
+    """Number of values that are read or replaced and modules that are called or skipped."""
     bytes: float
     """Bytes that cross the socket, both ways."""
 
@@ -60,23 +73,57 @@ def of_plan(
     logits : bool
         Whether a metric reads the logits, which are computed for it again.
     """
-    state, logits_bytes, chunks = _sizes(model, tokens, queries)
     finals = sum(len(sources) for kind, _, sources, *_ in plan.rows if kind != RUN)
     readings = sum(kind != RUN for kind, *_ in plan.rows)
-    read = model.layers + 2
-    # A value that is read is also sent back, since the trace may have changed it.
-    normed = 2 * queries / tokens * (finals + 1) * len(model.norms)
+    as_passes = pass_check.as_passes(model, plan)
+    states, calls = _of_passes(model, plan) if as_passes else _of_calls(model, plan)
+    if as_passes:
+        # Final states are read one by one.
+        readings = finals
+    else:
+        states += 2 * queries / tokens * (finals + 1) * len(model.norms)
     heads = finals + 1 + (readings if divergences else 0)
     if logits:
         heads += finals + readings
+    of_head = _of_head(model, queries * (plan.schedules + 1), queries * heads)
+    traces = 2 + calls // (model.layers + 2) if as_passes else 1
+    return Crossing(
+        calls=calls + (finals + 1) * len(model.norms) * (not as_passes) + heads,
+        bytes=_item_bytes(model) * (tokens * model.width * states + of_head)
+        + 2 * MESSAGE_BYTES * calls
+        + TOKEN_BYTES * tokens * traces,
+    )
+
+
+def _of_passes(model: Model, plan: Plan) -> tuple[float, int]:
+    """Return the states that cross when a plan runs as passes, and the number of exchanges."""
+    rows, layers = compile_passes(plan, model.layers), model.layers
+    states, calls = 1.0 + sum(state > 0 for state in plan.clean_states), 2
+    # What enters the first block is read, and so is sent back.
+    states += 2 * takes_entry(rows)
+    for source, first, _, kept, ends, _ in rows:
+        if (source, first) != (layers, layers):
+            states += 1 + len(kept) + bool(ends)
+            calls += layers + 2
+    return states, calls
+
+
+def _of_calls(model: Model, plan: Plan) -> tuple[float, int]:
+    """Return the states that cross when a plan calls its steps, and the number of exchanges."""
+    read = model.layers + 2
     # A sublayer takes two calls: its norm, then the attention or the MLP.
     modules = plan.block_calls + 2 * plan.sublayer_calls
     stacked = plan.calls / max(1, plan.applications)
-    return Crossing(
-        calls=read + round(modules * stacked) + (finals + 1) * len(model.norms) + heads * chunks,
-        bytes=state * (2 * read + 2 * modules + normed)
-        + heads * (logits_bytes + state * queries / tokens),
-    )
+    return 2.0 * read + 2 * modules, read + round(modules * stacked)
+
+
+def _of_head(model: Model, tokens: float, called: float) -> float:
+    """Return the numbers that cross for logits of tokens, of which some are computed repeatedly."""
+    there = model.head_there(tokens) if model.request else None
+    row = model.width + model.vocabulary
+    # A model that is not on a server is taken for one with a head that is a matrix.
+    worth = there["worth"] if there else not model.request and tokens > model.width
+    return row * (model.width if worth else called)
 
 
 def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> Crossing:
@@ -93,11 +140,12 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
     predicted : int
         Number of tokens whose logits are computed.
     """
-    state, logits, calls_of_head = _sizes(model, tokens, predicted)
     layers = model.layers
     wider = getattr(model.config, "intermediate_size", None) or 4 * model.width
-    # Sizes in states of the residual stream.
-    sizes = {"pattern": 3.0, "neurons": wider / model.width}
+    shared = getattr(model.config, "num_key_value_heads", None) or model.heads
+    # Sizes in states of the residual stream: of queries, keys and values, and of neurons.
+    pattern = (model.heads + 2 * shared) * model.head_width / model.width
+    sizes = {"pattern": pattern, "neurons": wider / model.width}
     captured = [need for need in needs if need != "prediction"]
     per_layer = 1 + sum(sizes.get(need, 1.0) for need in captured)
     calls = layers * (1 + len(captured)) + 2
@@ -107,10 +155,15 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
         # Every pair of blocks is run sublayer by sublayer, each of which takes two calls.
         calls += 8 * (layers - 1)
         states += 16 * (layers - 1)
+    of_head = 0.0
     if predicted:
-        calls += calls_of_head + len(model.norms)
-        states += (1 + 2 * len(model.norms)) * predicted / tokens
-    return Crossing(calls, state * states + logits)
+        # A lens takes three logits of each state that it norms.
+        normed = predicted / (3 if predicted > tokens else 1)
+        calls += len(model.norms) * (layers + 2)
+        states += 2 * len(model.norms) * normed / tokens
+        of_head = _of_head(model, predicted, predicted)
+    numbers = tokens * model.width * states + of_head
+    return Crossing(calls, _item_bytes(model) * numbers + 2 * MESSAGE_BYTES * calls)
 
 
 def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossing:
@@ -129,7 +182,7 @@ def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossin
     """
     # Without a cache, every new token computes all positions before it again.
     positions = sum(range(prompt, prompt + tokens))
-    state, _, _ = _sizes(model, positions, 0)
+    state = _item_bytes(model) * positions * model.width
     # Every block is read and skipped, and every step called.
     return Crossing(tokens * (2 * model.layers + steps), state * 2 * (model.layers + steps))
 
@@ -161,13 +214,16 @@ def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
     total = sum(crossing.bytes for crossing in crossings)
     seconds = len(crossings) * REQUEST_SECONDS + calls * CALL_SECONDS + total / BYTES_PER_SECOND
     size = total / 1e9
+    count = f"{len(crossings):,} request" + "s" * (len(crossings) > 1)
     text = (
-        f"{requests.host} runs this key's requests in a sandbox: {calls} calls and {size:.2f} GB "
-        f"will cross its socket in {len(crossings)} requests, for some {_duration(seconds)}"
+        f"{requests.host} runs this key's requests in a sandbox: {calls:,} calls and {size:.2f} GB "
+        f"will cross its socket in {count}, for some {_duration(seconds)}"
     )
     if size > requests.limit:
+        share = 100 * requests.limit / size
         raise Refusal(
-            f"{text}; more than {requests.limit:g} GB: ask for {lower}, or raise `sandbox_limit`"
+            f"{text}; more than {requests.limit:g} GB, which {share:.2g} % of the run would take: "
+            f"ask for {lower}, or raise `sandbox_limit`; {TRUSTED}"
         )
     requests.notify(text)
 
@@ -176,9 +232,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def _sizes(model: Model, tokens: int, queries: int) -> tuple[float, float, int]:
-    """Return the bytes of a state and of logits, and the number of calls of the head for these."""
-    item = {"float64": 8, "float32": 4}.get(model.identity["dtype"], 2)
-    chunk = readout.tokens_per_call(model.identity["device"], model.vocabulary)
-    state, logits = tokens * model.width * item, queries * model.vocabulary * item
-    return float(state), float(logits), math.ceil(queries / chunk)
+def _item_bytes(model: Model) -> int:
+    """Return the bytes of a number of a state."""
+    return {"float64": 8, "float32": 4}.get(model.identity["dtype"], 2)

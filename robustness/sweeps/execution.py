@@ -38,7 +38,7 @@ from robustness.text.corpus import Corpus
 Values = dict[str, NDArray[Any]]
 """The values of every variable, laid out as in the file, the sequence their last dimension."""
 
-LESS_TRAFFIC = "fewer `tokens`, some `layers`, or the readout agreement alone"
+LESS_TRAFFIC = "fewer `tokens` or some `layers`"
 """What lowers the traffic of a sweep on a sandboxed server."""
 
 

@@ -112,18 +112,13 @@ def run_plan(
     dict of str to array
         What `reading.read` returns.
     """
-    if model.sandboxed and as_passes(model, plan):
+    if model.sandboxed and pass_check.as_passes(model, plan):
         measured = _run_passes(model, tokens, plan, reading)
     else:
         measured = _run_calls(model, tokens, plan, matrix, reading)
     if model.request:
         measured = answer.take(measured, reading.outputs)
     return {name: value.numpy() for name, value in measured.items()}
-
-
-def as_passes(model: Model, plan: Plan) -> bool:
-    """Whether a plan runs as passes where every call would cross a socket."""
-    return schedule_passes.suits(plan) and model.once(pass_check.runs_as_passes)
 
 
 def _run_calls(
@@ -139,6 +134,7 @@ def _run_calls(
         "head": head,
         "squash": model.squash,
         "matrix": matrix,
+        "apart": model.sandboxed,
     }
     growths = sublayer_calls.growth(model, attentions)
     rows = {"rows": plan.rows, "schedules": plan.schedules}

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustness.trace import transfer
 
 if TYPE_CHECKING:
-    from robustness.trace.types import Context, ContextPath, Envoy, Growth
+    from robustness.trace.types import Context, ContextPath, Envoy, Growth, Modules
 
 HIDDEN = "hidden_states"
 """Keyword of the residual stream in blocks that do not take it as the first argument."""
@@ -66,6 +66,11 @@ def pass_over(head: Envoy) -> None:
     # One feature stands for the logits. It is a copy, since a view would take the whole tensor
     # along wherever it is sent.
     head.skip(head.input[..., :1].clone())
+
+
+def owned(tensor: Tensor, modules: Modules) -> Tensor:
+    """Return a tensor, or a copy of it where a view would take all it is a view of along."""
+    return tensor.clone() if modules.get("apart") else tensor
 
 
 def call(block: Callable[..., Any], hidden: Tensor, context: Context) -> Tensor:

@@ -143,4 +143,4 @@ def run(
             step, stacked, clean["contexts"], clean["modules"], len(sources), clean["growths"]
         )
         for state, leaving in zip(results, out.split(batch)):
-            states[state] = leaving
+            states[state] = block_calls.owned(leaving, clean["modules"])

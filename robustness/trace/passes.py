@@ -99,7 +99,13 @@ def begin(
     matrix = during(way, made) if there else None
     kept, final, entry = enter(states, way, entered)
     # A final state has been through the norms.
-    modules: Modules = {"norms": (), "head": logits, "squash": squash, "matrix": matrix}
+    modules: Modules = {
+        "norms": (),
+        "head": logits,
+        "squash": squash,
+        "matrix": matrix,
+        "apart": True,
+    }
     return {
         "states": kept,
         "final": final,
@@ -133,7 +139,8 @@ def run(
         final = clean["final"]
         # Nothing is left to run of the clean schedule.
         if (source, first) != (layers, layers):
-            left, final = forward(states[source], first, stop, kept, clean["entry"], way)
+            row = (first, stop, kept, bool(ends))
+            left, final = forward(states[source], row, clean["entry"], way)
             states |= left
         for state in done:
             states.pop(state, None)
@@ -143,9 +150,7 @@ def run(
 
 def forward(
     state: Tensor,
-    first: int,
-    stop: int,
-    kept: Sequence[tuple[int, int]],
+    row: tuple[int, int, Sequence[tuple[int, int]], bool],
     entry: Context,
     way: Walkway,
 ) -> tuple[dict[int, Tensor], Tensor]:
@@ -155,10 +160,9 @@ def forward(
     ----------
     state : tensor of shape (sequence, token, width)
         State that enters.
-    first, stop : int
-        The blocks from `first` to before `stop` run.
-    kept : sequence of pair of int
-        Blocks whose output is kept, each with the number of the state.
+    row : tuple
+        First block that runs, and the one before which the pass stops; blocks whose output is kept,
+        each with the number of the state; and whether what the head receives is kept.
     entry : Context
         Context of the first block.
     way : Walkway
@@ -169,12 +173,13 @@ def forward(
     states : dict of int to tensor of shape (sequence, token, width)
         States that are kept, by number.
     final : tensor of shape (sequence, token, width)
-        What the head receives, if the pass leaves the last block.
+        What the head receives, if it is kept.
     """
+    first, stop, kept, ending = row
     blocks, caches = way["blocks"], []
     leaving = [blocks[block] for block, _ in kept]
     last = way["norms"][-1] if way["norms"] else blocks[-1]
-    if stop == len(blocks):
+    if ending:
         leaving.append(last)
     nothing = placeholder(state)
     with way["traced"].trace(way["tokens"], use_cache=False) as tracer:
@@ -183,7 +188,7 @@ def forward(
         way["head"].skip(nothing[..., :1])
     (left,) = caches
     states = {number: block_calls.first(left[blocks[block].path].output) for block, number in kept}
-    final = block_calls.first(left[last.path].output) if stop == len(blocks) else nothing
+    final = block_calls.first(left[last.path].output) if ending else nothing
     _forget(left, way)
     return states, final
 

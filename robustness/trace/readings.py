@@ -161,6 +161,8 @@ def score(plan: PlanRows, clean: CleanRun, queries: ContinuationQueries) -> dict
 
 def through_norms(state: Tensor, modules: Modules) -> Tensor:
     """Return what the head receives of a final state."""
+    if modules["norms"]:
+        state = block_calls.owned(state, modules)
     for norm in modules["norms"]:
         state = norm(state)
     return state
@@ -168,7 +170,11 @@ def through_norms(state: Tensor, modules: Modules) -> Tensor:
 
 def _reference(hidden: Tensor, targets: Tensor, modules: Modules, vocabulary: int) -> CleanReadout:
     """Read the clean run's final states, as the head receives them (token, width)."""
-    head = unembedding.predictor(modules["head"], modules["squash"])
+    predict = unembedding.predictor(modules["head"], modules["squash"])
+
+    def head(states: Tensor) -> Tensor:
+        return predict(block_calls.owned(states, modules))
+
     return readout.reference(hidden, targets, head, vocabulary, modules["matrix"])
 
 

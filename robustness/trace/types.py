@@ -133,6 +133,8 @@ class Modules(TypedDict, total=False):
     """Matrix of the head; None where the head must be called."""
     there: HeadThere | None
     """What is known of a head on a server, whose matrix is taken there."""
+    apart: bool
+    """Whether what a call is given is sent to another process, with all that it is a view of."""
 
 
 class Walkway(TypedDict):

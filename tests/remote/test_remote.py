@@ -219,9 +219,9 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
     there = replace(open_model(NAME, remote=True, notify=said.append), sandboxed=True)
     sweep(there, corpus, ("drop",))
     (text,) = said
-    assert "in a sandbox" in text and "calls and" in text and "in 1 requests" in text
+    assert "in a sandbox" in text and "calls and" in text and "in 1 request," in text
     small = open_model(NAME, remote=True, sandbox_limit=1e-6)
-    with pytest.raises(Refusal, match=r"`layers`.*readout agreement.*sandbox.limit"):
+    with pytest.raises(Refusal, match=r"% of the run.*`layers`.*sandbox.limit.*tag `trusted`"):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
     with pytest.raises(Refusal, match=r"fewer `tokens`.*`sandbox_limit`"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
@@ -235,10 +235,10 @@ def test_a_probe_names_only_what_it_has(server):
     assert "--items" not in str(told.value)
 
 
-def test_fewer_readouts_and_layers_cost_less(local):
+def test_fewer_layers_and_tokens_cost_less(local):
     costs = []
-    for layers, divergences in ((None, 1), (None, 0), ([1, 2], 0)):
+    for layers, tokens in ((None, 480), ([1, 2], 480), ([1, 2], 48)):
         runs = list(schedules(("drop", "swap"), 4, layers).values())
         plan = compile_plan(runs, clean(4), cap=2)
-        costs.append(of_plan(local, plan, 480, 480, divergences).bytes)
+        costs.append(of_plan(local, plan, tokens, tokens, 1).bytes)
     assert costs[0] > costs[1] > costs[2]
