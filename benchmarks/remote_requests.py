@@ -35,7 +35,7 @@ from robustness.runs.settings import RunOptions
 from robustness.schedules import clean
 from robustness.sweeps.preparation import divide as divide_schedules
 from robustness.sweeps.preparation import lay_out_schedules, prepare
-from robustness.sweeps.requests import batch_costs
+from robustness.sweeps.requests import foresee as foresee_sweep
 from robustness.sweeps.settings import SweepSettings
 from robustness.text.corpus import Corpus
 
@@ -142,12 +142,7 @@ def rows(model: Model) -> Iterator[Row]:
         ("sweep: drop-pair, 8,192 tokens", ("drop-pair",), PAIRED_TOKENS),
     ):
         prepared = prepare(model, text(tokens), SweepSettings(names), RunOptions())
-        # Batches of windows are alike, but for the last.
-        costs = {
-            rows.stop - rows.start: batch_costs(prepared, rows) for rows in _ends(prepared.batches)
-        }
-        every = [cost for rows in prepared.batches for cost in costs[rows.stop - rows.start]]
-        yield Row(what, every)
+        yield Row(what, foresee_sweep(prepared, prepared.batches).costs)
     for measurement in MEASUREMENTS:
         seen: list[Foresight] = []
 
@@ -167,10 +162,6 @@ def rows(model: Model) -> Iterator[Row]:
     left = divide(model, texts, reading, RunOptions(), numbers=numbers)
     yield Row("probe wic", foresee(model, texts, reading, left, numbers).costs)
     yield Row("tasks: drop, swap, 500 items", list(_tasks(model)))
-
-
-def _ends(batches: Sequence[slice]) -> Sequence[slice]:
-    return [batches[0], batches[-1]]
 
 
 def _tasks(model: Model) -> Iterator[RequestCost]:
