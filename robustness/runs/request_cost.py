@@ -308,6 +308,8 @@ def head_bytes(model: Model, queries: int, stacked: int = 1, schedules: int = 1)
     schedules : int
         Number of schedules whose predictions are read of these tokens, one after the other.
     """
+    if not queries:
+        return 0
     device, number = model.identity["device"], max(4, item_bytes(model))
     if not operations.head_is_read(model, queries * (schedules + 1)):
         piece = min(queries, readout.tokens_per_call(device, model.vocabulary))
