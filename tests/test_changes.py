@@ -179,5 +179,15 @@ def test_notes_that_are_none_are_passed_over():
     carried = changes.carried(found, wanted, 5)
     assert carried[changes.CHANGED].endswith("; from sequence 5 on batch_tokens 24")
     assert changes.lowered({changes.LOST: "nothing to read"}) == ""
+    late = {
+        changes.LATE: "from sequence 3 on 2 sequence(s) at once",
+        changes.LOST: "from sequence 4 on state cap 1",
+    }
+    assert changes.lowered(late) == "state cap 1; 2 sequence(s) at once"
+    # Before requests were recorded, a batch was one.
+    asked = {"batch_tokens": 24, "state_cap": 3}
+    assert changes.CHANGED not in changes.carried(asked, asked | {changes.REQUESTS: 1}, 5)
+    noted = changes.carried(asked, asked | {changes.REQUESTS: 4}, 5)[changes.CHANGED]
+    assert noted == "from sequence 5 on requests_per_batch 4"
     assert changes.began_with(found) is changes.began_with({}) is None
     assert changes.began_with(wanted) == 24

@@ -150,7 +150,7 @@ def prepare(
         **described,
         "batch_tokens": batch_tokens,
         "state_cap": state_cap,
-        changes.REQUESTS: chosen.requests if model.request else None,
+        changes.REQUESTS: len(division.groups(chosen.requests)) if model.request else None,
         "until_se": settings.until_se,
         "per_token": "yes" if settings.per_token else None,
         "readouts": None if set(settings.readouts) == set(DEFAULT_READOUTS) else _names(readouts),

@@ -154,7 +154,7 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
         "limit": settings.limit or "none",
         "corpus_sha256": value_digest(requests),
         "batch_tokens": batch_tokens,
-        changes.REQUESTS: chosen.requests if model.request else None,
+        changes.REQUESTS: len(division.groups(chosen.requests)) if model.request else None,
         "sequences": len(requests),
         "lm_eval": harness_version(),
     }

@@ -13,7 +13,7 @@ from strict import StrictBackend
 from tokenizers_for_tests import byte_tokenizer
 
 from recipes.views import as_text, draw, table
-from robustness.errors import Refusal
+from robustness.errors import Refusal, TooLarge
 from robustness.files import netcdf
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop, repeat, swap
@@ -258,6 +258,25 @@ def test_scores_are_the_same_where_memory_runs_out(model, data, monkeypatch, tmp
     monkeypatch.setattr(block_calls, "call", lambda *_: torch.empty(10**15))
     with pytest.raises(Refusal, match=r"one sequence of .* tokens does not fit .*`device`"):
         evaluate_tasks(model, settings, options)
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_where_a_servers_time_runs_out(model, data, monkeypatch, tmp_path):
+    settings = TaskSettings(NAMES[1:2], ("drop",), data=data, limit=4)
+    options, score = RunOptions(batch_tokens=900, out=tmp_path / "a.nc"), evaluation.score_batch
+    whole = evaluate_tasks(model, settings, replace(options, out=None))
+
+    def failing(prepared, rows, plan, matrix):
+        if (rows.stop - rows.start) * plan.schedules > 2:
+            raise TooLarge("Execution timeout after 9 s", "time")
+        return score(prepared, rows, plan, matrix)
+
+    monkeypatch.setattr(evaluation, "score_batch", failing)
+    found = evaluate_tasks(model, settings, options)
+    xr.testing.assert_allclose(found, whole)
+    assert found.out_of_time.endswith(
+        "from sequence 0 on 1 sequence(s) at once, 2 requests a batch"
+    )
 
 
 @pytest.mark.slow
