@@ -1,20 +1,19 @@
 """An NDIF server on loopback, as far as its clients see one, in a thread of this process.
 
 It answers what NDIF 0.1.2 answers, runs traces from their serialised form, and fails as it is told:
-`faults` holds what happens to the next requests, one each, after which they are served.
+`faults` holds what happens to the next requests, one each, after which they are served, and `polls`
+what the next questions for a job are answered with.
 """
 
-import base64
 import contextlib
-import hashlib
 import io
 import json
 import queue
-import struct
 import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,12 +37,20 @@ NAME = "stages/tiny"
 KEY = "33333333-3333-4333-8333-333333333333"
 
 
+@dataclass(frozen=True)
+class Staged:
+    """A job that is done, and the bytes in the place of its result."""
+
+    content: bytes
+
+
 class Loopback(ThreadingHTTPServer):
     """Serves one model.
 
-    Faults are: a number, the status by which a request is refused; `lost`, the connection ends
-    while it runs; `silent`, nothing more is heard of it; `error: …`, what it fails with; `bytes`,
-    given as such, the answer.
+    Faults are: a number, the status by which a request is refused; `unanswered`, it is taken, and
+    the connection ends; `forgotten`, it is taken and then unknown; `silent`, it waits for ever;
+    `endless`, it runs for ever; `error: …`, what it fails with; bytes or text, what is said of it
+    as such; a `Staged` result; a status and a body, the answer to the request.
     """
 
     daemon_threads = True
@@ -51,28 +58,46 @@ class Loopback(ThreadingHTTPServer):
     def __init__(self, name: str, model: Any) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.name, self.model = name, model
-        self.faults: list[Any] = []
-        self.refuses: list[Any] = []
-        """Answers to the next subscriptions."""
-        self.links = False
-        """Whether results are to be fetched, as large ones are."""
-        self.staged = b""
-        self.good: int | None = None
-        """How many requests are served before all are lost."""
-        self.requests = 0
-        self.state = "RUNNING"
         self.packages = {"nnsight": "0.8.0", "torch": "2.13.0", "transformers": "5.22.2"}
-        self.mangle: Callable[[dict[str, Any]], Any] | None = None
-        """What is done to results before they are sent."""
-        self.greeting: Any = None
-        """What a subscription begins with, in the place of a session's id."""
-        self.pages: dict[str, Any] = {}
-        """Answers in the place of those to a path."""
-        self.sessions: dict[str, queue.Queue[Any]] = {}
         self.work: queue.Queue[Any] = queue.Queue()
+        self.reset()
         threading.Thread(target=self.serve_forever, daemon=True).start()
         # A model belongs to one thread.
         threading.Thread(target=self._run, daemon=True).start()
+
+    def reset(self) -> None:
+        """Forget all jobs, and let nothing be wrong."""
+        self.faults: list[Any] = []
+        self.polls: list[Any] = []
+        """Answers to the next questions for a job: a status and a body, or None for no answer."""
+        self.fetches: list[Any] = []
+        """Answers to the next questions for a result."""
+        self.good: int | None = None
+        """How many requests are served before all are refused."""
+        self.requests = self.executed = self.connections = 0
+        """How many requests came, and were executed, and over how many connections."""
+        self.ids: list[str] = []
+        """Names that clients have given to their jobs."""
+        self.headers: list[tuple[str, dict[str, str]]] = []
+        """Paths that were asked for, and with what."""
+        self.renames = False
+        """Whether jobs get other names than clients have given them."""
+        self.state = "RUNNING"
+        self.meta: Any = None
+        """What jobs are said to have cost."""
+        self.seconds = 0.0
+        """Seconds that a job runs at least."""
+        self.mangle: Callable[[dict[str, Any]], Any] | None = None
+        """What is done to results before they are sent."""
+        self.pages: dict[str, Any] = {}
+        """Answers in the place of those to a path."""
+        self.forgets: set[str] = set()
+        self.jobs: dict[str, bytes] = {}
+        self.results: dict[str, bytes] = {}
+
+    def get_request(self) -> Any:
+        self.connections += 1
+        return super().get_request()
 
     @property
     def url(self) -> str:
@@ -90,29 +115,32 @@ class Loopback(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
         """Say nothing of clients that leave."""
 
+    def say(self, name: str, status: Status, description: str, **more: Any) -> None:
+        """Note the state of a job, for those who ask."""
+        self.jobs[name] = said(name, status, description, **more)
+
     def _run(self) -> None:
         while True:
-            blob, answers = self.work.get()
-            fault = self.faults.pop(0) if self.faults else None
-            if self.good is not None:
-                fault = None if self.good else "lost"
-                self.good = max(0, self.good - 1)
-            answers.put(_said(Status.QUEUED, "Moved to position 1 in Queue."))
-            if fault == "silent":
+            name, fault, blob = self.work.get()
+            self.say(name, Status.QUEUED, "Added to Queue at position 1.")
+            if fault in ("silent", "forgotten"):
                 continue
-            answers.put(_said(Status.RUNNING, "Your job has started running."))
-            if fault == "lost":
-                answers.put(None)
-            elif isinstance(fault, bytes):
-                answers.put(fault)
-            elif fault is not None and not fault.startswith("error: "):
-                answers.put(fault)
-            elif fault is not None:
-                answers.put(_said(Status.ERROR, fault.removeprefix("error: ")))
+            self.say(name, Status.RUNNING, "Your job has started running.")
+            if fault == "endless":
+                continue
+            threading.Event().wait(self.seconds)
+            if isinstance(fault, Staged):
+                self._stage(name, fault.content)
+            elif isinstance(fault, str) and fault.startswith("error: "):
+                text = fault.removeprefix("error: ")
+                self.say(name, Status.ERROR, text, meta=self.meta)
+            elif isinstance(fault, str | bytes):
+                self.jobs[name] = fault if isinstance(fault, bytes) else fault.encode()
             else:
-                answers.put(self._serve(blob))
+                self._serve(name, blob)
 
-    def _serve(self, blob: bytes) -> Any:
+    def _serve(self, name: str, blob: bytes) -> None:
+        self.executed += 1
         try:
             saved = execute(blob, self.model)
             if self.mangle is not None:
@@ -120,14 +148,14 @@ class Loopback(ThreadingHTTPServer):
                 found = torch.load(io.BytesIO(saved), weights_only=False)
                 torch.save(self.mangle(found), buffer)
                 saved = buffer.getvalue()
-            data = zstandard.ZstdCompressor().compress(saved)
+            self._stage(name, zstandard.ZstdCompressor().compress(saved))
         except Exception:
-            return _said(Status.ERROR, traceback.format_exc())
-        if not self.links:
-            return completed(data)
-        self.staged = data
-        done = ResponseModel(id="1", status=Status.COMPLETED, data=f"{self.url}/staged?Key=1")
-        return done.model_dump_json()
+            self.say(name, Status.ERROR, traceback.format_exc(), meta=self.meta)
+
+    def _stage(self, name: str, content: bytes) -> None:
+        self.results[name] = content
+        link = f"{self.url}/staged/{name}?Signature=se-cret"
+        self.say(name, Status.COMPLETED, "Your job has been completed.", data=link, meta=self.meta)
 
 
 @contextlib.contextmanager
@@ -160,34 +188,37 @@ def configure(monkeypatch: Any, hub: Hub, server: Loopback, cache: Path) -> None
         monkeypatch.setattr(kept, "endpoint", hub.url)
     monkeypatch.setattr(CONFIG.API, "HOST", server.url)
     monkeypatch.setattr(CONFIG.API, "APIKEY", KEY)
-    server.faults, server.pages, server.requests, server.state = [], {}, 0, "RUNNING"
-    server.good, server.refuses, server.links = None, [], False
-    server.mangle = server.greeting = None
+    server.reset()
 
 
-def _said(status: Status, description: str) -> str:
-    return ResponseModel(id="1", status=status, description=description).model_dump_json()
+def said(name: str, status: Status, description: str = "", **more: Any) -> bytes:
+    """Return what a server says of a job."""
+    response = ResponseModel(id=name, status=status, description=description, **more)
+    return response.model_dump_json().encode()
 
 
-def completed(data: Any) -> bytes:
-    """Return the answer of a server that is done."""
-    return ResponseModel(id="1", status=Status.COMPLETED, data=data).pickle()
+def linked(link: Any) -> str:
+    """Return what a server says of a job that is done, whatever its name, and its link."""
+    return json.dumps({"id": "*", "status": "COMPLETED", "data": link})
 
 
-def result(value: Any) -> bytes:
-    """Return the answer of a server that sends back some value."""
+def result(value: Any) -> Staged:
+    """Return a job that has some value as its result."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    return completed(zstandard.ZstdCompressor().compress(buffer.getvalue()))
+    return Staged(zstandard.ZstdCompressor().compress(buffer.getvalue()))
 
 
 class _Handler(BaseHTTPRequestHandler):
     # Else an answer of two parts waits for the first to be acknowledged.
     disable_nagle_algorithm = True
 
+    protocol_version = "HTTP/1.1"
     server: Loopback
 
     def do_GET(self) -> None:
+        place, _, name = self.path.partition("?")[0].removeprefix("/").partition("/")
+        self.server.headers.append((self.path, dict(self.headers)))
         if self.path in self.server.pages:
             self._answer(*self.server.pages[self.path])
         elif self.path == "/status":
@@ -195,51 +226,65 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/env":
             python = {"python_version": "3.12.1 (main)", "packages": self.server.packages}
             self._answer(200, python)
-        elif self.path == "/subscribe":
-            if self.server.refuses:
-                self._answer(*self.server.refuses.pop(0))
-            else:
-                self._subscribe()
-        elif self.path.startswith("/staged"):
-            self._answer(200, self.server.staged)
+        elif place == "response":
+            self._tell(name)
+        elif place == "staged" and self.server.fetches:
+            self._fail(self.server.fetches.pop(0))
+        elif place == "staged" and name in self.server.results:
+            self._answer(200, self.server.results[name])
         else:
             self._answer(404, {"detail": "Not Found"})
 
+    def _tell(self, name: str) -> None:
+        if self.server.polls:
+            answer = self.server.polls.pop(0)
+        elif name in self.server.jobs:
+            answer = 200, self.server.jobs[name]
+            if name in self.server.forgets:
+                del self.server.jobs[name]
+        else:
+            answer = 404, b"{}"
+        if answer is not None and isinstance(answer[1], bytes):
+            # Of a message that is given as such, the name is still open.
+            answer = answer[0], answer[1].replace(b'"*"', f'"{name}"'.encode())
+        self._fail(answer)
+
+    def _fail(self, answer: Any) -> None:
+        if answer is None:
+            self.close_connection = True
+        else:
+            self._answer(*answer)
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests += 1
-        if self.server.faults and isinstance(self.server.faults[0], int):
+        self.server.headers.append((self.path, dict(self.headers)))
+        server = self.server
+        server.requests += 1
+        fault = server.faults.pop(0) if server.faults else None
+        if server.good is not None:
+            fault = None if server.good else 503
+            server.good = max(0, server.good - 1)
+        if isinstance(fault, int):
             # As NDIF does it, which repeats a malformed key.
-            detail = f"no: '{self.headers['ndif-api-key']}'"
-            self._answer(self.server.faults.pop(0), {"detail": detail})
+            self._answer(fault, {"detail": f"no: '{self.headers['ndif-api-key']}'"})
+            return
+        if isinstance(fault, tuple):
+            self._answer(*fault)
             return
         head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
         parts: list[Message] = BytesParser().parsebytes(head + body).get_payload()  # type: ignore[assignment]
         envelope, blob = (bytes(part.get_payload(decode=True)) for part in parts)  # type: ignore[arg-type]
-        answers = self.server.sessions[json.loads(envelope)["session_id"]]
-        self._answer(200, json.loads(_said(Status.RECEIVED, "Received.")))
-        self.server.work.put((blob, answers))
-
-    def _subscribe(self) -> None:
-        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-        self.send_response(101)
-        self.send_header("Upgrade", "websocket")
-        self.send_header("Connection", "Upgrade")
-        accepted = base64.b64encode(hashlib.sha1(key.encode()).digest()).decode()
-        self.send_header("Sec-WebSocket-Accept", accepted)
-        self.end_headers()
-        session = uuid.uuid4().hex
-        answers = self.server.sessions[session] = queue.Queue()
-        greeting = self.server.greeting
-        self._frame(json.dumps({"session_id": session}) if greeting is None else greeting)
-        while (message := answers.get()) is not None:
-            self._frame(message)
-        self.close_connection = True
-
-    def _frame(self, message: str | bytes) -> None:
-        data = message.encode() if isinstance(message, str) else message
-        kind = 0x81 if isinstance(message, str) else 0x82
-        self.wfile.write(struct.pack(">BBQ", kind, 127, len(data)) + data)
+        entries = json.loads(envelope)
+        assert not entries["session_id"], "a request without a session is not waited for"
+        server.ids.append(entries["id"])
+        name = uuid.uuid4().hex if server.renames else entries["id"]
+        if fault == "forgotten":
+            server.forgets.add(name)
+        server.work.put((name, None if fault == "unanswered" else fault, blob))
+        if fault == "unanswered":
+            self.close_connection = True
+        else:
+            self._answer(200, said(name, Status.RECEIVED, "Received."))
 
     def _answer(self, status: int, value: Any) -> None:
         if isinstance(value, bytes):

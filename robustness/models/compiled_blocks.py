@@ -26,7 +26,7 @@ from robustness.errors import Refusal, first_line, is_out_of_memory, last_line
 from robustness.models.model import Model
 from robustness.models.self_check import TOLERANCE
 from robustness.models.separate_bias import class_of
-from robustness.ndif.backend import Notify
+from robustness.ndif.patience import Notify
 from robustness.trace import block_calls, numerics
 
 BACKEND = "inductor"

@@ -15,8 +15,8 @@ from robustness.models.self_check import check_model
 from robustness.models.settings import ModelSettings
 from robustness.models.structure import find_paths
 from robustness.models.wrapping import Wrapped, unscale, wrap
-from robustness.ndif.backend import Notify
 from robustness.ndif.limits import ANSWER_LIMIT, PATIENCE, SANDBOX_LIMIT
+from robustness.ndif.patience import Notify
 
 
 def open_model(  # noqa: PLR0913 - its keywords are the settings

@@ -11,8 +11,9 @@ from robustness.models import checkpoint
 from robustness.models.settings import ModelSettings
 from robustness.models.wrapping import Wrapped
 from robustness.ndif import room, server
-from robustness.ndif.backend import Notify, Requests
+from robustness.ndif.backend import Requests
 from robustness.ndif.limits import Limits
+from robustness.ndif.patience import Notify
 
 
 def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
@@ -24,7 +25,12 @@ def build(settings: ModelSettings, notify: Notify | None) -> Wrapped:
     host, key = server.resolve_host(settings.host), server.resolve_key()
     # The server may know a commit by another revision than the one that was given.
     versions, known_as, replicas = server.check(
-        name, host=host, revision=revision, deploy=settings.deploy
+        name,
+        host=host,
+        revision=revision,
+        deploy=settings.deploy,
+        patience=settings.patience,
+        notify=notify,
     )
     checkpoint.read_config(name, path, revision, trust)
     tokenizer = checkpoint.load_tokenizer(name, path, revision=revision, trust_remote_code=trust)

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,10 +14,11 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionN
 from nnsight import CONFIG
 
 from robustness.errors import Refusal, first_line
-from robustness.ndif.failures import PASSING
-from robustness.ndif.limits import Unreadable
+from robustness.ndif.failures import PASSING, Failed, is_unreached, reason
+from robustness.ndif.limits import PATIENCE, Unreadable
+from robustness.ndif.patience import Notify, Patience
 from robustness.ndif.room import Assigned, read_assigned
-from robustness.ndif.transport import CONNECT, SMALL, fetch, parse
+from robustness.ndif.transport import CONNECT, SMALL, connection, fetch, parse
 
 LIBRARIES = ("nnsight", "torch", "transformers")
 """Names of the libraries whose versions on the server are recorded."""
@@ -90,15 +92,27 @@ def resolve_key() -> str:
         ) from None
 
 
-def deployments(host: str | None = None) -> list[Deployment]:
+def deployments(
+    host: str | None = None, patience: float = PATIENCE, notify: Notify | None = None
+) -> list[Deployment]:
     """Return the models that a server runs now, sorted by name.
+
+    Parameters
+    ----------
+    host : str, optional
+        The server's address; by default `NDIF_HOST`, or the one in nnsight's configuration.
+    patience : float
+        Minutes for which a server that is there, but does not answer, is asked again.
+    notify : callable, optional
+        Function that is called with what is waited for.
 
     Raises
     ------
     Refusal
         If it cannot be asked.
     """
-    entries = _ask(resolve_host(host), "/status", "deployments")["deployments"]
+    waits = _patience(resolve_host(host), patience, notify)
+    entries = _ask(resolve_host(host), "/status", "deployments", waits)["deployments"]
     # A set, since several deployments may be alike in what is shown of them.
     running = set()
     for entry in entries.values():
@@ -119,7 +133,13 @@ def _read_deployment(entry: dict[str, Any]) -> Deployment:
 
 
 def check(
-    name: str, *, host: str, revision: str | None = None, deploy: bool = False
+    name: str,
+    *,
+    host: str,
+    revision: str | None = None,
+    deploy: bool = False,
+    patience: float = PATIENCE,
+    notify: Notify | None = None,
 ) -> tuple[dict[str, str], str | None, list[Deployment]]:
     """Refuse a model that the server does not run, and return what the server says of it.
 
@@ -133,6 +153,8 @@ def check(
         Branch, tag or commit on the hub.
     deploy : bool
         Whether the server may be asked to load the model.
+    patience, notify
+        As for `deployments`.
 
     Returns
     -------
@@ -149,8 +171,8 @@ def check(
         If the server or the hub cannot be reached, the versions do not go together, or the model
         does not run there.
     """
-    running = deployments(host)
-    versions = _versions(host)
+    running = deployments(host, patience, notify)
+    versions = _versions(host, _patience(host, patience, notify))
     _check_versions(host, versions)
     name, commit, main = _find_commit(name, revision)
     running = [each for each in running if each.task == "text-generation"]
@@ -212,24 +234,16 @@ def _some_names(running: Sequence[Deployment]) -> str:
     return ", ".join(names) or "no model"
 
 
-def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
+def _patience(host: str, minutes: float, notify: Notify | None) -> Patience:
+    return Patience(host, minutes, notify or (lambda text: None))
+
+
+def _ask(host: str, path: str, wanted: str, patience: Patience) -> dict[str, Any]:
     """Return a server's answer, which must have the wanted dictionary; refuse other servers."""
-    timeout = httpx.Timeout(CONNECT, read=90)
-    try:
-        status, elsewhere, body = fetch("GET", f"{host}{path}", SMALL, timeout, within=90)
-    except Unreadable:
-        status, elsewhere, body = 200, "", b""
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
-        raise Refusal(
-            f"{host} cannot be reached ({first_line(error)}): check `host`, or NDIF_HOST, and "
-            "the network"
-        ) from error
-    if status in PASSING:
-        raise Refusal(
-            f"{host} is there, but not what computes behind it (status {status}): "
-            "try again in some minutes"
-        )
-    entries = parse(body) if status == 200 else None
+    elsewhere, body = "", b""
+    with suppress(Unreadable):
+        elsewhere, body = _insist(host, path, patience)
+    entries = parse(body)
     if not isinstance(entries, dict) or not isinstance(entries.get(wanted), dict):
         pointed = f", but points to {printable(elsewhere)}" if elsewhere else ""
         raise Refusal(
@@ -239,15 +253,45 @@ def _ask(host: str, path: str, wanted: str) -> dict[str, Any]:
     return entries
 
 
+def _insist(host: str, path: str, patience: Patience) -> tuple[str, bytes]:
+    """Return where an answer points, and its body, once a server that is there gives one.
+
+    Raises
+    ------
+    Refusal
+        If nothing is there, which is not waited for: the address may be wrong.
+    """
+    timeout = httpx.Timeout(CONNECT, read=90)
+    while True:
+        try:
+            with connection() as client:
+                status, elsewhere, body = fetch(client, "GET", f"{host}{path}", SMALL, timeout, 90)
+            if status not in PASSING:
+                return elsewhere, body if status == 200 else b""
+            failure: Exception = Failed(
+                f"{host} is there, but not what computes behind it (status {status})", status
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+            if isinstance(error, Unreadable):
+                raise
+            if is_unreached(error):
+                raise Refusal(
+                    f"{host} cannot be reached ({first_line(error)}): check `host`, or NDIF_HOST, "
+                    "and the network"
+                ) from error
+            failure = error
+        patience.wait(reason(failure))
+
+
 def printable(text: object, most: int = 200) -> str:
     """Return a value of a server's answer as one line of text that a terminal can show."""
     letters = text if isinstance(text, str) else ""
     return "".join(letter for letter in letters if letter.isprintable())[:most]
 
 
-def _versions(host: str) -> dict[str, str]:
+def _versions(host: str, patience: Patience) -> dict[str, str]:
     """Return the versions of Python and of `LIBRARIES` on a server."""
-    environment = _ask(host, "/env", "packages")
+    environment = _ask(host, "/env", "packages", patience)
     packages = {**environment["packages"], "python": environment.get("python_version")}
     versions = {}
     for name in ("python", *LIBRARIES):

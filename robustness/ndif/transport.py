@@ -1,17 +1,16 @@
-"""Connections to a server: answers over HTTP, and messages over a websocket.
+"""Connections to a server over HTTP, which read no more than was asked for, and never for ever."""
 
-No more bytes are read than were asked for, and no wait is endless.
-"""
-
+import ipaddress
 import json
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import httpx
-import websocket
 
 from robustness.ndif.limits import Unreadable, check_size
 
@@ -21,31 +20,31 @@ CONNECT = 20.0
 SMALL = 16e6
 """Maximum number of bytes of an answer without numbers."""
 
-# Without these options, a server that loses power is waited for in vain. Some systems lack some.
-_KEEPALIVE = tuple(
-    (level, getattr(socket, name), value)
-    for level, name, value in (
-        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
-        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 30),
-        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
-        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6),
-    )
-    if hasattr(socket, name)
-)
+
+@contextmanager
+def connection() -> Iterator[httpx.Client]:
+    """Open what keeps a connection alive from one question to the next."""
+    # Uncompressed, since a few compressed bytes can become many in memory.
+    headers = {"Accept-Encoding": "identity"}
+    with httpx.Client(verify=_certificates(), headers=headers) as client:
+        yield client
 
 
 def fetch(
+    client: httpx.Client,
     method: str,
     url: str,
     most: float,
     timeout: httpx.Timeout,
-    within: float = float("inf"),
+    within: float,
     **options: Any,
 ) -> tuple[int, str, bytes]:
     """Fetch an answer over HTTP.
 
     Parameters
     ----------
+    client : Client
+        An open `connection`.
     method, url, options
         As for `httpx.Client.stream`.
     most : float
@@ -59,7 +58,7 @@ def fetch(
     -------
     status : int
     elsewhere : str
-        Address that the answer redirects to, or nothing.
+        Address that the answer redirects to, which is not followed, or nothing.
     body : bytes
 
     Raises
@@ -70,12 +69,7 @@ def fetch(
         If the whole answer takes longer, even if its parts come in time.
     """
     end = time.monotonic() + within
-    # Uncompressed, since a few compressed bytes can become many in memory.
-    headers = {"Accept-Encoding": "identity"}
-    with (
-        httpx.Client(verify=_certificates(), timeout=timeout, headers=headers) as client,
-        client.stream(method, url, **options) as response,
-    ):
+    with client.stream(method, url, timeout=timeout, **options) as response:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise Unreadable("it is compressed")
         body = bytearray()
@@ -103,39 +97,40 @@ def parse(body: str | bytes) -> Any:
         return None
 
 
-def subscribe(host: str, key: str) -> Any:
-    """Connect to the messages of a server about requests."""
-    return websocket.create_connection(
-        f"{host}/subscribe",
-        header={"ndif-api-key": key},
-        timeout=CONNECT,
-        sockopt=_KEEPALIVE,
-        # A redirect would take the key to another server.
-        redirect_limit=0,
-        class_=_Socket,
-    )
+def place_of(link: str, host: str) -> str:
+    """Return where the link of a result leads, without its path and its signature.
+
+    Raises
+    ------
+    Unreadable
+        If no result is fetched from there: it is not HTTP, or names this machine or one beside it,
+        which are no places of the results of a server elsewhere.
+    """
+    try:
+        url = httpx.URL(link)
+    except (httpx.InvalidURL, ValueError):
+        raise Unreadable("its link to the result is no address") from None
+    if url.scheme not in {"http", "https"} or not url.host or url.userinfo:
+        raise Unreadable("its link to the result is no address of HTTP")
+    place = f"{url.scheme}://{url.netloc.decode()}"
+    if _is_here(url.host) and not _is_here(httpx.URL(host).host):
+        raise Unreadable(
+            f"its link to the result leads to {place}, which is an address of this machine: the "
+            "server must be told the address by which others reach its store"
+        )
+    return place
 
 
-def hear(connection: Any) -> str | bytes:
-    """Wait for the next message."""
-    message: str | bytes = connection.recv()
-    if not message:
-        raise ConnectionError("the server closed the connection")
-    return message
-
-
-class _Socket(websocket.WebSocket):
-    """A websocket that reads at most `most` bytes of a message."""
-
-    most, _count = SMALL, 0
-
-    def recv(self) -> str | bytes:
-        message: str | bytes = websocket.WebSocket.recv(self)
-        self._count = 0
-        return message
-
-    def _recv(self, bufsize: int) -> bytes:
-        piece: bytes = websocket.WebSocket._recv(self, bufsize)  # type: ignore[no-untyped-call]
-        self._count += len(piece)
-        check_size(self._count, self.most)
-        return piece
+def _is_here(host: str) -> bool:
+    """Whether a name or number of a machine stands for this one, or is valid only beside it."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        # A proxy may know it.
+        return False
+    for each in found:
+        address = ipaddress.ip_address(each.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if mapped.is_loopback or mapped.is_link_local or mapped.is_unspecified:
+            return True
+    return False

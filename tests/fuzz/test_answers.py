@@ -99,7 +99,7 @@ def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
     """Damage from outside is found by sums; what has right sums is plain, and small."""
     monkeypatch.chdir(tmp_path)
     # A `Requests` is asked as a trace asks it, with bytes in the place of the way there.
-    monkeypatch.setattr(Requests, "_send", lambda self, content: self.finalize(content))
+    monkeypatch.setattr(Requests, "_run", lambda self, content: content)
     chance = random.Random(SEED)
     contents = [saved(HONEST, protocol) for protocol in (2, 3, 4, 5)]
     packed = [zstandard.ZstdCompressor().compress(content) for content in contents]
@@ -119,7 +119,7 @@ def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
             else:
                 content = zstandard.ZstdCompressor().compress(archive(steps(chance)))
             try:
-                found = requests._try(content)
+                found = requests._ask(content)
             except Refusal as refusal:
                 counts["refused"] += 1
                 assert len(str(refusal).splitlines()) == 1 and str(refusal).isprintable()

@@ -11,7 +11,7 @@ from robustness.models import opening
 from robustness.models.facts import Facts
 from robustness.models.opening import open_model
 from robustness.models.structure import find_paths
-from robustness.ndif import backend
+from robustness.ndif import patience
 from robustness.text.corpus import cut
 
 
@@ -33,7 +33,7 @@ def server(running, paths, monkeypatch, tmp_path):
     """The server, with nothing wrong, as what this process is configured for."""
     monkeypatch.setattr(opening, "find_paths", lambda _: paths)
     configure(monkeypatch, *running, tmp_path / "cache")
-    monkeypatch.setattr(backend, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.0)
     return running[1]
 
 

@@ -117,13 +117,6 @@ def test_what_comes_back_does_not_grow_with_the_vocabulary(family):
     assert of_sweeps[1] - of_sweeps[0] < 7 * 16 * 23 * 4
 
 
-@pytest.mark.slow
-def test_a_result_may_come_by_a_link(server, there, local, corpus):
-    server.links = True
-    found = sweep(there, corpus, ("drop",))
-    np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
-
-
 def test_host_goes_with_remote(run):
     code, _, err = run("sweep", "builtin", "--host", "http://127.0.0.1:1")
     assert code == 2 and "only a server takes --host" in err

@@ -1,6 +1,7 @@
 """What a server, or the way there, fails at: tried again, or refused in one line."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -8,87 +9,222 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from loopback import KEY, NAME, completed, result, say
+from loopback import KEY, NAME, Staged, linked, result, said, say
 from nnsight import CONFIG
+from nnsight.schema.response import Status
 
 from robustness.errors import Refusal
 from robustness.models.opening import open_model
-from robustness.ndif import backend
-from robustness.schedules import clean
-from robustness.sweeps import rewire, sweep
+from robustness.ndif import job, jobs, patience
+from robustness.ndif.report import Report
+from robustness.ndif.server import deployments
+from robustness.sweeps import sweep
+
+OF_TRACES = "Traceback (most recent call last):\n  x\n"
+
+
+@pytest.fixture
+def ask(there):
+    """A small request, with some patience and a list of what the user is told."""
+
+    def asked(minutes=10.0):
+        said = []
+        requests = there.request["backend"].expecting(100)
+        requests.limits = replace(requests.limits, patience=minutes)
+        requests.notify = said.append
+        with torch.no_grad(), there.traced.trace(torch.arange(5)[None], backend=requests):
+            kept = there.blocks[0].output.sum().save()
+        assert kept.isfinite()
+        return said
+
+    return asked
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", ["lost", "silent", 503, 429, "error: Replica was evicted. Please try again later."]
+    "fault",
+    ["forgotten", "silent", 503, 429, "error: Replica was evicted. Please try again later."],
 )
 def test_what_passes_is_tried_again(server, local, corpus, monkeypatch, fault):
-    if fault == "silent":
-        monkeypatch.setattr(backend, "PATIENCE", 0.05)
-        monkeypatch.setattr(backend, "SILENCE", 0.2)
+    monkeypatch.setattr(job, "UNKNOWN", 0.1)
+    monkeypatch.setattr(jobs, "SILENCE", 0.1)
+    monkeypatch.setattr(jobs, "QUIET", 0.03)
     said = []
     there = open_model(NAME, remote=True, notify=said.append)
     server.faults = [fault, fault]
     found = sweep(there, corpus, ("drop",))
     np.testing.assert_allclose(found.kl, sweep(local, corpus, ("drop",)).kl, atol=1e-10)
     again = [text for text in said if "trying again" in text]
-    most = backend.RESTART if fault == 503 else backend.RETRIES
-    assert len(again) == 2 and again[0].endswith(f"(1 of {most})")
+    assert len(again) == 1 and again[0].endswith("; trying again for up to 10 min")
     assert KEY not in "".join(said)
+    assert server.executed == 2, "one request opens the model, and one is the sweep"
     if fault == "silent":
-        assert f"{server.url}: Moved to position 1 in Queue." in said
+        assert f"{server.url}: Added to Queue at position 1." in said
 
 
 @pytest.mark.slow
-def test_a_connection_that_ends_before_it_begins_is_tried_again(server, there, monkeypatch):
-    server.refuses = [(503, {}), (502, {})]
-    with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
-        kept = there.blocks[0].output.sum().save()
-    assert kept.isfinite()
+def test_a_job_is_executed_once_however_often_the_connection_is_cut(server, ask):
+    server.polls = [None] * 5
+    assert len(ask()) == 1, "the user is told once"
+    server.polls, server.fetches = [None, (502, b""), (504, b"<html>")], [None, (503, b"")]
+    ask()
+    assert (server.requests, server.executed) == (2, 2) and not server.polls + server.fetches
 
 
 @pytest.mark.slow
-def test_a_server_that_is_restarted_is_waited_for_some_minutes(server, there, monkeypatch):
+@pytest.mark.parametrize("renames", [False, True])
+def test_a_job_whose_receipt_is_lost_is_found_by_its_own_name(server, ask, monkeypatch, renames):
+    """A server that gives jobs other names runs it twice, since nothing is known of the first."""
+    monkeypatch.setattr(job, "UNKNOWN", 0.1)
+    server.faults, server.renames = ["unanswered"], renames
+    ask()
+    assert server.executed == server.requests == (2 if renames else 1)
+    assert len(set(server.ids)) == len(server.ids)
+
+
+@pytest.mark.slow
+def test_a_job_that_a_server_learns_of_late_is_not_sent_again(server, ask, monkeypatch):
+    """A server that reconnects to its compute knows no jobs, and takes none, for a while."""
+    monkeypatch.setattr(job, "UNKNOWN", -1.0)
+    server.faults = [None, 503]
+    server.polls = [(404, b"")] * 2
+    ask()
+    assert (server.requests, server.executed) == (2, 1), "the second was refused"
+
+
+@pytest.mark.slow
+def test_a_running_job_has_no_limit_unless_the_server_was_away(server, ask, monkeypatch):
+    """One that waits for its turn has one; one that runs may run for hours."""
+    monkeypatch.setattr(jobs, "SILENCE", 0.0)
+    monkeypatch.setattr(job, "LEAST_AFTER_RESTART", 0.1)
+    monkeypatch.setattr(job, "UNKNOWN", 0.0)
+    server.seconds = 0.5
+    with monkeypatch.context() as patch:
+        # A job waits for its turn for some milliseconds.
+        patch.setattr(jobs, "SILENCE", 60.0)
+        assert ask(0.001) == [] and server.executed == 1
+    server.seconds, server.faults = 0.0, ["endless"]
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "SILENCE", 60.0)
+        server.polls = [
+            (200, said("*", Status.RUNNING, "Your job has started running.")),
+            (503, b""),
+        ]
+        assert ask(0.001)[-1].startswith("the server was away, and nothing is heard of the job")
+    assert server.executed == 2
+
+
+@pytest.mark.slow
+def test_patience_ends(server, ask, monkeypatch):
+    """Waits double up to a minute, with chance in them, until as much time is lost as was said."""
+    clock = [0.0]
     waits = []
-    monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(backend.time, "sleep", waits.append)
-    server.refuses = [(503, {}), (502, {})] * (backend.RESTART // 2)
-    with torch.no_grad(), there.traced.trace(torch.arange(5)[None], **there.request):
-        kept = there.blocks[0].output.sum().save()
-    assert kept.isfinite() and sum(waits) > 300
-    real = backend.websocket.create_connection
-    down = [ConnectionRefusedError(111, "Connection refused")] * (backend.RESTART + 1)
-    monkeypatch.setattr(
-        backend.websocket,
-        "create_connection",
-        lambda *words, **options: raising(down.pop()) if down else real(*words, **options),
-    )
-    with (
-        pytest.raises(Refusal, match=r"in vain \(.*refused\)"),
-        there.traced.trace(torch.arange(5)[None], **there.request),
-    ):
-        there.blocks[0].output.sum().save()
-    assert not down
 
+    def sleep(seconds):
+        waits.append(seconds)
+        clock[0] += seconds
 
-def raising(error):
-    raise error
-
-
-def test_waits_grow_and_are_bounded(server, there, monkeypatch):
-    waits = []
-    monkeypatch.setattr(backend, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(backend.time, "sleep", waits.append)
-    server.faults = ["lost"] * 100
-    with pytest.raises(Refusal, match=r"7 times in vain.*the same command goes on"):
-        rewired = rewire(there, clean(4))
-        with rewired.trace(torch.arange(5)[None], use_cache=False, **there.request):
-            rewired.lm_head.output.save()
-    assert len(waits) == backend.RETRIES
-    for attempt, wait in enumerate(waits):
-        whole = min(backend.LONGEST_WAIT, 2.0**attempt)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(job.Job, "pause", 0.0)
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(patience.time, "sleep", sleep)
+    server.faults, server.polls = ["silent"] * 2, [None] * 100
+    with pytest.raises(Refusal, match=r"asked \d+ times in vain.*the same command goes on"):
+        ask(10.0)
+    waits = [wait for wait in waits if wait]
+    assert sum(waits) == pytest.approx(600)
+    for attempt, wait in enumerate(waits[:-1]):
+        whole = min(60.0, 2.0**attempt)
         assert whole / 2 <= wait <= whole
     assert len({wait / 2**attempt for attempt, wait in enumerate(waits[:5])}) > 1, "no jitter"
+    server.polls = [None]
+    with pytest.raises(Refusal, match="asked once in vain"):
+        ask(0.0)
+
+
+def test_time_that_a_job_lives_is_not_lost(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(patience.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(patience.time, "sleep", lambda _: None)
+    waits = patience.Patience("host", 10.0, lambda text: None)
+    for _ in range(3):
+        clock[0] += 3600
+        waits.wait("evicted", lived=3600)
+    clock[0] += 3600
+    with pytest.raises(Refusal, match="4 times in vain"):
+        waits.wait("lost")
+
+
+def test_a_job_is_asked_for_ever_more_rarely(monkeypatch):
+    """A short one is found done within a twentieth of its time, a long one within two seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(job.time, "monotonic", lambda: clock[0])
+    asked = job.Job(600.0)
+    asked.submit()
+    pauses = []
+    while clock[0] < 600:
+        pauses.append(asked.pause)
+        assert pauses[-1] <= max(0.02, 0.05 * clock[0] + 1e-9)
+        clock[0] += pauses[-1]
+    assert pauses[0] == 0.02 and max(pauses) == 2.0 and pauses == sorted(pauses)
+    assert len(pauses) < 400
+
+
+@pytest.mark.slow
+def test_one_connection_carries_a_job(server, ask):
+    server.seconds = 0.3
+    before = server.connections
+    ask()
+    polls = [path for path, _ in server.headers if path.startswith("/response/")]
+    assert len(polls) > 5 and server.connections - before == 1
+
+
+@pytest.mark.slow
+def test_the_cost_of_every_answered_request_is_reported(server, there, ask):
+    reports = there.request["backend"].reports
+    before = len(reports)
+    cost = {"runtime": 0.5, "max_mem_by_gpu": {"0": 10}, "max_mem_pct_by_gpu": {"0": 50.0}}
+    server.meta = cost
+    ask()
+    server.faults = ["error: no"]
+    with pytest.raises(Refusal, match="could not do it: no"):
+        ask()
+    server.meta, server.faults = None, ["error: no"]
+    with pytest.raises(Refusal, match="could not do it: no"):
+        ask()
+    assert reports[before:] == [Report(0.5, 10, 20)] * 2
+
+
+SHORT = {
+    "CUDA": (OF_TRACES + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate", "memory"),
+    "old CUDA": (OF_TRACES + "torch.cuda.OutOfMemoryError: CUDA out of memory.", "memory"),
+    "MPS": (OF_TRACES + "RuntimeError: MPS backend out of memory (MPS allocated: 1 GB)", "memory"),
+    "CPU": (OF_TRACES + "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. "
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", "memory"),
+    "Python": (OF_TRACES + "MemoryError", "memory"),
+    "NumPy": (OF_TRACES + "numpy._core._exceptions._ArrayMemoryError: Unable", "memory"),
+    "hidden": (OF_TRACES + "torch.OutOfMemoryError: CUDA out of memory.\n\nDuring handling of the "
+               "above exception, another exception occurred:\n\n" + OF_TRACES + "KeyError: 1",
+               "memory"),
+    "time": ("Your job exceeded the execution timeout of 60.0s.", "time"),
+    "said apart": ("it failed", "memory"),
+    "a variable": (OF_TRACES + "  print('out of memory')\nKeyError: 1", None),
+    "no deployment": ("Could not deploy this model. CUDA out of memory.", None),
+    "words of a trace": (OF_TRACES + "ValueError: Your job exceeded the execution timeout", None),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SHORT)
+def test_a_request_that_is_too_large_is_sent_once_and_says_what_it_lacks(server, ask, case):
+    text, lacking = SHORT[case]
+    server.meta = {"alloc_shortfall_by_gpu": {"0": 5}} if case == "said apart" else None
+    server.faults = [f"error: {text}"]
+    with pytest.raises(Refusal) as told:
+        ask()
+    assert getattr(told.value, "lacking", None) == lacking and server.requests == 1
+    assert ("ask for fewer `batch_tokens`" in str(told.value)) == (lacking is not None)
+    assert len(str(told.value).splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -96,7 +232,7 @@ def test_what_is_done_when_the_server_goes_is_kept(server, local, corpus, run, s
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
     words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
     server.good = 3
-    code, out, err = run(*words)
+    code, out, err = run(*words, "--patience", 0)
     assert code == 1 and not out and "in vain" in err.splitlines()[-1]
     partial = xr.load_dataset("sweep.partial.nc")
     assert partial.sequences_done == 8 and not Path("sweep.nc").exists()
@@ -111,17 +247,45 @@ def test_what_is_done_when_the_server_goes_is_kept(server, local, corpus, run, s
 
 @pytest.mark.slow
 def test_interrupted_while_it_waits_it_keeps_what_is_done(server, run, stories, monkeypatch):
+    """The job that runs is named, since its user cannot end it."""
     words = ["sweep", NAME, "--remote", "--data", stories, "--context", 24, "--tokens", 480]
     words += ["--batch-tokens", 96, "--drop", "--out", "sweep.nc"]
+    real = jobs.time.sleep
+    server.faults = [None, None, None, "endless"]
 
-    def stop(_):
-        raise KeyboardInterrupt
+    def stop(seconds):
+        if server.requests == 4:
+            raise KeyboardInterrupt
+        real(seconds)
 
-    monkeypatch.setattr(backend.time, "sleep", stop)
-    server.good = 3
+    monkeypatch.setattr(jobs.time, "sleep", stop)
     code, _, err = run(*words)
     assert code == 130 and "what was measured is kept" in err
+    assert f"goes on with job {server.ids[-1]}: a job cannot be cancelled from here" in err
     assert xr.load_dataset("sweep.partial.nc").sequences_done == 8
+
+
+@pytest.mark.slow
+def test_a_server_that_is_there_is_waited_for_before_a_run(server, monkeypatch):
+    """One that is not there, as after a slip in its address, is not."""
+    down = [(503, {}), (502, {}), (504, {}), (429, {}), (500, {})]
+    answers = [*down, (200, server.status)]
+
+    class Pages(dict):
+        def __getitem__(self, path):
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    server.pages = Pages({"/status": None})
+    said = []
+    assert deployments(server.url, notify=said.append) and len(said) == 1
+    assert said[0].endswith("(status 503); trying again for up to 10 min")
+    answers[:] = [(503, {})]
+    with pytest.raises(Refusal, match=r"once in vain .*status 503"):
+        deployments(server.url, patience=0)
+    for address in ("http://127.0.0.1:1", "http://ndif.invalid"):
+        with pytest.raises(Refusal, match="cannot be reached"):
+            deployments(address, notify=said.append)
+    assert len(said) == 1
 
 
 REFUSED = {
@@ -142,7 +306,7 @@ REFUSED = {
     "another host": (lambda s, m: say(s, "/status", 404, "none"), "is not an NDIF server"),
     "a web site": (lambda s, m: say(s, "/status", 200, "<html>"), "is not an NDIF server"),
     "another API": (lambda s, m: say(s, "/status", 200, [1]), "is not an NDIF server"),
-    "compute down": (lambda s, m: say(s, "/status", 503, {}), "try again in some minutes"),
+    "compute down": (lambda s, m: say(s, "/status", 503, {}), "not what computes behind it"),
     "other nnsight": (
         lambda s, m: say(s, "/env", 200, {"packages": {"nnsight": "0.5.1"}}),
         "nnsight 0.5.1 .* install nnsight 0.5",
@@ -182,33 +346,33 @@ REFUSED = {
     "nothing deployed": (lambda s, m: say(s, "/status", 200, {"deployments": None}), "is not an"),
     "a list of models": (lambda s, m: say(s, "/status", 200, {"deployments": [1]}), "is not an"),
     "no packages": (lambda s, m: say(s, "/env", 200, {"packages": None}), "is not an NDIF"),
-    "too many requests": (lambda s, m: say(s, "/status", 429, {}), "try again in some minutes"),
+    "too many requests": (lambda s, m: say(s, "/status", 429, {}), "in vain .*status 429"),
     "no port": (lambda s, m: m.setattr(CONFIG.API, "HOST", "http://h:abc"), "no address"),
     "half an address": (lambda s, m: m.setattr(CONFIG.API, "HOST", "http://[x"), "no address"),
     "an odd name": (lambda s, m: m.setattr(CONFIG.API, "HOST", "http://a..b"), "no address"),
     "an odd proxy": (lambda s, m: m.setenv("HTTP_PROXY", "foo://x"), "cannot be reached"),
     "a gate": (
-        lambda s, m: s.refuses.append((403, {"cookie": KEY})),
-        "the connection is refused with status 403; check --host",
+        lambda s, m: (s.faults.append("silent"), s.polls.append((403, {"cookie": KEY}))),
+        "does not accept the key .*how the job is: status 403",
     ),
     "a signed link": (
-        lambda s, m: s.faults.extend([completed(f"{s.url}/none?Signature=se-cret")] * 7),
+        lambda s, m: s.faults.append(linked(f"{s.url}/none?Signature=se-cret")),
         "in vain .*404",
     ),
-    "a bad link": (
-        lambda s, m: s.faults.extend([completed("http://[x")] * 7),
-        "understood|in vain|damaged",
-    ),
-    "no result": (lambda s, m: s.faults.append(completed(None)), "a result without values"),
+    "a bad link": (lambda s, m: s.faults.append(linked("http://[x")), "no result is fetched"),
+    "no result": (lambda s, m: s.faults.append(linked(None)), "a result without values"),
     "an empty result": (lambda s, m: s.faults.append(result({})), "a result without values"),
     "a list": (lambda s, m: s.faults.append(result([1])), "a result without values"),
-    "no zstd": (lambda s, m: s.faults.append(completed(b"none")), "is damaged or changed"),
+    "no zstd": (lambda s, m: s.faults.append(Staged(b"none")), "is damaged or changed"),
     "cancelled": (
         lambda s, m: s.faults.append("error: Request cancelled by operator."),
         "could not do it: Request cancelled by operator.",
     ),
     "garbage": (lambda s, m: s.faults.append(b"garbage"), "is not understood"),
-    "half an answer": (lambda s, m: s.faults.append(result(1)[:-40]), "is damaged or changed"),
+    "half an answer": (
+        lambda s, m: s.faults.append(Staged(result({"x": 1}).content[:-40])),
+        "is not understood",
+    ),
 }  # fmt: skip
 
 
@@ -217,7 +381,8 @@ REFUSED = {
 def test_what_cannot_be_done_is_one_line(server, run, monkeypatch, case):
     prepare, expected = REFUSED[case]
     prepare(server, monkeypatch)
-    code, out, err = run("sweep", NAME, "--remote", "--quiet", "--out", "sweep.nc")
+    words = ("--quiet", "--patience", 0, "--out", "sweep.nc")
+    code, out, err = run("sweep", NAME, "--remote", *words)
     assert code == 1 and not out and not Path("sweep.nc").exists()
     (line,) = err.splitlines()
     assert line.startswith("stages: ")
