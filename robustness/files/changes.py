@@ -14,7 +14,10 @@ REQUESTS = "requests_per_batch"
 """Name of the setting that says over how many requests to a server a batch's schedules are divided.
 """
 
-ADJUSTABLE = ("batch_tokens", "state_cap", REQUESTS)
+OF_BATCHES = ("batch_tokens", "state_cap")
+"""Settings of the size of batches, by which a run is divided into shards."""
+
+ADJUSTABLE = (*OF_BATCHES, REQUESTS)
 """Settings that may change when a run continues. A file has those that its run began with."""
 
 CHANGED = "batches_changed"

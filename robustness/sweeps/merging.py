@@ -21,7 +21,7 @@ from robustness.sweeps.token_layout import beside
 from robustness.sweeps.token_merging import check_token_files, merge_token_files
 
 SHARD_ATTRIBUTES = (
-    *(name for name in matching.FREE_ATTRIBUTES if name not in changes.ADJUSTABLE),
+    *(name for name in matching.FREE_ATTRIBUTES if name not in changes.OF_BATCHES),
     "shard",
     "sequences",
     "tokens",
