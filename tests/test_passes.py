@@ -19,6 +19,8 @@ from robustness.models import pass_check
 from robustness.models.facts import Facts
 from robustness.models.model import Model
 from robustness.models.opening import open_model
+from robustness.reordered import generate
+from robustness.reordered.settings import Sampling
 from robustness.runs import remote_traffic
 from robustness.schedules import Attention, clean
 from robustness.schedules.interventions import schedules as sweep_schedules
@@ -220,3 +222,25 @@ def test_the_model_computes_in_a_servers_autocast_all_the_same(gpt2):
     for hook in hooks:
         hook.remove()
     assert len(seen) > 4 and all(seen)
+
+
+@pytest.mark.slow
+def test_a_sandboxed_model_generates_what_the_rebuilt_one_does(sandboxed, model):
+    schedules = [clean(LAYERS), (0, 2, 3), (0, 2, 1, 3), (3, 0, 1), (1, 2)]
+    found = generate(sandboxed, [5, 9, 2, 40], schedules, Sampling(tokens=5))
+    assert found == generate(model, [5, 9, 2, 40], schedules, Sampling(tokens=5))
+    assert len({one.tokens for one in found}) > 2, "the schedules change nothing"
+
+
+def test_a_sandboxed_text_ends_with_its_last_token(gpt2):
+    there = replace(gpt2, request={"backend": Sandbox(gpt2.traced)}, sandboxed=True, facts=Facts())
+    (free,) = generate(there, [5, 9], [(0, 2, 1, 3)], Sampling(tokens=6))
+    settings = gpt2.traced._module.generation_config
+    before = settings.eos_token_id
+    settings.eos_token_id = [99, free.tokens[1]]
+    try:
+        (found,) = generate(there, [5, 9], [(0, 2, 1, 3)], Sampling(tokens=6))
+        (here,) = generate(gpt2, [5, 9], [(0, 2, 1, 3)], Sampling(tokens=6))
+    finally:
+        settings.eos_token_id = before
+    assert found.tokens == here.tokens == free.tokens[: free.tokens.index(free.tokens[1]) + 1]

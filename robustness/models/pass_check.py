@@ -26,7 +26,17 @@ def walkway(model: Model, tokens: torch.Tensor) -> Walkway:
         "head": model.head,
         "returns": model.returns,
         "caches": [],
+        "ends": ending_tokens(model),
     }
+
+
+def ending_tokens(model: Model) -> list[int]:
+    """Return the tokens with which a generated text of the model ends."""
+    settings = getattr(model.traced._module, "generation_config", None)
+    end = getattr(settings, "eos_token_id", None)
+    return (
+        [] if end is None else [int(token) for token in (end if isinstance(end, list) else [end])]
+    )
 
 
 def as_passes(model: Model, plan: Plan) -> bool:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from robustness.errors import Refusal
 from robustness.models import pass_check
 from robustness.models.model import Model
+from robustness.schedules import Schedule, clean
 from robustness.schedules.passes import compile_passes, takes_entry
-from robustness.schedules.plan import RUN, Plan
+from robustness.schedules.plan import RUN, Plan, compile_plan
 
 # Of a small server on a processor; larger ones are faster.
 CALL_SECONDS = 0.003
@@ -166,25 +167,33 @@ def of_walk(model: Model, needs: Sequence[str], tokens: int, predicted: int) -> 
     return Crossing(calls, _item_bytes(model) * numbers + 2 * MESSAGE_BYTES * calls)
 
 
-def of_generation(model: Model, steps: int, prompt: int, tokens: int) -> Crossing:
-    """Estimate a request that generates tokens with a rewired model.
+def of_generation(model: Model, schedule: Schedule, prompt: int, tokens: int) -> Crossing:
+    """Estimate a request that generates tokens under a schedule.
 
     Parameters
     ----------
     model : Model
         Model on a server.
-    steps : int
-        Number of steps of the schedule.
+    schedule : tuple
+        The schedule.
     prompt : int
         Number of tokens of the prompt.
     tokens : int
         Maximum number of tokens to generate.
     """
+    plan = compile_plan([schedule], clean(model.layers))
+    if pass_check.as_passes(model, plan):
+        states, calls = _of_passes(model, plan)
+    else:
+        # Every block is read and skipped, and every step called.
+        states = 3.0 * model.layers + 2 * (plan.block_calls + 2 * plan.sublayer_calls)
+        calls = 2 * model.layers + plan.calls
     # Without a cache, every new token computes all positions before it again.
     positions = sum(range(prompt, prompt + tokens))
-    state = _item_bytes(model) * positions * model.width
-    # Every block is read and skipped, and every step called.
-    return Crossing(tokens * (2 * model.layers + steps), state * 2 * (model.layers + steps))
+    numbers = states * positions * model.width
+    return Crossing(
+        tokens * calls, _item_bytes(model) * numbers + 2 * MESSAGE_BYTES * tokens * calls
+    )
 
 
 def of_lens(model: Model, tokens: int) -> int:

@@ -11,7 +11,7 @@ plain functions of tensors: it travels as source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -191,6 +191,48 @@ def forward(
     final = block_calls.first(left[last.path].output) if ending else nothing
     _forget(left, way)
     return states, final
+
+
+def generate(
+    rows: Sequence[PassRow],
+    start: Sequence[int],
+    way: Walkway,
+    options: Mapping[str, Any],
+    most: int,
+) -> Tensor:
+    """Return a prompt and the tokens that follow it under one schedule, each chosen by `generate`.
+
+    Parameters
+    ----------
+    rows : sequence of tuple
+        Passes of the schedule.
+    start : sequence of int
+        The clean state from which they begin.
+    way : Walkway
+        The model and the prompt, of one sequence.
+    options : mapping
+        Arguments of transformers' `generate`.
+    most : int
+        Maximum number of tokens.
+    """
+    written, layers = way["tokens"], len(way["blocks"])
+    entered = any(0 in (source, first) for source, first, *_ in rows)
+    for _ in range(most):
+        here: Walkway = {**way, "tokens": written}
+        states, _, entry = enter(start, here, entered)
+        for source, first, stop, kept, _, _ in rows[:-1]:
+            left, _ = forward(states[source], (first, stop, kept, False), entry, here)
+            states |= left
+        source, first, stop, *_ = rows[-1]
+        made = []
+        with way["traced"].generate(written, **{**options, "max_new_tokens": 1}) as tracer:
+            if first < layers or source != layers:
+                skip(states[source], first, stop, entry, here)
+            made.append(tracer.result)
+        written = made[0].cpu()
+        if int(written[0, -1]) in way["ends"]:
+            break
+    return written
 
 
 def skip(state: Tensor, first: int, stop: int, entry: Context, way: Walkway) -> None:

@@ -151,6 +151,8 @@ class Walkway(TypedDict):
     """Number of values that a block returns in a tuple, or 0; see `block_calls.as_returned`."""
     caches: list[Any]
     """Caches of passes that have ended."""
+    ends: Sequence[int]
+    """Tokens that end a generated text."""
 
 
 class CleanRun(TypedDict):
