@@ -168,6 +168,18 @@ def test_what_crosses_is_what_is_foretold(gpt2, monkeypatch):
     assert crossed["states"] == states > 40
 
 
+def test_beyond_some_tokens_larger_requests_are_hardly_thriftier(gpt2, monkeypatch):
+    for name in ("MESSAGE_BYTES", "TOKEN_BYTES"):
+        monkeypatch.setattr(remote_traffic, name, 0)
+    plan = compile_plan([(0, 1, 2)], clean(LAYERS))
+    enough = remote_traffic.thrifty_tokens(gpt2, plan)
+
+    def of_token(tokens: int) -> float:
+        return remote_traffic.of_plan(gpt2, plan, tokens, tokens, 1).bytes / tokens
+
+    assert of_token(enough) / of_token(10**9) == pytest.approx(1 / 0.9, rel=0.01)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_matrix_made_of_calls_is_the_matrix_itself(kind, bias):

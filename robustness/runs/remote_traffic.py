@@ -6,13 +6,14 @@ therefore run as passes (`robustness.trace.passes`), and the head's matrix is ma
 the rows of the identity, if fewer numbers cross for it than for the logits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustness.errors import Refusal
 from robustness.models import pass_check
 from robustness.models.model import Model
-from robustness.schedules import Schedule, clean
+from robustness.schedules import Schedule, clean, passes
 from robustness.schedules.passes import compile_passes, takes_entry
 from robustness.schedules.plan import RUN, Plan, compile_plan
 
@@ -31,6 +32,9 @@ MESSAGE_BYTES = 2000
 
 TOKEN_BYTES = 8
 """Bytes of a token, which each pass is given anew."""
+
+MATRIX_SHARE = 0.1
+"""Share of the head's matrix in what crosses, below which larger requests are hardly worth it."""
 
 TRUSTED = (
     "nothing crosses a socket for keys with the tag `trusted`, which the operators of the server "
@@ -94,6 +98,23 @@ def of_plan(
         + 2 * MESSAGE_BYTES * calls
         + TOKEN_BYTES * tokens * traces,
     )
+
+
+def thrifty_tokens(model: Model, plan: Plan) -> int:
+    """Return from how many tokens on the head's matrix is a tenth of what crosses, or less.
+
+    Every request makes the matrix anew, so that fewer, larger requests cross less. Beyond this
+    number they hardly do.
+
+    Parameters
+    ----------
+    model : Model
+        Model on a server.
+    plan : Plan
+        Plan of the schedules of a request.
+    """
+    states, _ = _of_passes(model, plan) if passes.suits(plan) else _of_calls(model, plan)
+    return math.ceil((1 / MATRIX_SHARE - 1) * (model.width + model.vocabulary) / states)
 
 
 def _of_passes(model: Model, plan: Plan) -> tuple[float, int]:
