@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustness.models.model import Model
 from robustness.runs.budget import free_bytes
 from robustness.runs.remote_traffic import Crossing
-from robustness.runs.request_cost import OPERATIONS_PER_SECOND, RequestCost, room_for
+from robustness.runs.request_cost import RequestCost, operations_per_second, room_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ def _of_server(foresight: Foresight) -> Iterator[tuple[str, str]]:
     """Yield what is particular to requests to a server."""
     costs, model = foresight.costs, foresight.model
     room = room_for(model)
-    if room is not None:
+    if room is not None and model.identity["device"] != "cpu":
         cards = f"{room.cards:,} GPUs" if room.cards > 1 else "its GPU"
         yield "room of the server", f"{size(free_bytes(model))} on {cards}, besides the weights"
-    rate = f"at {OPERATIONS_PER_SECOND / 1e12:,.0f} teraflops"
+    rate = f"at {operations_per_second(model) / 1e12:,.3g} teraflops"
     longest = duration(max(cost.seconds for cost in costs))
     total = duration(sum(cost.seconds for cost in costs))
     yield "time", f"about {total}, {longest} a request or less, {rate}, without waits"
@@ -82,7 +82,9 @@ def _lacking(foresight: Foresight) -> Iterator[str]:
     if room is None:
         return
     free = free_bytes(foresight.model)
-    if max(cost.memory_bytes for cost in costs) > free:
+    # A processor has the memory of its machine, which the server does not tell.
+    on_cpu = foresight.model.identity["device"] == "cpu"
+    if max(cost.memory_bytes for cost in costs) > free and not on_cpu:
         yield f"a request takes more than {size(free)}"
     longest = max(cost.seconds for cost in costs)
     if room.seconds is not None and longest > room.seconds:

@@ -329,10 +329,15 @@ def block_bytes(model: Model, tokens: int, width: int) -> int:
     return int(share * tokens * numbers_of_token(model, width) * item_bytes(model))
 
 
+def operations_per_second(model: Model) -> float:
+    """Return how many operations the server of a model is expected to do in a second."""
+    on_cpu = model.identity["device"] == "cpu"
+    return CPU_OPERATIONS_PER_SECOND if on_cpu else OPERATIONS_PER_SECOND
+
+
 def _seconds(model: Model, count: int) -> float:
     """Return the expected duration of a number of operations."""
-    on_cpu = model.identity["device"] == "cpu"
-    return count / (CPU_OPERATIONS_PER_SECOND if on_cpu else OPERATIONS_PER_SECOND)
+    return count / operations_per_second(model)
 
 
 def _up_bytes(model: Model, tokens: int) -> int:
