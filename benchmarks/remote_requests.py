@@ -156,7 +156,7 @@ def rows(model: Model) -> Iterator[Row]:
             yield Row(f"observe {measurement}", seen[0].costs)
     texts, reading = (
         ShortTexts([range(WIC_LENGTH)] * WIC_SENTENCES),
-        Reading(mean_of_word, final=True),
+        Reading(mean_of_word, final=True, half=True),
     )
     numbers = (model.layers + 1) * model.width
     left = divide(model, texts, reading, RunOptions(), numbers=numbers)
