@@ -110,6 +110,17 @@ def test_a_sandboxed_sweep_equals_surgery(sandboxed, plain):
     assert len(backend.received) == 2, "one request says whether passes work, one measures"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["bloom", "codegen", "falcon-alibi", "gemma4", "mamba", "opt-350m"]
+)
+def test_families_that_hand_more_from_block_to_block_run_as_passes(name):
+    opened = open_model(tiny(name))
+    backend = Sandbox(opened.traced)
+    there = replace(opened, request={"backend": backend}, sandboxed=True, facts=Facts())
+    assert there.once(pass_check.runs_as_passes)
+
+
 def test_prefixes_pairs_and_free_schedules_run_as_passes(gpt2):
     backend = Sandbox(gpt2.traced)
     there = replace(gpt2, request={"backend": backend}, sandboxed=True, facts=Facts())
@@ -195,6 +206,22 @@ def test_a_matrix_made_of_calls_is_the_matrix_itself(kind, bias):
         weight, offset = unembedding._made_matrix(head, there)
     assert torch.equal(weight, head.weight)
     assert offset is None if not bias else torch.equal(offset, head.bias)
+
+
+def test_a_share_of_a_matrix_and_a_quantised_one_are_called():
+    there = {
+        "shape": (50, 30), "dtype": "float32", "biased": False, "worth": True,
+        "squash": (1.0, None),
+    }  # fmt: skip
+    head = Linear(30, 50, bias=False)
+    assert unembedding.matrix_there(head, there)["weight"] is head.weight
+    share = Linear(30, 25, bias=False)
+    narrow = Linear(30, 50, bias=False).to(torch.float8_e4m3fn)
+    for other in (share, narrow):
+        assert unembedding.matrix_there(other, there) is None
+    assert (
+        unembedding.matrix_there(Linear(30, 50, device="meta"), {**there, "worth": False}) is None
+    )
 
 
 def test_readouts_under_a_servers_autocast_lose_no_digit():

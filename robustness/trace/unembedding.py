@@ -139,10 +139,16 @@ def matrix_there(head: Envoy, there: HeadThere | None) -> Matrix | None:
         if not there["worth"]:
             return None
         weight, bias = _made_matrix(head, there)
-    # Several devices may have a share of the matrix each.
-    elif tuple(weight.shape) != there["shape"] or type(weight) not in (Tensor, torch.nn.Parameter):
+    elif not _is_plain(weight, there["shape"]):
         return None
     return {"weight": weight, "bias": bias, "centred": False, "squash": there["squash"]}
+
+
+def _is_plain(weight: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether a matrix is whole, and its numbers are what the head multiplies."""
+    # Several devices may have a share of a matrix each, and a quantised one has scales beside it.
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and tuple(weight.shape) == shape
+    return plain and weight.dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def _made_matrix(head: Envoy, there: HeadThere) -> tuple[Tensor, Tensor | None]:
