@@ -229,9 +229,12 @@ class Portions:
             return refusal
         takes = work.describe(piece)
         under = " under one schedule" if work.division is not WHOLE else ""
+        # What a trace of the user's own is advised is what was tried here.
+        reason = failure.message.partition("; ask for")[0]
         return TooLarge(
             f"one sequence of {tokens} tokens{under} is too large a request"
-            f"{f', of {takes}' if takes else ''} ({failure.message})",
+            f"{f', of {takes}' if takes else ''} ({reason}): ask for texts of fewer tokens, or "
+            "another `host`",
             failure.lacking,
         )
 
