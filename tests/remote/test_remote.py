@@ -142,14 +142,72 @@ def test_an_error_in_a_trace_tells_its_line(server, there):
         entering.save()
 
 
-def test_a_trace_that_forgets_where_it_runs_loads_nothing(server, there):
-    for model in (there.traced, rewire(there, drop(clean(4), 1))):
-        with (
-            pytest.raises(Refusal, match=r"trace\(…, \*\*model\.request\)"),
-            model.trace(torch.arange(5)[None]),
-        ):
-            model.output.save()
-    assert there.traced._module.device.type == "meta"
+@pytest.mark.slow
+def test_errors_of_a_trace_of_ones_own_are_one_line_each(server, there):
+    """Whatever is wrong with it, the error and the line are told, and it is sent once."""
+    ids, seen, block = torch.arange(5)[None], {}, there.blocks[1]
+    with pytest.raises(Refusal) as seen["a name"], there.traced.trace(ids, **there.request):
+        found = unheard_of + 1  # noqa: F821
+        found.save()
+    with pytest.raises(Refusal) as seen["a shape"], there.traced.trace(ids, **there.request):
+        found = block.output @ torch.ones(3)
+        found.save()
+    with pytest.raises(Refusal) as seen["out of order"], there.traced.trace(ids, **there.request):
+        found = block.output.sum() + there.blocks[0].output.sum()
+        found.save()
+    words = {
+        "a name": "name 'unheard_of' is not defined",
+        "a shape": "mat",
+        "out of order": "OutOfOrderError",
+    }
+    assert server.requests == len(words)
+    for case, word in words.items():
+        text = str(seen[case].value)
+        assert word in text and "of test_remote.py: found = " in text, text
+        assert len(text.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_what_a_trace_may_save(server, there):
+    """Tensors and plain values come back, and nothing that a class of one's own made."""
+    ids = torch.arange(5)[None]
+    with torch.no_grad(), there.traced.trace(ids, **there.request):
+        state = there.blocks[0].output
+        kept = {"state": state, "all": [1, 2.5, None, True, "text", (b"x", {1, 2})]}
+        kept = kept.save()
+    assert kept["all"] == [1, 2.5, None, True, "text", (b"x", {1, 2})]
+    assert kept["state"].shape == (1, 5, 32) and kept["state"].dtype == torch.float64
+    with (
+        pytest.raises(Refusal, match="is not understood"),
+        there.traced.trace(ids, **there.request),
+    ):
+        other = there.blocks[0].output.sum().detach().numpy()
+        other = other.save()
+
+
+FORGETFUL = {
+    "trace": lambda model: model.trace(torch.arange(5)[None]),
+    "generate": lambda model: model.generate(torch.arange(5)[None], max_new_tokens=2),
+    "session": lambda model: model.session(),
+    "no cache": lambda model: model.trace(torch.arange(5)[None], use_cache=False),
+}
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("way", FORGETFUL)
+def test_a_trace_that_forgets_where_it_runs_loads_nothing(server, there, way, edited):
+    model = rewire(there, drop(clean(4), 1)) if edited else there.traced
+    with pytest.raises(Refusal, match=r"trace\(…, \*\*model\.request\)"):
+        if way == "session":
+            with FORGETFUL[way](model), model.trace(torch.arange(5)[None]):
+                model.output.save()
+        else:
+            with FORGETFUL[way](model):
+                model.output.save()
+    with pytest.raises(Refusal, match=r"trace\(…, \*\*model\.request\)"):
+        model.dispatch()
+    assert there.traced._module.device.type == model._module.device.type == "meta"
+    assert server.requests == 0
 
 
 def test_models_lists_what_runs(server, run):
