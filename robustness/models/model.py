@@ -158,13 +158,13 @@ class Model:
 
     @property
     def heads(self) -> int:
-        """Number of attention heads of a block, counted by their queries."""
-        return int(self.config.num_attention_heads)
+        """Number of attention heads of a block, counted by their queries; 0 without attention."""
+        return int(getattr(self.config, "num_attention_heads", 0))
 
     @property
     def head_width(self) -> int:
         """Number of features of an attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.width // self.heads)
+        return int(getattr(self.config, "head_dim", None) or self.width // max(1, self.heads))
 
     @property
     def block_parameters(self) -> tuple[int, ...]:
