@@ -35,7 +35,7 @@ from robustness.runs.request_cost import RequestCost, Text
 from robustness.runs.settings import RunOptions
 from robustness.text.corpus import Corpus
 
-LESS_TRAFFIC = "fewer `tokens` or fewer measurements (lens is the most expensive)"
+LESS_TRAFFIC = "fewer `tokens` or fewer measurements"
 """Advice for less traffic through the socket of a sandboxed server."""
 
 
