@@ -210,7 +210,7 @@ def _portions(recordings: Sequence[_Recording], options: RunOptions, model: Mode
         for run in unfinished:
             run.lost(max(sequence, run.done), text, lacking)
 
-    portions = Portions(record, options.tell, pace=pace_of(model))
+    portions = Portions(record, options.tell, pace=pace_of(model, options.tell))
     for run in unfinished:
         portions.begin(changes.lowered(run.dataset.attrs))
     return portions

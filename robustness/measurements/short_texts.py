@@ -121,7 +121,7 @@ def scan(
     def describe(piece: Piece) -> str:
         return request_cost.describe(_cost(model, texts, reading, piece.rows, numbers))
 
-    portions = portions or Portions(pace=pace_of(model))
+    portions = portions or Portions(pace=pace_of(model, options.tell))
     work = Work(measure, texts.filled_up, describe=describe)
     for rows in left:
         for portion, (taken,) in portions.each(rows, work):
@@ -142,7 +142,7 @@ def fill(
     options : RunOptions
         All but its path, which the run has already, and `state_cap` are used.
     """
-    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model))
+    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model, options.tell))
     total = len(texts.tokens)
     with run:
         portions.begin(changes.lowered(run.dataset.attrs))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from robustness.models.model import Model
 from robustness.ndif.limits import Limits
+from robustness.ndif.report import Report
 from robustness.ndif.room import MOST_BYTES
 from robustness.runs.request_cost import RequestCost, item_bytes, room_for
 
@@ -83,19 +84,35 @@ def limits_for(model: Model) -> Limits:
     return limits if isinstance(limits, Limits) else Limits()
 
 
-def pace_of(model: Model) -> Callable[[], float | None]:
+def pace_of(
+    model: Model, tell: Callable[[str], object] = lambda text: None
+) -> Callable[[], float | None]:
     """Return a function that tells how long requests take, where they take far too long.
 
     It returns the seconds of the slowest request since it was last called if these are more than
-    `SLOW` times the budget, and None otherwise, or where the server does not report them.
+    `SLOW` times the budget, and None otherwise, or where the server does not report them. What the
+    server reports of the first request, it passes to `tell`.
     """
     budget, reports = budget_for(model), getattr(model.request.get("backend"), "reports", [])
-    seen = len(reports)
+    begun = seen = len(reports)
 
     def slowest() -> float | None:
         nonlocal seen
         new, seen = reports[seen:], len(reports)
+        first = next((report for report in new if report.seconds is not None), None)
+        if first is not None and first is reports[begun]:
+            tell(f"the first request took {_described(first)}")
         seconds = max((report.seconds or 0.0 for report in new), default=0.0)
         return seconds if budget is not None and seconds > SLOW * budget.seconds else None
 
     return slowest
+
+
+def _described(report: Report) -> str:
+    """Return what a request took, as text."""
+    text = f"{report.seconds:.1f} s on the server"
+    if report.peak_bytes:
+        text += f", and {report.peak_bytes / 1e9:.2g}"
+        text += f" of {report.free_bytes / 1e9:.2g}" if report.free_bytes else ""
+        text += " GB of its GPU besides the weights"
+    return text

@@ -220,7 +220,7 @@ def _run_batches(
     if model.request or options.foresee is not None:
         announce(foresee(prepared, batches), options, LESS_TRAFFIC)
     progress(run.done, total)
-    portions = Portions(run.lost, options.tell, pace=pace_of(model))
+    portions = Portions(run.lost, options.tell, pace=pace_of(model, options.tell))
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if batches else None
     ahead = TokensAhead(model, prepared.corpus, batches)

@@ -79,7 +79,7 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
     left = prepared.batches(run.done)
     if model.request or options.foresee is not None:
         announce(foresee(prepared, left, options), options, LESS_TRAFFIC)
-    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model))
+    portions = Portions(run.lost, options.tell, REMEDY, pace_of(model, options.tell))
     portions.begin(changes.lowered(run.dataset.attrs))
     matrix = portions.matrix(model.unembedding, run.done) if left else None
     options.show(run.done, total)

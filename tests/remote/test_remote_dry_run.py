@@ -1,9 +1,15 @@
 """What requests to a server will take is told before any is sent."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from loopback import NAME
+
+from robustness.ndif.room import Room
+from robustness.runs import request_cost
+from robustness.runs.foresight import Foresight, describe_traces
+from robustness.runs.request_cost import Text
 
 TEXT = ("--tokens", 200, "--context", 24, "--batch-tokens", 96)
 
@@ -42,12 +48,33 @@ def test_as_many_requests_are_sent_as_were_told(server, run, stories):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_told(server, run, stories, monkeypatch):
-    tight = {"n_params": 1000, "size_bytes": 8100, "gpus": 1, "execution_timeout_seconds": 1e-6}
+def test_what_there_is_no_time_for_is_told(server, run, stories):
     status = server.status
     for entry in status["deployments"].values():
-        entry.update(tight)
+        entry["execution_timeout_seconds"] = 1e-6
     server.pages["/status"] = (200, json.dumps(status))
     rows = dry(run, "sweep", NAME, "--drop", "--data", stories, *TEXT)
-    assert rows["fits"].startswith("no: ")
-    assert "takes more than 0.1 kB" in rows["fits"] and "ends a request after" in rows["fits"]
+    assert rows["fits"] == "no: the server ends a request after 0.0 s"
+
+
+@pytest.mark.slow
+def test_what_there_is_no_memory_for_is_told(there):
+    on_gpu = replace(there, identity=there.identity | {"device": "cuda"})
+    cost = request_cost.of_walk(on_gpu, [], Text(2, 24, 0), 1)
+    rooms = {cost.memory_bytes: "yes", cost.memory_bytes - 1: "no: a request takes more than"}
+    for room, verdict in rooms.items():
+        on_gpu.request["backend"].room = Room(room)
+        rows = dict(describe_traces(Foresight(on_gpu, 2, 48, [cost])))
+        assert rows["fits"].startswith(verdict)
+
+
+@pytest.mark.slow
+def test_what_the_first_request_took_is_told_once(server, run, stories):
+    server.meta = {
+        "runtime": 12.3,
+        "max_mem_by_gpu": {"0": 3 * 10**9},
+        "max_mem_pct_by_gpu": {"0": 30.0},
+    }
+    code, _, err = run("sweep", NAME, "--drop", "--data", stories, *TEXT, "--remote")
+    line = "the first request took 12.3 s on the server, and 3 of 10 GB of its GPU"
+    assert code == 0 and err.count(line) == 1
