@@ -4,6 +4,7 @@
 """
 
 import io
+import json
 import os
 import pickletools
 import random
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from answers import archive, saved, storage, tensor, value
 
 from robustness.errors import Refusal
+from robustness.ndif import jobs, transport
 from robustness.ndif.backend import Requests
 from robustness.ndif.limits import Limits
 from robustness.ndif.plain_values import check_plain
@@ -135,3 +137,65 @@ def test_a_bent_answer_is_refused_or_right(requests, monkeypatch, tmp_path):
     assert counts["refused"] and not os.listdir()
     assert most < 64 * ROOM
     sys.stdout.write(f"{counts}, {most / 1e6:.0f} MB\n")
+
+
+MESSAGES = (
+    {"id": "*", "status": "QUEUED", "description": "Added to Queue at position 3.", "meta": None},
+    {"id": "*", "status": "RUNNING", "description": "Your job has started running."},
+    {"id": "*", "status": "COMPLETED", "data": "http://127.0.0.1:9/x.pt?Signature=se-cret",
+     "meta": {"runtime": 1.5, "max_mem_by_gpu": {"0": 10}, "max_mem_pct_by_gpu": {"0": 3.5}}},
+    {"id": "*", "status": "ERROR", "description": "Traceback (most recent call last):\n  x\nE: 1"},
+    {"id": "*", "status": "ERROR", "description": "Replica was evicted. Please try again later."},
+)  # fmt: skip
+
+ODD = [None, True, -1, 10**30, 1e308, [], {}, "", "\x1b[2J", "\ud800", "file:///etc/passwd", "../x",
+       "http://[x", "COMPLETED", "LOG", "key", {"0": "x"}, [[[[]]]], "x" * 50_000]  # fmt: skip
+
+
+def odd(message: dict[str, object], chance: random.Random) -> bytes:
+    """Return a message with another value somewhere, or with its bytes bent."""
+    if chance.random() < 0.5:
+        return bend(json.dumps(message).encode(), chance)
+    return json.dumps(message | {chance.choice(list(message)): chance.choice(ODD)}).encode()
+
+
+def test_a_bent_message_is_a_line_or_none(requests, monkeypatch):
+    """Five hundred messages about jobs: each is understood, or refused in a line that is safe."""
+    chance = random.Random(SEED)
+    packed = zstandard.ZstdCompressor().compress(saved(HONEST))
+    bent = b""
+    asked = []
+
+    def fetch(client: object, method: str, url: str, *_: object, **__: object) -> object:
+        name = url.rpartition("/")[2]
+        assert method == "POST" or url.startswith("http")
+        if method == "POST":
+            return 200, "", json.dumps({"id": "a1", "status": "RECEIVED"}).encode()
+        if not url.startswith("http://127.0.0.1:1/response/"):
+            return 200, "", packed
+        asked.append(url)
+        # What is understood is followed by the end of the job.
+        last = json.dumps({"id": name, "status": "ERROR", "description": "over"}).encode()
+        return 200, "", last if len(asked) > 1 else bent.replace(b'"*"', b'"a1"')
+
+    monkeypatch.setattr(jobs, "fetch", fetch)
+    monkeypatch.setattr(transport, "_is_here", lambda host: False)
+    monkeypatch.setattr(jobs.time, "sleep", lambda seconds: None)
+    told: list[str] = []
+    requests.notify = told.append
+    ends = {"result": 0, "over": 0, "refused": 0}
+    for _ in range(500):
+        bent = odd(chance.choice(MESSAGES), chance)
+        asked.clear()
+        try:
+            assert same(requests._ask(b"trace"), HONEST)
+            ends["result"] += 1
+            continue
+        except Refusal as refusal:
+            told.append(str(refusal))
+            ends["over" if told[-1].endswith("could not do it: over") else "refused"] += 1
+    for text in told:
+        assert text.isprintable() and "se-cret" not in text and len(text) < 700
+    for report in requests.reports:
+        assert report.seconds is None or 0 <= report.seconds < 1e19
+    assert min(ends.values()) > 10, ends
