@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -236,7 +235,6 @@ def test_interrupted_it_loses_nothing(server, tmp_path):
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in said
-    assert re.search("goes on with job [0-9a-f]{32}: a job cannot be cancelled from here", said)
     kept = xr.load_dataset(partial)
     assert seen <= kept.attrs["sequences_done"] < 50
     done = subprocess.run(words, env=server.client(), capture_output=True, text=True)
