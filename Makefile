@@ -44,7 +44,7 @@ fuzz: .venv/ready
 	    tests/test_families.py tests/gpu tests/test_products.py tests/test_compiled_blocks.py
 
 ndif-test: .venv/ready
-	$(BIN)/pytest tests/ndif/suite.py tests/ndif/half_precision.py -s -rs --durations 20
+	$(BIN)/pytest tests/ndif/suite.py tests/ndif/half_precision.py tests/ndif/low_limits.py -s -rs --durations 20
 
 # A card may be free for minutes: it is measured even if a test fails.
 gpu:
