@@ -72,26 +72,29 @@ def test_what_torch_saves_is_read_as_torch_reads_it(protocol):
     assert not part.any(), "tensors that share their bytes no longer do"
 
 
-@pytest.mark.parametrize("data", [b"result", "http://link", None])
-def test_messages_are_read_as_nnsight_writes_them(data):
-    message = ResponseModel(id="1", status=Status.COMPLETED, description="done", data=data)
-    frames = [message.pickle()] if isinstance(data, bytes) else []
-    frames += [] if isinstance(data, bytes) else [message.model_dump_json(), message.pickle()]
-    for frame in frames:
-        assert messages.read_message(frame, ROOM) == messages.Message("COMPLETED", "done", data)
+@pytest.mark.parametrize(("status", "data"), [("COMPLETED", "http://link"), ("RUNNING", None)])
+def test_messages_are_read_as_nnsight_writes_them(status, data):
+    meta = {"runtime": 1.5}
+    message = ResponseModel(id="1", status=Status(status), description="done", data=data, meta=meta)
+    body = message.model_dump_json().encode()
+    assert messages.read_message(body) == messages.Message("1", status, "done", data, meta)
+
+
+DONE = {"id": "1", "status": "COMPLETED", "data": "http://link"}
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        [], {}, {"status": []}, {"status": 3}, {"status": "\x1b"}, {"status": "OK", "data": []},
-        {"status": "OK", "description": 1}, {"status": {"x": 1}}, "text", None, 1,
+        [], {}, DONE | {"status": []}, DONE | {"status": "\x1b"}, DONE | {"status": "LOG"},
+        DONE | {"data": []}, DONE | {"data": None}, DONE | {"id": None}, DONE | {"id": "../1"},
+        DONE | {"description": 1}, DONE | {"status": {"x": 1}}, "text", None, 1,
     ],
 )  # fmt: skip
 def test_a_message_that_is_none_is_refused(message):
-    for frame in (json.dumps(message), saved(message)):
-        with pytest.raises(Unreadable):
-            messages.read_message(frame, ROOM)
+    assert messages.read_message(json.dumps(DONE).encode()).link == "http://link"
+    with pytest.raises(Unreadable):
+        messages.read_message(json.dumps(message).encode())
 
 
 def flag(file):

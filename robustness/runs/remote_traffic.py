@@ -37,7 +37,7 @@ MATRIX_SHARE = 0.1
 """Share of the head's matrix in what crosses, below which larger requests are hardly worth it."""
 
 TRUSTED = (
-    "nothing crosses a socket for keys with the tag `trusted`, which the operators of the server "
+    "nothing crosses a socket for keys with the tag 'trusted', which the operators of the server "
     "give (for NDIF, ask at https://ndif.us)"
 )
 """What makes the sandbox unnecessary."""

@@ -158,7 +158,9 @@ def _run_calls(
             "modules": modules,
         }
         measured = nnsight.save(read(rows, clean, queries))
-    return dict(measured)
+    # Anything, if a server sent it.
+    received: dict[str, Tensor] = measured
+    return received
 
 
 def _run_passes(
@@ -176,7 +178,9 @@ def _run_passes(
     with model.computing(), model.traced.session(**request):
         clean = passes.begin(clean_states, entered, way, there, squash)
         measured = nnsight.save(read(rows, clean, queries))
-    return dict(measured)
+    # Anything, if a server sent it.
+    received: dict[str, Tensor] = measured
+    return received
 
 
 def _head_there(model: Model, plan: Plan, reading: FinalReading) -> HeadThere | None:
