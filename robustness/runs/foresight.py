@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from robustness.models.model import Model
 from robustness.runs.budget import free_bytes
-from robustness.runs.remote_traffic import Crossing
+from robustness.runs.remote_traffic import Crossing, seconds_of
 from robustness.runs.request_cost import RequestCost, operations_per_second, room_for
 
 
@@ -73,7 +73,8 @@ def _of_server(foresight: Foresight) -> Iterator[tuple[str, str]]:
         return
     crossed = size(sum(crossing.bytes for crossing in foresight.crossings))
     calls = sum(crossing.calls for crossing in foresight.crossings)
-    yield "sandbox", f"{crossed} in {calls:,} messages cross its socket"
+    longer = duration(seconds_of(foresight.crossings))
+    yield "sandbox", f"{crossed} in {calls:,} calls cross its socket, for some {longer} more"
 
 
 def _lacking(foresight: Foresight) -> Iterator[str]:

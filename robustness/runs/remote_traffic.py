@@ -241,13 +241,11 @@ def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
         return
     requests = model.request["backend"]
     calls = sum(crossing.calls for crossing in crossings)
-    total = sum(crossing.bytes for crossing in crossings)
-    seconds = len(crossings) * REQUEST_SECONDS + calls * CALL_SECONDS + total / BYTES_PER_SECOND
-    size = total / 1e9
+    size = sum(crossing.bytes for crossing in crossings) / 1e9
     count = f"{len(crossings):,} request" + "s" * (len(crossings) > 1)
     text = (
         f"{requests.host} runs this key's requests in a sandbox: {calls:,} calls and {size:.2f} GB "
-        f"will cross its socket in {count}, for some {_duration(seconds)}"
+        f"will cross its socket in {count}, for some {_duration(seconds_of(crossings))}"
     )
     if size > requests.limit:
         share = 100 * requests.limit / size
@@ -256,6 +254,13 @@ def allow(model: Model, crossings: Sequence[Crossing], lower: str) -> None:
             f"ask for {lower}, or raise `sandbox_limit`; {TRUSTED}"
         )
     requests.notify(text)
+
+
+def seconds_of(crossings: Sequence[Crossing]) -> float:
+    """Return about how long the requests of a run take, of which the socket takes most."""
+    calls = sum(crossing.calls for crossing in crossings)
+    total = sum(crossing.bytes for crossing in crossings)
+    return len(crossings) * REQUEST_SECONDS + calls * CALL_SECONDS + total / BYTES_PER_SECOND
 
 
 def _duration(seconds: float) -> str:
