@@ -10,24 +10,14 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from server import Missing, Server
-from suite import DIRECTORY, KEYS, NAME, here, stages
+from suite import DIRECTORY, KEYS, NAME, here, served, stages
 
 FLOORS, SHARE = 4, 0.01
 
 
 @pytest.fixture(scope="module")
 def server():
-    try:
-        found = Server({NAME: DIRECTORY}, "bfloat16")
-    except Missing as missing:
-        pytest.skip(str(missing))
-    try:
-        found.start()
-        found.deploy(NAME)
-        yield found
-    finally:
-        found.stop()
+    yield from served("bfloat16")
 
 
 @pytest.fixture(params=KEYS)

@@ -8,27 +8,21 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from server import Missing, Server
-from suite import DIRECTORY, KEYS, NAME, assert_close, here, stages
+from suite import (
+    DIRECTORY,
+    KEYS,
+    NAME,
+    assert_close,
+    here,
+    served,
+    stages,
+)
 
 BYTES = 12_000_000
 """Memory of a request. The model's own pass over 2,048 tokens takes about half of it."""
 
 SECONDS = 8
 """Time of a request, which takes one of 8,192 tokens far longer on a processor."""
-
-
-def served(**environment):
-    try:
-        found = Server({NAME: DIRECTORY}, **environment)
-    except Missing as missing:
-        pytest.skip(str(missing))
-    try:
-        found.start()
-        found.deploy(NAME)
-        yield found
-    finally:
-        found.stop()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,10 @@ CLOSE = {"atol": 2e-4, "rtol": 2e-3}
 """Float32 on both sides, by different builds of torch, and logits of 10 and more."""
 
 
-@pytest.fixture(scope="module")
-def server():
+def served(dtype: str = "float32", **environment: str) -> Iterator[Server]:
+    """Yield a server that runs the model, and take it down."""
     try:
-        found = Server({NAME: DIRECTORY})
+        found = Server({NAME: DIRECTORY}, dtype, **environment)
     except Missing as missing:
         pytest.skip(str(missing))
     begun = time.monotonic()
@@ -39,6 +40,11 @@ def server():
         yield found
     finally:
         found.stop()
+
+
+@pytest.fixture(scope="module")
+def server():
+    yield from served()
 
 
 @pytest.fixture(params=KEYS)

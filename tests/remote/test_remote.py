@@ -272,7 +272,7 @@ def test_the_sandbox_is_told_of_and_limited(server, corpus):
     (text,) = said
     assert "in a sandbox" in text and "calls and" in text and "in 1 request," in text
     small = open_model(NAME, remote=True, sandbox_limit=1e-6)
-    with pytest.raises(Refusal, match=r"% of the run.*`layers`.*sandbox.limit.*tag `trusted`"):
+    with pytest.raises(Refusal, match=r"% of the run.*`layers`.*sandbox.limit.*tag .trusted."):
         sweep(replace(small, sandboxed=True), corpus, ("drop",))
     with pytest.raises(Refusal, match=r"fewer `tokens`.*`sandbox_limit`"):
         observe(replace(small, sandboxed=True), corpus, ("lens",))
