@@ -40,6 +40,10 @@ class InUse(Refusal):
     """An output that another run is writing."""
 
 
+class Unanswered(Refusal):
+    """A server that did not answer for as long as there was patience."""
+
+
 class TooLarge(Refusal):
     """A request that a server has too little memory or time for.
 

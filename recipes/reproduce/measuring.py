@@ -12,7 +12,7 @@ from probes.suffix import probe_suffix
 from probes.wic import probe_wic
 from recipes.recipe import SOURCES, SUBJOINER, SUFFIX, WIC, Source
 from recipes.reproduce.settings import ReproduceSettings
-from robustness.errors import InUse, OtherSettings, Refusal, Unwritable
+from robustness.errors import InUse, OtherSettings, Refusal, Unanswered, Unwritable
 from robustness.measurements import neurons, observe, unfit
 from robustness.models.model import Model
 from robustness.runs.settings import Progress, RunOptions
@@ -103,8 +103,9 @@ def measure_sources(session: Session, sources: Sequence[Source]) -> dict[str, st
     for group in _groups([source for source in sources if source.file not in reasons]):
         try:
             _measure_group(session, group)
-        # These concern the directory, not one file: going on would fail again or mix settings.
-        except (InUse, OtherSettings, Unwritable):
+        # These concern the directory or the server, not one file: going on would fail again or mix
+        # settings.
+        except (InUse, OtherSettings, Unanswered, Unwritable):
             raise
         except Refusal as error:
             for source in group:

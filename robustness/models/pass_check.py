@@ -3,7 +3,7 @@
 import nnsight
 import torch
 
-from robustness.errors import Refusal
+from robustness.errors import Refusal, Unanswered
 from robustness.models.model import Model
 from robustness.ndif import answer
 from robustness.schedules import passes
@@ -67,6 +67,8 @@ def runs_as_passes(model: Model) -> bool:
                 miss = (ours.double() - own.double()).abs().max() / own.double().abs().max()
                 measured["off"].append(float(miss))
             measured["eps"] = max(torch.finfo(final.dtype).eps, torch.finfo(torch.float32).eps)
+    except Unanswered:
+        raise
     except Refusal:
         return False
     answer.plain(measured, {"off": [float], "eps": float})

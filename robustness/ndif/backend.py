@@ -10,7 +10,7 @@ from typing import Any
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 
-from robustness.errors import Refusal, TooLarge, reading
+from robustness.errors import Refusal, TooLarge, Unanswered, reading
 from robustness.ndif import failures
 from robustness.ndif.archive import unpack
 from robustness.ndif.failures import LONGEST, Failed
@@ -116,6 +116,8 @@ class Requests(RemoteBackend):  # type: ignore[misc]
         ------
         TooLarge
             If the server has too little memory or time for it.
+        Unanswered
+            If the server does not answer for as long as there is patience.
         Refusal
             If the server cannot be asked, or gives no answer that can be used.
         """
@@ -132,6 +134,8 @@ class Requests(RemoteBackend):  # type: ignore[misc]
             text = self._clean(str(error), 2 * LONGEST)
             if isinstance(error, TooLarge):
                 raise TooLarge(text, error.lacking) from None
+            if isinstance(error, Unanswered):
+                raise Unanswered(text) from None
             raise Refusal(text) from None
 
     def _run(self, blob: bytes) -> bytes:

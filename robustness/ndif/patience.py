@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable
 
-from robustness.errors import Refusal
+from robustness.errors import Unanswered
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """First and longest wait, in seconds, before something is tried again. The wait doubles each time,
@@ -49,7 +49,7 @@ class Patience:
 
         Raises
         ------
-        Refusal
+        Unanswered
             If more time is lost than there is patience for.
         """
         now = time.monotonic()
@@ -62,7 +62,7 @@ class Patience:
         self._attempts += 1
         if now >= self._end:
             times = "once" if self._attempts == 1 else f"{self._attempts} times"
-            raise Refusal(
+            raise Unanswered(
                 f"{self._host} was asked {times} in vain ({reason}); what is done is kept, and "
                 "the same command goes on from there"
             )

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.errors import Refusal, first_line
+from robustness.errors import Refusal, Unanswered, first_line
 from robustness.files.metrics import READOUTS
 from robustness.files.precision_floor import (
     FLOOR,
@@ -76,6 +76,8 @@ def estimate_floor(model: Model, corpus: Corpus, tell: Tell) -> dict[str, Any]:
         return {}
     try:
         kl = _compare(model, text)
+    except Unanswered:
+        raise
     except Refusal as error:
         tell(f"{left_out}: {first_line(error)}")
         return {}
