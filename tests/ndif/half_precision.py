@@ -5,12 +5,10 @@ distance of independent roundings of whole runs, and half a percent of a KL that
 (docs/precision.md). Twice that is allowed.
 """
 
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
-from suite import DIRECTORY, KEYS, NAME, here, served, stages
+from suite import DIRECTORY, KEYS, NAME, four_items, here, served, stages
 
 FLOORS, SHARE = 4, 0.01
 
@@ -104,13 +102,7 @@ def test_probes_are_near(server, key, tmp_path):
 
 
 def test_tasks_are_near(server, key, tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    items = [
-        {"query": f"Once upon a time there was a {noun}. The", "choices": [noun, "sun"], "gold": 0}
-        for noun in ("cat", "dog", "bird", "king")
-    ]
-    (data / "arc_easy.jsonl").write_text("\n".join(map(json.dumps, items)))
+    data = four_items(tmp_path / "data")
     words = ["--drop", "--task-data", data]
     found, expected = both(server, key, tmp_path, "tasks", *words, task=("arc_easy",))
     assert abs(found["value"] - expected["value"]).max() < 0.1

@@ -125,14 +125,19 @@ def test_probe(server, key, tmp_path, task, names):
         assert_close(tmp_path / "there.nc", tmp_path / "here.nc", names)
 
 
-def test_tasks(server, key, tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
+def four_items(directory: Path) -> Path:
+    """Write a task of four items, and return its directory."""
+    directory.mkdir()
     items = [
         {"query": f"Once upon a time there was a {noun}. The", "choices": [noun, "sun"], "gold": 0}
         for noun in ("cat", "dog", "bird", "king")
     ]
-    (data / "arc_easy.jsonl").write_text("\n".join(map(json.dumps, items)))
+    (directory / "arc_easy.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return directory
+
+
+def test_tasks(server, key, tmp_path):
+    data = four_items(tmp_path / "data")
     words = ["arc_easy", "--drop", "--task-data", data]
     stages(server, key, "tasks", NAME, "--remote", *words, "--out", tmp_path / "there.nc")
     here("tasks", DIRECTORY, *words, "--out", tmp_path / "here.nc")

@@ -306,9 +306,9 @@ def test_a_model_is_not_taken_to_lack_what_a_server_was_not_there_for(
 
 @pytest.mark.slow
 def test_a_reproduction_ends_with_the_server(server, run, stories):
-    words = ("E1", "E5", "--data", stories, "--context", 24, "--tokens", 200, "--out", "rep")
-    # The check on opening is answered, and nothing after it.
-    server.good = 1
+    words = ("E1", "E6", "--data", stories, "--context", 24, "--tokens", 200, "--out", "rep")
+    # The checks on opening are answered, and nothing after them.
+    server.good = 2
     code, _, err = run("reproduce", NAME, *words, "--remote", "--patience", 0)
     assert code == 1 and err.count("in vain") == 1
     assert not Path("rep/report.html").exists()
