@@ -1,0 +1,1 @@
+"""Pruning: which blocks, attentions or MLPs a model can lose, at what cost, and how sure."""
