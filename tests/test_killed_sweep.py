@@ -10,7 +10,7 @@ import xarray as xr
 from families import tiny
 from test_execution import corpus
 
-from robustness.files import netcdf, resumable
+from robustness.files import netcdf, output
 from robustness.models.opening import open_model
 from robustness.sweeps import sweep
 
@@ -66,7 +66,7 @@ def test_a_killed_run_finishes_with_the_numbers_of_an_uninterrupted_one(
     def run(arm=lambda: None):
         arm()
         # What is done is saved after every batch, however long that takes.
-        resumable.SAVING_SHARE = float("inf")
+        output.SAVING_SHARE = float("inf")
         sweep(net, corpus(sequences=7), ("drop", "swap"), batch_tokens=12, out=path)
 
     assert kills.fork(partial(run, KILLED[where])) == -signal.SIGKILL and not path.exists()

@@ -11,7 +11,7 @@ from stand_ins import leave_undrawn
 from test_wic import rows
 
 from recipes.reproduce import reproduction
-from robustness.files import netcdf, resumable
+from robustness.files import netcdf, output
 from robustness.models import opening
 
 
@@ -20,7 +20,7 @@ def saving():
     """What is done is saved after every batch, and a model is opened once for all kills."""
     opened = cache(opening.open_settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resumable, "SAVING_SHARE", float("inf"))
+        patch.setattr(output, "SAVING_SHARE", float("inf"))
         for module in (opening, reproduction):
             patch.setattr(module, "open_settings", lambda settings, *_, **__: opened(settings))
         yield

@@ -12,7 +12,7 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import InUse, Unwritable
-from robustness.files import lock, netcdf, resumable
+from robustness.files import lock, netcdf, output
 from robustness.files.atomic import write_whole
 from robustness.files.lock import Lock
 from robustness.sweeps import sweep
@@ -243,7 +243,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle_of_a_run(run, llama, stories, small_disk, monkeypatch):
-    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
     words = ["sweep", llama, "--data", stories, "--context", 32, "--batch-tokens", 64]
     words += ["--tokens", 320, "--drop", "--quiet", "--out", small_disk / "a.nc"]
     write, filler = xr.Dataset.to_netcdf, small_disk / "filler"

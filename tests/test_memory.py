@@ -12,7 +12,7 @@ from families import tiny
 from test_execution import corpus
 
 from robustness.errors import Refusal, is_out_of_memory
-from robustness.files import changes, netcdf, resumable
+from robustness.files import changes, netcdf, output, resumable
 from robustness.files.labels import blank_dataset, layer_coords
 from robustness.files.metrics import METRICS
 from robustness.files.provenance import file_attributes
@@ -418,7 +418,7 @@ def test_more_counts_than_there_is_memory_for_are_refused(gpt2, monkeypatch):
 
 @pytest.mark.slow
 def test_saving_on_the_way_does_not_copy_what_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
     sequences = 100_000
     blank = blank_dataset(
         {"kl": (METRICS["kl"], ("layer", "sequence"))},

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import cli
 from recipes.recipe import SOURCES
 from recipes.reproduce import measuring, reproduction
-from robustness.files import resumable
+from robustness.files import output
 from robustness.models import block_structure
 from robustness.models.checkpoint import resolve
 from robustness.sweeps import execution
@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_where_it_was(run, undrawn, given, tmp_path, monkey
     """SIGKILL in the middle of the sweep; then the same command, and the same numbers."""
     command = [*words(given, "E1"), "--batch-tokens", 64]
     partial = tmp_path / "outputs" / "tiny" / "sweep.partial.nc"
-    monkeypatch.setattr(resumable, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
 
     def run_until_killed():
         kills.die_after(5)

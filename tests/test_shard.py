@@ -9,7 +9,7 @@ import xarray as xr
 from test_execution import corpus
 
 from robustness.errors import Refusal
-from robustness.files import netcdf, resumable
+from robustness.files import netcdf, output, resumable
 from robustness.schedules import clean, swap
 from robustness.sweeps import sweep, token_layout, token_merging
 from robustness.sweeps.merging import merge
@@ -289,7 +289,7 @@ def test_a_shard_that_is_killed_twice_changes_nothing(gpt2, tmp_path):
     def run_until_killed(batches):
         kills.die_after(batches)
         # What is done is saved after every batch, however long that takes.
-        resumable.SAVING_SHARE = float("inf")
+        output.SAVING_SHARE = float("inf")
         sweep(gpt2, text, batch_tokens=BATCH, shard=Shard(2, 2), out=path)
 
     codes = [kills.fork(partial(run_until_killed, batches)) for batches in (1, 1, 99)]

@@ -4,24 +4,18 @@ An unfinished run keeps its numbers in a file beside its output.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.errors import Unwritable, reading
+from robustness.errors import reading
 from robustness.files import changes, netcdf, ownership
-from robustness.files.atomic import remove_leftovers, temporary_file
-from robustness.files.lock import Lock
 from robustness.files.matching import REPLACED, check_beginning, in_layout, kept_counts
+from robustness.files.output import Output, last_words
 from robustness.statistics import stopping
-
-SAVING_SHARE = 0.05
-"""Largest share of a run's time that saving takes."""
 
 TALLIED = ("until_se", "shard")
 """Attributes of runs whose counts are needed when they are finished, to continue or to merge."""
@@ -73,29 +67,20 @@ class Run:
     ) -> None:
         self.dataset = dataset
         self.tally = np.zeros(0, np.int32) if tally is None else tally
-        self.path = path
-        self.kind = ownership.kind_of(dataset.attrs)
-        if path is not None:
-            ownership.check(path, self.kind)
-        self.partial = path and partial_path(path)
+        self._output = Output(path, ownership.kind_of(dataset.attrs))
+        self.path, self.partial = path, self._output.partial
         self.done = 0
         self._complete = complete
         self._finished = False
-        self._saved_at, self._saving_time = 0.0, 0.0
-        # Before anything is read or removed, which another run might be writing.
-        self._lock = None if path is None else Lock(path)
         try:
-            self._remove_leftovers()
-            if self.partial is not None:
-                ownership.check(self.partial, self.kind)
-            earlier = None if fresh or path is None else self._earlier()
+            earlier = None if fresh else self._output.earlier()
             if earlier is not None:
                 with reading(str(earlier), REPLACED):
                     self._resume(earlier)
-            elif path is not None:
-                self._try_out(path)
+            else:
+                self._output.try_out(self.dataset, self.tally)
         except BaseException:
-            self._release()
+            self._output.release()
             raise
 
     def __enter__(self) -> "Run":
@@ -106,11 +91,10 @@ class Run:
             # Without a finished sequence, what an earlier call has saved is worth more.
             if kind is None or self._finished or not self.done:
                 return
-            # A write that has just failed fails again, and its first reason must be the one raised.
-            with suppress(*((Unwritable,) if issubclass(kind, Unwritable) else ())):
+            with last_words(kind):
                 self._save_progress()
         finally:
-            self._release()
+            self._output.release()
 
     def add(
         self,
@@ -121,7 +105,7 @@ class Run:
     ) -> None:
         """Add the numbers of a batch of sequences, and save all numbers so far.
 
-        Saving is postponed while it would take more than `SAVING_SHARE` of the time.
+        Saving is postponed while it would take too much of the time.
 
         Parameters
         ----------
@@ -140,7 +124,7 @@ class Run:
             counts = self.tally + counts
         # In one statement, so that an interruption leaves both as before or both new.
         self.done, self.tally = rows.stop, self.tally if counts is None else counts
-        if monotonic() - self._saved_at >= self._saving_time / SAVING_SHARE:
+        if self._output.is_due:
             self._save_progress()
 
     def lost(self, sequence: int, text: str, lacking: str = "memory") -> None:
@@ -168,47 +152,16 @@ class Run:
         if not self._finished:
             dataset = self.measured().assign_attrs(stopped) if stopped else self.dataset
             completed = self._complete(dataset, self.tally)
-            if self.path is not None:
-                tallied = any(name in completed.attrs for name in TALLIED)
-                netcdf.save(completed, self.path, self.tally if tallied else None)
+            tallied = any(name in completed.attrs for name in TALLIED)
+            self._output.complete(completed, self.tally if tallied else None)
             # Only after saving: an interruption before must leave a run that can continue.
             self.dataset, self._finished = completed, True
-        if self.partial is not None:
-            ownership.remove(self.partial, self.kind)
+        self._output.forget()
         return self.dataset
 
-    def _try_out(self, path: Path) -> None:
-        """Refuse an unwritable path before anything is measured, by writing a file as large."""
-        with temporary_file(path) as temporary:
-            netcdf.write_netcdf(self.dataset, self.tally, temporary)
-
     def _save_progress(self) -> None:
-        if self.partial is None:
-            return
-        begun = monotonic()
-        dataset = self.dataset.assign_attrs(sequences_done=self.done)
-        netcdf.save(dataset, self.partial, self.tally)
-        self._saved_at = monotonic()
-        self._saving_time = self._saved_at - begun
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary files of a run that was killed while it wrote."""
-        if self._lock is None or not self._lock.held:
-            return
-        for file in filter(None, (self.path, self.partial)):
-            remove_leftovers(file)
-
-    def _earlier(self) -> Path | None:
-        """Return the file to continue from, in which at least one sequence is done."""
-        if self.partial is None or self.path is None:
-            return None
-        if self.partial.exists() and netcdf.load(self.partial).attrs.get("sequences_done"):
-            return self.partial
-        return self.path if self.path.exists() else None
+        if self.partial is not None:
+            self._output.keep(self.dataset.assign_attrs(sequences_done=self.done), self.tally)
 
     def _resume(self, file: Path) -> None:
         """Take over the numbers of a file, after a check that it is of this run."""
@@ -231,17 +184,3 @@ class Run:
         if not finished:
             self.dataset.attrs |= carried
         self.done, self._finished = done, finished
-
-
-def partial_path(path: Path) -> Path:
-    """Return the path of the file that keeps the numbers of an unfinished run."""
-    return path.with_name(f"{path.stem}.partial{path.suffix}")
-
-
-def resumed_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of the file that a run would continue from, if there is one."""
-    for file in (partial_path(path), path):
-        attrs = netcdf.load(file).attrs if file.is_file() else {}
-        if attrs and (file == path or attrs.get("sequences_done")):
-            return dict(attrs)
-    return {}

@@ -1,17 +1,14 @@
 """Runs a sweep over a corpus, batch by batch, and saves what it measures."""
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from robustness.errors import Refusal
 from robustness.files import changes, resumable
-from robustness.files.metrics import DEFAULT_READOUTS, NONFINITE, TokenMetric
+from robustness.files.metrics import DEFAULT_READOUTS, TokenMetric
 from robustness.files.precision_floor import FLOOR, floor_attributes
 from robustness.models.model import Model
 from robustness.runs.ahead import TokensAhead
@@ -19,24 +16,21 @@ from robustness.runs.announcement import announce
 from robustness.runs.batching import rest
 from robustness.runs.budget import pace_of
 from robustness.runs.heap import kept_heap
-from robustness.runs.portions import Piece, Portions, Work
+from robustness.runs.portions import Portions
 from robustness.runs.settings import Progress, RunOptions, Tell, silent
 from robustness.schedules import Schedule
 from robustness.schedules.intervention import Intervention
-from robustness.schedules.plan import Plan
 from robustness.statistics import stopping
-from robustness.sweeps import token_counts, token_file
+from robustness.sweeps import token_file
+from robustness.sweeps.batch import Values, measure_in_portions, work_of
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.sweeps.preparation import PreparedSweep, check_memory, prepare
-from robustness.sweeps.requests import describe_request, foresee
+from robustness.sweeps.requests import foresee
 from robustness.sweeps.settings import SweepSettings
 from robustness.sweeps.shards import Shard
 from robustness.sweeps.token_file import TokenFile
 from robustness.sweeps.tracing import measure_batch
 from robustness.text.corpus import Corpus
-
-Values = dict[str, NDArray[Any]]
-"""The values of every variable, laid out as in the file, the sequence their last dimension."""
 
 LESS_TRAFFIC = "fewer `tokens` or some `layers`"
 """What lowers the traffic of a sweep on a sandboxed server."""
@@ -225,85 +219,16 @@ def _run_batches(
     matrix = portions.matrix(model.unembedding, run.done) if batches else None
     ahead = TokensAhead(model, prepared.corpus, batches)
 
-    work = _work(prepared, lambda rows, plan: measure_batch(prepared, rows, plan, matrix, ahead))
+    work = work_of(prepared, lambda rows, plan: measure_batch(prepared, rows, plan, matrix, ahead))
     for rows in batches:
         if until_se is not None and run.done and stopping.is_enough(run.measured(), until_se):
             break
-        values, counts = _measure_in_portions(prepared, rows, portions, work)
+        counts = np.zeros_like(run.tally)
+        values = measure_in_portions(prepared, rows, portions, work, counts)
         if tokens is not None:
             tokens.add(rows, _take_tokens(values))
         run.add(rows, values, counts=counts)
         progress(run.done, total)
-
-
-def _work(prepared: PreparedSweep, run: Callable[[slice, Plan], Values]) -> Work[Values]:
-    """Return how batches are measured, by a function that runs a plan on some sequences."""
-    # Batches differ in how many states they stack only after memory has run out.
-    compiled = lru_cache(maxsize=8)(lambda cap, start, stop: prepared.plan(cap, slice(start, stop)))
-
-    def plan(piece: Piece) -> Plan:
-        cap = min(prepared.state_cap, piece.cap or prepared.state_cap)
-        made: Plan = compiled(cap, piece.group.start, piece.group.stop)
-        return made
-
-    return Work(
-        lambda piece: run(piece.rows, plan(piece)),
-        prepared.tokens,
-        lambda piece: plan(piece).widest,
-        prepared.division,
-        prepared.requests,
-        lambda piece: describe_request(prepared, piece.rows, plan(piece)),
-    )
-
-
-def _measure_in_portions(
-    prepared: PreparedSweep, rows: slice, portions: Portions, work: Work[Values]
-) -> tuple[Values, NDArray[np.int32]]:
-    """Measure a batch, in smaller portions where one is too large.
-
-    Returns
-    -------
-    values : dict of str to array
-        The values of every variable, and of single tokens.
-    counts : int32 array of shape (run, token)
-        How often each token is the most likely one.
-    """
-    measured: list[Values] = []
-    counts = np.zeros((len(prepared.schedules), prepared.model.vocabulary), np.int32)
-    for _, of_groups in portions.each(rows, work):
-        found = _join_schedules(prepared, of_groups)
-        measured.append(_lay_out(prepared, found))
-        token_counts.add(counts, found)
-    joined = {}
-    for name in measured[0]:
-        joined[name] = np.concatenate([portion[name] for portion in measured], axis=-1)
-    return joined, counts
-
-
-def _join_schedules(prepared: PreparedSweep, of_groups: Sequence[Values]) -> Values:
-    """Join what groups of schedules yielded, with the clean run's readouts from the first."""
-    clean = {metric.name for metric in prepared.clean_readouts}
-    clean |= {f"{token_file.PREFIX}{name}" for name in clean}
-    joined = dict(of_groups[0])
-    for name in joined.keys() - clean if len(of_groups) > 1 else ():
-        joined[name] = np.concatenate([values[name] for values in of_groups])
-    return joined
-
-
-def _lay_out(prepared: PreparedSweep, measured: Values) -> Values:
-    """Lay out what some sequences yielded as it stands in the files."""
-    values = {}
-    for metric in (*prepared.readouts, NONFINITE):
-        values[metric.name] = prepared.labels.spread(measured[metric.name])
-    for metric in prepared.clean_readouts:
-        values[metric.name] = measured[metric.name]
-    if prepared.settings.per_token:
-        kept = (*prepared.readouts, *prepared.clean_readouts)
-        names = [f"{token_file.PREFIX}{metric.name}" for metric in kept]
-        first = 0 if prepared.corpus.authors_alignment else 1
-        single = {name: measured[name] for name in names}
-        values |= token_file.spread(single, prepared.labels, first, prepared.corpus.context)
-    return values
 
 
 def _take_tokens(values: Values) -> Values:

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
-from robustness.files import changes, resumable
+from robustness.files import changes, output
 from robustness.files.labels import Labels, blank_dataset, schedule_labels, sweep_labels
 from robustness.files.metrics import (
     CLEAN_READOUTS,
@@ -254,7 +254,7 @@ def _share(corpus: Corpus, shard: shards.Shard, options: RunOptions, batch_token
     """Return the sequences of a shard: a share of the batches that its run began with."""
     began_with = None
     if options.out is not None and not options.fresh:
-        began_with = changes.began_with(resumable.resumed_attributes(options.out))
+        began_with = changes.began_with(output.resumed_attributes(options.out))
     return shard.rows(corpus.batches(began_with or batch_tokens))
 
 

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal, Unwritable
-from robustness.files import netcdf, ownership, resumable
+from robustness.files import netcdf, output, ownership
 from robustness.files.atomic import remove_leftovers, write_whole
 from robustness.files.labels import Labels
 from robustness.files.metrics import Metric
@@ -124,7 +124,7 @@ class TokenFile:
         if self._starts_anew:
             # An earlier unfinished run could not be resumed without its parts: it goes first.
             kind = ownership.kind_of(self._frame.attrs)
-            ownership.remove(resumable.partial_path(self._run), kind)
+            ownership.remove(output.partial_path(self._run), kind)
             self._parts.remove()
             self._starts_anew = False
         variables = {name: (self._dims_of(name), value) for name, value in values.items()}
