@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from searches import planted_search
 
-from robustness.files.kinds.searches import CHOSEN, NOT_WEIGHED
+from robustness.files.kinds.searches import CHOSEN, DROPPED, NOT_WEIGHED, TIED
 from robustness.files.netcdf import load, save
 from robustness.pruning.scores import held_out, rises, scores, searched
 from robustness.pruning.stability import chosen_by_text, probability, rank_correlation
@@ -19,6 +19,10 @@ def resampled(dataset, method: str, step: int, draws: int = 3000) -> dict[str, f
     search = dataset.isel(sequence=dataset["part"].values == "search")
     values, document = scores(search).values, search["document"].values
     weighed = at(dataset["standing"], method, step).values != NOT_WEIGHED
+    weighed &= dataset["size"].values == step
+    chosen = at(dataset["chosen"], method, step).item()
+    rows = ~np.isnan(values[list(dataset["candidate"].values).index(chosen)])
+    values, document = values[:, rows], document[rows]
     rivals = [at for at in np.flatnonzero(weighed) if not np.isnan(values[at]).any()]
     counts = dict.fromkeys(map(str, dataset["unit"].values), 0)
     for _ in range(draws):
@@ -52,20 +56,43 @@ def test_a_block_that_is_always_best_has_probability_one():
     assert at(found, "greedy", 1, unit="3") == 1
 
 
-def test_a_candidate_that_was_not_measured_in_full_cannot_win():
+def test_a_candidate_is_compared_where_the_chosen_one_was_measured():
+    dataset = planted_search(noise=0.6)
+    chosen = at(dataset["chosen"], "pairwise", 2).item()
+    # A race that ended after 10 of 24 sequences: the others went no further either, or less far.
+    dataset["kl"].loc[dataset["size"] == 2, 10:23] = np.nan
+    other = at(dataset["chosen"], "greedy", 2).item()
+    assert other == chosen
+    shares = resampled(dataset, "pairwise", 2, 1000)
+    for unit, share in shares.items():
+        assert float(at(probability(dataset), "pairwise", 2, unit=unit)) == pytest.approx(
+            share, abs=0.08
+        )
+    tied = dataset["standing"].values[0, 1] == TIED
+    dataset["kl"][tied, 9] = np.nan
+    alone = at(probability(dataset), "pairwise", 2)
+    removed = dataset["removed"].sel(candidate=chosen).item().split()
+    assert (alone.sel(unit=removed) == 1).all() and float(alone.sum()) == 2
+
+
+def test_smaller_sets_that_prepare_a_step_cannot_win_there():
     dataset = planted_search(noise=0.01)
-    best = at(dataset["chosen"], "pairwise", 2).item()
-    dataset["kl"].loc[best, 11] = np.nan
-    found = at(probability(dataset), "pairwise", 2)
-    assert float(found.sel(unit=["2", "3"]).sum()) < 2
+    best = at(dataset["chosen"], "pairwise", 1).item()
+    dataset["standing"].loc["pairwise", 3, best] = DROPPED
+    assert float(at(probability(dataset), "pairwise", 3).sum()) == 3
 
 
 def test_a_candidate_that_a_method_did_not_weigh_cannot_win_there():
     dataset = planted_search(noise=0.01)
     best = at(dataset["chosen"], "pairwise", 1).item()
     dataset["standing"].loc["greedy", 1, best] = NOT_WEIGHED
+    dataset["chosen"].loc["greedy", 1] = ""
     assert float(at(probability(dataset), "pairwise", 1, unit="3")) == 1
     assert np.isnan(at(probability(dataset), "greedy", 1)).all()
+    second = dataset["candidate"].values[dataset["removed"].values == "2"].item()
+    dataset["chosen"].loc["greedy", 1] = second
+    dataset["standing"].loc["greedy", 1, second] = CHOSEN
+    assert float(at(probability(dataset), "greedy", 1, unit="2")) == 1
 
 
 def test_held_out_documents_are_not_drawn():
@@ -84,24 +111,16 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(values))
 
 
-def test_rank_correlations_are_those_of_ranks():
+def test_rank_correlations_are_those_of_ranks_where_all_were_measured():
     damages = ((3, 0.5, 0.2, 0.1, 0.4, 2), (3, 0.3, 0.4, 0.2, 0.3, 1))
     dataset = planted_search(damages=damages, texts=("stories", "news"), noise=0.5)
-    # All are measured: what the race dropped is planted anew.
-    rest = np.random.default_rng(5).uniform(0.1, 4, dataset["kl"].shape)
-    dataset["kl"] = dataset["kl"].fillna(rest.astype(np.float32))
     found = rank_correlation(dataset)
-    search = dataset["part"].values == "search"
     for step in (1, 2, 3):
         of_step = dataset["size"].values == step
-        one, two = (
-            ranks(
-                dataset["kl"]
-                .values[of_step][:, search & (dataset["source"].values == text)]
-                .mean(1)
-            )
-            for text in ("stories", "news")
-        )
+        # The race drops candidates after the first four sequences, of two documents.
+        first = dataset["kl"].values[of_step][:, :4]
+        assert np.isfinite(first).all()
+        one, two = (ranks(rows.mean(1)) for rows in (first[:, :2], first[:, 2:]))
         expected = np.corrcoef(one, two)[0, 1]
         between = found.sel(step=step, text="stories", text_to="news")
         assert float(between) == pytest.approx(expected)
@@ -109,14 +128,14 @@ def test_rank_correlations_are_those_of_ranks():
     assert abs(expected) < 0.999
 
 
-def test_fewer_than_four_candidates_have_no_rank_correlation():
-    dataset = planted_search(noise=0.01)
-    found = rank_correlation(dataset).squeeze()
-    search = dataset["part"].values == "search"
-    measured = np.isfinite(dataset["kl"].values[:, search]).all(1)
-    counts = [int((measured & (dataset["size"].values == step)).sum()) for step in (1, 2, 3)]
-    assert min(counts) < 4
-    assert np.isnan(found).values.tolist() == [count < 4 for count in counts]
+def test_fewer_than_four_candidates_or_a_text_without_any_have_no_rank_correlation():
+    assert np.isfinite(rank_correlation(planted_search())).all()
+    three = planted_search((3, 0.5, 0.2), sizes=(1, 2))
+    assert np.isnan(rank_correlation(three)).all()
+    two_texts = planted_search(texts=("stories", "news"), documents=16)
+    two_texts["kl"][:, two_texts["source"].values == "news"] = np.nan
+    found = rank_correlation(two_texts).sel(step=2)
+    assert np.isnan(found.values).tolist() == [[False, True], [True, True]]
 
 
 def test_texts_that_damage_other_blocks_choose_other_sets():

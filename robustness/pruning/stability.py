@@ -1,9 +1,10 @@
 """Stability of a search: which units other documents, or other texts, would have removed.
 
-Only candidates that were measured on the whole text of the search can win. A candidate that a race
-dropped early, or that no method weighed, might be the best one on other documents and has no part
-here: the probabilities are those of a choice among the leaders. They are about the sample of
-documents, and not about texts of another kind, which `rank_correlation` compares.
+A race measures candidates on as much text as it takes to choose, and only what was measured on the
+same sequences as the chosen candidate can win against it. What the race dropped before, or no
+method weighed, might be the best one on other documents and has no part here: the probabilities are
+those of a choice among the leaders. They are about the sample of documents, and not about texts of
+another kind, which `rank_correlation` compares.
 """
 
 import numpy as np
@@ -34,21 +35,32 @@ def probability(dataset: xr.Dataset, *, draws: int = DRAWS, seed: int = 0) -> xr
     Returns
     -------
     DataArray
-        Share of the samples in which the best of the candidates that a method weighed at a step,
-        and that were measured on all sequences of the search, lacks a unit, (method, step, unit).
-        NaN where a step has no such candidate, or the search fewer than two documents.
+        Share of the samples in which the best of some candidates lacks a unit, (method, step,
+        unit): of those that the method weighed, that lack as many units as the step says, and that
+        were measured on all sequences of the search that the chosen one was. NaN where a method
+        chose nothing at a step, or by fewer than two documents.
     """
-    means = bootstrap_means(searched(scores(dataset)), draws=draws, seed=seed)
-    # Draw 0 is the documents themselves.
-    drawn = means.transpose("draw", "candidate").values[1:]
+    values = searched(scores(dataset)).transpose("candidate", "sequence")
+    known = np.isfinite(values.values)
     weighed = dataset["standing"].transpose("method", "step", "candidate").values > NOT_WEIGHED
-    removed = _removes(dataset)
-    shares = np.full((*weighed.shape[:2], removed.shape[1]), np.nan)
-    for method, step in np.ndindex(weighed.shape[:2]):
-        rivals = np.flatnonzero(weighed[method, step] & np.isfinite(drawn).all(0))
-        if rivals.size:
-            best = rivals[drawn[:, rivals].argmin(1)]
-            shares[method, step] = removed[best].mean(0)
+    chosen = dataset["chosen"].transpose("method", "step").values
+    candidates = list(map(str, dataset["candidate"].values))
+    size, removed = dataset["size"].values, _removes(dataset)
+    shares = np.full((*chosen.shape, removed.shape[1]), np.nan)
+    for method, step in np.ndindex(chosen.shape):
+        best = str(chosen[method, step])
+        if best not in candidates:
+            continue
+        rows = known[candidates.index(best)]
+        # Rounds that prepare a step weigh smaller sets too.
+        alike = weighed[method, step] & (size == dataset["step"].values[step])
+        rivals = np.flatnonzero(alike & known[:, rows].all(1))
+        if rows.any() and rivals.size:
+            means = bootstrap_means(values[rivals, rows], draws=draws, seed=seed)
+            # Draw 0 is the documents themselves.
+            drawn = means.transpose("draw", "candidate").values[1:]
+            if np.isfinite(drawn).all():
+                shares[method, step] = removed[rivals[drawn.argmin(1)]].mean(0)
     return xr.DataArray(
         shares,
         dims=("method", "step", "unit"),
@@ -71,17 +83,21 @@ def rank_correlation(dataset: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     DataArray
-        Spearman's rank correlation of the candidates' mean scores on two texts, over candidates
-        that were measured on all sequences of the search in both, (step, text, text_to). NaN where
-        there are fewer than 4, or one of the texts ranks all alike.
+        Spearman's rank correlation of the candidates' mean scores on two texts, (step, text,
+        text_to). The scores are of sequences of the search on which all candidates of that size
+        were measured: with a race, the first ones. NaN where a text has none, there are fewer than
+        4 candidates, or a text ranks all alike.
     """
-    means = _means_by_text(dataset)
-    texts, steps = means["text"].values, dataset["step"].values
+    texts, steps = _texts(dataset), dataset["step"].values
     correlations = np.full((len(steps), len(texts), len(texts)), np.nan)
     for at, step in enumerate(steps):
-        of_step = means.values[:, dataset["size"].values == step]
+        values, source = _of_size(dataset, int(step))
+        # What was never measured, or never finite, takes no sequence from the others.
+        values = values[np.isfinite(values).any(1)]
+        common = np.isfinite(values).all(0)
+        means = [values[:, common & (source == text)] for text in texts]
         for one, other in np.ndindex(correlations.shape[1:]):
-            correlations[at, one, other] = _spearman(of_step[one], of_step[other])
+            correlations[at, one, other] = _spearman(means[one], means[other])
     return xr.DataArray(
         correlations,
         dims=("step", "text", "text_to"),
@@ -96,19 +112,37 @@ def rank_correlation(dataset: xr.Dataset) -> xr.DataArray:
 def chosen_by_text(dataset: xr.Dataset) -> xr.DataArray:
     """Return the units that each text alone would remove, (step, text); empty where none is known.
 
-    It is the best of the candidates that lack as many units, whichever method weighed them.
+    It is the best of the candidates that lack as many units, whichever method weighed them, among
+    those that were measured on the most sequences of the text.
     """
-    means = _means_by_text(dataset)
-    steps, texts = dataset["step"].values, means["text"].values
+    texts, steps = _texts(dataset), dataset["step"].values
     chosen = np.full((len(steps), len(texts)), "", dtype=object)
-    for at, text in np.ndindex(chosen.shape):
-        rivals = (dataset["size"].values == steps[at]) & np.isfinite(means.values[text])
-        if rivals.any():
-            best = np.where(rivals, means.values[text], np.inf).argmin()
-            chosen[at, text] = str(dataset["removed"].values[best])
+    for at, step in enumerate(steps):
+        values, source = _of_size(dataset, int(step))
+        removed = dataset["removed"].values[dataset["size"].values == step]
+        for place, text in enumerate(texts):
+            own = values[:, source == text]
+            count = np.isfinite(own).sum(1)
+            if not count.any():
+                continue
+            rivals = np.flatnonzero(count == count.max())
+            best = np.nanmean(own[rivals], 1).argmin()
+            chosen[at, place] = str(removed[rivals[best]])
     return xr.DataArray(
         chosen, dims=("step", "text"), coords={"step": dataset["step"], "text": texts}
     )
+
+
+def _texts(dataset: xr.Dataset) -> list[str]:
+    """Return the names of the texts, in the order of their first sequences."""
+    return list(dict.fromkeys(map(str, dataset["source"].values)))
+
+
+def _of_size(dataset: xr.Dataset, size: int) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
+    """Return scores (candidate, sequence) of the candidates of a size, and texts (sequence)."""
+    values = searched(scores(dataset)).transpose("candidate", "sequence")
+    of_size = values.values[dataset["size"].values == size].astype(np.float64)
+    return of_size, values["source"].values.astype(object)
 
 
 def _removes(dataset: xr.Dataset) -> NDArray[np.bool_]:
@@ -121,26 +155,12 @@ def _removes(dataset: xr.Dataset) -> NDArray[np.bool_]:
     return removed
 
 
-def _means_by_text(dataset: xr.Dataset) -> xr.DataArray:
-    """Return the mean score of every candidate on each text of the search, (text, candidate)."""
-    values = searched(scores(dataset))
-    texts = _in_order(values["source"].values)
-    means = []
-    for text in texts:
-        own = values.isel(sequence=values["source"].values == text)
-        means.append(own.mean("sequence", skipna=False, dtype=np.float64))
-    return xr.concat(means, xr.Variable("text", texts)).transpose("text", "candidate")
-
-
-def _in_order(labels: NDArray[np.object_]) -> list[str]:
-    """Return the different labels in the order of their first appearance."""
-    return list(dict.fromkeys(map(str, labels)))
-
-
 def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    both = np.isfinite(one) & np.isfinite(other)
-    one, other = one[both], other[both]
-    # Without this check scipy warns of what has no order.
-    if len(one) < FEWEST or not np.ptp(one) or not np.ptp(other):
+    """Return the rank correlation of the means of two arrays (candidate, sequence)."""
+    if len(one) < FEWEST or not one.size or not other.size:
         return np.nan
-    return float(scipy.stats.spearmanr(one, other).statistic)
+    means = one.mean(1), other.mean(1)
+    # Scipy warns of what has no order.
+    if not np.ptp(means[0]) or not np.ptp(means[1]):
+        return np.nan
+    return float(scipy.stats.spearmanr(*means).statistic)
