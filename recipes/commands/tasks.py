@@ -88,9 +88,9 @@ def tasks(
 ) -> None:
     """Run benchmark TASKs of lm-eval on MODEL with its layers changed.
 
-    TASKs are those of lm-eval that score continuations; without any, hellaswag, arc_easy and
-    lambada_openai. Without an intervention or --schedule, every block is dropped and every adjacent
-    pair swapped. The command needs lm-eval: pip install -e ".[bench]".
+    TASKs are those of lm-eval that score continuations or generate text; without any, hellaswag,
+    arc_easy and lambada_openai. Without an intervention or --schedule, every block is dropped and
+    every adjacent pair swapped. The command needs lm-eval: pip install -e ".[bench]".
 
     \b
     stages tasks openai-community/gpt2 hellaswag arc_easy --limit 500
@@ -135,6 +135,9 @@ def _costs(prepared: "PreparedTasks", run: "RunOptions") -> Iterator[tuple[str, 
     applied = prepared.model.layers + prepared.plan(1).block_calls
     yield "tasks", ", ".join(prepared.settings.tasks)
     yield "continuations to score", f"{count:,}, of {sum(prepared.lengths):,} tokens"
+    if len(prepared.prompts):
+        most = sum(prompt.tokens for prompt in prepared.prompts.asked)
+        yield "prompts to continue", f"{len(prepared.prompts):,}, with up to {most:,} tokens"
     yield "schedules", f"{len(prepared.schedules):,}, the clean model among them"
     yield "block applications", f"{applied * count:,}, to single continuations"
     yield from describe_traces(foresee(prepared, batches, run))

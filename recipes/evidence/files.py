@@ -208,7 +208,19 @@ def best_head(dataset: xr.Dataset) -> tuple[int, int]:
 
 
 def task_metric(dataset: xr.Dataset, task: str) -> str:
-    """Return the metric that a task is usually reported in: normalised by length, or plain."""
+    """Return the metric that a task is usually reported in.
+
+    It is accuracy, normalised by length or plain; for a task that generates text, exact match, of
+    answers that were extracted in the strict way if there are several.
+    """
+    values = dataset["clean_value"].sel(task=task)
+    matches = []
+    for metric in map(str, dataset["metric"].values):
+        if metric.partition(",")[0] == "exact_match" and bool(values.sel(metric=metric).notnull()):
+            matches.append(metric)
+    if matches:
+        # `strict-match` comes after `flexible-extract`.
+        return matches[-1]
     # ARC's easy half is reported in plain accuracy, though the harness has both.
     if task == "arc_easy" or "acc_norm" not in dataset["metric"]:
         return "acc"

@@ -11,6 +11,7 @@ import xarray as xr
 from recipes.evidence.files import task_metric
 from recipes.views import style
 from recipes.views.sections import Section
+from robustness.statistics.paired_proportions import task_differences
 from robustness.statistics.uncertainty import band_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,23 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
                 columns[str(metric)] = chosen["value"]
                 columns[f"{metric} se"] = chosen["standard_error"]
         yield Section(str(task), "schedule", columns)
+    if "correct" in dataset:
+        yield from _less_clean(dataset)
+
+
+def _less_clean(dataset: xr.Dataset) -> Iterator[Section]:
+    """Yield what schedules change, item by item, one table for each task in its own metric."""
+    compared = task_differences(dataset)
+    for task in dataset["task"].values:
+        metric = task_metric(dataset, task)
+        chosen = compared.sel(task=task, metric=metric)
+        if not chosen["items"].any():
+            continue
+        columns = {}
+        for name in ("difference", "low", "high", "lost", "gained"):
+            columns[name] = chosen[name]
+        title = f"{task}, {metric}: minus clean, same {int(chosen['items'].max())} items"
+        yield Section(title, "schedule", columns)
 
 
 def figure(dataset: xr.Dataset) -> Figure:

@@ -93,7 +93,7 @@ def generate(
         crossings.append(remote_traffic.of_generation(model, schedule, before, tokens))
     remote_traffic.allow(model, crossings, "fewer `tokens`")
     report = progress or (lambda done, whole: None)
-    options = _generation_options(model, sampling)
+    options = generation_options(model, sampling)
     continuations, whole = [], tokens * len(checked)
     devices = [model.device] if model.device.type == "cuda" else []
     for number, schedule in enumerate(checked):
@@ -114,7 +114,7 @@ def generate(
     return continuations
 
 
-def _generation_options(model: Model, sampling: Sampling) -> dict[str, Any]:
+def generation_options(model: Model, sampling: Sampling) -> dict[str, Any]:
     """Return the arguments of transformers' `generate`."""
     options: dict[str, Any] = {
         "max_new_tokens": sampling.tokens,

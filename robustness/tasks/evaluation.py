@@ -22,6 +22,7 @@ from robustness.sweeps.tracing import FinalReading, run_plan
 from robustness.tasks.preparation import PreparedTasks, prepare_tasks
 from robustness.tasks.requests import cap_of, foresee
 from robustness.tasks.settings import TaskSettings
+from robustness.tasks.writing import writing
 from robustness.trace import readings
 from robustness.trace.types import ContinuationQueries, Matrix
 
@@ -45,7 +46,7 @@ def evaluate_tasks(
         Which tasks are run, on which items, and under which schedules.
     options : RunOptions, optional
         `out` is the file. Scores are kept beside it, and the same call resumes with them.
-        `progress` is called with the number of continuations that are scored.
+        `progress` is called with the number of continuations that are scored or written.
 
     Returns
     -------
@@ -60,8 +61,8 @@ def evaluate_tasks(
     Raises
     ------
     Refusal
-        If lm-eval is not installed, there is no such task or data, a task generates text, or `out`
-        holds other settings.
+        If lm-eval is not installed, there is no such task or data, a task asks for something that
+        is not computed here, or `out` holds other settings.
     """
     options = options or RunOptions()
     prepared = prepare_tasks(model, settings or TaskSettings(), options)
@@ -70,12 +71,13 @@ def evaluate_tasks(
     )
     with run:
         _score_batches(prepared, run, options)
+        _write_batches(prepared, run, options)
         return run.finish()
 
 
 def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOptions) -> None:
     """Score the continuations that are left, batch by batch."""
-    model, total = prepared.model, len(prepared.requests)
+    model, total = prepared.model, len(prepared.requests) + len(prepared.prompts)
     left = prepared.batches(run.done)
     if model.request or options.foresee is not None:
         announce(foresee(prepared, left, options), options, LESS_TRAFFIC)
@@ -89,6 +91,20 @@ def _score_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOpti
             joined = {name: np.concatenate([each[name] for each in scores]) for name in scores[0]}
             run.add(part, joined)
         options.show(run.done, total)
+
+
+def _write_batches(prepared: PreparedTasks, run: resumable.Run, options: RunOptions) -> None:
+    """Continue the prompts that are left, batch by batch."""
+    # Prompts are counted after all continuations.
+    begin = len(prepared.requests)
+    portions = Portions(run.lost, options.tell, REMEDY)
+    portions.begin(changes.lowered(run.dataset.attrs))
+    work = writing(prepared, begin)
+    for batch in prepared.prompt_batches(max(0, run.done - begin)):
+        for part, written in portions.each(slice(begin + batch.start, begin + batch.stop), work):
+            joined = {"written": np.concatenate([each["written"] for each in written])}
+            run.add(part, joined, slice(part.start - begin, part.stop - begin))
+        options.show(run.done, begin + len(prepared.prompts))
 
 
 def _work(

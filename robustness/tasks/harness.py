@@ -1,14 +1,10 @@
-"""Adapter to lm-eval: its tasks, the continuations that it asks for, and its metrics.
-
-The harness runs once to collect the continuations that it asks for, and once for each schedule to
-compute metrics of the answers. Its cache is not used, so that answers of two schedules cannot mix.
-"""
+"""Tasks of lm-eval, loaded with their own items or with those of local files."""
 
 import io
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
 from importlib.metadata import version
@@ -21,7 +17,6 @@ from jinja2 import TemplateError
 
 from robustness.errors import Refusal, first_line, reading
 from robustness.models import checkpoint
-from robustness.models.model import Model
 from robustness.tasks.items import CHOICES, CONTINUATION, Items, check_choices, read_items
 from robustness.tasks.settings import TaskSettings
 from robustness.text.json_values import is_text
@@ -39,14 +34,8 @@ LOADING_ERRORS = (
 FIELDS = "write the fields query, choices and gold, or context and continuation"
 """Advice for items with the fields of an original that do not fit their task."""
 
-Request = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids of a context and of the continuation that is scored."""
-
-Answer = tuple[float, bool]
-"""Log-likelihood of a continuation in nats, and whether each of its tokens is the most likely."""
-
-Respond = Callable[[Sequence[Request]], list[Answer]]
-"""Function that returns the answers to continuations."""
+GENERATES = "generate_until"
+"""What lm-eval calls a task whose answers are texts that the model writes."""
 
 Tasks = dict[str, Any]
 """Tasks of lm-eval by their names."""
@@ -91,21 +80,51 @@ def _load_task(name: str, items: Items | None) -> Any:
     from lm_eval.tasks._factory import TaskFactory
 
     entry = _entry(name)
+    # Before it is loaded, since metrics that run code are themselves fetched and run.
+    _check_code(name, (entry.cfg or {}).get("unsafe_code"))
     remedy = f"give `data` with a {name}.jsonl in it" if items is None else FIELDS
+    changes: dict[str, Any] = {} if items is None else _changes(items)
     with reading(f"the data of {name}", remedy):
         try:
-            task = TaskFactory().build(
-                entry, overrides={} if items is None else _changes(items), registry={name: entry}
-            )
+            task = TaskFactory().build(entry, overrides=changes, registry={name: entry})
+            if task.OUTPUT_TYPE == GENERATES and items and items.form == CONTINUATION:
+                # What is asked of a text that is written is compared with it as it stands.
+                changes |= {"doc_to_target": "{{continuation}}"}
+                task = TaskFactory().build(entry, overrides=changes, registry={name: entry})
         except LOADING_ERRORS as error:
             raise Refusal(
                 f"the data of {name} cannot be loaded ({first_line(error)}): {remedy}"
             ) from error
-    if task.OUTPUT_TYPE not in {"multiple_choice", "loglikelihood"}:
-        raise Refusal(
-            f"{name} generates text; only tasks that score continuations are run: choose another"
-        )
+    _check_kind(name, task, items)
     return task
+
+
+def _check_code(name: str, runs_code: Any) -> None:
+    if runs_code:
+        raise Refusal(f"{name} runs the code that a model writes: choose another task")
+
+
+def _check_kind(name: str, task: Any, items: Items | None) -> None:
+    """Refuse a task that asks a model for something else than is computed here."""
+    if task.OUTPUT_TYPE not in {"multiple_choice", "loglikelihood", GENERATES}:
+        raise Refusal(
+            f"{name} scores whole texts, not answers to them: choose another task, or `sweep` for "
+            "the loss of a text"
+        )
+    _check_code(name, getattr(task, "UNSAFE_CODE", False))
+    if getattr(task, "MULTIMODAL", False):
+        raise Refusal(f"{name} shows pictures or sounds to a model: choose a task of text")
+    shown = task.config.num_fewshot or 0
+    if items is not None and 0 < len(items.rows) <= shown:
+        raise Refusal(
+            f"{items.name} has {len(items.rows)} item(s), and {name} shows {shown} others before "
+            f"each: write {shown + 1} or more"
+        )
+    if task.OUTPUT_TYPE == GENERATES and items is not None and items.form == CHOICES:
+        raise Refusal(
+            f"{items.name}: {name} generates text and has no choices: write the fields "
+            f"{', '.join(CONTINUATION)}"
+        )
 
 
 @cache
@@ -198,121 +217,6 @@ def _check_item(task: Any, doc: Any, where: str) -> None:
     for right in gold if isinstance(gold, list) else [gold]:
         index = choices.index(right) if isinstance(right, str) and right in choices else right
         check_choices(choices, int(index) if isinstance(index, bool) else index, where)
-
-
-def wanted_requests(model: Model, tasks: Tasks, limit: int | None) -> list[Request]:
-    """Return every continuation that the harness asks for, each once.
-
-    Raises
-    ------
-    Refusal
-        If no prompts can be made of the items, or a continuation is too long for the model.
-    """
-    # A dictionary keeps the order in which requests are added, which a set does not.
-    wanted: dict[Request, None] = {}
-
-    def collect(requests: Sequence[Request]) -> list[Answer]:
-        wanted.update(dict.fromkeys(requests))
-        return [(0.0, False)] * len(requests)
-
-    what, remedy = f"the items of {', '.join(tasks)}", "see that each fits its task"
-    with reading(what, remedy):
-        try:
-            run_harness(model, tasks, limit, collect)
-        except LOADING_ERRORS as error:
-            raise Refusal(
-                f"{what} cannot be made into prompts ({first_line(error)}): {remedy}"
-            ) from error
-    longest = longest_text(model)
-    for _, continuation in wanted:
-        if len(continuation) > longest:
-            raise Refusal(
-                f"a continuation of {len(continuation)} tokens is longer than {model.name} takes"
-            )
-    return list(wanted)
-
-
-def longest_text(model: Model) -> int:
-    """Return lm-eval's maximum number of tokens of a context and a continuation."""
-    from lm_eval.models.utils import resolve_max_length
-
-    return int(resolve_max_length(model.config, model.tokenizer))
-
-
-def run_harness(
-    model: Model, tasks: Tasks, limit: int | None, respond: Respond, bootstrap: int = 0
-) -> dict[str, Any]:
-    """Run the harness on a model that answers with a given function.
-
-    Parameters
-    ----------
-    model : Model
-        The model, whose tokenizer is used.
-    tasks : dict
-        Result of `load_tasks`.
-    limit : int, optional
-        Maximum number of items of each task.
-    respond : callable
-        Function that returns the answers.
-    bootstrap : int
-        Number of samples for the errors of metrics that are no means.
-
-    Returns
-    -------
-    dict
-        `results` and `samples` by task, among others.
-    """
-    from lm_eval.evaluator import evaluate
-
-    with quiet():
-        evaluated: dict[str, Any] = evaluate(
-            _answering_model(model.tokenizer, respond),
-            {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-            limit=limit,
-            bootstrap_iters=bootstrap,
-            log_samples=True,
-        )
-    return evaluated
-
-
-def _answering_model(tokenizer: Any, respond: Respond) -> Any:
-    """Return a model for lm-eval that tokenizes as its own do, and answers with a function."""
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.models.utils import has_bos_prefix
-
-    # Made in a function, since lm-eval may not be installed and takes seconds to import.
-    class Answering(TemplateLM):  # type: ignore[misc]
-        @property
-        def eot_token_id(self) -> int:
-            last = tokenizer.eos_token_id
-            return int(tokenizer.bos_token_id if last is None else last)
-
-        @property
-        def prefix_token_id(self) -> int:
-            first = tokenizer.bos_token_id
-            return int(tokenizer.eos_token_id if first is None else first)
-
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: Any
-        ) -> list[int]:
-            # Prompts that begin with BOS do not get another one.
-            special = add_special_tokens
-            if special is None and has_bos_prefix(string, tokenizer.decode(self.prefix_token_id)):
-                special = False
-            chosen = {} if special is None else {"add_special_tokens": special}
-            ids: list[int] = tokenizer.encode(string, **chosen)
-            return ids
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[Answer]:
-            return respond([(tuple(context), tuple(ids)) for _, context, ids in requests])
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise Refusal("tasks that score whole texts are not run")
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            raise Refusal("tasks that generate text are not run")
-
-    return Answering()
 
 
 def harness_version() -> str:

@@ -1,4 +1,4 @@
-"""What a run of tasks is to do, laid out before any continuation is scored."""
+"""What a run of tasks is to do, laid out before anything is scored or written."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,16 +23,11 @@ from robustness.schedules import Schedule, clean
 from robustness.schedules.division import Division
 from robustness.schedules.plan import Plan
 from robustness.sweeps.preparation import choose_sizes, divide, lay_out_schedules
-from robustness.tasks.harness import (
-    Request,
-    Tasks,
-    harness_version,
-    load_tasks,
-    longest_text,
-    wanted_requests,
-)
+from robustness.tasks.answering import Request, longest_text, wanted_requests
+from robustness.tasks.harness import Tasks, harness_version, load_tasks
+from robustness.tasks.prompts import Prompts, as_answer
 from robustness.tasks.settings import TaskSettings
-from robustness.tasks.summary import Answers, summarise
+from robustness.tasks.summary import summarise
 from robustness.text.local_file import printable_name
 
 LOGLIKELIHOOD = Metric("loglikelihood", "nat", "log-likelihood of a continuation")
@@ -53,8 +48,10 @@ class PreparedTasks:
     """Dimensions and coordinates of the other schedules; None without any."""
     requests: list[Request]
     """Continuations in the order in which the harness asks for them."""
+    prompts: Prompts
+    """Texts that are continued."""
     blank: xr.Dataset
-    """Empty dataset of scores, with continuations in order of length."""
+    """Empty dataset of scores and of tokens written, each in order of length."""
     batch_tokens: int
     """Maximum number of tokens in a trace."""
     chosen: sizes.Sizes
@@ -65,7 +62,7 @@ class PreparedTasks:
     @cached_property
     def order(self) -> list[int]:
         """Indices of the continuations in `requests`, in order of length."""
-        places: list[int] = self.blank["request"].values.tolist()
+        places: list[int] = self.blank["request"].values.tolist() if self.requests else []
         return places
 
     @cached_property
@@ -95,6 +92,10 @@ class PreparedTasks:
         """Return the batches that are left after a number of continuations."""
         return batches(self.lengths, self.batch_tokens, done, self.model.bends)
 
+    def prompt_batches(self, done: int = 0) -> list[slice]:
+        """Return the batches of prompts that are left after a number of them."""
+        return batches(self.prompts.lengths, self.batch_tokens, done, self.model.bends)
+
     def plan(self, cap: int, group: slice | None = None) -> Plan:
         """Compile all schedules or a group, as a plan that stacks at most `cap` states."""
         return self.division.plan(cap, group)
@@ -107,17 +108,29 @@ class PreparedTasks:
 
     def complete(self, dataset: xr.Dataset, _: Any) -> xr.Dataset:
         """Return the metrics that the harness makes of all scores."""
-        scores = dataset.sortby("request")
+        scores = dataset.sortby([name for name in ("request", "prompt") if name in dataset.dims])
         answers = []
         for at in range(len(self.schedules)):
-            likelihoods = scores["loglikelihood"].values[at].tolist()
-            greedy = (scores["greedy"].values[at] > 0).tolist()
-            pairs = zip(likelihoods, greedy, strict=True)
-            answer_to: Answers = dict(zip(self.requests, pairs, strict=True))
-            answers.append(answer_to)
+            answers.append(self._scored_answers(scores, at) | self._written_answers(scores, at))
         limit = self.settings.limit
         summary = summarise(self.model, self.tasks, limit, answers, self.labels)
         return summary.assign_attrs(dataset.attrs)
+
+    def _scored_answers(self, scores: xr.Dataset, at: int) -> dict[Any, Any]:
+        """Return the scores of continuations under a schedule."""
+        if not self.requests:
+            return {}
+        likelihoods = scores["loglikelihood"].values[at].tolist()
+        greedy = (scores["greedy"].values[at] > 0).tolist()
+        return dict(zip(self.requests, zip(likelihoods, greedy, strict=True), strict=True))
+
+    def _written_answers(self, scores: xr.Dataset, at: int) -> dict[Any, Any]:
+        """Return the texts that continue prompts under a schedule."""
+        answers: dict[Any, Any] = {}
+        for column, prompt in enumerate(self.prompts.asked):
+            ids = scores["written"].values[at, :, column]
+            answers[prompt] = as_answer(self.model.tokenizer, prompt, ids[ids >= 0].tolist())
+        return answers
 
 
 def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> PreparedTasks:
@@ -137,12 +150,19 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
     schedules, labels, described = _lay_out(model, settings)
     sublayer_calls.check_schedules(model, schedules)
     tasks = load_tasks(settings)
-    requests = wanted_requests(model, tasks, settings.limit)
+    requests, asked = wanted_requests(model, tasks, settings.limit)
+    prompts = Prompts(asked)
+    if asked and model.request:
+        raise Refusal(
+            "tasks that generate text run on this machine: open the model here, or choose tasks "
+            "that score continuations"
+        )
     # In order of length, so that batches have little padding.
     order = sorted(range(len(requests)), key=lambda at: sum(map(len, requests[at])))
-    widest = min(longest_text(model), max(sum(map(len, request)) for request in requests))
+    longest = [sum(map(len, request)) for request in requests] + prompts.lengths
+    widest = min(longest_text(model), max(longest))
     division = divide(model, schedules)
-    reads = Reads(max(len(ids) for _, ids in requests))
+    reads = Reads(max((len(ids) for _, ids in requests), default=1))
     chosen = choose_sizes(model, division, widest, reads, options)
     batch_tokens = options.batch_tokens or chosen.text
     attributes = {
@@ -152,22 +172,35 @@ def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> 
         "tasks": ", ".join(settings.tasks),
         "task_data": "" if settings.data is None else printable_name(settings.data),
         "limit": settings.limit or "none",
-        "corpus_sha256": value_digest(requests),
+        # Without the prompts where there are none, as in files of tasks that only score.
+        "corpus_sha256": value_digest((requests, asked) if asked else requests),
         "batch_tokens": batch_tokens,
         changes.REQUESTS: len(division.groups(chosen.requests)) if model.request else None,
-        "sequences": len(requests),
+        "sequences": len(requests) + len(asked),
         "lm_eval": harness_version(),
     }
-    of_score = ("run", "request")
+    scores = (LOGLIKELIHOOD, GREEDY) if requests else ()
     blank = blank_dataset(
-        {metric.name: (metric, of_score) for metric in (LOGLIKELIHOOD, GREEDY)},
-        {"run": np.arange(len(schedules)), "request": order},
+        {metric.name: (metric, ("run", "request")) for metric in scores},
+        {"run": np.arange(len(schedules))} | ({"request": order} if requests else {}),
         file_attributes(attributes, options.command),
         np.float64,
     )
     return PreparedTasks(
-        settings, model, tasks, schedules, labels, requests, blank, batch_tokens, chosen, division
-    )
+        settings, model, tasks, schedules, labels, requests, prompts,
+        _with_prompts(blank, prompts), batch_tokens, chosen, division,
+    )  # fmt: skip
+
+
+def _with_prompts(blank: xr.Dataset, prompts: Prompts) -> xr.Dataset:
+    """Add a place for the tokens that continue prompts, -1 where none is written."""
+    if not len(prompts):
+        return blank
+    shape = (blank.sizes["run"], prompts.most, len(prompts))
+    written = np.full(shape, -1, np.int32)
+    blank = blank.assign_coords(place=np.arange(prompts.most), prompt=prompts.order)
+    described = {"units": "1", "long_name": "tokens that continue a prompt"}
+    return blank.assign(written=(("run", "place", "prompt"), written, described))
 
 
 def _check_tokenizer(model: Model) -> None:

@@ -9,17 +9,21 @@ from numpy.typing import NDArray
 
 from robustness.files.labels import Labels
 from robustness.models.model import Model
-from robustness.tasks.harness import Answer, Request, Respond, Tasks, run_harness
+from robustness.tasks.answering import Respond, run_harness
+from robustness.tasks.harness import Tasks
 
-BY_ITEM = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
+BY_ITEM = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match")
 """Metrics that say whether an item is answered correctly."""
 
 BOOTSTRAP = 100
 """Number of bootstrap samples for standard errors of metrics that are no means, such as
 perplexity."""
 
-Answers = Mapping[Request, Answer]
-"""Answers under one schedule, by continuation."""
+PLAIN = "none"
+"""What lm-eval calls no filter of answers."""
+
+Answers = Mapping[Any, Any]
+"""Answers under one schedule, by request of the harness."""
 
 
 def summarise(
@@ -62,9 +66,9 @@ def summarise(
         corrects.append(_correct(of_schedule, tasks, metrics))
     value, error, correct = np.stack(values), np.stack(errors), np.stack(corrects)
     item_task, item_index = [], []
-    for name, sample in _samples(evaluated[0], tasks):
+    for name, index, _ in _items(evaluated[0], tasks):
         item_task.append(name)
-        item_index.append(sample["doc_id"])
+        item_index.append(index)
     of_metric, of_item = ("task", "metric"), ("metric", "item")
     as_defined, is_right = "metric as lm-eval defines it", "whether an item is answered right"
     coords = {
@@ -96,7 +100,7 @@ def summarise(
 def _look_up(answer_to: Answers) -> Respond:
     """Return a function that answers from a mapping."""
 
-    def respond(requests: Sequence[Request]) -> list[Answer]:
+    def respond(requests: Sequence[Any]) -> list[Any]:
         return [answer_to[request] for request in requests]
 
     return respond
@@ -108,9 +112,15 @@ def _metrics(evaluated: Mapping[str, Any], tasks: Tasks) -> list[str]:
     for name in tasks:
         for key in evaluated["results"][name]:
             # Keys are of the form METRIC,FILTER and METRIC_stderr,FILTER.
-            if key.endswith(",none") and "_stderr" not in key:
-                metrics.add(key.partition(",")[0])
+            metric, comma, kind = key.partition(",")
+            if comma and not metric.endswith("_stderr"):
+                metrics.add(_label(metric, kind))
     return sorted(metrics)
+
+
+def _label(metric: str, kind: str) -> str:
+    """Return the name in a file of a metric of answers that went through a filter."""
+    return metric if kind == PLAIN else f"{metric},{kind}"
 
 
 def _values(
@@ -120,7 +130,9 @@ def _values(
     values = np.full((len(tasks), len(metrics)), np.nan)
     for row, name in enumerate(tasks):
         for column, metric in enumerate(metrics):
-            values[row, column] = _number(evaluated["results"][name].get(f"{metric}{ending},none"))
+            plain, _, kind = metric.partition(",")
+            key = f"{plain}{ending},{kind or PLAIN}"
+            values[row, column] = _number(evaluated["results"][name].get(key))
     return values
 
 
@@ -128,22 +140,28 @@ def _correct(
     evaluated: Mapping[str, Any], tasks: Tasks, metrics: Sequence[str]
 ) -> NDArray[np.float64]:
     """Return whether items are answered correctly, (metric, item); NaN if a metric does not say."""
-    samples = [sample for _, sample in _samples(evaluated, tasks)]
-    correct = np.full((len(metrics), len(samples)), np.nan)
+    items = _items(evaluated, tasks)
+    correct = np.full((len(metrics), len(items)), np.nan)
     for row, metric in enumerate(metrics):
-        if metric in BY_ITEM:
-            correct[row] = [_number(sample.get(metric)) for sample in samples]
+        if metric.partition(",")[0] in BY_ITEM:
+            correct[row] = [_number(found.get(metric)) for *_, found in items]
     return correct
 
 
-def _samples(evaluated: Mapping[str, Any], tasks: Tasks) -> list[tuple[str, dict[str, Any]]]:
-    """Return the task and the sample of every item, in order."""
-    samples = []
+def _items(evaluated: Mapping[str, Any], tasks: Tasks) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return every item in order: its task, its number there, and its metrics by their names."""
+    items = []
     for name in tasks:
+        # A task with several filters has a sample of each of them for an item.
+        found: dict[int, dict[str, Any]] = {}
+        for sample in evaluated["samples"][name]:
+            kind = sample.get("filter", PLAIN)
+            metrics = {_label(metric, kind): sample.get(metric) for metric in BY_ITEM}
+            found.setdefault(sample["doc_id"], {}).update(metrics)
         # In one order, since items of several runs are compared by their place.
-        for sample in sorted(evaluated["samples"][name], key=lambda sample: sample["doc_id"]):
-            samples.append((name, sample))
-    return samples
+        for index in sorted(found):
+            items.append((name, index, found[index]))
+    return items
 
 
 def _number(value: Any) -> float:

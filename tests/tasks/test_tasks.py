@@ -19,7 +19,8 @@ from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop, repeat, swap
 from robustness.schedules.interventions import schedules
 from robustness.tasks import TaskSettings, evaluate_tasks, evaluation, preparation, summary
-from robustness.tasks.harness import load_tasks, quiet, run_harness
+from robustness.tasks.answering import run_harness
+from robustness.tasks.harness import load_tasks, quiet
 from robustness.trace import block_calls
 
 NAMES = ("arc_easy", "hellaswag", "lambada_openai")

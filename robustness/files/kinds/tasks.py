@@ -13,13 +13,14 @@ CLEAN_VARIABLES = {
     "clean_correct": Variable(("metric", "item"), "f", *SHARE),
     "loglikelihood": Variable(("run", "request"), "f", -math.inf, 0.1),
     "greedy": Variable(("run", "request"), "i", 0, 1),
+    "written": Variable(("run", "place", "prompt"), "i", -1),
 }
 """Variables of the clean model, and those of an unfinished run."""
 
 TASK_LABELS = {
     **text_labels(*TASK_DIMS),
     **number_labels(0, "item"),
-    **number_labels(0, "run", "request", ascending=False),
+    **number_labels(0, "run", "request", "prompt", "place", ascending=False),
     "item_task": Variable(("item",), "U"),
     "item_index": Variable(("item",), "i", 0),
 }
