@@ -130,7 +130,7 @@ def prepare(
     metric_trial.try_out(settings, model)
     sublayer_calls.check_schedules(model, schedules)
     division = divide(model, schedules)
-    chosen = choose_sizes(model, division, corpus.context, _reads(corpus, settings), options)
+    chosen = choose_sizes(model, division, corpus.context, reads_of(corpus, settings), options)
     batch_tokens = options.batch_tokens or chosen.text
     batches = corpus.batches(batch_tokens)
     widest = batches[0].stop * corpus.context
@@ -212,7 +212,7 @@ def lay_out_schedules(
     return list(placed.values()), labels, described
 
 
-def _reads(corpus: Corpus, settings: SweepSettings) -> Reads:
+def reads_of(corpus: Corpus, settings: SweepSettings) -> Reads:
     """Return what is read of the final states of a sequence."""
     return Reads(
         corpus.context if corpus.authors_alignment else corpus.context - 2,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustness.trace import capture, numerics, transfer
+from robustness.trace import capture, numerics, redundancy
 
 if TYPE_CHECKING:
     from robustness.trace.types import Captured, Modules, TokenFacts
@@ -31,22 +31,17 @@ def measure(captured: Captured, facts: TokenFacts) -> dict[str, Tensor]:
         where the final norm centres.
     """
     residual = numerics.precise(captured["residual"])
-    measured = {
-        "residual_norm": _norm(residual, facts),
-        "last": capture.at_last_token(residual, facts),
-    }
+    measured = redundancy.measure(captured, facts)
+    measured["residual_norm"] = _norm(residual, facts)
     if "output" not in captured:
         return measured
     attention, mlp = numerics.precise(captured["attention"]), numerics.precise(captured["mlp"])
-    output = numerics.precise(captured["output"])
     measured["attention_norm"], measured["mlp_norm"] = _norm(attention, facts), _norm(mlp, facts)
     measured["attention_mlp_ratio"] = measured["attention_norm"] / measured["mlp_norm"]
     # In a parallel block, attention and MLP read one stream: there is none between them.
     if not facts["parallel"]:
         measured["middle_norm"] = _norm(residual + attention, facts)
         measured["mlp_middle_ratio"] = measured["mlp_norm"] / measured["middle_norm"]
-    cosine = torch.nn.functional.cosine_similarity(residual, output, dim=-1)
-    measured["block_influence"] = (1 - cosine)[None]
     return measured
 
 
@@ -71,21 +66,8 @@ def finish(
     for name, part in zip(shapes, statistics.split([shape.numel() for shape in shapes.values()])):
         finished[name] = part.unflatten(0, shapes[name])
     finished["block_influence"] = finished["block_influence"][:, 0, 0]
-    finished["angular_distance"] = _angles(last)
+    finished["angular_distance"] = redundancy.angles(last)
     return finished
-
-
-def _angles(last: Tensor) -> Tensor:
-    """Angular distances (layer, span, sequence) of states (depth, sequence, width)."""
-    # In float64: near 1, arccos turns a rounding error of the cosine into its square root.
-    wide = last.to(transfer.place_of_sums(last.device)).double()
-    wide = wide / wide.norm(dim=-1, keepdim=True)
-    cosines = torch.einsum("isf,jsf->ijs", wide, wide).clamp(-1, 1)
-    layers = len(last) - 1
-    angles = cosines.new_full((layers, layers, last.shape[1]), torch.nan)
-    for layer in range(layers):
-        angles[layer, : layers - layer] = cosines[layer, layer + 1 :].arccos() / torch.pi
-    return angles.to(last.dtype)
 
 
 def _norm(values: Tensor, facts: TokenFacts) -> Tensor:

@@ -1,0 +1,176 @@
+"""Races: candidates are measured batch by batch, and those that are clearly worse are dropped.
+
+After each batch, the scores of all candidates on the same sequences are compared with those of the
+leader. A candidate is dropped if its mean difference exceeds q standard errors, clustered by
+document, where q is the quantile of Student's t at a probability that is divided by the number of
+comparisons (Bonferroni). Scores on the same text vary together, so differences are much more
+certain than means: most candidates leave after a few batches. This is a race as of Maron and Moore
+(1994, Hoeffding Races), with paired t statistics as of Birattari et al. (2002, F-Race).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy  # its parts are loaded when they are used
+import xarray as xr
+from numpy.typing import NDArray
+
+from robustness.files.kinds.searches import CHOSEN, DROPPED, TIED
+from robustness.pruning.units import Unit
+from robustness.statistics.uncertainty import effective_documents, standard_error
+
+Cut = frozenset[Unit]
+"""Units that are removed together."""
+
+FEWEST_DOCUMENTS = 8
+"""Minimum number of documents before a candidate is dropped: a t statistic of fewer is wild."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How the candidates of one step came out."""
+
+    candidates: tuple[Cut, ...]
+    standing: tuple[int, ...]
+    """How each candidate came out: `DROPPED`, `TIED` with the best, or `CHOSEN`, the best."""
+    ranking: tuple[Cut, ...]
+    """Candidates that were not dropped, the best first."""
+    tokens_read: int
+    """Number of tokens that candidates were measured on, added up."""
+    tokens_in_full: int
+    """Number of tokens if each had been measured on all of the searched part."""
+    applications: int
+    """Number of blocks and sublayers applied to single sequences."""
+
+    @property
+    def best(self) -> Cut:
+        """The best candidate."""
+        return self.ranking[0]
+
+    def after(self, *earlier: "Round") -> "Round":
+        """Return this round with the candidates and the costs of others that prepared it."""
+        candidates = dict(zip(self.candidates, self.standing, strict=True))
+        tokens_read, in_full, applications = (
+            self.tokens_read,
+            self.tokens_in_full,
+            self.applications,
+        )
+        for other in earlier:
+            for candidate in other.candidates:
+                candidates.setdefault(candidate, DROPPED)
+            tokens_read += other.tokens_read
+            in_full += other.tokens_in_full
+            applications += other.applications
+        return Round(
+            tuple(candidates),
+            tuple(candidates.values()),
+            self.ranking,
+            tokens_read,
+            in_full,
+            applications,
+        )
+
+
+def separated(
+    scores: NDArray[np.float64],
+    leader: int,
+    documents: NDArray[Any],
+    level: float,
+    comparisons: int,
+) -> NDArray[np.bool_]:
+    """Return which candidates are worse than a leader by more than chance would have it.
+
+    Parameters
+    ----------
+    scores : float64 array of shape (candidate, sequence)
+        Scores on the same sequences, lower ones better; infinite where a prediction was no number.
+    leader : int
+        Index of the leader.
+    documents : array of shape (sequence,)
+        Document of each sequence.
+    level : float
+        Probability that any is separated by chance.
+    comparisons : int
+        Number of comparisons that share this probability.
+
+    Returns
+    -------
+    bool array of shape (candidate,)
+        Whether each is separated; the leader never is.
+    """
+    lost = ~np.isfinite(scores).all(1)
+    lost[leader] = False
+    if np.unique(documents).size < FEWEST_DOCUMENTS or not np.isfinite(scores[leader]).all():
+        return lost
+    finite = np.where(np.isfinite(scores), scores, 0.0)
+    differences = xr.DataArray(
+        finite - finite[leader],
+        dims=("candidate", "sequence"),
+        coords={"document": ("sequence", documents)},
+    )
+    error = standard_error(differences).values
+    freedom = np.clip(effective_documents(differences).values - 1, 1, None)
+    multiple = scipy.stats.t.ppf(1 - level / max(1, comparisons), freedom)
+    return lost | (differences.mean("sequence").values > multiple * error)
+
+
+def order_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the indices of candidates by their mean score, the lowest first."""
+    return np.argsort(scores.mean(1), kind="stable")
+
+
+def race(
+    candidates: Sequence[Cut],
+    batches: int,
+    measure: Callable[[Sequence[Cut], int], NDArray[np.float64]],
+    documents: Callable[[int], NDArray[Any]],
+    keep: int,
+    level: float,
+) -> tuple[list[Cut], list[int], list[int]]:
+    """Measure candidates batch by batch, until as few as wanted are left or the text ends.
+
+    Parameters
+    ----------
+    candidates : sequence of frozenset
+        Candidates.
+    batches : int
+        Number of batches.
+    measure : callable
+        Function of some candidates and the index of a batch, which measures them on it and returns
+        their scores on all sequences so far (candidate, sequence).
+    documents : callable
+        Function from the index of a batch to the documents of all sequences so far.
+    keep : int
+        Number of candidates that are wanted; those that cannot be told from the last of them stay.
+    level : float
+        As for `separated`.
+
+    Returns
+    -------
+    ranking : list of frozenset
+        Candidates that were not dropped, the best first.
+    standing : list of int
+        How each of these compares with the best: `CHOSEN`, `TIED` or `DROPPED`.
+    measured : list of int
+        Number of candidates that were measured on each batch.
+    """
+    alive, measured = list(candidates), []
+    scores = np.zeros((0, 0))
+    for batch in range(batches):
+        scores = measure(alive, batch)
+        measured.append(len(alive))
+        known = documents(batch)
+        if len(alive) > keep:
+            leader = int(order_of(scores)[keep - 1])
+            dropped = separated(scores, leader, known, level, len(candidates) - keep)
+            stays = np.flatnonzero(~dropped)
+            alive, scores = [alive[index] for index in stays], scores[stays]
+        if len(alive) <= keep and np.unique(known).size >= FEWEST_DOCUMENTS:
+            break
+    order = order_of(scores)
+    worse = separated(scores, int(order[0]), known, level, len(candidates) - 1)
+    standing = [DROPPED if worse[index] else TIED for index in order]
+    standing[0] = CHOSEN
+    return [alive[index] for index in order], standing, measured
