@@ -1,4 +1,4 @@
-"""The clean pass of methods that measure no schedule: how little blocks turn the residual stream."""
+"""The clean pass of methods that measure no schedule: how far blocks turn the stream."""
 
 import numpy as np
 import xarray as xr

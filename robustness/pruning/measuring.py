@@ -1,6 +1,6 @@
 """Measuring of candidates on batches of a text: the plan and the trace of a sweep of schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from robustness.files.kinds.searches import READ
 from robustness.files.labels import schedule_labels
 from robustness.models.model import Model
+from robustness.runs.attempts import Lacking
 from robustness.runs.budget import pace_of
 from robustness.runs.portions import Portions
 from robustness.runs.settings import RunOptions
@@ -20,6 +21,9 @@ from robustness.sweeps.tracing import measure_batch
 from robustness.text.corpus import Corpus
 
 READ_NAMES = tuple(metric.name for metric in READ)
+
+Record = Callable[[int, str, Lacking], object]
+"""Function that records where portions are made smaller."""
 
 LOOKS = 16
 """Number of batches that a text is divided into at least, where a race looks at its scores."""
@@ -43,9 +47,8 @@ class Measurer:
         self._options = replace(options, out=None)
         self._prepared = prepare(model, corpus, settings, self._options)
         self.batch_tokens = self._batch_tokens(options)
-        self.portions = Portions(tell=options.tell, pace=pace_of(model, options.tell))
+        self._portions = Portions()
         self._work = work_of(self._prepared, lambda rows, plan: {})
-        self._loaded = False
 
     @property
     def state_cap(self) -> int:
@@ -60,9 +63,7 @@ class Measurer:
         division = divide(model, schedules)
         requests = 1
         if model.request:
-            sized = replace(
-                self._options, batch_tokens=self.batch_tokens, state_cap=self.state_cap
-            )
+            sized = replace(self._options, batch_tokens=self.batch_tokens, state_cap=self.state_cap)
             reads = reads_of(corpus, self._prepared.settings)
             requests = choose_sizes(model, division, corpus.context, reads, sized).requests
         return replace(
@@ -73,12 +74,29 @@ class Measurer:
             requests=requests,
         )
 
+    def begin(self, lowered: str, record: Record) -> None:
+        """Begin to measure, with the portions that were recorded, and record any that are lowered.
+
+        Parameters
+        ----------
+        lowered : str
+            What was made smaller in an earlier call.
+        record : callable
+            As for `Portions`.
+        """
+        model, tell = self._prepared.model, self._options.tell
+        self._portions = Portions(record, tell, pace=pace_of(model, tell))
+        self._portions.begin(lowered)
+        self._matrix = self._portions.matrix(model.unembedding, 0)
+        self._prepare(self._prepared.schedules)
+
     def measure(
         self, schedules: Sequence[Schedule], rows: slice
     ) -> dict[str, NDArray[np.floating]]:
         """Return readouts (schedule, sequence) of schedules, and `clean_loss` (sequence,)."""
-        self._prepare(schedules)
-        found = measure_in_portions(self._prepared, rows, self.portions, self._work)
+        if list(schedules) != self._prepared.schedules:
+            self._prepare(schedules)
+        found = measure_in_portions(self._prepared, rows, self._portions, self._work)
         return {name: found[name] for name in (*READ_NAMES, "clean_loss")}
 
     def applications(self, schedules: Sequence[Schedule], rows: slice) -> int:
@@ -91,12 +109,7 @@ class Measurer:
         return total * (rows.stop - rows.start)
 
     def _prepare(self, schedules: Sequence[Schedule]) -> None:
-        """Prepare the measuring of some schedules, unless it was prepared last."""
-        if self._loaded and list(schedules) == self._prepared.schedules:
-            return
-        if not self._loaded:
-            self._matrix = self.portions.matrix(self._prepared.model.unembedding, 0)
-            self._loaded = True
+        """Prepare the measuring of some schedules."""
         prepared = self.prepared(schedules)
         self._work = work_of(
             prepared, lambda rows, plan: measure_batch(prepared, rows, plan, self._matrix)

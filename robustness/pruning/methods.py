@@ -51,8 +51,6 @@ class Problem:
     """Number of units after which the search ends, if it is known, and otherwise of all that can be
     removed together."""
     weigh: Weigh
-    means: Callable[[Sequence[Cut]], NDArray[np.float64]]
-    """Function from candidates that were measured on a share of the text to their mean scores."""
     observe: Callable[[], xr.Dataset]
     """Function that returns `block_influence` (layer, sequence) and `angular_distance` (layer,
     span, sequence) of the clean run on the searched text."""
@@ -99,8 +97,9 @@ def one_shot(problem: Problem) -> Iterator[Round]:
     Kim et al. 2024, arXiv 2402.02834.
     """
     singles = _singles(problem)
-    yield problem.weigh(singles, share=1.0)
-    order = np.argsort(problem.means(singles), kind="stable")
+    found = problem.weigh(singles, share=1.0)
+    yield found
+    order = np.argsort(found.mean_of(singles), kind="stable")
     yield from _nested(problem, [problem.units[index] for index in order], 2)
 
 
@@ -154,19 +153,14 @@ def pairwise(problem: Problem) -> Iterator[Round]:
     then raced among the best of these, larger ones among the best of the model, `finalists` of them
     at the last step and half as many at those before.
     """
-    units = problem.units
-    singles = _singles(problem)
+    units, singles = problem.units, _singles(problem)
     pairs = [frozenset(pair) for pair in combinations(units, 2)]
-    sketches = [problem.sketch(singles)]
-    costs = problem.means(singles)
-    if problem.last == 1 or not pairs:
-        yield _final(problem, singles, costs).after(*sketches)
-        return
+    of_singles = problem.sketch(singles)
+    yield _final(problem, of_singles, problem.last == 1).after(of_singles)
     of_pairs = problem.sketch(pairs)
-    pair_costs = problem.means(pairs)
-    yield _final(problem, singles, costs).after(*sketches)
-    model = QuadraticModel.of(costs, pairs_of(pair_costs.tolist(), len(units)))
-    yield _final(problem, pairs, pair_costs, problem.last == 2).after(of_pairs)
+    yield _final(problem, of_pairs, problem.last == 2).after(of_pairs)
+    costs = pairs_of(of_pairs.mean_of(pairs), len(units))
+    model = QuadraticModel.of(of_singles.mean_of(singles), costs)
     for size in range(3, problem.last + 1):
         sets = model.best(size, _finalists(problem, size == problem.last))
         candidates = [frozenset(units[member] for member in row) for row in sets]
@@ -174,12 +168,9 @@ def pairwise(problem: Problem) -> Iterator[Round]:
         yield problem.weigh(candidates)
 
 
-def _final(
-    problem: Problem, candidates: Sequence[Cut], costs: NDArray[np.float64], last: bool = False
-) -> Round:
+def _final(problem: Problem, sketched: Round, last: bool) -> Round:
     """Race those candidates that cost least on a share of the text."""
-    order = np.argsort(costs, kind="stable")[: _finalists(problem, last)]
-    return problem.weigh([candidates[index] for index in order])
+    return problem.weigh(sketched.ranking[: _finalists(problem, last)])
 
 
 def _finalists(problem: Problem, last: bool) -> int:

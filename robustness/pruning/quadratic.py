@@ -5,12 +5,11 @@ is a quadratic form of the move, so that for a set S of units
 
     KL(S) ≈ Σ_i s_i + Σ_{i<j} (p_ij - s_i - s_j),
 
-where s_i is the KL without unit i and p_ij the KL without units i and j. The same sum, cut off after
-pairs, is used for rises of the loss. Its best sets are those of a quadratic binary problem with a
+where s_i is the KL without unit i and p_ij the KL without units i and j. The same sum is used
+for rises of the loss. Its best sets are those of a quadratic binary problem with a
 fixed number of ones, as in arXiv 2602.00161.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -105,7 +104,7 @@ class QuadraticModel:
         return np.unique(grown[distinct], axis=0)
 
 
-def pairs_of(values: Sequence[float], units: int) -> NDArray[np.float64]:
+def pairs_of(values: NDArray[np.float64], units: int) -> NDArray[np.float64]:
     """Lay out values of all pairs of units, in the order of combinations, as (unit, unit)."""
     table = np.full((units, units), np.nan)
     table[np.triu_indices(units, 1)] = values

@@ -9,7 +9,7 @@ certain than means: most candidates leave after a few batches. This is a race as
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class Round:
     """How each candidate came out: `DROPPED`, `TIED` with the best, or `CHOSEN`, the best."""
     ranking: tuple[Cut, ...]
     """Candidates that were not dropped, the best first."""
+    means: tuple[float, ...]
+    """Mean scores of these in nats, over the sequences that all of them were measured on."""
     tokens_read: int
     """Number of tokens that candidates were measured on, added up."""
     tokens_in_full: int
@@ -49,27 +51,24 @@ class Round:
         """The best candidate."""
         return self.ranking[0]
 
+    def mean_of(self, candidates: Sequence[Cut]) -> NDArray[np.float64]:
+        """Return the mean scores of candidates that were not dropped."""
+        by_cut = dict(zip(self.ranking, self.means, strict=True))
+        return np.array([by_cut[candidate] for candidate in candidates])
+
     def after(self, *earlier: "Round") -> "Round":
         """Return this round with the candidates and the costs of others that prepared it."""
-        candidates = dict(zip(self.candidates, self.standing, strict=True))
-        tokens_read, in_full, applications = (
-            self.tokens_read,
-            self.tokens_in_full,
-            self.applications,
-        )
+        standing = dict(zip(self.candidates, self.standing, strict=True))
         for other in earlier:
             for candidate in other.candidates:
-                candidates.setdefault(candidate, DROPPED)
-            tokens_read += other.tokens_read
-            in_full += other.tokens_in_full
-            applications += other.applications
-        return Round(
-            tuple(candidates),
-            tuple(candidates.values()),
-            self.ranking,
-            tokens_read,
-            in_full,
-            applications,
+                standing.setdefault(candidate, DROPPED)
+        return replace(
+            self,
+            candidates=tuple(standing),
+            standing=tuple(standing.values()),
+            tokens_read=self.tokens_read + sum(other.tokens_read for other in earlier),
+            tokens_in_full=self.tokens_in_full + sum(other.tokens_in_full for other in earlier),
+            applications=self.applications + sum(other.applications for other in earlier),
         )
 
 
@@ -100,7 +99,7 @@ def separated(
     bool array of shape (candidate,)
         Whether each is separated; the leader never is.
     """
-    lost = ~np.isfinite(scores).all(1)
+    lost: NDArray[np.bool_] = np.logical_not(np.isfinite(scores).all(axis=1))
     lost[leader] = False
     if np.unique(documents).size < FEWEST_DOCUMENTS or not np.isfinite(scores[leader]).all():
         return lost
@@ -113,7 +112,8 @@ def separated(
     error = standard_error(differences).values
     freedom = np.clip(effective_documents(differences).values - 1, 1, None)
     multiple = scipy.stats.t.ppf(1 - level / max(1, comparisons), freedom)
-    return lost | (differences.mean("sequence").values > multiple * error)
+    worse: NDArray[np.bool_] = differences.mean("sequence").values > multiple * error
+    return lost | worse
 
 
 def order_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -121,14 +121,28 @@ def order_of(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.argsort(scores.mean(1), kind="stable")
 
 
+@dataclass(frozen=True)
+class Finish:
+    """How a race ended."""
+
+    ranking: list[Cut]
+    """Candidates that were not dropped, the best first."""
+    standing: list[int]
+    """How each of these compares with the best: `CHOSEN`, `TIED` or `DROPPED`."""
+    means: list[float]
+    """Mean score of each of these."""
+    measured: list[list[Cut]]
+    """Candidates that were measured on each batch."""
+
+
 def race(
     candidates: Sequence[Cut],
     batches: int,
     measure: Callable[[Sequence[Cut], int], NDArray[np.float64]],
     documents: Callable[[int], NDArray[Any]],
-    keep: int,
+    keep: int | None,
     level: float,
-) -> tuple[list[Cut], list[int], list[int]]:
+) -> Finish:
     """Measure candidates batch by batch, until as few as wanted are left or the text ends.
 
     Parameters
@@ -142,26 +156,19 @@ def race(
         their scores on all sequences so far (candidate, sequence).
     documents : callable
         Function from the index of a batch to the documents of all sequences so far.
-    keep : int
+    keep : int or None
         Number of candidates that are wanted; those that cannot be told from the last of them stay.
+        None measures all candidates on all batches.
     level : float
         As for `separated`.
-
-    Returns
-    -------
-    ranking : list of frozenset
-        Candidates that were not dropped, the best first.
-    standing : list of int
-        How each of these compares with the best: `CHOSEN`, `TIED` or `DROPPED`.
-    measured : list of int
-        Number of candidates that were measured on each batch.
     """
-    alive, measured = list(candidates), []
-    scores = np.zeros((0, 0))
+    alive, measured = list(candidates), list[list[Cut]]()
+    scores, known = np.zeros((0, 0)), np.zeros(0)
     for batch in range(batches):
-        scores = measure(alive, batch)
-        measured.append(len(alive))
-        known = documents(batch)
+        scores, known = measure(alive, batch), documents(batch)
+        measured.append(alive)
+        if keep is None:
+            continue
         if len(alive) > keep:
             leader = int(order_of(scores)[keep - 1])
             dropped = separated(scores, leader, known, level, len(candidates) - keep)
@@ -173,4 +180,5 @@ def race(
     worse = separated(scores, int(order[0]), known, level, len(candidates) - 1)
     standing = [DROPPED if worse[index] else TIED for index in order]
     standing[0] = CHOSEN
-    return [alive[index] for index in order], standing, measured
+    means = scores.mean(1)[order].tolist()
+    return Finish([alive[index] for index in order], standing, means, measured)

@@ -99,8 +99,8 @@ class Record:
         self._grow(len(self._index))
         rows = np.concatenate([np.arange(*self.batches[b].indices(2**62)) for b in batches])
         for metric in READ:
-            self.values[metric.name][np.ix_(index, rows)] = values[metric.name]
-        self._measured[np.ix_(index, batches)] = True
+            self.values[metric.name][np.ix_(np.array(index), rows)] = values[metric.name]
+        self._measured[np.ix_(np.array(index), np.array(batches))] = True
 
     def scores(
         self, candidates: Sequence[Schedule], rows: slice, objective: str

@@ -45,7 +45,7 @@ class PruningSettings:
     units: str = "block"
     """Kind of units, of `units.UNITS`."""
     methods: Sequence[str] = ()
-    """Methods, of `METHODS`; without any, `pairwise`, or `greedy` where there are too many pairs."""
+    """Methods, of `METHODS`; without any, `pairwise`, or `greedy` where pairs are too many."""
     objective: str = "kl"
     """One of `OBJECTIVES`."""
     layers: Sequence[int] | None = None
