@@ -19,7 +19,13 @@ from robustness.models.model import Model
 from robustness.pruning import methods, outcome
 from robustness.pruning.clean_pass import measure_redundancy
 from robustness.pruning.methods import Problem
-from robustness.pruning.preparation import KIND, Search, parameters_of, prepare
+from robustness.pruning.preparation import (
+    KIND,
+    Search,
+    parameters_of,
+    prepare,
+    target_parameters,
+)
 from robustness.pruning.racing import FEWEST_DOCUMENTS, Cut, Round, race
 from robustness.pruning.record import Record
 from robustness.pruning.settings import PruningSettings
