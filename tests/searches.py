@@ -80,7 +80,7 @@ def planted_search(
     size_of = np.array([len(chosen) for chosen in sets])
     per_step = np.arange(1, 2 * len(sizes) + 1).reshape(2, -1) * 1000
     rows = ("candidate", "sequence")
-    steps = ("method", "step")
+    steps = ("strategy", "step")
     return xr.Dataset(
         {
             "kl": (rows, kl.astype(np.float32), {"units": "nat", "long_name": "KL"}),
@@ -93,7 +93,7 @@ def planted_search(
             "flops_share": ("candidate", 1 - size_of / len(units)),
             "kv_bytes": ("candidate", 64 * (len(units) - size_of), {"units": "byte"}),
             "chosen": (steps, chosen_texts),
-            "standing": (("method", "step", "candidate"), standing.astype(np.int8)),
+            "standing": (("strategy", "step", "candidate"), standing.astype(np.int8)),
             "tokens_read": (steps, per_step),
             "tokens_in_full": (steps, 3 * per_step),
             "applications": (steps, per_step // 10),
@@ -106,7 +106,7 @@ def planted_search(
             "document": ("sequence", document),
             "part": ("sequence", part),
             "source": ("sequence", np.array(texts)[text]),
-            "method": ["pairwise", "greedy"],
+            "strategy": ["pairwise", "greedy"],
             "step": list(sizes),
             "batch": np.arange(batches),
             "unit": list(map(str, units)),

@@ -9,8 +9,8 @@ from robustness.pruning.stability import chosen_by_text, probability, rank_corre
 
 
 def at(values, method: str, step: int, **labels):
-    """Values of a method at a step; xarray takes a keyword `method` for its own."""
-    return values.sel({"method": method, "step": step, **labels})
+    """Values of a method at a step."""
+    return values.sel({"strategy": method, "step": step, **labels})
 
 
 def resampled(dataset, method: str, step: int, draws: int = 3000) -> dict[str, float]:

@@ -35,15 +35,15 @@ def probability(dataset: xr.Dataset, *, draws: int = DRAWS, seed: int = 0) -> xr
     Returns
     -------
     DataArray
-        Share of the samples in which the best of some candidates lacks a unit, (method, step,
+        Share of the samples in which the best of some candidates lacks a unit, (strategy, step,
         unit): of those that the method weighed, that lack as many units as the step says, and that
         were measured on all sequences of the search that the chosen one was. NaN where a method
         chose nothing at a step, or by fewer than two documents.
     """
     values = searched(scores(dataset)).transpose("candidate", "sequence")
     known = np.isfinite(values.values)
-    weighed = dataset["standing"].transpose("method", "step", "candidate").values > NOT_WEIGHED
-    chosen = dataset["chosen"].transpose("method", "step").values
+    weighed = dataset["standing"].transpose("strategy", "step", "candidate").values > NOT_WEIGHED
+    chosen = dataset["chosen"].transpose("strategy", "step").values
     candidates = list(map(str, dataset["candidate"].values))
     size, removed = dataset["size"].values, _removes(dataset)
     shares = np.full((*chosen.shape, removed.shape[1]), np.nan)
@@ -63,8 +63,8 @@ def probability(dataset: xr.Dataset, *, draws: int = DRAWS, seed: int = 0) -> xr
                 shares[method, step] = removed[rivals[drawn.argmin(1)]].mean(0)
     return xr.DataArray(
         shares,
-        dims=("method", "step", "unit"),
-        coords={name: dataset[name] for name in ("method", "step", "unit")},
+        dims=("strategy", "step", "unit"),
+        coords={name: dataset[name] for name in ("strategy", "step", "unit")},
         attrs={
             "units": "1",
             "long_name": "share of resampled documents in which the unit is in the best set",
