@@ -1,5 +1,7 @@
 import doctest
 import itertools
+import math
+import re
 from collections import Counter
 
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import strategies as st
 from robustness.errors import Refusal
 from robustness.schedules import (
     Attention,
+    Mapped,
     Mlp,
     Parallel,
+    Scaled,
+    StreamMap,
+    StreamScale,
     check,
     clean,
     drop,
@@ -20,6 +26,7 @@ from robustness.schedules import (
     interventions,
     layers_from_text,
     leaves,
+    lowest_block,
     notation,
     parallel,
     plain,
@@ -33,11 +40,21 @@ from robustness.schedules import (
     to_text,
     validation,
 )
+from robustness.schedules import steps as records
 from robustness.schedules.schedule import DEEPEST, LONGEST
 
 LAYERS = 12
 blocks = st.integers(0, LAYERS - 1)
-single = blocks | blocks.map(Attention) | blocks.map(Mlp)
+leaf = blocks | blocks.map(Attention) | blocks.map(Mlp)
+factors = st.floats(allow_nan=False, allow_infinity=False)
+spans = st.tuples(blocks, blocks).map(sorted)
+single = st.one_of(
+    leaf,
+    st.builds(Scaled, leaf, factors),
+    factors.filter(bool).map(StreamScale),
+    spans.map(lambda span: StreamMap(*span)),
+    st.builds(lambda step, span: Mapped(step, *span), leaf, spans),
+)
 steps = st.recursive(
     single,
     lambda inner: st.lists(inner, min_size=1, max_size=4).map(lambda s: Parallel(tuple(s))),
@@ -46,7 +63,7 @@ steps = st.recursive(
 schedules = st.lists(steps, min_size=1, max_size=20).map(tuple)
 
 
-@pytest.mark.parametrize("module", [schedule, notation, validation, interventions, plan])
+@pytest.mark.parametrize("module", [schedule, records, notation, validation, interventions, plan])
 def test_the_examples_in_docstrings_hold(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
@@ -143,6 +160,24 @@ def test_edits_compose():
         ("1+2", 2, "'-' or '..' was expected"),
         ("1-2)", 4, "'-' or '..' was expected"),
         ("(1+2)..", 6, "'-' was expected"),
+        ("0-5*", 5, "a factor was expected"),
+        ("5*x", 3, "a factor was expected"),
+        ("5*.5", 3, "a factor was expected"),
+        ("5*1.5.5", 6, "'-' was expected"),
+        ("5*1e999", 3, "a factor is a finite number"),
+        ("5*nan", 3, "a factor was expected"),
+        ("5*" + "1" * 10**6, 3, "a factor is a finite number"),
+        ("0-*0-1", 4, "a stream times 0 is none"),
+        ("0..3*2", 5, r"'\*' is of one block or sublayer"),
+        ("0..3~4", 5, "'~' is of one block or sublayer"),
+        ("(1+2)*2", 6, "'-' was expected"),
+        ("~", 2, "the blocks of a map were expected"),
+        ("~a4", 2, "the blocks of a map were expected"),
+        ("0-m3~7..4", 6, "a map is of ascending blocks"),
+        ("~4..12", 5, "there is no block 12"),
+        ("~" + "9" * 10**6, 2, "there is no block 9999"),
+        ("3*2~4", 4, "'-' was expected"),
+        ("-".join(["*2"] * 10**6), 30_001, "10,000 blocks are executed at most"),
         ("0-(1+12)", 6, "there is no block 12"),
         ("(" * 5000, DEEPEST + 1, "nested 9 deep at most"),
         ("1" * 5000, 1, "there is no block 1111"),
@@ -231,7 +266,7 @@ def test_ranges_are_open_at_either_end_and_run_both_ways():
     assert from_text("..2-5..3-10..", LAYERS) == (0, 1, 2, 5, 4, 3, 10, 11)
 
 
-@given(st.text(alphabet="0123456789.-x am()+", max_size=12))
+@given(st.text(alphabet="0123456789.-x am()+*~e", max_size=12))
 def test_any_text_is_read_or_refused(text):
     try:
         assert check(from_text(text, LAYERS), LAYERS)
@@ -254,8 +289,32 @@ def test_a_step_travels_as_plain_values_that_tell_it_apart(steps):
         return [leaf for part in value for leaf in flat(part)] if type(value) is tuple else [value]
 
     travelled = tuple(map(plain, steps))
-    assert {type(leaf) for leaf in flat(travelled)} <= {int, str}
+    assert {type(leaf) for leaf in flat(travelled)} <= {int, float, str}
     assert len(set(travelled)) == len(set(steps))
+
+
+def test_factors_and_maps_have_a_text_and_are_checked():
+    schedule = (0, Scaled(Mlp(5), 0.5), StreamScale(1.05), Mapped(Mlp(3), 4, 7), StreamMap(8, 8))
+    assert to_text(schedule) == "0-m5*0.5-*1.05-m3~4..7-~8"
+    assert from_text("0-m5*0.50-*1.05E0-m3~4..07-~8..8", LAYERS) == schedule
+    assert check(schedule, LAYERS) == schedule
+    assert from_text("5*-1e-05-~10..-2~..1-~..", LAYERS) == (
+        Scaled(5, -1e-05), StreamMap(10, 11), Mapped(2, 0, 1), StreamMap(0, 11)
+    )  # fmt: skip
+    assert [lowest_block(step) for step in (Scaled(5, 2.0), Mapped(3, 4, 7), *schedule[2:5:2])] == [
+        5, 3, -1, 8
+    ]  # fmt: skip
+    for step, problem in (
+        (Scaled(3, math.nan), "nan is no factor"),
+        (StreamScale(0.0), "0.0 is no factor"),
+        (Scaled("3", 1.0), "'3' is no step"),
+        (Scaled(Scaled(3, 1.0), 1.0), "is no step"),
+        (Mapped(12, 0, 1), "no block 12"),
+        (StreamMap(4, 12), "no block 12"),
+        (StreamMap(4, 2), "ascending blocks, as ~2..4, not ~4..2"),
+    ):
+        with pytest.raises(Refusal, match=re.escape(problem)):
+            check((0, step), LAYERS)
 
 
 def test_only_a_whole_block_can_lose_a_sublayer():

@@ -1,1 +1,17 @@
 """Healing without training: what is put in the place of removed blocks, fitted in one pass."""
+
+from typing import TYPE_CHECKING
+
+from robustness.faces import lazy_face
+
+if TYPE_CHECKING:
+    from robustness.healing.fitting import fit
+    from robustness.healing.healing import HEALINGS, Healed, heal
+
+__all__ = ["HEALINGS", "Healed", "fit", "heal"]
+
+# Torch takes seconds to load.
+__getattr__ = lazy_face(
+    __name__,
+    {"HEALINGS": "healing", "Healed": "healing", "fit": "fitting", "heal": "healing"},
+)

@@ -7,7 +7,7 @@ cannot be sent is imported where it is used.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import nnsight
@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from robustness.models.call_record import trial_text
 from robustness.models.facts import Facts
+from robustness.models.maps import Maps
 from robustness.models.matrices import count_numbers
 from robustness.models.norms import is_called_norm
 from robustness.models.structure import Paths
@@ -74,6 +75,8 @@ class Model:
     compiled : tuple of callable
         What schedules call in place of the blocks; empty where they call the blocks themselves.
         See `robustness.models.compiled_blocks`.
+    maps : Maps, optional
+        Fitted maps for schedules that name some; see `with_maps`.
     facts : Facts
         Results of `once`, and the lock. Copies share it.
     """
@@ -95,6 +98,7 @@ class Model:
     sandboxed: bool = False
     squash: Squash = (1.0, None)
     compiled: tuple[Callable[..., Any], ...] = ()
+    maps: Maps | None = None
     facts: Facts = field(default_factory=Facts)
 
     def __repr__(self) -> str:
@@ -125,6 +129,19 @@ class Model:
                 self.facts.known[find] = find(self)
             fact: Fact = self.facts.known[find]
             return fact
+
+    def with_maps(self, maps: Maps) -> "Model":
+        """Return the model with fitted maps, whose hash becomes part of its identity.
+
+        Raises
+        ------
+        Refusal
+            If the maps are of another width, or were fitted to other weights.
+        """
+        from robustness.models.maps import check_owner
+
+        check_owner(maps, self.identity, self.width)
+        return replace(self, maps=maps, identity=self.identity | {"maps_sha256": maps.sha256()})
 
     @property
     def name(self) -> str:

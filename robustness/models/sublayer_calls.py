@@ -1,6 +1,7 @@
-"""Sublayers that schedules execute alone: whether blocks allow it, and which modules are called."""
+"""What schedules call besides blocks: whether a model allows it, and what a trace needs for it."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import nnsight
@@ -8,24 +9,29 @@ import torch
 
 from robustness.errors import Refusal
 from robustness.models import block_structure
+from robustness.models.maps import check_fitted
 from robustness.models.model import Model
 from robustness.ndif import answer
-from robustness.schedules import Attention, Mlp, Schedule, leaves, to_text
+from robustness.schedules import Attention, Mlp, Schedule, leaves, plain, to_text
 from robustness.trace import block_calls, interpreter
-from robustness.trace.types import Growths, Modules
+from robustness.trace.types import FittedMap, Growths, Modules
 
 
 def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
-    """Refuse schedules that execute sublayers alone if blocks are not the sum of their sublayers.
+    """Refuse schedules that take fitted maps or sublayers which a model has not.
 
+    Sublayers are executed alone only where blocks are the sum of their sublayers.
     The facts that take running the model are found here, before the first batch.
 
     Raises
     ------
     Refusal
-        With the first sublayer that cannot be executed alone, and why.
+        With the first map or sublayer that is missing, and why.
     """
-    alone = _first_alone(schedules)
+    # Of millions of steps few are distinct.
+    steps = tuple(dict.fromkeys(chain.from_iterable(schedules)))
+    check_fitted(model.name, model.maps, steps, remote=bool(model.request))
+    alone = _first_alone(steps)
     if alone is None:
         return
     missing = block_structure.examine(model).missing
@@ -38,17 +44,18 @@ def check_schedules(model: Model, schedules: Sequence[Schedule]) -> None:
 def called_parts(model: Model, steps: Iterable[Any]) -> tuple[Modules, dict[int, Any]]:
     """Return the parts that plain steps call, and the attentions that are called alone, by layer.
 
-    The parts are those that `interpreter.execute` takes. Whole blocks are compiled ones where the
-    model has these; sublayers never are.
+    The parts, and the model's maps, are those that `interpreter.execute` takes. Whole blocks are
+    compiled ones where the model has these; sublayers never are.
     """
-    blocks = model.compiled or model.blocks
     alone: set[tuple[str, int]] = set()
     for step in steps:
         alone |= _called_alone(step)
-    if not alone:
-        return {"blocks": blocks}, {}
-    called = block_structure.named_parts(model) | block_structure.examine(model).known()
-    called["blocks"] = blocks
+    called: Modules = {}
+    if alone:
+        called = block_structure.named_parts(model) | block_structure.examine(model).known()
+    called["blocks"] = model.compiled or model.blocks
+    if model.maps is not None:
+        called["maps"] = _fitted_maps(model)
     attentions = {}
     for kind, layer in alone:
         if kind == "attention":
@@ -61,13 +68,12 @@ def growth(model: Model, attentions: dict[int, Any]) -> Growths:
     return {"blocks": model.grows, "attentions": model.once(_find_growth) if attentions else {}}
 
 
-def _first_alone(schedules: Sequence[Schedule]) -> Attention | Mlp | None:
-    """Return the first sublayer that a schedule executes alone, if there is one."""
-    for schedule in schedules:
-        for step in schedule:
-            for leaf in leaves(step):
-                if isinstance(leaf, (Attention, Mlp)):
-                    return leaf
+def _first_alone(steps: Schedule) -> Attention | Mlp | None:
+    """Return the first sublayer that a step executes alone, if there is one."""
+    for step in steps:
+        for leaf in leaves(step):
+            if isinstance(leaf, (Attention, Mlp)):
+                return leaf
     return None
 
 
@@ -76,7 +82,22 @@ def _called_alone(step: Any) -> set[tuple[str, int]]:
     if not isinstance(step, tuple):
         return set()
     kind, inner = step
-    return set().union(*map(_called_alone, inner)) if kind == "parallel" else {(kind, inner)}
+    if kind == "parallel":
+        return set().union(*map(_called_alone, inner))
+    if kind == "scaled" or kind == "mapped":
+        return _called_alone(inner[0])
+    return set() if kind == "scale" or kind == "map" else {(kind, inner)}
+
+
+def _fitted_maps(model: Model) -> dict[Any, FittedMap]:
+    """Return the maps of a model by plain step, as a trace takes them."""
+    maps, fitted = model.maps, {}
+    where = {"device": model.device, "dtype": getattr(torch, model.precision)}
+    for step, matrix in maps.matrices.items() if maps else ():
+        offset = maps.offsets.get(step) if maps else None
+        moved = None if offset is None else offset.to(**where)
+        fitted[plain(step)] = matrix.to(**where), moved
+    return fitted
 
 
 def _find_growth(model: Model) -> dict[Any, bool]:

@@ -3,7 +3,8 @@
 Only matrix products count, an addition and a multiplication each as one operation, as in Kaplan et
 al. (2020), appendix B, and in `torch.utils.flop_counter`. For a token, a block takes 2 operations
 for every parameter in its matrices, and 4 · tokens of the sequence · width of all heads for the
-attention pattern and its product with the values, causal or not. The head takes
+attention pattern and its product with the values, causal or not. A fitted map takes 2 · width²
+operations for a token. The head takes
 2 · vocabulary · width for every prediction that is read. It takes them twice for the clean
 predictions: once for the logits, once for the rows of the matrix that they expect. Norms,
 activations and biases are left out, and all experts of a mixture are counted.
@@ -11,17 +12,19 @@ activations and biases are left out, and all experts of a mixture are counted.
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from robustness.models.model import Model
 from robustness.schedules.plan import RUN, Plan
 from robustness.trace.types import PlainStep
 
-Leaf = int | tuple[str, int]
-"""A plain step that calls one module: a block, or `("attention", 3)` or `("mlp", 3)`."""
+Leaf = int | tuple[str, Any]
+"""A plain step that calls one module or multiplies by one matrix: a block, `("attention", 3)`,
+`("mlp", 3)`, or a fitted map, `("map", (4, 7))`."""
 
 
 def called_leaves(plan: Plan) -> list[Leaf]:
-    """Return the blocks and sublayers that the calls of a plan consist of, in order."""
+    """Return the blocks, sublayers and maps that the calls of a plan consist of, in order."""
     leaves: list[Leaf] = []
     for kind, step, *_ in plan.rows:
         if kind == RUN:
@@ -29,14 +32,25 @@ def called_leaves(plan: Plan) -> list[Leaf]:
     return leaves
 
 
+def is_sublayer(leaf: Leaf) -> bool:
+    """Whether a leaf is an attention or an MLP."""
+    return isinstance(leaf, tuple) and leaf[0] != "map"
+
+
 def leaves_of(step: PlainStep) -> list[Leaf]:
-    """Return the blocks and sublayers that a plain step calls."""
-    if isinstance(step, tuple) and step[0] == "parallel":
+    """Return the blocks, sublayers and maps that a plain step consists of."""
+    if not isinstance(step, tuple):
+        return [step]
+    kind, inner = step
+    if kind == "parallel":
         leaves = []
-        for member in step[1]:
+        for member in inner:
             leaves += leaves_of(member)
         return leaves
-    return [step]
+    if kind == "scaled" or kind == "mapped":
+        leaf, how = inner
+        return [leaf] if kind == "scaled" else [leaf, ("map", how)]
+    return [] if kind == "scale" else [step]
 
 
 def clean_flops(model: Model, sequences: int, width: int) -> list[int]:
@@ -62,13 +76,15 @@ def block_flops(model: Model, plan: Plan, sequences: int, width: int) -> int:
 
 
 def of_leaves(model: Model, times: Mapping[Leaf, int], sequences: int, width: int) -> int:
-    """Return the operations of blocks and sublayers that are called some times each."""
+    """Return the operations of blocks, sublayers and maps that are called some times each."""
     tokens, total = sequences * width, 0
     blocks, pattern = clean_flops(model, sequences, width), pattern_flops(model, sequences, width)
-    sublayers = model.sublayer_parameters if any(isinstance(leaf, tuple) for leaf in times) else ()
+    sublayers = model.sublayer_parameters if any(map(is_sublayer, times)) else ()
     for leaf, count in times.items():
         if isinstance(leaf, int):
             flops = blocks[leaf]
+        elif not is_sublayer(leaf):
+            flops = 2 * tokens * model.width**2
         else:
             sublayer, layer = leaf
             attention, mlp = sublayers[layer]

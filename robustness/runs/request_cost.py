@@ -19,9 +19,8 @@ from robustness.ndif.room import Room
 from robustness.runs import operations
 from robustness.schedules import Schedule
 from robustness.schedules.plan import RUN, Plan
-from robustness.schedules.schedule import plain
+from robustness.schedules.steps import plain
 from robustness.trace import paired, readout
-from robustness.trace.types import PlainStep
 
 OPERATIONS_PER_SECOND, CPU_OPERATIONS_PER_SECOND = 2e14, 5e10
 """Operations that a server does in a second: on cards, what an A100 reaches of its 3.1e14 in large
@@ -269,7 +268,9 @@ def alive_states(plan: Plan, layers: int, cards: int = 1) -> int:
         if kind != RUN:
             _release(places, done, used)
             continue
-        card = lowest_leaf(step) * cards // layers
+        leaves = operations.leaves_of(step)
+        # A scale of the stream is where its state is.
+        card = leaf_layer(leaves[0]) * cards // layers if leaves else places[sources[0]][0]
         _release(places, done, used)
         used[card] += len(results)
         peak = max(peak, *used, used[card] + len(sources))
@@ -279,10 +280,9 @@ def alive_states(plan: Plan, layers: int, cards: int = 1) -> int:
     return peak + 1
 
 
-def lowest_leaf(step: PlainStep) -> int:
-    """Return the layer of the first block or sublayer that a plain step calls."""
-    leaf = operations.leaves_of(step)[0]
-    return leaf if isinstance(leaf, int) else leaf[1]
+def leaf_layer(leaf: operations.Leaf) -> int:
+    """Return the layer of a block or a sublayer."""
+    return leaf if isinstance(leaf, int) else int(leaf[1])
 
 
 def _release(places: dict[int, list[int]], done: Sequence[int], used: list[int]) -> None:

@@ -3,20 +3,13 @@
 from robustness.schedules.intervention import Intervention
 from robustness.schedules.notation import from_text, layers_from_text, to_text
 from robustness.schedules.schedule import (
-    Attention,
-    Mlp,
-    Parallel,
     Schedule,
-    Step,
     clean,
     count_blocks,
     drop,
     drop_attention,
     drop_mlp,
-    leaves,
-    lowest_block,
     parallel,
-    plain,
     repeat,
     repeat_middle,
     reverse,
@@ -24,15 +17,32 @@ from robustness.schedules.schedule import (
     skip_span,
     swap,
 )
+from robustness.schedules.steps import (
+    Attention,
+    Mapped,
+    Mlp,
+    Parallel,
+    Scaled,
+    Step,
+    StreamMap,
+    StreamScale,
+    leaves,
+    lowest_block,
+    plain,
+)
 from robustness.schedules.validation import check
 
 __all__ = [
     "Attention",
     "Intervention",
+    "Mapped",
     "Mlp",
     "Parallel",
+    "Scaled",
     "Schedule",
     "Step",
+    "StreamMap",
+    "StreamScale",
     "check",
     "clean",
     "count_blocks",

@@ -12,7 +12,8 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from robustness.schedules.plan import Plan, compile_plan
-from robustness.schedules.schedule import Schedule, leaves
+from robustness.schedules.schedule import Schedule
+from robustness.schedules.steps import leaves
 
 READING = 1
 """Cost of reading a final state, in calls of a block: what the head takes of a large model."""

@@ -6,22 +6,31 @@
 (0, 1, 2, 4, 3, 5, 6, 7)
 """
 
+import math
 import re
 from collections.abc import Sequence
 
 from robustness.errors import Refusal
-from robustness.schedules.schedule import (
-    DEEPEST,
-    LONGEST,
+from robustness.schedules.schedule import DEEPEST, LONGEST, Schedule
+from robustness.schedules.steps import (
     Attention,
+    Leaf,
+    Mapped,
     Mlp,
     Parallel,
-    Schedule,
+    Scaled,
     Step,
+    StreamMap,
+    StreamScale,
     is_block,
 )
 
 _TOKEN = re.compile(r"(?P<kind>[am]?)(?P<first>[0-9]*)(?P<range>\.\.)?(?P<last>[0-9]*)")
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+_NUMBER_LENGTH = 40
+"""Maximum number of characters of a factor, of which any takes 24."""
 
 _DIGITS = 9
 """Maximum number of digits of a block's index: Python refuses to convert thousands of digits."""
@@ -38,12 +47,16 @@ _SHOWN = 40
 def to_text(schedule: Schedule) -> str:
     """Write a schedule as the paper does, with ranges where three or more blocks ascend.
 
-    A sublayer is `a3` or `m3`. Steps on one input stand in parentheses, joined by `+`.
+    A sublayer is `a3` or `m3`. Steps on one input stand in parentheses, joined by `+`. What a block
+    or a sublayer adds is followed by its factor, `5*0.5`, or by the blocks of its map, `m3~4..7`. A
+    scale of the stream is `*1.05`, and a map of the stream `~4..7`.
 
     >>> to_text((0, 1, 2, 3, 5, 4, 6, 7))
     '0..3-5-4-6-7'
     >>> to_text((0, Mlp(1), Parallel((2, 3)), Parallel((4, 5, 6, Attention(7)))))
     '0-m1-(2+3)-(4..6+a7)'
+    >>> to_text((0, Scaled(1, 0.5), StreamScale(1.05), Mapped(Mlp(2), 3, 4), StreamMap(5, 5), 6))
+    '0-1*0.5-*1.05-m2~3..4-~5-6'
     """
     return "-".join(_texts(schedule))
 
@@ -76,12 +89,15 @@ def from_text(text: str, layers: int) -> Schedule:
 
     A range runs up or down. An open range begins at block 0 or ends at the last block, and `..` is
     all blocks. `a3` and `m3` are the attention and the MLP of block 3; `(4+5+6)`, or `(4..6)`, is
-    blocks on one input.
+    blocks on one input; `5*0.5` and `m3~4..7` are steps of which what they add is multiplied by a
+    factor or a fitted matrix; `*1.05` and `~4..7` do the same to the stream.
 
     >>> from_text("0..2-4-3-5..", 8)
     (0, 1, 2, 4, 3, 5, 6, 7)
     >>> from_text("0-a1-(2+m3)", 4)
     (0, Attention(block=1), Parallel(steps=(2, Mlp(block=3))))
+    >>> from_text("0-*1.05-~1..2-3*0.5", 4)
+    (0, StreamScale(factor=1.05), StreamMap(first=1, last=2), Scaled(step=3, factor=0.5))
 
     Raises
     ------
@@ -147,6 +163,51 @@ def layers_from_text(text: str, layers: int) -> tuple[int, ...]:
 
 
 def _read(text: str, position: int, layers: int) -> tuple[list[Step], int, bool]:
+    """Read one step or a range; return the steps, where they end, and whether `..` could follow."""
+    if text.startswith("*", position):
+        factor, end = _read_factor(text, position + 1)
+        if not factor:
+            raise _pointing(text, position + 1, "a stream times 0 is none; leave it as it is")
+        return [StreamScale(factor)], end, False
+    if text.startswith("~", position):
+        first, last, end = _read_span(text, position + 1, layers)
+        return [StreamMap(first, last)], end, False
+    leaves, end, may_be_range = _read_blocks(text, position, layers)
+    changed = text[end : end + 1]
+    if changed not in ("*", "~"):
+        return list(leaves), end, may_be_range
+    if len(leaves) > 1:
+        raise _pointing(text, end, f"'{changed}' is of one block or sublayer, as in 5{changed}")
+    if changed == "*":
+        factor, end = _read_factor(text, end + 1)
+        return [Scaled(leaves[0], factor)], end, False
+    first, last, end = _read_span(text, end + 1, layers)
+    return [Mapped(leaves[0], first, last)], end, False
+
+
+def _read_factor(text: str, position: int) -> tuple[float, int]:
+    """Read a factor, and return it and where it ends."""
+    match = _NUMBER.match(text, position)
+    if match is None:
+        raise _pointing(text, position, "a factor was expected, as in 5*0.5 or *1.05")
+    if len(match[0]) > _NUMBER_LENGTH or not math.isfinite(float(match[0])):
+        raise _pointing(text, position, "a factor is a finite number, as in 5*0.5 or *1.05")
+    return float(match[0]), match.end()
+
+
+def _read_span(text: str, position: int, layers: int) -> tuple[int, int, int]:
+    """Read the blocks that a map stands for; return the first, the last, and where they end."""
+    match = _TOKEN.match(text, position)
+    if match is None or match["kind"] or not (match["first"] or match["range"]):
+        raise _pointing(text, position, "the blocks of a map were expected, as in ~4..7")
+    first = _index(text, match, "first", 0, layers)
+    last = _index(text, match, "last", layers - 1, layers) if match["range"] else first
+    if last < first:
+        raise _pointing(text, position, "a map is of ascending blocks, as in ~4..7")
+    return first, last, match.end()
+
+
+def _read_blocks(text: str, position: int, layers: int) -> tuple[Sequence[Leaf], int, bool]:
     """Read blocks or a sublayer; return them, where they end, and whether `..` could follow."""
     match = _TOKEN.match(text, position)
     if match is None or not (match["first"] or match["range"]):

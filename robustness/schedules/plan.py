@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from robustness.schedules.notation import to_text
-from robustness.schedules.schedule import Attention, Mlp, Step, leaves, lowest_block, plain
+from robustness.schedules.steps import Attention, Leaf, Mlp, Step, leaves, lowest_block, plain
 
 RUN, READ = "run", "read"
 """Kinds of rows."""
@@ -105,7 +105,7 @@ def compile_plan(
     prefixes = _number_prefixes(schedules, clean)
     compilation = _Compilation(prefixes, _group_states(prefixes, per_group or len(schedules)), cap)
     compilation.run(order)
-    called: list[int | Attention | Mlp] = []
+    called: list[Leaf] = []
     for _, step in prefixes.origins.values():
         called += leaves(step)
     alone = sum(isinstance(leaf, (Attention, Mlp)) for leaf in called)

@@ -7,51 +7,13 @@ A schedule is a value. Every edit is a function from tuple to tuple, and edits c
 >>> swap(drop(clean(4), 1), 0)
 (2, 0, 3)
 
-Most steps are indices of blocks. A step may also be one sublayer of a block, `Attention(3)` or
-`Mlp(3)`, or several steps on one input, `Parallel((3, 4, 5))`.
+Most steps are indices of blocks; the others are in `robustness.schedules.steps`.
 """
 
 import random
-from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 from robustness.errors import Refusal
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Attention of a block alone, with its norms: it adds its output to the stream that enters it.
-
-    In a model of sequential blocks, `Attention(3)` and then `Mlp(3)` are block 3. In a model of
-    parallel blocks they are not: the MLP of block 3 reads the stream that enters the attention, and
-    `Mlp(3)` the stream that leaves it.
-    """
-
-    block: int
-
-    def __str__(self) -> str:
-        return f"a{self.block}"
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """MLP of a block alone, with its norms; see `Attention`."""
-
-    block: int
-
-    def __str__(self) -> str:
-        return f"m{self.block}"
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """Several steps on one residual stream, whose outputs are averaged."""
-
-    steps: "tuple[Step, ...]"
-
-
-Step = int | Attention | Mlp | Parallel
-"""Step of a schedule: mostly the index of a block in the model."""
+from robustness.schedules.steps import Attention, Mlp, Parallel, Step, is_block, leaves
 
 Schedule = tuple[Step, ...]
 """Steps in the order of their execution."""
@@ -206,20 +168,6 @@ def shuffle(
     return schedule[:index] + tuple(span) + schedule[index + length :]
 
 
-def leaves(step: Step) -> tuple[int | Attention | Mlp, ...]:
-    """Return the blocks and sublayers that a step calls.
-
-    >>> leaves(Parallel((3, Attention(4))))
-    (3, Attention(block=4))
-    """
-    if isinstance(step, Parallel):
-        called: list[int | Attention | Mlp] = []
-        for member in step.steps:
-            called += leaves(member)
-        return tuple(called)
-    return (step,)
-
-
 def count_blocks(schedule: Schedule) -> int:
     """Return the number of blocks and sublayers that a schedule executes.
 
@@ -230,40 +178,12 @@ def count_blocks(schedule: Schedule) -> int:
     return sum(1 if is_block(step) else len(leaves(step)) for step in schedule)
 
 
-def lowest_block(step: Step) -> int:
-    """Return the lowest index of the blocks that a step calls, or whose sublayers it calls.
-
-    >>> lowest_block(Parallel((3, Attention(2))))
-    2
-    """
-    return min(leaf.block if isinstance(leaf, (Attention, Mlp)) else leaf for leaf in leaves(step))
-
-
-def plain(step: Step) -> Any:
-    """Return a step as it travels: an index, `("attention", 3)`, `("mlp", 3)`, `("parallel", …)`.
-
-    >>> plain(Parallel((3, Attention(4))))
-    ('parallel', (3, ('attention', 4)))
-    """
-    if isinstance(step, Parallel):
-        return ("parallel", tuple(plain(member) for member in step.steps))
-    if isinstance(step, (Attention, Mlp)):
-        return (type(step).__name__.lower(), step.block)
-    return step
-
-
 def check_length(count: int, what: str = "a schedule") -> None:
     """Refuse more blocks and sublayers than a schedule may execute."""
     if count > LONGEST:
         raise Refusal(
             f"{what} would execute {count:,} blocks, and {LONGEST:,} are the most: ask for fewer"
         )
-
-
-def is_block(step: Step) -> TypeGuard[int]:
-    """Whether a step is a whole block."""
-    # Not `isinstance(step, int)`: other integers, such as NumPy's, are blocks too.
-    return not isinstance(step, (Attention, Mlp, Parallel))
 
 
 def _replace(schedule: Schedule, index: int, sublayer: type[Attention] | type[Mlp]) -> Schedule:

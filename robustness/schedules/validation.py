@@ -1,5 +1,6 @@
 """Validation: whether a model can execute a schedule, which may be a text."""
 
+import math
 from collections.abc import Sequence
 from itertools import islice
 from operator import index
@@ -7,15 +8,18 @@ from typing import Any
 
 from robustness.errors import Refusal
 from robustness.schedules.notation import AS_IN, from_text
-from robustness.schedules.schedule import (
-    DEEPEST,
-    LONGEST,
+from robustness.schedules.schedule import DEEPEST, LONGEST, Schedule
+from robustness.schedules.steps import (
     Attention,
+    Leaf,
+    Mapped,
     Mlp,
     Parallel,
-    Schedule,
+    Scaled,
     Step,
-    count_blocks,
+    StreamMap,
+    StreamScale,
+    leaves,
 )
 
 
@@ -40,7 +44,7 @@ def _checked(
     """Return steps, and the number of blocks that they execute, which is `longest` at most."""
     if isinstance(schedule, str):
         parsed = from_text(schedule, layers)
-        return parsed, count_blocks(parsed)
+        return parsed, sum(max(1, len(leaves(step))) for step in parsed)
     try:
         # A generator may be endless.
         steps = tuple(islice(schedule, longest + 1))
@@ -57,7 +61,7 @@ def _checked(
             inner, blocks = _checked(step.steps, layers, longest - count, depth + 1)
             checked.append(Parallel(inner))
         else:
-            checked.append(_checked_leaf(step, layers))
+            checked.append(_checked_step(step, layers))
             blocks = 1
         count += blocks
         if count > longest:
@@ -65,17 +69,57 @@ def _checked(
     return tuple(checked), count
 
 
-def _checked_leaf(step: Any, layers: int) -> int | Attention | Mlp:
+def _checked_step(step: Any, layers: int) -> Step:
+    """Return a step that is no steps on one input, if the model has its blocks."""
+    if isinstance(step, StreamScale):
+        return StreamScale(_checked_factor(step, stream=True))
+    if isinstance(step, Scaled):
+        return Scaled(_checked_leaf(step.step, layers), _checked_factor(step))
+    if isinstance(step, StreamMap):
+        return StreamMap(*_checked_span(step, layers))
+    if isinstance(step, Mapped):
+        return Mapped(_checked_leaf(step.step, layers), *_checked_span(step, layers))
+    return _checked_leaf(step, layers)
+
+
+def _checked_factor(step: Scaled | StreamScale, *, stream: bool = False) -> float:
+    """Return the factor of a step if it is a finite number, of the stream also none that is 0."""
+    try:
+        factor = float(step.factor)
+    except (TypeError, ValueError, OverflowError):
+        factor = math.nan
+    if not math.isfinite(factor) or (stream and not factor):
+        raise Refusal(
+            f"{step.factor!r} is no factor: it is a finite number, and that of the stream not 0"
+        )
+    return factor
+
+
+def _checked_span(step: StreamMap | Mapped, layers: int) -> tuple[int, int]:
+    """Return the first and the last block that a fitted map stands for."""
+    first, last = _checked_block(step.first, layers), _checked_block(step.last, layers)
+    if last < first:
+        raise Refusal(f"a map is of ascending blocks, as ~{last}..{first}, not ~{first}..{last}")
+    return first, last
+
+
+def _checked_leaf(step: Any, layers: int) -> Leaf:
     """Return a block or a sublayer if the model has it."""
-    sublayer = isinstance(step, (Attention, Mlp))
+    if isinstance(step, (Attention, Mlp)):
+        return type(step)(_checked_block(step.block, layers))
+    return _checked_block(step, layers)
+
+
+def _checked_block(step: Any, layers: int) -> int:
+    """Return the index of a block if the model has it."""
     try:
         # `index` accepts integers of NumPy and refuses floats, which `int` would round.
-        block = index(step.block if sublayer else step)
+        block = index(step)
     except TypeError:
         raise Refusal(
-            f"{step!r} is no step of a schedule: it takes block indices, Attention, Mlp and "
-            f"Parallel, or is a text as a whole, {AS_IN}"
+            f"{step!r} is no step of a schedule: it takes block indices, Attention, Mlp, Scaled, "
+            f"StreamScale, StreamMap, Mapped and Parallel, or is a text as a whole, {AS_IN}"
         ) from None
     if not 0 <= block < layers:
         raise Refusal(f"there is no block {block}; the model's blocks are 0 to {layers - 1}")
-    return step if sublayer else block
+    return block

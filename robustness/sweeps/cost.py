@@ -64,7 +64,8 @@ def estimate(prepared: PreparedSweep) -> Cost:
     model, plan = prepared.model, prepared.plan(prepared.state_cap)
     sequences, batches = len(prepared.corpus.tokens), len(prepared.batches)
     called = operations.called_leaves(plan)
-    alone = sum(isinstance(leaf, tuple) for leaf in called)
+    alone = sum(map(operations.is_sublayer, called))
+    blocks = sum(isinstance(leaf, int) for leaf in called)
     of_blocks = of_head = 0
     for shape in flops.batch_shapes(prepared):
         of_blocks += operations.block_flops(model, plan, *shape)
@@ -84,7 +85,7 @@ def estimate(prepared: PreparedSweep) -> Cost:
         batches=batches,
         batch_tokens=int(prepared.blank.attrs["batch_tokens"]),
         state_cap=prepared.state_cap,
-        block_calls=(model.layers + len(called) - alone) * batches,
+        block_calls=(model.layers + blocks) * batches,
         sublayer_calls=alone * batches,
         block_applications=(model.layers + plan.block_calls) * sequences,
         block_flops=of_blocks,

@@ -1,7 +1,7 @@
 """Interpreter of plans: executes steps on states in the order of the rows.
 
-It is independent of models and of tracing. A step is a plain value, as from `schedule.plain`: the
-index of a block, or `("attention", i)`, `("mlp", i)`, `("parallel", steps)`.
+It is independent of models and of tracing. A step is a plain value, as from `schedules.plain`: the
+index of a block, or a tuple of the kind of step and what belongs to it.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustness.trace import block_calls, sublayers
+from robustness.trace import block_calls, changes, sublayers
 
 if TYPE_CHECKING:
     from robustness.trace.types import (
@@ -83,15 +83,14 @@ def execute(
     contexts : Contexts
         Contexts of blocks and attentions, by layer.
     modules : Modules
-        Modules with `blocks`, and for sublayers those of `sublayers.added`.
+        Modules with `blocks`, for sublayers those of `sublayers.added`, and for fitted maps `maps`.
     copies : int
         Number of states that are stacked.
     growths : Growths
         As for `block_calls.widen`; not needed for a single state.
     """
-    batch = len(hidden) // copies
     if not isinstance(step, tuple):
-        growth = growths["blocks"] if growths else {}
+        growth, batch = growths["blocks"] if growths else {}, len(hidden) // copies
         context = block_calls.widen(contexts["blocks"][step], batch, copies, growth)
         return block_calls.call(modules["blocks"][step], hidden, context)
     kind, inner = step
@@ -100,14 +99,55 @@ def execute(
         # Torch takes half-precision means in float32. A sum of the outputs, divided afterwards,
         # could exceed the range of half precision.
         return torch.stack([out.to(outs[0].device) for out in outs]).mean(0)
-    context = sublayers.EMPTY
-    if kind == "attention":
-        growth = growths["attentions"] if growths else {}
-        context = block_calls.widen(contexts["attentions"][inner], batch, copies, growth)
-    which = sublayers.ATTENTION if kind == "attention" else sublayers.MLP
-    out = sublayers.added(inner, which, hidden, context, modules)
+    if kind == "scale":
+        return changes.times(hidden, inner)
+    if kind == "map":
+        return changes.through(hidden, modules["maps"][step])
+    if kind == "scaled" or kind == "mapped":
+        return changed(step, hidden, contexts, modules, copies, growths)
+    out = added(step, hidden, contexts, modules, copies, growths)
     # A model that is spread over several devices has blocks on each.
     return hidden.to(out.device) + out
+
+
+def changed(
+    step: PlainStep,
+    hidden: Tensor,
+    contexts: Contexts,
+    modules: Modules,
+    copies: int,
+    growths: Growths | None,
+) -> Tensor:
+    """Execute a block or a sublayer of which what it adds is scaled or mapped; see `execute`."""
+    kind, (inner, how) = step
+    if isinstance(inner, tuple):
+        change = added(inner, hidden, contexts, modules, copies, growths)
+        if kind == "scaled":
+            return changes.plus_times(hidden, change, how)
+    else:
+        out = execute(inner, hidden, contexts, modules, copies, growths)
+        if kind == "scaled":
+            return changes.part_way(hidden, out, how)
+        change = changes.difference(hidden, out)
+    return changes.plus_through(hidden, change, modules["maps"][step])
+
+
+def added(
+    step: PlainStep,
+    hidden: Tensor,
+    contexts: Contexts,
+    modules: Modules,
+    copies: int,
+    growths: Growths | None,
+) -> Tensor:
+    """Return what a sublayer adds to states; arguments are those of `execute`."""
+    kind, layer = step
+    context = sublayers.EMPTY
+    if kind == "attention":
+        growth, batch = growths["attentions"] if growths else {}, len(hidden) // copies
+        context = block_calls.widen(contexts["attentions"][layer], batch, copies, growth)
+    which = sublayers.ATTENTION if kind == "attention" else sublayers.MLP
+    return sublayers.added(layer, which, hidden, context, modules)
 
 
 def run(

@@ -33,6 +33,9 @@ PassRow = tuple[int, int, int, tuple[tuple[int, int], ...], tuple[Any, ...], tup
 Sublayer = tuple[Sequence[Envoy], Envoy, Sequence[Envoy], int | None]
 """Norms before, attention or MLP, norms after, and the place of an argument; see `sublayers`."""
 
+FittedMap = tuple[Tensor, Tensor | None]
+"""Matrix (width, width), and offset (width,) or None, of a fitted map; see `changes`."""
+
 Squash = tuple[float, float | None]
 """Scale of the logits, and their cap or None; see `unembedding`."""
 
@@ -133,6 +136,8 @@ class Modules(TypedDict, total=False):
     """Matrix of the head; None where the head must be called."""
     there: HeadThere | None
     """What is known of a head on a server, whose matrix is taken there."""
+    maps: Mapping[PlainStep, FittedMap]
+    """Fitted maps by the plain step that takes each."""
     apart: bool
     """Whether what a call is given is sent to another process, with all that it is a view of."""
 

@@ -1,0 +1,56 @@
+"""Changes of the residual stream, and of what a step adds to it, by factors and fitted maps.
+
+All is computed in float32, or in the type of the stream if that is wider, and rounded once.
+
+Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from robustness.trace import numerics
+
+if TYPE_CHECKING:
+    from robustness.trace.types import FittedMap
+
+
+def times(hidden: Tensor, factor: float) -> Tensor:
+    """Return a stream times a factor."""
+    return (numerics.precise(hidden) * factor).to(hidden.dtype)
+
+
+def through(hidden: Tensor, fitted: FittedMap) -> Tensor:
+    """Return a stream h as h A + b."""
+    matrix, offset = fitted
+    out = numerics.precise(hidden) @ matrix.to(hidden.device)
+    if offset is not None:
+        out = out + offset.to(hidden.device)
+    return out.to(hidden.dtype)
+
+
+def part_way(hidden: Tensor, leaving: Tensor, factor: float) -> Tensor:
+    """Return h + factor · (leaving − h): exactly h for 0, and exactly what leaves for 1."""
+    entering = numerics.precise(hidden.to(leaving.device))
+    return torch.lerp(entering, numerics.precise(leaving), factor).to(leaving.dtype)
+
+
+def plus_times(hidden: Tensor, added: Tensor, factor: float) -> Tensor:
+    """Return h + factor · added."""
+    entering = numerics.precise(hidden.to(added.device))
+    return (entering + factor * numerics.precise(added)).to(hidden.dtype)
+
+
+def plus_through(hidden: Tensor, added: Tensor, fitted: FittedMap) -> Tensor:
+    """Return h + added T."""
+    matrix, _ = fitted
+    entering = numerics.precise(hidden.to(added.device))
+    return (entering + numerics.precise(added) @ matrix.to(added.device)).to(hidden.dtype)
+
+
+def difference(hidden: Tensor, leaving: Tensor) -> Tensor:
+    """Return what a block has added to a stream."""
+    return numerics.precise(leaving) - numerics.precise(hidden.to(leaving.device))
