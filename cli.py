@@ -37,6 +37,7 @@ COMMANDS = {
     "observe": ("observe:observe", "Measure the unchanged model: lens, CKA, attention, norms …"),
     "probe": ("probe:probe", "Fit probes on activations."),
     "tasks": ("tasks:tasks", "Run HellaSwag, ARC-Easy, LAMBADA … with layers changed."),
+    "prune": ("prune:prune", "Find the blocks that a model can lose, and how sure that is."),
     "reproduce": ("reproduce:reproduce", "Run the paper's experiments, and write a report."),
     "segment": ("report:segment", "Find the boundaries of a model's stages, with intervals."),
     "report": ("report:report", "Judge the paper's claims on files, and draw its figures."),

@@ -136,17 +136,29 @@ def text_settings(values: Values) -> "TextSettings":
     return TextSettings(values.pop("data"), **given(values))
 
 
-text_options = gather(
-    "text",
-    text_settings,
-    click.option(
+def texts_settings(values: Values) -> "tuple[TextSettings, ...]":
+    """Return the settings of one text or several, cut alike."""
+    from robustness.text.settings import TextSettings
+
+    cut = given(values)
+    return tuple(TextSettings(source, **cut) for source in cut.pop("data"))
+
+
+def _data_option(*, multiple: bool) -> Decorator:
+    """Return the option of a text, which may be given several times."""
+    often = " May be given several times." if multiple else ""
+    return click.option(
         "--data",
         type=Named(),
-        default="builtin",
+        default=["builtin"] if multiple else "builtin",
         show_default=True,
+        multiple=multiple,
         help="Text to read: builtin, a .txt (documents divided by <|endoftext|>), .jsonl or "
-        ".parquet file, or a data set on the hub, owner/name:config.",
-    ),
+        f".parquet file, or a data set on the hub, owner/name:config.{often}",
+    )
+
+
+CUTTING = (
     field_option,
     split_option,
     click.option(
@@ -176,7 +188,13 @@ text_options = gather(
         help="Number of documents that --paper-compat reads.  [default: 1388]",
     ),
 )
+"""Options that say how a text is cut."""
+
+text_options = gather("text", text_settings, _data_option(multiple=False), *CUTTING)
 """The options that say which text is read and how it is cut; they give TextSettings."""
+
+texts_options = gather("texts", texts_settings, _data_option(multiple=True), *CUTTING)
+"""The same options for several texts; they give a tuple of TextSettings."""
 
 
 task_data_option = click.option(

@@ -7,7 +7,7 @@ search ends. What it asks to be measured is measured by the plan and the trace o
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
+from math import ceil, comb
 from typing import Protocol
 
 import numpy as np
@@ -15,8 +15,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.errors import Refusal
+from robustness.pruning.parts import Parts
 from robustness.pruning.quadratic import QuadraticModel, pairs_of
-from robustness.pruning.racing import Cut, Round
+from robustness.pruning.racing import FEWEST_DOCUMENTS, Cut, Round
 from robustness.pruning.settings import PruningSettings
 from robustness.pruning.units import Unit
 
@@ -63,6 +64,18 @@ class Problem:
 
 
 Method = Callable[[Problem], Iterator[Round]]
+
+
+def sketched(parts: Parts, batches: Sequence[slice], share: float) -> int:
+    """Return the number of batches of a share of the searched text, with enough documents."""
+    searched = sum(rows.stop <= parts.searched for rows in batches)
+    wanted = ceil(share * searched)
+    while wanted < searched:
+        documents = parts.corpus.document[: batches[wanted - 1].stop]
+        if np.unique(documents).size >= FEWEST_DOCUMENTS:
+            break
+        wanted += 1
+    return wanted
 
 
 def greedy(problem: Problem) -> Iterator[Round]:

@@ -7,6 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.files.kinds.searches import NOT_WEIGHED, STANDINGS
+from robustness.pruning import stability
 from robustness.pruning.preparation import Search
 from robustness.pruning.racing import Round
 from robustness.pruning.record import Record
@@ -51,6 +52,10 @@ def complete(
     dataset.attrs["clean_parameters"] = whole.parameters
     if whole.kv_bytes is not None:
         dataset.attrs["clean_kv_bytes"] = whole.kv_bytes
+    dataset = dataset.assign_coords(unit=[str(unit) for unit in search.units])
+    dataset["probability"] = stability.probability(dataset)
+    if len(search.parts.texts) > 1:
+        dataset["rank_correlation"] = stability.rank_correlation(dataset)
     return dataset
 
 

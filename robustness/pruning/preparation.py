@@ -14,6 +14,7 @@ from robustness.files.provenance import file_attributes
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.pruning import methods
+from robustness.pruning.known import digests
 from robustness.pruning.measuring import Measurer
 from robustness.pruning.parts import Parts, divide
 from robustness.pruning.racing import Cut
@@ -83,6 +84,7 @@ def prepare(
         "level": settings.level,
         "beam": settings.beam,
         "finalists": settings.finalists,
+        "measured_from": digests(settings.measured),
         "batch_tokens": measurer.batch_tokens,
         "state_cap": measurer.state_cap,
     }
@@ -121,11 +123,11 @@ def _last(model: Model, settings: PruningSettings, units: Sequence[Unit]) -> int
             )
     if wanted is not None and wanted > most:
         raise Refusal(
-            f"{wanted} {_kind(settings)} cannot be removed: {most} of {model.layers} layers' can"
+            f"{wanted} {_kind(settings)} cannot be removed: {most} of the model's {count} can"
             if settings.layers is None
             else f"{wanted} {_kind(settings)} cannot be removed: `layers` has {most} that can"
         )
-    if settings.to_parameters is not None:
+    if settings.to_params is not None:
         _check_parameters(model, settings, units[:most])
     return wanted or most
 
@@ -137,7 +139,7 @@ def _kind(settings: PruningSettings) -> str:
 
 def target_parameters(model: Model, settings: PruningSettings) -> int:
     """Return the number of parameters that a search comes down to."""
-    wanted = settings.to_parameters or 0.0
+    wanted = settings.to_params or 0.0
     whole = parameters_of(model, clean(model.layers))
     return int(wanted * whole if wanted < 1 else wanted)
 

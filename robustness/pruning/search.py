@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
-from math import ceil
 
 import numpy as np
 import xarray as xr
@@ -16,9 +15,10 @@ from robustness.files.kinds.searches import DROPPED, TIED
 from robustness.files.output import Output
 from robustness.files.precision_floor import FLOOR
 from robustness.models.model import Model
-from robustness.pruning import methods, outcome
+from robustness.pruning import methods, outcome, speed
 from robustness.pruning.clean_pass import measure_redundancy
-from robustness.pruning.methods import Problem
+from robustness.pruning.known import take_known
+from robustness.pruning.methods import Problem, sketched
 from robustness.pruning.preparation import (
     KIND,
     Search,
@@ -26,7 +26,7 @@ from robustness.pruning.preparation import (
     prepare,
     target_parameters,
 )
-from robustness.pruning.racing import FEWEST_DOCUMENTS, Cut, Round, race
+from robustness.pruning.racing import Cut, Round, race
 from robustness.pruning.record import Record
 from robustness.pruning.settings import PruningSettings
 from robustness.pruning.units import names
@@ -43,6 +43,8 @@ def prune(
     corpora: Sequence[Corpus],
     settings: PruningSettings,
     options: RunOptions | None = None,
+    *,
+    timed: bool = False,
 ) -> xr.Dataset:
     """Search for the units of a model that cost least to remove, and judge them on other documents.
 
@@ -57,6 +59,8 @@ def prune(
     options : RunOptions, optional
         How the run proceeds. With `out`, measured numbers are kept beside it, and the same call
         continues from there.
+    timed : bool
+        Whether the time for a token is measured too, before and after.
 
     Returns
     -------
@@ -75,10 +79,10 @@ def prune(
     with ExitStack() as stack:
         place = Output(options.out, KIND)
         stack.callback(place.release)
-        return _run(search, place, options)
+        return _run(search, place, options, timed)
 
 
-def _run(search: Search, place: Output, options: RunOptions) -> xr.Dataset:
+def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.Dataset:
     """Run a search, or what is left of it."""
     record = Record(search.blank, search.batches, place, search.model.layers)
     finished = None if options.fresh else record.resume()
@@ -87,7 +91,11 @@ def _run(search: Search, place: Output, options: RunOptions) -> xr.Dataset:
         return finished
     if not record.candidates:
         place.try_out(search.blank)
+        known = take_known(record, search.settings.measured, search.model.layers)
+        if known:
+            options.tell(f"{known:,} schedules are measured already")
     running = _Running(search, record, options)
+    options.show(0, 1)
     try:
         with kept_heap(search.model.device):
             if FLOOR not in record.attrs:
@@ -101,9 +109,23 @@ def _run(search: Search, place: Output, options: RunOptions) -> xr.Dataset:
             record.save()
         raise
     dataset = outcome.complete(record, search, rounds, running.predicted)
+    if timed:
+        dataset = dataset.assign(_speed(search, rounds, options))
     place.complete(dataset)
     place.forget()
     return dataset
+
+
+def _speed(
+    search: Search, rounds: dict[str, list[Round]], options: RunOptions
+) -> dict[str, xr.DataArray]:
+    """Measure the time for a token before and after what the first method chose last."""
+    schedule = search.schedule(rounds[search.methods[0]][-1].best)
+    try:
+        return {"milliseconds": speed.measure(search.model, schedule)}
+    except Refusal as error:
+        options.tell(f"the time for a token is not measured: {error}")
+        return {}
 
 
 @dataclass(eq=False)
@@ -174,7 +196,9 @@ class _Running:
         """Race candidates, or measure all of them on a share; see `methods.Weigh`."""
         search = self.search
         candidates = [cut for cut in candidates if search.schedule(cut)]
-        batches = search.searched if share is None else self._batches_of(share)
+        batches = (
+            search.searched if share is None else sketched(search.parts, search.batches, share)
+        )
         done = self.done
         self.begun += len(candidates) * batches
         finish = race(
@@ -215,20 +239,10 @@ class _Running:
         """Return the documents of all sequences up to a batch."""
         return self.search.parts.corpus.document[: self.search.batches[batch].stop]
 
-    def _batches_of(self, share: float) -> int:
-        """Return the number of batches of a share of the text, with enough documents for a race."""
-        wanted = ceil(share * self.search.searched)
-        while (
-            wanted < self.search.searched
-            and np.unique(self._documents(wanted - 1)).size < FEWEST_DOCUMENTS
-        ):
-            wanted += 1
-        return wanted
-
     def _is_small_enough(self, cut: Cut) -> bool:
         """Whether the target is reached without some units."""
         search = self.search
-        if search.settings.to_parameters is not None:
+        if search.settings.to_params is not None:
             count = parameters_of(search.model, search.schedule(cut))
             return count <= target_parameters(search.model, search.settings)
         return len(cut) == search.last

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 
 from robustness.errors import Refusal
 from robustness.pruning.units import UNITS
@@ -25,7 +26,7 @@ OF_BLOCKS = ("span", "influence", "angular")
 OBJECTIVES = ("kl", "loss")
 """What a candidate is scored by: its KL from the clean model, or how much its loss rises."""
 
-TARGETS = ("remove", "keep", "to_parameters", "until_kl")
+TARGETS = ("remove", "keep", "to_params", "until_kl")
 """Settings of which one says when a search ends."""
 
 
@@ -37,7 +38,7 @@ class PruningSettings:
     """Number of units to remove."""
     keep: int | None = None
     """Number of units to keep, of those that may be removed."""
-    to_parameters: float | None = None
+    to_params: float | None = None
     """Number of parameters to come down to; below 1, their share."""
     until_kl: float | None = None
     """Largest search score in nats: KL from the clean model, or rise of the loss if that is the
@@ -56,6 +57,8 @@ class PruningSettings:
     """Number of sets that the quadratic model proposes at the last step, and that are measured."""
     holdout: float = 0.25
     """Share of the documents that nothing is chosen on."""
+    measured: Sequence[Path] = ()
+    """Files of sweeps or searches of the same model on the same text, whose numbers are taken."""
     level: float = 0.05
     """Probability with which a race drops the best candidate, if its scores were normal."""
 
@@ -63,8 +66,10 @@ class PruningSettings:
         """Refuse settings that are unknown, or out of their range."""
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
+            given = [f"`{name}`" for name in given]
             both = f"{given[0]} and {given[1]} were" if given else "none was"
-            raise Refusal(f"a search ends at one of {', '.join(TARGETS)}: {both} given")
+            ends = ", ".join(f"`{name}`" for name in TARGETS)
+            raise Refusal(f"a search ends at one of {ends}: {both} given")
         for name, known in (("units", UNITS), ("objective", OBJECTIVES)):
             if getattr(self, name) not in known:
                 what = f"no {name} {getattr(self, name)!r}"
@@ -74,7 +79,7 @@ class PruningSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise Refusal(f"`{name}` must be {least} or more, not {value}")
-        for name in ("to_parameters", "until_kl"):
+        for name in ("to_params", "until_kl"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):
                 raise Refusal(f"`{name}` must be a number above 0, not {value:g}")

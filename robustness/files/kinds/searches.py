@@ -70,7 +70,9 @@ SEARCHES = {
             **number_labels(0, "batch", "repetition"),
         },
         attrs={
-            **dict.fromkeys(("units", "target", "objective", "methods", "layers"), TEXT),
+            **dict.fromkeys(
+                ("units", "target", "objective", "methods", "layers", "measured_from"), TEXT
+            ),
             **dict.fromkeys(("holdout", "level"), NUMBER),
             **dict.fromkeys(("beam", "finalists", "clean_kv_bytes"), whole_from(0)),
             "clean_parameters": whole_from(1),

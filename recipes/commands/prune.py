@@ -1,0 +1,225 @@
+"""The command that searches for the blocks, attentions or MLPs that a model can lose."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recipes.commands.dry_run import dry_run_option, say_nothing_was_run
+from recipes.commands.gathering import Values, gather, misuse
+from recipes.commands.opening import announce, directory_of, open_model
+from recipes.commands.options import (
+    batch_option,
+    cap_option,
+    compile_option,
+    model_argument,
+    model_options,
+    run_options,
+    texts_options,
+)
+from recipes.commands.parameters import Finite, LazyChoice, Place
+from recipes.commands.progress import advise, progress, quoted
+from recipes.commands.tables import chosen_form, say_rows, table_options
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from robustness.models.settings import ModelSettings
+    from robustness.pruning.preparation import Search
+    from robustness.pruning.settings import PruningSettings
+    from robustness.runs.settings import RunOptions
+    from robustness.text.settings import TextSettings
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options that say what is removed, and how it is found."""
+
+    values: Values
+    layers: str | None
+
+    def settings(self) -> "PruningSettings":
+        """Return the settings of the search without its layers, whose range the model decides."""
+        from robustness.pruning.settings import PruningSettings
+
+        return PruningSettings(**self.values)
+
+    def chosen_layers(self, count: int) -> tuple[int, ...] | None:
+        """Return the layers whose units may be removed, or None for all."""
+        from robustness.schedules import layers_from_text
+
+        return None if self.layers is None else tuple(layers_from_text(self.layers, count))
+
+
+def search_options(values: Values) -> SearchOptions:
+    """Return the options of the search."""
+    layers = values.pop("layers")
+    return SearchOptions(values, layers)
+
+
+def method_names() -> tuple[str, ...]:
+    """Return the names of methods."""
+    from robustness.pruning.settings import METHODS
+
+    return METHODS
+
+
+@click.command()
+@model_argument()
+@gather(
+    "search",
+    search_options,
+    click.option("--remove", type=click.IntRange(1), help="Number of units to remove."),
+    click.option("--keep", type=click.IntRange(0), help="Number of units to keep."),
+    click.option(
+        "--to-params",
+        type=Finite(0, min_open=True),
+        help="Number of parameters to come down to, or their share, as in 0.75.",
+    ),
+    click.option(
+        "--until-kl",
+        type=Finite(0, min_open=True),
+        metavar="NAT",
+        help="Largest score, KL from the clean model by default, up to which units are removed.",
+    ),
+    click.option(
+        "--units",
+        type=click.Choice(("block", "attention", "mlp", "sublayer")),
+        default="block",
+        show_default=True,
+        help="Kind of units; sublayer is attentions and MLPs mixed.",
+    ),
+    click.option(
+        "--method",
+        "methods",
+        type=LazyChoice(method_names),
+        multiple=True,
+        help="Method, may be given several times.  [default: pairwise, or greedy where pairs are "
+        "too many]",
+    ),
+    click.option(
+        "--objective",
+        type=click.Choice(("kl", "loss")),
+        default="kl",
+        show_default=True,
+        help="Score: KL from the clean model, or the rise of the loss.",
+    ),
+    click.option(
+        "--beam",
+        type=click.IntRange(1),
+        default=4,
+        show_default=True,
+        help="Number of sets that the method beam follows.",
+    ),
+    click.option(
+        "--finalists",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="Number of sets that pairwise proposes in the end, and that are measured.",
+    ),
+    click.option(
+        "--holdout",
+        type=Finite(0, 0.9),
+        default=0.25,
+        show_default=True,
+        help="Share of the text that nothing is chosen on.",
+    ),
+    click.option(
+        "--measured",
+        type=Place(),
+        multiple=True,
+        help="File of a sweep or search of MODEL on the same text, whose numbers are taken; may be "
+        "given several times.",
+    ),
+    click.option(
+        "--layers",
+        metavar="TEXT",
+        help='Layers whose units may be removed, as in "2..9".  [default: all]',
+    ),
+)
+@texts_options
+@model_options
+@compile_option
+@run_options(
+    "Path of the file to write.  [default: outputs/MODEL/search.nc]", batch_option, cap_option
+)
+@dry_run_option
+@table_options
+def prune(
+    model: "ModelSettings",
+    search: SearchOptions,
+    texts: "tuple[TextSettings, ...]",
+    run: "RunOptions",
+    dry_run: bool,
+) -> None:
+    """Find the blocks that MODEL can lose, what that costs, and how sure it is.
+
+    Candidates are raced: they are measured on more and more text, and dropped when they are clearly
+    worse than the best. Those that are chosen are judged on documents that nothing was chosen on.
+    The command prints what was removed at every step, draws the costs, and says how to export the
+    smaller model. An interrupted search continues when the same command is given again.
+
+    \b
+    stages prune builtin --remove 4
+    stages prune openai-community/gpt2 --to-params 0.75 --data my.jsonl --tokens 200000
+    stages prune builtin --until-kl 0.5 --units sublayer --method greedy
+    stages prune builtin --remove 3 --method pairwise --method greedy --method one-shot
+    stages prune builtin --remove 4 --dry-run
+    """
+    announce(model)
+    from robustness.pruning.preparation import prepare
+    from robustness.pruning.search import prune as find
+    from robustness.text.corpus import read_text
+
+    # Before the model is opened, which may take minutes.
+    with misuse():
+        settings = search.settings()
+    opened = open_model(replace(model, compile=model.compile and not dry_run))
+    settings = replace(settings, layers=search.chosen_layers(opened.layers))
+    corpora = [read_text(text, opened) for text in texts]
+    if dry_run:
+        say_rows(("what", "cost"), _costs(prepare(opened, corpora, settings, run)))
+        say_nothing_was_run()
+        return
+    out = run.out or directory_of(opened.name) / "search.nc"
+    with progress(None, "measurement") as show:
+        found = find(
+            opened,
+            corpora,
+            settings,
+            replace(run, out=out, progress=show),
+            timed=not opened.request,
+        )
+    _present(Path(out), found)
+    _advise(Path(out), model, found)
+
+
+def _costs(search: "Search") -> list[tuple[str, str]]:
+    """Return rows with what a search would take: what is counted, and its number."""
+    from robustness.pruning.rehearsal import describe
+
+    return describe(search)
+
+
+def _present(out: Path, found: "xr.Dataset") -> None:
+    """Print the table of a search, draw its figure beside the file, and print both paths."""
+    from recipes.commands.show import say_table, viewing
+    from recipes.views import draw
+    from robustness.files.figures import save_figure
+
+    with viewing(out, found):
+        figure = save_figure(draw(found), out.with_suffix(".png"))
+        say_table(found, {"file": out, "figure": figure})
+
+
+def _advise(out: Path, model: "ModelSettings", found: "xr.Dataset") -> None:
+    """Print the command that exports what was found."""
+    if chosen_form() is None and found.attrs["units"] == "block":
+        advise(f"export {quoted(str(model.source))} --from {quoted(out)} {quoted(_name(out))}")
+
+
+def _name(out: Path) -> str:
+    """Return the directory that an export is proposed for."""
+    return str(out.with_name("pruned"))
