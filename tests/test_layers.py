@@ -94,6 +94,7 @@ DOORS = {
 
 KNOWN = {
     ("robustness.files.manifest", "write_text"),
+    ("robustness.healing.maps_file", "write_bytes"),
     ("robustness.models.placement", "mkdir"),  # for weights that are kept on the disk
     ("robustness.reordered.exporting", "save_pretrained"),
     ("robustness.reordered.exporting", "write_text"),

@@ -26,6 +26,7 @@ from robustness.models import ModelSettings, open_model, open_settings, placemen
         ({"request_gb": 1.0, "patience": 1}, "takes `patience` and `request_gb`"),
         ({"remote": True, "patience": float("inf")}, "`patience` must be a number of 0 or more"),
         ({"remote": True, "compile": True}, "leave out `compile`"),
+        ({"remote": True, "maps": "maps.safetensors"}, "leave out `maps`"),
         ({"device_map": "auto", "compile": True}, "leave out `device_map` or `compile`"),
         ({"device_map": "auto", "device": "cpu"}, "leave out `device`"),
         ({"dtype": "int8"}, "no dtype 'int8'; there are: float32"),

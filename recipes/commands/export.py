@@ -10,6 +10,7 @@ from recipes.commands.gathering import gather
 from recipes.commands.opening import announce, open_model
 from recipes.commands.options import (
     dtype_option,
+    maps_option,
     model_argument,
     model_settings,
     revision_option,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     revision_option,
     uses=("model",),
 )
+@maps_option
 @click.option("--fresh", is_flag=True, help="Replace an earlier export in DIRECTORY.")
 @quiet_option
 def export(model: "ModelSettings", directory: Path, text: str, fresh: bool) -> None:

@@ -7,7 +7,7 @@ import click
 
 from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import announce, open_model
-from recipes.commands.options import SEEDS, model_argument, model_options
+from recipes.commands.options import SEEDS, maps_option, model_argument, model_options
 from recipes.commands.parameters import Finite
 from recipes.commands.progress import advise, progress, quiet_option, quoted
 from recipes.commands.tables import chosen_form, say_rows, table_options
@@ -34,7 +34,8 @@ def sampling_settings(values: Values) -> "Sampling":
     multiple=True,
     required=True,
     metavar="TEXT",
-    help='Order in which the blocks run, as in "0..3-5-4-6.."; may be given several times.',
+    help='Order of steps to run, as in "0..3-5-4-6.." or "0..3-*1.05-8.."; may be given several '
+    "times.",
 )
 @gather(
     "sampling",
@@ -60,6 +61,7 @@ def sampling_settings(values: Values) -> "Sampling":
     ),
 )
 @model_options
+@maps_option
 @table_options
 @quiet_option
 def generate(
@@ -95,4 +97,5 @@ def generate(
     else:
         say_rows(("schedule", "text"), rows)
     last, _ = rows[-1]
-    advise(f"export {quoted(model.source)} --schedule {quoted(last)} DIRECTORY")
+    maps = f" --maps {quoted(model.maps)}" if model.maps else ""
+    advise(f"export {quoted(model.source)} --schedule {quoted(last)}{maps} DIRECTORY")

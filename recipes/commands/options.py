@@ -120,6 +120,26 @@ compile_option = gather(
 """The option of commands that run schedules; it goes below `model_options`, and adds to them."""
 
 
+def mapped_settings(values: Values) -> ModelSettings | None:
+    """Return the settings of the model, with or without fitted maps."""
+    settings: ModelSettings | None = values["model"]
+    return replace(settings, maps=values["maps"]) if settings and values["maps"] else settings
+
+
+maps_option = gather(
+    "model",
+    mapped_settings,
+    click.option(
+        "--maps",
+        type=Place(),
+        metavar="FILE",
+        help="Fitted maps of the model, for schedules such as 0..3-~4..7-8..",
+    ),
+    uses=("model",),
+)
+"""The option of commands that run schedules; it goes below `model_options`, and adds to them."""
+
+
 field_option = click.option(
     "--field", default="text", show_default=True, help="Column that holds the text."
 )

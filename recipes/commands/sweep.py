@@ -14,6 +14,7 @@ from recipes.commands.options import (
     batch_option,
     cap_option,
     compile_option,
+    maps_option,
     model_argument,
     model_options,
     run_options,
@@ -101,6 +102,7 @@ def sweep_options(values: Values) -> SweepOptions:
 @text_options
 @model_options
 @compile_option
+@maps_option
 @run_options(
     "Path of the file to write.  [default: outputs/MODEL/sweep.nc]", batch_option, cap_option
 )
@@ -118,9 +120,10 @@ def sweep(
 
     MODEL is an id on the hub, a directory, or builtin. Without an intervention or --schedule, every
     block is dropped (layer ablation) and every adjacent pair swapped. In a schedule, a3 and m3 are
-    the attention and the MLP of block 3, and (4+5) runs both blocks on one input and averages them.
-    The command prints the path of the file. An interrupted sweep continues when the same command is
-    given again.
+    the attention and the MLP of block 3, and (4+5) runs both blocks on one input and averages them;
+    5*0.5 halves what block 5 adds, *1.05 scales the residual stream, and ~4..7 and m3~4..7 put maps
+    that --maps has in the place of blocks 4 to 7. The command prints the path of the file. An
+    interrupted sweep continues when the same command is given again.
 
     \b
     stages sweep builtin

@@ -16,6 +16,7 @@ from recipes.commands.options import (
     cap_option,
     compile_option,
     limit_option,
+    maps_option,
     model_argument,
     model_options,
     run_options,
@@ -79,6 +80,7 @@ def task_options(values: Values) -> TaskOptions:
 @change_options
 @model_options
 @compile_option
+@maps_option
 @run_options(
     "Path of the file to write.  [default: outputs/MODEL/tasks.nc]", batch_option, cap_option
 )

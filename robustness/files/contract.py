@@ -33,6 +33,7 @@ NAMES = ("model", "architecture", "revision", "dtype", "device", "corpus", "meas
 TEXTS = (
     "weights_sha256",
     "config_sha256",
+    "maps_sha256",
     "corpus_sha256",
     "source_sha256",
     "measurement_sha256",

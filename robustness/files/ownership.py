@@ -32,6 +32,7 @@ COMMENT = f"<!-- written by {MARK} -->"
 """Comment that marks a card."""
 
 PAGE, FIGURE, CARD, CHECKPOINT = "a page", "a figure", "a card", "a checkpoint"
+MAPS = "fitted maps"
 """Kinds of files that are not NetCDF."""
 
 FIGURES = (".png", ".svg", ".pdf")
@@ -42,6 +43,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
     FIGURE: FIGURES,
     CARD: (".md",),
     CHECKPOINT: (".safetensors",),
+    MAPS: (".safetensors",),
 }
 """File name suffixes by the kind of file; NetCDF files end in `.nc`."""
 
@@ -266,7 +268,10 @@ def _safetensors(path: Path) -> str | None:
     with path.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(size)) if size <= 100 * MARKED_BYTES else {}
-    return CHECKPOINT if "stages" in header.get("__metadata__", {}) else None
+    metadata = header.get("__metadata__", {})
+    if str(metadata.get("stages")).startswith("maps "):
+        return MAPS
+    return CHECKPOINT if "stages" in metadata else None
 
 
 def is_ours(program: str) -> bool:

@@ -7,11 +7,18 @@ from robustness.faces import lazy_face
 if TYPE_CHECKING:
     from robustness.healing.fitting import fit
     from robustness.healing.healing import HEALINGS, Healed, heal
+    from robustness.healing.maps_file import save_maps
 
-__all__ = ["HEALINGS", "Healed", "fit", "heal"]
+__all__ = ["HEALINGS", "Healed", "fit", "heal", "save_maps"]
 
 # Torch takes seconds to load.
 __getattr__ = lazy_face(
     __name__,
-    {"HEALINGS": "healing", "Healed": "healing", "fit": "fitting", "heal": "healing"},
+    {
+        "HEALINGS": "healing",
+        "Healed": "healing",
+        "fit": "fitting",
+        "heal": "healing",
+        "save_maps": "maps_file",
+    },
 )

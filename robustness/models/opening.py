@@ -10,6 +10,8 @@ from torch.nn import Module
 from robustness.errors import Refusal
 from robustness.models import checkpoint, hashes, placement, remote_model, tensor_files
 from robustness.models.compiled_blocks import compile_blocks
+from robustness.models.maps import Maps
+from robustness.models.maps_file import read_maps
 from robustness.models.model import Model, find_parts
 from robustness.models.self_check import check_model
 from robustness.models.settings import ModelSettings
@@ -29,6 +31,7 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
     revision: str | None = None,
     attention: str | None = None,
     compile: bool = False,
+    maps: str | Path | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     remote: bool = False,
@@ -67,6 +70,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         Whether schedules run blocks that torch has compiled, which is faster and takes up to a
         minute to begin with. Numbers differ by rounding. Where blocks cannot be compiled, they run
         as they are, and `notify` is told why.
+    maps : path, optional
+        File of fitted maps for schedules that name some; see `robustness.healing`.
     tokenizer : optional
         The tokenizer of a module.
     trust_remote_code : bool
@@ -115,6 +120,7 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         revision=revision,
         attention=attention,
         compile=compile,
+        maps=maps,
         trust_remote_code=trust_remote_code,
         remote=remote,
         host=host,
@@ -126,7 +132,8 @@ def open_model(  # noqa: PLR0913 - its keywords are the settings
         request_gb=request_gb,
     )
     if isinstance(source, Module):
-        model = _make_model(_wrap_module(source, tokenizer, settings))
+        fitted = _read_maps(settings)
+        model = _with_maps(_make_model(_wrap_module(source, tokenizer, settings)), fitted)
         return compile_blocks(model, notify) if compile else model
     return open_settings(settings, notify)
 
@@ -148,6 +155,8 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
     """
     if settings.remote:
         return _make_model(remote_model.build(settings, notify))
+    # Before anything is loaded, which may take minutes.
+    fitted = _read_maps(settings)
     wrapped = _load(settings)
     dtype = str(wrapped.traced._module.dtype).removeprefix("torch.")
     kept = settings.dtype is None and dtype != "float32"
@@ -157,13 +166,21 @@ def open_settings(settings: ModelSettings, notify: Notify | None = None) -> Mode
             "float32, numbers are exact to more digits"
         )
     try:
-        model = _make_model(wrapped)
+        model = _with_maps(_make_model(wrapped), fitted)
     except Refusal as error:
         if not kept:
             raise
         # Mamba in half precision, for one, has states that its own head does not take.
         raise Refusal(f"{error}; its weights are {dtype}: try `dtype` float32") from error
     return compile_blocks(model, notify) if settings.compile else model
+
+
+def _read_maps(settings: ModelSettings) -> Maps | None:
+    return None if settings.maps is None else read_maps(settings.maps)
+
+
+def _with_maps(model: Model, maps: Maps | None) -> Model:
+    return model if maps is None else model.with_maps(maps)
 
 
 def _load(settings: ModelSettings) -> Wrapped:

@@ -48,6 +48,8 @@ class ModelSettings:
     compile: bool = False
     """Whether schedules run blocks that torch has compiled, which is faster and takes up to a
     minute to begin with. Numbers differ by rounding."""
+    maps: str | Path | None = None
+    """File of fitted maps for schedules that name some, such as `0..3-~4..7-8..`."""
     trust_remote_code: bool = False
     """Whether code that comes with a checkpoint may be run."""
     remote: bool = False
@@ -102,6 +104,7 @@ class ModelSettings:
             "device_map": self.device_map,
             "attention": self.attention,
             "compile": self.compile,
+            "maps": self.maps,
         }
         wrong = [f"`{name}`" for name, given in chosen.items() if given]
         if wrong:
