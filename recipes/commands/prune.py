@@ -127,6 +127,11 @@ def method_names() -> tuple[str, ...]:
         help="Share of the text that nothing is chosen on.",
     ),
     click.option(
+        "--heal",
+        is_flag=True,
+        help="Fit a scale and linear maps in the place of what is removed, and measure them.",
+    ),
+    click.option(
         "--measured",
         type=Place(),
         multiple=True,

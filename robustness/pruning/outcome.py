@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from robustness.files.kinds.searches import NOT_WEIGHED, STANDINGS
 from robustness.pruning import stability
+from robustness.pruning.healed import Healings
 from robustness.pruning.preparation import Search
 from robustness.pruning.racing import Round
 from robustness.pruning.record import Record
 from robustness.pruning.sizes import size_of
 from robustness.pruning.units import names
-from robustness.schedules import Schedule, clean, to_text
+from robustness.schedules import Schedule, to_text
 
 STEP = ("strategy", "step")
 """Dimensions of what a method did at a step. Methods are called strategies, since `method` is a
@@ -25,6 +26,7 @@ def complete(
     search: Search,
     rounds: Mapping[str, Sequence[Round]],
     predicted: Mapping[Schedule, float],
+    healings: Healings | None,
 ) -> xr.Dataset:
     """Return the finished dataset of a search.
 
@@ -38,6 +40,8 @@ def complete(
         Rounds of every method, one for each number of removed units.
     predicted : mapping
         What the quadratic model predicts, by candidate.
+    healings : Healings, optional
+        Healed schedules.
     """
     steps = max(map(len, rounds.values()))
     dataset = record.dataset().assign_coords(strategy=list(rounds), step=np.arange(1, steps + 1))
@@ -48,10 +52,11 @@ def complete(
         values = np.array([predicted.get(one, np.nan) for one in record.candidates])
         described = {"units": "nat", "long_name": "score predicted from single units and pairs"}
         dataset["predicted"] = ("candidate", values, described)
-    whole = size_of(search.model, clean(search.model.layers), search.parts.corpus.context)
-    dataset.attrs["clean_parameters"] = whole.parameters
-    if whole.kv_bytes is not None:
-        dataset.attrs["clean_kv_bytes"] = whole.kv_bytes
+    if healings is not None:
+        texts = [to_text(schedule) for schedule in healings.schedules.values()]
+        described = {"long_name": "healed schedule", "maps_sha256": healings.maps_sha256}
+        dataset = dataset.assign_coords(healing=list(healings.schedules))
+        dataset["healed"] = ("healing", np.array(texts, dtype=object), described)
     dataset = dataset.assign_coords(unit=[str(unit) for unit in search.units])
     dataset["probability"] = stability.probability(dataset)
     if len(search.parts.texts) > 1:

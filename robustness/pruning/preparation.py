@@ -70,6 +70,7 @@ def prepare(
     measurer = Measurer(model, parts.corpus, options)
     searched, held_out = parts.batches(measurer.batch_tokens)
     chosen = methods.chosen(settings, len(units))
+    whole = size_of(model, clean(model.layers), parts.corpus.context)
     attributes = {
         "measurement": KIND,
         **model.identity,
@@ -84,11 +85,14 @@ def prepare(
         "level": settings.level,
         "beam": settings.beam,
         "finalists": settings.finalists,
+        "heal": "yes" if settings.heal else None,
+        "clean_parameters": whole.parameters,
+        "clean_kv_bytes": whole.kv_bytes,
         "measured_from": digests(settings.measured),
         "batch_tokens": measurer.batch_tokens,
         "state_cap": measurer.state_cap,
     }
-    clean = next(metric for metric in CLEAN_READOUTS if metric.name == CLEAN_LOSS)
+    loss = next(metric for metric in CLEAN_READOUTS if metric.name == CLEAN_LOSS)
     coords = {
         "sequence": np.arange(len(parts.source)),
         "document": ("sequence", parts.corpus.document),
@@ -96,7 +100,7 @@ def prepare(
         "source": ("sequence", parts.source),
     }
     blank = blank_dataset(
-        {CLEAN_LOSS: (clean, ("sequence",))},
+        {CLEAN_LOSS: (loss, ("sequence",))},
         coords,
         file_attributes(attributes, options.command),
         model.precision,

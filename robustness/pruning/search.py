@@ -17,6 +17,7 @@ from robustness.files.precision_floor import FLOOR
 from robustness.models.model import Model
 from robustness.pruning import methods, outcome, speed
 from robustness.pruning.clean_pass import measure_redundancy
+from robustness.pruning.healed import measure_healed
 from robustness.pruning.known import take_known
 from robustness.pruning.methods import Problem, sketched
 from robustness.pruning.preparation import (
@@ -103,12 +104,15 @@ def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.
                 record.attrs |= measure_floor(search.model, corpus, options.tell)
             rounds = {name: running.follow(name) for name in search.methods}
             running.judge(rounds)
+            healings = None
+            if search.settings.heal:
+                healings = measure_healed(search, record, _chosen(search, rounds), options)
     except BaseException as error:
         # What was measured is kept; a failing save must not hide why the search ended.
         with output.last_words(type(error)):
             record.save()
         raise
-    dataset = outcome.complete(record, search, rounds, running.predicted)
+    dataset = outcome.complete(record, search, rounds, running.predicted, healings)
     if timed:
         dataset = dataset.assign(_speed(search, rounds, options))
     place.complete(dataset)
@@ -120,12 +124,16 @@ def _speed(
     search: Search, rounds: dict[str, list[Round]], options: RunOptions
 ) -> dict[str, xr.DataArray]:
     """Measure the time for a token before and after what the first method chose last."""
-    schedule = search.schedule(rounds[search.methods[0]][-1].best)
     try:
-        return {"milliseconds": speed.measure(search.model, schedule)}
+        return {"milliseconds": speed.measure(search.model, _chosen(search, rounds))}
     except Refusal as error:
         options.tell(f"the time for a token is not measured: {error}")
         return {}
+
+
+def _chosen(search: Search, rounds: dict[str, list[Round]]) -> Schedule:
+    """Return what the first method has chosen in the end."""
+    return search.schedule(rounds[search.methods[0]][-1].best)
 
 
 @dataclass(eq=False)

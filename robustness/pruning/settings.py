@@ -57,6 +57,9 @@ class PruningSettings:
     """Number of sets that the quadratic model proposes at the last step, and that are measured."""
     holdout: float = 0.25
     """Share of the documents that nothing is chosen on."""
+    heal: bool = False
+    """Whether fitted scales and maps are put in the place of what the first method has removed in
+    the end, and measured; see `robustness.healing`."""
     measured: Sequence[Path] = ()
     """Files of sweeps or searches of the same model on the same text, whose numbers are taken."""
     level: float = 0.05
@@ -83,6 +86,8 @@ class PruningSettings:
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):
                 raise Refusal(f"`{name}` must be a number above 0, not {value:g}")
+        if self.heal and (self.units != "block" or not self.holdout):
+            raise Refusal("`heal` goes with whole blocks and a held-out part: leave it out")
         if not 0 <= self.holdout <= 0.9:
             raise Refusal(f"`holdout` must be a share from 0 to 0.9, not {self.holdout:g}")
         if not 0 < self.level < 0.5:

@@ -71,7 +71,7 @@ SEARCHES = {
         },
         attrs={
             **dict.fromkeys(
-                ("units", "target", "objective", "methods", "layers", "measured_from"), TEXT
+                ("units", "target", "objective", "methods", "heal", "layers", "measured_from"), TEXT
             ),
             **dict.fromkeys(("holdout", "level"), NUMBER),
             **dict.fromkeys(("beam", "finalists", "clean_kv_bytes"), whole_from(0)),
