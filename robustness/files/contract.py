@@ -54,7 +54,7 @@ TEXTS = (
     "out_of_time",
     "difference",
 )
-COUNTS = ("sequences", "tokens", "seed", "sequences_done", "sequences_used")
+COUNTS = ("sequences", "tokens", "seed", "sequences_done", "requests_done", "sequences_used")
 ATTRIBUTES: Mapping[str, Attribute] = {
     **dict.fromkeys(TEXTS, TEXT),
     **dict.fromkeys(NAMES, NAME),

@@ -21,6 +21,7 @@ FREE_ATTRIBUTES = (
     "created",
     "command",
     "sequences_done",
+    "requests_done",
     *changes.ADJUSTABLE,
     *changes.NOTES,
     *FLOOR_ATTRIBUTES,

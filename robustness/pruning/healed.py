@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from robustness.healing import heal
+from robustness.models.model import Model
 from robustness.pruning.measuring import Measurer
 from robustness.pruning.preparation import Search
 from robustness.pruning.record import Record
@@ -13,14 +14,14 @@ CUT = "cut"
 """Label of the schedule that is healed, beside the kinds of healing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Healings:
     """Healed schedules of a search."""
 
     schedules: dict[str, Schedule]
     """Schedule by the kind of healing; `cut` is the one without any."""
-    maps_sha256: str
-    """Hash of the maps that they take."""
+    model: Model
+    """The model with the maps that they take."""
 
 
 def measure_healed(
@@ -56,4 +57,4 @@ def measure_healed(
         if missing:
             rows = search.batches[batch]
             record.add(missing, batch, measurer.measure(missing, rows))
-    return Healings({CUT: schedule, **healed.schedules}, healed.maps.sha256())
+    return Healings({CUT: schedule, **healed.schedules}, model)

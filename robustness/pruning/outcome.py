@@ -7,6 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from robustness.files.kinds.searches import NOT_WEIGHED, STANDINGS
+from robustness.models.model import Model
 from robustness.pruning import stability
 from robustness.pruning.healed import Healings
 from robustness.pruning.preparation import Search
@@ -43,10 +44,11 @@ def complete(
     healings : Healings, optional
         Healed schedules.
     """
+    model = search.model if healings is None else healings.model
     steps = max(map(len, rounds.values()))
     dataset = record.dataset().assign_coords(strategy=list(rounds), step=np.arange(1, steps + 1))
     dataset = dataset.assign_coords(_removed(record, search, rounds))
-    dataset = dataset.assign(_sizes(record, search))
+    dataset = dataset.assign(_sizes(record, search, model))
     dataset = dataset.assign(_of_steps(record, search, rounds, steps))
     if predicted:
         values = np.array([predicted.get(one, np.nan) for one in record.candidates])
@@ -54,7 +56,7 @@ def complete(
         dataset["predicted"] = ("candidate", values, described)
     if healings is not None:
         texts = [to_text(schedule) for schedule in healings.schedules.values()]
-        described = {"long_name": "healed schedule", "maps_sha256": healings.maps_sha256}
+        described = {"long_name": "healed schedule", **_maps(model)}
         dataset = dataset.assign_coords(healing=list(healings.schedules))
         dataset["healed"] = ("healing", np.array(texts, dtype=object), described)
     dataset = dataset.assign_coords(unit=[str(unit) for unit in search.units])
@@ -81,10 +83,10 @@ def _removed(
     }
 
 
-def _sizes(record: Record, search: Search) -> dict[str, xr.Variable]:
+def _sizes(record: Record, search: Search, model: Model) -> dict[str, xr.Variable]:
     """Return what every candidate takes of the model."""
     context = search.parts.corpus.context
-    sizes = [size_of(search.model, one, context) for one in record.candidates]
+    sizes = [size_of(model, one, context) for one in record.candidates]
     found = {
         "parameters": _described([size.parameters for size in sizes], "1", "parameters left"),
         "flops_share": _described(
@@ -95,6 +97,11 @@ def _sizes(record: Record, search: Search) -> dict[str, xr.Variable]:
     if len(kept) == len(sizes):
         found["kv_bytes"] = _described(kept, "byte", "keys and values that a token takes")
     return found
+
+
+def _maps(model: Model) -> dict[str, str]:
+    """Return the hash of the fitted maps of a model, if it has any."""
+    return {} if model.maps is None else {"maps_sha256": model.maps.sha256()}
 
 
 def _described(values: Sequence[float], unit: str, long_name: str) -> xr.Variable:

@@ -10,7 +10,17 @@ from robustness.models import sublayer_calls
 from robustness.models.cache import cached_numbers
 from robustness.models.model import Model, Parts
 from robustness.runs import operations
-from robustness.schedules import Attention, Mlp, Schedule, check, leaves, plain
+from robustness.schedules import (
+    Attention,
+    Mapped,
+    Mlp,
+    Schedule,
+    StreamMap,
+    check,
+    leaves,
+    plain,
+)
+from robustness.schedules.steps import maps
 
 Leaf = int | Attention | Mlp
 
@@ -22,7 +32,7 @@ class Size:
     parameters: int
     """Parameters without those of what is left out. A tensor counts once, however often it is used:
     tied embeddings, and a block that is executed twice. (An exported checkpoint holds such a block
-    twice.)"""
+    twice.) A fitted map of the stream counts too."""
     flops_share: float
     """Operations of the blocks for a token, divided by those of the clean model. Head and
     embeddings are left out."""
@@ -53,10 +63,14 @@ def size_of(model: Model, schedule: Schedule | str, context: int) -> Size:
     schedule = check(schedule, model.layers)
     sublayer_calls.check_schedules(model, [schedule])
     executed, whole = Counter[Leaf](), Counter[Leaf](range(model.layers))
+    mapped = set[StreamMap | Mapped]()
     for step in schedule:
         executed.update(leaves(step))
+        mapped.update(maps(step))
+    # What is added by a step and then mapped is folded into matrices that are there.
+    added = sum(isinstance(step, StreamMap) for step in mapped)
     return Size(
-        parameters=_parameters(model, set(executed)),
+        parameters=_parameters(model, set(executed)) + added * model.width * (model.width + 1),
         flops_share=_flops(model, executed, context) / max(1, _flops(model, whole, context)),
         kv_bytes=_kv_bytes(model, executed),
     )
