@@ -44,7 +44,7 @@ def planted_search(
     document = np.repeat(np.arange(documents), 2)
     text = document % len(texts)
     part = np.where(document < documents - held, SEARCHED, HELD_OUT)
-    wobble = 1 + noise * random.normal(size=(documents, len(units)))[document]
+    wobble = np.exp(noise * random.normal(size=(documents, len(units))))[document]
     cost = np.asarray(damages)[text] * wobble
     kl = np.stack([cost[:, list(chosen)].sum(1) for chosen in sets])
     search = part == SEARCHED
@@ -84,7 +84,7 @@ def planted_search(
     return xr.Dataset(
         {
             "kl": (rows, kl.astype(np.float32), {"units": "nat", "long_name": "KL"}),
-            "agreement": (rows, np.exp(-kl).astype(np.float32), {"units": "1"}),
+            "agreement": (rows, np.exp(-np.abs(kl)).astype(np.float32), {"units": "1"}),
             "loss": (rows, loss.astype(np.float32), {"units": "nat", "long_name": "loss"}),
             "clean_loss": ("sequence", clean.astype(np.float32), {"units": "nat"}),
             "measured": (("candidate", "batch"), measured.astype(np.int8)),
@@ -129,6 +129,13 @@ def finished(dataset: xr.Dataset) -> xr.Dataset:
     return found.assign_coords(
         version=["before", "after"], phase=["prefill", "decode"], repetition=np.arange(5)
     )
+
+
+def unfinished(dataset: xr.Dataset) -> xr.Dataset:
+    """Return what a search has on the disk before its end."""
+    made_at_the_end = ("predicted", "parameters", "flops_share", "kv_bytes", "removed", "size")
+    left = dataset.drop_dims(("method", "step", "unit")).drop_vars(made_at_the_end)
+    return left.assign_attrs(requests_done=3)
 
 
 def _batches(sequences: int) -> list[slice]:

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from markupsafe import Markup
 from planted import plant
+from searches import finished, planted_search, unfinished
 from stand_ins import leave_undrawn
 
 from recipes.evidence.files import Files, side_by_side
@@ -21,7 +22,9 @@ from recipes.report.content import snippet
 from recipes.report.page import ReportFiles, report
 from recipes.report.svg import inline, on_white, to_svg
 from robustness.errors import Refusal
-from robustness.files.netcdf import load
+from robustness.files.netcdf import load, save
+
+NAMED = {"model": "<gpt2> & co", "architecture": "GPT2LMHeadModel"}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,7 @@ def directory(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("planted") / "gpt2"
     plant(path, name="<gpt2> & co")
     stages(path, out=path / "stages.nc")
+    save(finished(planted_search(identity=NAMED)), path / "search.nc")
     report([Files(path)], ReportFiles(path / "report.html", path / "claims.nc", path / "figures"))
     return path
 
@@ -77,7 +81,8 @@ def test_it_has_every_figure_with_its_text_and_every_claim(page, directory):
                 assert f"Figure {', '.join(picture.names)}. {title}" in page
                 assert (directory / "figures" / f"{picture.name}.svg").stat().st_size > 2000
     images = re.findall(r"<svg ([^>]*)>", page)
-    assert len(images) == 1 + sum(p.fewest == 1 for r in RECIPES for p in r.pictures)
+    # Stages and the search come first.
+    assert len(images) == 2 + sum(p.fewest == 1 for r in RECIPES for p in r.pictures)
     assert all('role="img"' in image and re.search('aria-label="[^"]+', image) for image in images)
     assert "is not drawn" not in page
 
@@ -155,6 +160,25 @@ def test_models_side_by_side_have_a_page_too(tmp_path, directory, undrawn):
     assert "interior agreement, swap" in page and "Claims about each model" in page
     assert "does not hold" in page
     assert PICTURES["layers"].title in page and PICTURES["23"].title not in page
+
+
+@pytest.mark.slow
+def test_a_search_beside_the_files_is_a_section_of_the_page(directory, page):
+    section = page.partition('<h2 id="pruning">')[2].partition("</section>")[0]
+    assert '<td class="n">2 3 4</td>' in section and "pairwise, what the search took" in section
+    assert section.count("<svg") == 1 and "optimism: held-out mean less search score" in section
+    assert '<a href="#pruning">' in page
+
+
+@pytest.mark.slow
+def test_a_search_of_another_model_has_no_place_on_the_page(tmp_path):
+    plant(tmp_path, name="one")
+    assert Files(tmp_path).search() is None
+    save(unfinished(planted_search(identity={**NAMED, "model": "one"})), tmp_path / "search.nc")
+    assert Files(tmp_path).search() is None
+    save(planted_search(), tmp_path / "search.nc")
+    with pytest.raises(Refusal, match=r"search\.nc is of another model"):
+        Files(tmp_path).search()
 
 
 @pytest.mark.slow

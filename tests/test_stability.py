@@ -146,6 +146,15 @@ def test_texts_that_damage_other_blocks_choose_other_sets():
     assert chosen.sel(text="news").item() == "1"
 
 
+def test_a_text_chooses_among_the_candidates_that_were_measured_on_most_of_it():
+    dataset = planted_search(noise=0.01)
+    # Best by far on the only sequence that it was measured on.
+    worst = dataset["candidate"].values[dataset["removed"].values == "0"].item()
+    dataset["kl"].loc[worst, 0] = 0
+    dataset["kl"].loc[worst, 1:] = np.nan
+    assert chosen_by_text(dataset).sel(step=1).item() == "3"
+
+
 def test_scores_of_a_loss_are_its_rise_and_each_part_has_its_own():
     dataset = planted_search(objective="loss")
     rise = dataset["loss"] - dataset["clean_loss"]

@@ -65,4 +65,6 @@ def _described(path: Path) -> tuple[str, str, str, str]:
 def _state(attrs: dict[str, Any]) -> str:
     if "sequences_done" in attrs:
         return f"unfinished, {attrs['sequences_done']} of {attrs.get('sequences', '?')} sequences"
+    if "requests_done" in attrs:
+        return "unfinished"
     return f"shard {attrs['shard']}" if "shard" in attrs else "complete"

@@ -138,6 +138,27 @@ class Files:
         # A run that is not finished is as good as missing.
         return None if "sequences_done" in dataset.attrs else dataset
 
+    def search(self) -> xr.Dataset | None:
+        """Return the finished search for a smaller model, `search.nc`, if there is one.
+
+        No experiment of the paper needs it, so it is none of the sources.
+
+        Raises
+        ------
+        Refusal
+            If it is of another model.
+        """
+        if not (self.directory / "search.nc").exists():
+            return None
+        dataset, beside = self._load("search"), self._load(self.sources[0].file)
+        for name in ("model", "weights_sha256", "revision"):
+            if dataset.attrs.get(name) != beside.attrs.get(name):
+                raise Refusal(
+                    f"{self.directory.name}/search.nc is of another model than the files beside "
+                    "it: keep a directory for each"
+                )
+        return dataset if "chosen" in dataset else None
+
     def stamp(self, *but: Source) -> str:
         """Return a digest of the files' times of creation and of the project's version.
 

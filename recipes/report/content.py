@@ -19,9 +19,13 @@ from recipes.recipe import SOURCES, STAGES, Picture, Recipe, Source
 from recipes.report.svg import inline, to_svg
 from recipes.terminal import printable
 from recipes.views import comparison as comparison_view
+from recipes.views import search as search_view
 from recipes.views import stages as stages_view
+from recipes.views.layout import as_rows
+from recipes.views.registry import table
 from recipes.views.style import LIGHT_ON_DARK
 from robustness.files.precision_floor import describe_near
+from robustness.files.sequences import measured_sequences
 
 CLASSES = {HOLDS: "holds", FAILS: "fails", OPEN: "open"}
 """Names of verdicts in the page's style sheet."""
@@ -140,7 +144,8 @@ def _environment() -> Environment:
 def _about_one(models: Sequence[Files]) -> dict[str, Any]:
     """Return the values of the template that only a page of a single model shows."""
     if len(models) > 1:
-        return {"one": None, "facts": [], "stages": Markup(""), "division": "", "published": []}
+        absent = {"stages": Markup(""), "division": "", "search": None}
+        return {"one": None, "facts": [], "published": [], **absent}
     files = models[0]
     return {
         "one": files,
@@ -148,6 +153,7 @@ def _about_one(models: Sequence[Files]) -> dict[str, Any]:
         "stages": _image_of_stages(files),
         "division": _division(files),
         "published": published.of_model(files),
+        "search": _search(files),
     }
 
 
@@ -173,6 +179,18 @@ def _image_of_stages(files: Files) -> Markup:
         return Markup("")
     alt = f"Signatures of {files.name} over layers, with the boundaries of stages"
     return inline(to_svg(stages_view.figure(files[STAGES])), "stages", alt)
+
+
+def _search(files: Files) -> dict[str, Any] | None:
+    """Return the figure and the tables of a search for a smaller model, if there is one."""
+    dataset = files.search()
+    if dataset is None:
+        return None
+    shown = table(dataset)
+    alt = f"What {files.name} loses without some blocks, and how surely these are the best to lose"
+    image = inline(to_svg(search_view.figure(measured_sequences(dataset))), "search", alt)
+    tables = [(each.title, as_rows(each)) for each in shown.tables]
+    return {"image": image, "notes": shown.notes, "tables": tables}
 
 
 def _with_code(text: str) -> Markup:

@@ -7,6 +7,7 @@ import xarray as xr
 
 from recipes.views.readouts import is_difference
 from recipes.views.sections import is_uneven
+from robustness.files.kinds.searches import HELD_OUT, SEARCHED
 from robustness.files.metrics import CLEAN_READOUTS, NONFINITE
 from robustness.files.precision_floor import (
     FLOOR_ERROR,
@@ -18,6 +19,9 @@ from robustness.files.precision_floor import (
 from robustness.files.sequences import mean_over_tokens, measured_sequences
 from robustness.statistics.bootstrap_intervals import bootstrap
 from robustness.statistics.uncertainty import standard_error
+
+SEARCH = "search"
+"""Kind of the files whose candidates are measured on as many sequences as it takes."""
 
 FEW_DOCUMENTS = 10
 """Number of documents below which a note calls intervals unreliable."""
@@ -62,7 +66,10 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     text = f"{counted(sequences, 'sequence')} of {counted(documents, 'document')}"
     # A file of one's own may be about texts of any length.
     yield f"{text}, context {dataset.attrs['context']}" if "context" in dataset.attrs else text
-    if sequences < planned:
+    searches = dataset.attrs.get("measurement") == SEARCH
+    if searches:
+        yield from _notes_on_search(dataset)
+    if sequences < planned and not searches:
         yield f"unfinished: {sequences} of {planned} sequences are measured"
     yield from _notes_on_clean(dataset, by_bootstrap=by_bootstrap)
     bad = int(dataset[NONFINITE.name].sum()) if NONFINITE.name in dataset else 0
@@ -72,6 +79,8 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     spread = "± standard error clustered by document"
     if by_bootstrap:
         spread = "[95 % bootstrap interval over documents]"
+    elif searches:
+        spread = "[95 % interval clustered by document]"
     yield f"mean {spread}; KL, loss and entropy in nats"
     if is_uneven(dataset):
         yield "a mean weighs every document the same; a mean by token weighs every token the same"
@@ -79,6 +88,25 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     if 1 < documents < FEW_DOCUMENTS:
         limit = f"with fewer than {FEW_DOCUMENTS} documents"
         yield f"{limit}, standard errors and intervals are unreliable"
+
+
+def _notes_on_search(dataset: xr.Dataset) -> Iterator[str]:
+    """Yield what a search looked for, on which text, and how its table is to be read."""
+    attrs, documents = dataset.attrs, []
+    for part in (SEARCHED, HELD_OUT):
+        rows = dataset["part"].values == part
+        documents.append(np.unique(dataset["document"].values[rows]).size)
+    yield (
+        f"{attrs.get('target', 'search')}, units {attrs['units']}, scored by {attrs['objective']}: "
+        f"chosen on {counted(documents[0], 'document')}, {documents[1]} held out"
+    )
+    if "chosen" not in dataset and not is_difference(dataset):
+        yield "unfinished: the same command goes on from here"
+    elif "chosen" in dataset:
+        yield (
+            "optimism: held-out mean less search score; tied: not told apart from the best one "
+            "when the race ended"
+        )
 
 
 def _notes_on_clean(dataset: xr.Dataset, *, by_bootstrap: bool) -> Iterator[str]:

@@ -87,6 +87,11 @@ def as_csv(tables: Tables) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
+def as_rows(table: Table) -> list[list[str]]:
+    """Return the rows of a table as texts, its headings first, with rounded numbers."""
+    return [list(row) for row in zip(*(_block(column).cells for column in table.columns))]
+
+
 @dataclass(frozen=True)
 class _Block:
     """A column as text: its heading, and a cell for each row."""

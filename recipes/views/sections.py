@@ -1,6 +1,6 @@
 """Sections of a view: labelled arrays that become the columns of one table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,10 @@ import xarray as xr
 from recipes.views.tabular import Column, Table, Value
 from robustness.files.sequences import COUNTED, mean_over_tokens
 from robustness.statistics.bootstrap_intervals import bootstrap
-from robustness.statistics.uncertainty import standard_error
+from robustness.statistics.uncertainty import band, standard_error
+
+Ends = Callable[[xr.DataArray], xr.DataArray]
+"""Function from values (…, sequence) to the ends (…, end) of the interval around their mean."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Section:
     """Name of the dimension of rows; its labels are the first column."""
     columns: Mapping[str, xr.DataArray]
     """Arrays by the heading of their column, over the rows and perhaps over `sequence`."""
+    by_interval: bool = False
+    """Whether means over sequences have 95 % intervals by Student's t, not standard errors."""
 
     def table(self, *, by_bootstrap: bool = False) -> Table:
         """Return means over sequences with standard errors, or with bootstrap intervals."""
@@ -33,7 +38,8 @@ class Section:
                 raise ValueError(f"column {name} has other labels of {self.rows} than the first")
         columns = [Column(self.rows, _values(labels))]
         for name, values in self.columns.items():
-            columns.append(_column(name, values, by_bootstrap=by_bootstrap))
+            ends = bootstrap if by_bootstrap else band if self.by_interval else None
+            columns.append(_column(name, values, ends))
             if values.dtype.kind == "f" and is_uneven(values):
                 columns.append(_column(f"{name} by token", mean_over_tokens(values)))
         return Table(self.title, columns)
@@ -59,16 +65,16 @@ def is_uneven(values: xr.Dataset | xr.DataArray) -> bool:
     return COUNTED in values.coords and np.unique(values[COUNTED]).size > 1
 
 
-def _column(name: str, values: xr.DataArray, *, by_bootstrap: bool = False) -> Column:
+def _column(name: str, values: xr.DataArray, ends: Ends | None = None) -> Column:
     unit = str(values.attrs.get("units", "1"))
     # Weights, neurons and boundaries have no sequences, and so no error by documents.
     if "sequence" not in values.dims:
         return Column(name, _values(values.values), unit)
     means = _values(values.mean("sequence", skipna=False).values)
-    if not by_bootstrap:
+    if ends is None:
         return Column(name, means, unit, errors=standard_error(values).values.tolist())
-    ends = bootstrap(values).transpose(..., "end").values.tolist()
-    return Column(name, means, unit, intervals=list(map(tuple, ends)))
+    around = ends(values).transpose(..., "end").values.tolist()
+    return Column(name, means, unit, intervals=list(map(tuple, around)))
 
 
 def _values(values: np.ndarray) -> list[Value]:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from robustness.errors import Refusal
 from robustness.files.metrics import TokenMetric, metric_of
 
+CLEAN_LOSS = "clean_loss"
+"""Name of the variable with the loss of the clean model."""
+
 COUNTED = "tokens_counted"
 """Name of the coordinate with the number of tokens in the means of a sequence."""
 
@@ -64,6 +67,8 @@ def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
     """
     if "token" in dataset.dims:
         dataset = _over_tokens(dataset)
+    if dataset.attrs.get("measurement") == "search" and CLEAN_LOSS in dataset:
+        return _reached(dataset)
     if "sequences_done" not in dataset.attrs:
         return dataset
     done = int(dataset.attrs["sequences_done"])
@@ -75,6 +80,14 @@ def measured_sequences(dataset: xr.Dataset) -> xr.Dataset:
     if "sequence" not in dataset.dims:
         raise Refusal("the run is unfinished, and has no result before it ends: run it again")
     return dataset.isel(sequence=slice(0, done))
+
+
+def _reached(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the sequences that a search has reached: races often end before the text does."""
+    reached = np.isfinite(dataset[CLEAN_LOSS].values)
+    if not reached.any():
+        raise Refusal("nothing is measured yet: the search was stopped in its first batch")
+    return dataset.isel(sequence=reached)
 
 
 def counted_positions(dataset: xr.Dataset, name: str) -> xr.DataArray:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from planted import plant
+from searches import finished, planted_search
 
 from robustness.files.kinds import KINDS
 from robustness.files.netcdf import load, load_tally, save
@@ -68,6 +69,7 @@ def files(tmp_path_factory, gpt2):
             gpt2, corpus, ["drop"], shard=Shard(index, 2), per_token=True, batch_tokens=64,
             out=real / f"shard-{index}.nc",
         )  # fmt: skip
+    save(finished(planted_search(texts=("stories", "news"))), real / "search.nc")
     partial = load(real / "sweep.nc").assign_attrs(sequences_done=3)
     save(partial, real / "sweep.partial.nc", np.ones((7, gpt2.vocabulary), np.int32))
     return place
