@@ -134,7 +134,7 @@ def finished(dataset: xr.Dataset) -> xr.Dataset:
 def unfinished(dataset: xr.Dataset) -> xr.Dataset:
     """Return what a search has on the disk before its end."""
     made_at_the_end = ("predicted", "parameters", "flops_share", "kv_bytes", "removed", "size")
-    left = dataset.drop_dims(("method", "step", "unit")).drop_vars(made_at_the_end)
+    left = dataset.drop_dims(("strategy", "step", "unit")).drop_vars(made_at_the_end)
     return left.assign_attrs(requests_done=3)
 
 

@@ -13,9 +13,11 @@ from recipes.commands.options import (
     batch_option,
     cap_option,
     compile_option,
+    limit_option,
     model_argument,
     model_options,
     run_options,
+    task_data_option,
     texts_options,
 )
 from recipes.commands.parameters import Finite, LazyChoice, Place
@@ -25,11 +27,38 @@ from recipes.commands.tables import chosen_form, say_rows, table_options
 if TYPE_CHECKING:
     import xarray as xr
 
+    from robustness.models.model import Model
     from robustness.models.settings import ModelSettings
     from robustness.pruning.preparation import Search
     from robustness.pruning.settings import PruningSettings
     from robustness.runs.settings import RunOptions
+    from robustness.tasks.settings import TaskSettings
     from robustness.text.settings import TextSettings
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options that say on which tasks the smaller model is compared with the whole one."""
+
+    names: tuple[str, ...]
+    task_data: Path | None
+    limit: int | None
+
+    def settings(self, schedule: str) -> "TaskSettings":
+        """Return the settings of the tasks under one schedule."""
+        from robustness.tasks.settings import TaskSettings
+
+        return TaskSettings(
+            self.names, schedules=(schedule,), data=self.task_data, limit=self.limit
+        )
+
+
+def task_options(values: Values) -> TaskOptions:
+    """Return the options of tasks."""
+    options = TaskOptions(**values)
+    if not options.names and (options.task_data or options.limit):
+        raise click.UsageError("--task-data and --limit go with --eval")
+    return options
 
 
 @dataclass(frozen=True)
@@ -144,6 +173,20 @@ def method_names() -> tuple[str, ...]:
         help='Layers whose units may be removed, as in "2..9".  [default: all]',
     ),
 )
+@gather(
+    "tasks",
+    task_options,
+    click.option(
+        "--eval",
+        "names",
+        metavar="TASK",
+        multiple=True,
+        help="Task of lm-eval that both models are run on in the end, item by item; may be given "
+        "several times.",
+    ),
+    task_data_option,
+    limit_option,
+)
 @texts_options
 @model_options
 @compile_option
@@ -155,6 +198,7 @@ def method_names() -> tuple[str, ...]:
 def prune(
     model: "ModelSettings",
     search: SearchOptions,
+    tasks: TaskOptions,
     texts: "tuple[TextSettings, ...]",
     run: "RunOptions",
     dry_run: bool,
@@ -171,6 +215,7 @@ def prune(
     stages prune openai-community/gpt2 --to-params 0.75 --data my.jsonl --tokens 200000
     stages prune builtin --until-kl 0.5 --units sublayer --method greedy
     stages prune builtin --remove 3 --method pairwise --method greedy --method one-shot
+    stages prune builtin --remove 4 --heal --eval arc_easy --limit 500
     stages prune builtin --remove 4 --dry-run
     """
     announce(model)
@@ -198,6 +243,8 @@ def prune(
             timed=not opened.request,
         )
     _present(Path(out), found)
+    if tasks.names:
+        _evaluate(opened, tasks, Path(out), found, run)
     _advise(Path(out), model, found)
 
 
@@ -217,6 +264,21 @@ def _present(out: Path, found: "xr.Dataset") -> None:
     with viewing(out, found):
         figure = save_figure(draw(found), out.with_suffix(".png"))
         say_table(found, {"file": out, "figure": figure})
+
+
+def _evaluate(
+    opened: "Model", tasks: TaskOptions, out: Path, found: "xr.Dataset", run: "RunOptions"
+) -> None:
+    """Run tasks on the model before and after, and print what each loses."""
+    from recipes.commands.show import say_table
+    from robustness.tasks.evaluation import evaluate_tasks
+
+    chosen = [str(text) for text in found["chosen"].values[0] if str(text)]
+    path = out.with_name(f"{out.stem}.tasks.nc")
+    with progress(None, "text") as show:
+        options = replace(run, out=path, progress=show)
+        dataset = evaluate_tasks(opened, tasks.settings(chosen[-1]), options)
+    say_table(dataset, {"file": path})
 
 
 def _advise(out: Path, model: "ModelSettings", found: "xr.Dataset") -> None:

@@ -49,9 +49,9 @@ def sections(dataset: xr.Dataset) -> Iterator[Section]:
         # An unfinished search has chosen nothing yet, and a difference of two never does.
         yield from _candidates(dataset)
         return
-    for name in map(str, dataset["method"].values):
+    for name in map(str, dataset["strategy"].values):
         yield _path(dataset, name)
-    for name in map(str, dataset["method"].values):
+    for name in map(str, dataset["strategy"].values):
         yield _costs(dataset, name)
     if "healed" in dataset:
         yield _healing(dataset)
@@ -69,7 +69,7 @@ def chosen_of(dataset: xr.Dataset, method: str) -> xr.Dataset:
     The dimension `candidate` becomes `step`: the number of units that are removed.
     """
     # By a mapping, since xarray takes a keyword `method` for its own.
-    texts = dataset["chosen"].sel({"method": method})
+    texts = dataset["chosen"].sel({"strategy": method})
     known = np.isin(texts.values.astype(str), dataset["candidate"].values.astype(str))
     return _of_candidates(dataset, texts[known])
 
@@ -125,7 +125,7 @@ def _of_objective(path: xr.Dataset, judged: dict[str, xr.DataArray]) -> xr.DataA
 
 def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return how many candidates each step weighed, and which tied with the chosen one."""
-    standing = dataset["standing"].sel({"method": method, "step": path["step"]})
+    standing = dataset["standing"].sel({"strategy": method, "step": path["step"]})
     standing = standing.transpose("step", "candidate")
     tied = standing.values == TIED
     removed = dataset["removed"].values
@@ -139,10 +139,10 @@ def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.Da
 
 
 def _costs(dataset: xr.Dataset, method: str) -> Section:
-    of_method = dataset.sel({"method": method})
+    of_method = dataset.sel({"strategy": method})
     columns = {heading: of_method[name] for heading, name in COSTS.items() if name in of_method}
     full = of_method["tokens_in_full"]
-    columns["saved"] = (1 - of_method["tokens_read"] / full.where(full > 0)).drop_vars("method")
+    columns["saved"] = (1 - of_method["tokens_read"] / full.where(full > 0)).drop_vars("strategy")
     return Section(f"{method}, what the search took", "step", columns)
 
 
@@ -156,11 +156,11 @@ def _healing(dataset: xr.Dataset) -> Section:
 def _stability(dataset: xr.Dataset) -> Iterator[Section]:
     """Yield how often each unit is in the best set of the last step."""
     shares = dataset["probability"].isel(step=-1, drop=True)
-    shares = shares.isel(unit=((shares > 0).any("method")).values)
+    shares = shares.isel(unit=((shares > 0).any("strategy")).values)
     if not shares.sizes["unit"]:
         return
     columns = {
-        str(name): shares.sel({"method": name}, drop=True) for name in dataset["method"].values
+        str(name): shares.sel({"strategy": name}, drop=True) for name in dataset["strategy"].values
     }
     size = int(dataset["step"].values[-1])
     yield Section(f"share of resampled documents with the unit in the best {size}", "unit", columns)
@@ -213,7 +213,7 @@ def figure(dataset: xr.Dataset) -> Figure:
         raise Refusal(
             "the search is unfinished, and has no figure before it ends: run its command again"
         )
-    methods = list(map(str, dataset["method"].values))
+    methods = list(map(str, dataset["strategy"].values))
     stable = "probability" in dataset
     width = 5.0 * min(4, max(2, len(methods)))
     figure = style.new_figure(width, 8.2 if stable else 4.2)
@@ -229,7 +229,7 @@ def _draw_stability(part: Any, shares: xr.DataArray, methods: list[str]) -> None
     panels = part.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     image = None
     for axis, name in zip(panels, methods, strict=True):
-        of_method = shares.sel({"method": name}, drop=True)
+        of_method = shares.sel({"strategy": name}, drop=True)
         image = style.heat_map(axis, of_method, "unit", "step", (0, 1))
         _name_cells(axis, of_method)
         axis.set_title(f"{name}: stability")
