@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,7 @@ from robustness.files import changes, output
 from robustness.files.kinds.searches import DROPPED, TIED
 from robustness.files.output import Output
 from robustness.files.precision_floor import FLOOR
+from robustness.healing import save_maps
 from robustness.models.model import Model
 from robustness.pruning import methods, outcome, speed
 from robustness.pruning.clean_pass import measure_redundancy
@@ -59,7 +61,8 @@ def prune(
         What is looked for.
     options : RunOptions, optional
         How the run proceeds. With `out`, measured numbers are kept beside it, and the same call
-        continues from there.
+        continues from there. Fitted maps of a search that heals are written to
+        `NAME.maps.safetensors`.
     timed : bool
         Whether the time for a token is measured too, before and after.
 
@@ -115,9 +118,16 @@ def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.
     dataset = outcome.complete(record, search, rounds, running.predicted, healings)
     if timed:
         dataset = dataset.assign(_speed(search, rounds, options))
+    if healings is not None and healings.model.maps is not None and options.out is not None:
+        save_maps(healings.model.maps, maps_path(options.out))
     place.complete(dataset)
     place.forget()
     return dataset
+
+
+def maps_path(out: Path) -> Path:
+    """Return the path of the fitted maps of a search, beside its file."""
+    return out.with_name(f"{out.stem}.maps.safetensors")
 
 
 def _speed(
