@@ -94,8 +94,8 @@ def _searched(corpus: Corpus, holdout: float) -> int:
     if count < needed:
         part = "its held-out part" if holdout else "a search"
         raise Refusal(
-            f"{corpus.name} has {count} documents, and {part} takes {needed} or more: read more "
-            "`tokens`, a shorter `context`, or another `holdout`"
+            f"{corpus.name} has too few documents, {count}: {part} takes {needed} or more. Read "
+            "more `tokens`, a shorter `context`, or another `holdout`"
         )
     if not holdout:
         return sequences

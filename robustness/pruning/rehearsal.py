@@ -13,10 +13,11 @@ from robustness.pruning.methods import Problem, sketched
 from robustness.pruning.preparation import Search, parameters_of, target_parameters
 from robustness.pruning.racing import Cut, Round
 from robustness.runs import operations
-from robustness.runs.foresight import duration
+from robustness.runs.foresight import Foresight, describe_traces, duration
 from robustness.schedules import Schedule
 from robustness.sweeps import flops
 from robustness.sweeps.calibration import calibrate
+from robustness.sweeps.requests import foresee
 
 
 @dataclass(eq=False)
@@ -109,10 +110,19 @@ def describe(search: Search) -> list[tuple[str, str]]:
         ("schedules", f"at most {schedules:,}, unless a method goes another way"),
         ("block applications", f"at most about {applied:,}, to single sequences"),
     ]
-    if not search.model.request:
+    if search.model.request:
+        rows += describe_traces(foresee_first(search))
+    else:
         seconds = applied * _seconds_per_application(search, rehearsal.first)
         rows.append(("time", f"at most about {duration(seconds)}; races spare a part of it"))
     return rows
+
+
+def foresee_first(search: Search) -> Foresight:
+    """Return what the first round of a search is about to do, if no race spares anything."""
+    rehearsal = Rehearsal(search)
+    rehearsal.run()
+    return foresee(search.measurer.prepared(rehearsal.first), search.batches[: search.searched])
 
 
 def _seconds_per_application(search: Search, schedules: Sequence[Schedule]) -> float:

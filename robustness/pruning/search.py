@@ -31,12 +31,15 @@ from robustness.pruning.preparation import (
 )
 from robustness.pruning.racing import Cut, Round, race
 from robustness.pruning.record import Record
+from robustness.pruning.rehearsal import foresee_first
 from robustness.pruning.settings import PruningSettings
 from robustness.pruning.units import names
+from robustness.runs.announcement import announce
 from robustness.runs.attempts import Lacking
 from robustness.runs.heap import kept_heap
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule
+from robustness.sweeps.execution import LESS_TRAFFIC
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.text.corpus import Corpus
 
@@ -98,6 +101,8 @@ def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.
         known = take_known(record, search.settings.measured, search.model.layers)
         if known:
             options.tell(f"{known:,} schedules are measured already")
+    if search.model.request or options.foresee is not None:
+        announce(foresee_first(search), options, LESS_TRAFFIC)
     running = _Running(search, record, options)
     options.show(0, 1)
     try:
