@@ -19,9 +19,9 @@ from robustness.files.sequences import sequence_coords
 from robustness.models.opening import open_model
 from robustness.models.sublayer_calls import check_schedules
 from robustness.reordered.rebuilding import rebuild as rebuild_plain
-from robustness.runs import batching
+from robustness.runs import batching, operations
 from robustness.runs.remote_traffic import of_plan
-from robustness.schedules import Attention, Mlp, Parallel, clean, to_text
+from robustness.schedules import Attention, Mlp, Parallel, clean, from_text, to_text
 from robustness.schedules.built_in import PAIRS
 from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import compile_plan
@@ -29,6 +29,7 @@ from robustness.statistics.paired import difference
 from robustness.sweeps import residuals, rewire, sweep
 
 SEQUENTIAL = {"gpt2", "llama", "qwen2"}
+FACTORS = "0*0.5-*1.3-a1*2-m1*-0.75-(2*1.5+*2+m3*0.5)-*0.8-3"
 MIXED = (0, Mlp(2), Parallel((1, 2, Attention(3))), Attention(1), 3, Parallel((2, Parallel((3,)))))
 
 
@@ -138,6 +139,80 @@ def test_a_rewired_model_and_its_residuals_are_those_of_surgery(model, plain, fa
     with torch.no_grad():
         last = head(norm(torch.from_numpy(states[-1].values)))
     torch.testing.assert_close(last, expected, atol=1e-10, rtol=0)
+
+
+def test_factors_are_those_of_surgery(model, plain):
+    text = corpus(sequences=3)
+    schedule = from_text(FACTORS, LAYERS)
+    data = sweep(model, text, schedules=[schedule, "0..2-3*2"], batch_tokens=24)
+    for at, steps in enumerate((schedule, from_text("0..2-3*2", LAYERS))):
+        expected = reference(plain, steps, text)
+        np.testing.assert_allclose(data.kl[at], expected["kl"], atol=1e-10)
+        np.testing.assert_allclose(data.loss[at], expected["loss"], atol=1e-10)
+    assert data.schedule.values.tolist() == [FACTORS, "0..2-3*2"]
+
+
+def test_a_factor_of_1_is_the_step_and_of_0_nothing_and_scales_undo_each_other(model):
+    tokens = random_tokens(2, 9)
+
+    def left(text: str) -> np.ndarray:
+        return residuals(model, tokens, text).values[-1]
+
+    for factors, same in (("0-1*1-a2*1-3", "0-1-a2-3"), ("0-1*0-a2*0-m2*0-3", "0-3")):
+        assert np.array_equal(left(factors), left(same))
+    np.testing.assert_allclose(left("0-*1.7-*0.5882352941176471-1"), left("0-1"), atol=1e-12)
+    # What precedes a norm may be scaled; the sum of a block and its negative is the stream.
+    np.testing.assert_allclose(left("0-(1*3+1*-1)"), left("0-1"), atol=1e-12)
+    states = residuals(model, tokens, "0-*2-a1*2")
+    assert states.block.values.tolist() == [-1, 0, -1, 1]
+    assert states.executed.values.tolist() == ["", "0", "*2", "a1*2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_half_precision_are_rounded_once(dtype):
+    opened, tokens = open_model(tiny("llama", dtype)), random_tokens(2, 9)
+    entering, left = residuals(opened, tokens, "0-1").values[1:]
+    for text, sums in (
+        ("0-1*0.3", entering.astype(float) + 0.3 * (left.astype(float) - entering)),
+        ("0-*1.3", 1.3 * entering.astype(float)),
+    ):
+        made = torch.from_numpy(residuals(opened, tokens, text).values[-1])
+        exact = torch.from_numpy(sums)
+        # Rounded from float32, a number halfway between two may go either way.
+        off = (made.double() - exact).abs() / exact.abs().clamp(min=1e-3)
+        assert off.max() < 0.51 * torch.finfo(dtype).eps
+
+
+def test_factors_and_maps_are_counted(gpt2):
+    schedules = [from_text(text, LAYERS) for text in ("0-*2-~1..2-m0~1-3", "0-a1*2-(2*0.5+*3)-3")]
+    plan = compile_plan(schedules, clean(LAYERS))
+    # *2, ~1..2, m0~1 and 3; a1*2, the two on one input, and 3.
+    assert (plan.applications, plan.block_calls, plan.sublayer_calls) == (7, 3, 2)
+    width, parameters = gpt2.width, gpt2.sublayer_parameters
+    blocks = sum(operations.clean_flops(gpt2, 2, 8)) + sum(
+        operations.clean_flops(gpt2, 2, 8)[layer] for layer in (3, 2, 3)
+    )
+    pattern = operations.pattern_flops(gpt2, 2, 8)
+    sublayers = 2 * 16 * (parameters[0][1] + parameters[1][0]) + pattern
+    expected = blocks + sublayers + 2 * (2 * 16 * width**2)
+    assert operations.block_flops(gpt2, plan, 2, 8) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama"], scope="session")
+def test_factors_travel_and_generate(strict_model, plain):
+    text = corpus(sequences=3)
+    schedule = from_text(FACTORS, LAYERS)
+    data = sweep(strict_model, text, schedules=[schedule, "0-*2-1-3"], batch_tokens=24)
+    np.testing.assert_allclose(data.kl[0], reference(plain, schedule, text)["kl"], atol=1e-10)
+    prompt = random_tokens(1, 5)
+    options = {"max_new_tokens": 5, "do_sample": False, "use_cache": False, "pad_token_id": 0}
+    opened = open_model(plain)
+    with torch.no_grad(), rewire(opened, schedule).generate(prompt, **options) as tracer:
+        found = tracer.result.save()
+    mask = torch.ones_like(prompt)
+    expected = rebuilt(plain, schedule).generate(prompt, attention_mask=mask, **options)
+    assert found.tolist() == expected.tolist()
 
 
 def test_a_rewired_model_of_sublayers_generates(model, plain):

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 def export(model: "ModelSettings", directory: Path, text: str, fresh: bool) -> None:
     """Write MODEL with its blocks in another order to DIRECTORY, as a checkpoint for transformers.
 
-    Leaving blocks out prunes the model (layer pruning); blocks that run twice are written twice.
+    Leaving blocks out prunes the model (layer pruning); blocks that run twice are written twice. In
+    "0..2-a3-m3~4..7-8..", a map that --maps has is folded into the output matrix of an MLP, and
+    factors such as m3*0.5 and *1.05 are folded likewise.
     The configuration says the order where it can. Before the checkpoint is put in its place, plain
     transformers loads it and its logits are compared with those of the rewired model. The command
     prints the directory, which all commands take as a MODEL.

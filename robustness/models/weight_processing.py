@@ -7,7 +7,6 @@ et al. 2021; the defaults of TransformerLens; appendix A.11 of the paper.)
 """
 
 import copy
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,11 +16,11 @@ from torch.nn import Module, Parameter
 from transformers import PreTrainedModel
 
 from robustness.errors import Refusal
-from robustness.models import call_record
 from robustness.models.block_structure import examine
-from robustness.models.matrices import names_in_sublayer, oriented
+from robustness.models.matrices import oriented
 from robustness.models.model import Model
 from robustness.models.norms import affine
+from robustness.models.output_matrices import attention_matrices
 from robustness.models.structure import Paths
 from robustness.trace.block_calls import HIDDEN
 
@@ -107,7 +106,7 @@ def process(
         if fold:
             _check_foldable(module, model.paths)
         attentions = model.paths.attentions if fold or centred else ()
-        matrices = _attention_matrices(module, attentions)
+        matrices = attention_matrices(module, attentions)
         if fold:
             _fold(module, model.paths, matrices, centre=structure.centres)
         if centred:
@@ -229,19 +228,6 @@ def _readers(
     for path in paths.norms:
         readers[path] = [module.get_output_embeddings()]
     return readers
-
-
-def _attention_matrices(module: PreTrainedModel, attentions: Sequence[str]) -> dict[str, list[str]]:
-    """Return the names of every attention's matrices, in the order in which they are called."""
-    tokens = [token % module.config.get_text_config().vocab_size for token in range(2)]
-    began = {call.path: call.began for call in call_record.record(module, tokens)}
-    ordered = {}
-    for path in attentions:
-        names = names_in_sublayer(module.get_submodule(path))
-        # Not the order of their names: Phi-3 lists the matrix that writes first.
-        begins = {name: began.get(f"{path}.{name}", -1) for name in names}
-        ordered[path] = sorted(names, key=begins.__getitem__)
-    return ordered
 
 
 def _make_identity(norm: Any, width: int) -> None:

@@ -19,8 +19,11 @@ from robustness.models.checkpoint import LOADING_ERRORS
 from robustness.models.contract import REMEDY
 from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
-from robustness.reordered.rebuilding import compare, rebuild, whole_blocks
+from robustness.reordered.folding import places
+from robustness.reordered.rebuilding import compare, rebuild
 from robustness.schedules import Schedule, check, to_text
+from robustness.schedules.steps import is_block
+from robustness.schedules.steps import maps as maps_of
 
 VOLATILE = ("version", "command", "created")
 """Entries of the origin that may differ between two equal exports."""
@@ -50,8 +53,9 @@ def export(
     ----------
     model : Model
         An opened model with its weights in memory, which are written in their own dtype.
-    schedule : tuple of int
-        Whole blocks. A block that is executed twice is written twice.
+    schedule : tuple or str
+        Whole blocks, and what can be folded into their output matrices; see `reordered.folding`. A
+        block that is executed twice is written twice.
     directory : str or path
         Path of the directory to write, which must not exist or be empty. A directory that holds
         this very export already stays as it is.
@@ -81,7 +85,7 @@ def export(
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
-    blocks = whole_blocks(schedule)
+    blocks = tuple(place.block for place in places(model, schedule))
     copies = _copies(model, net, blocks)
     if copies:
         more = sum(net.state_dict()[name].nbytes for name in copies)
@@ -99,7 +103,8 @@ def export(
             weights[name] = weights[name].clone()
         _save(model, net, where, state_dict=weights)
         del weights
-        card = _card(place.name, origin, model.tokenizer)
+        folded = not all(map(is_block, schedule))
+        card = _card(place.name, origin, model.tokenizer, folded=folded)
         (where / "README.md").write_text(card, encoding="utf-8")
         _check(model, schedule, where)
 
@@ -175,7 +180,8 @@ def _blocks(steps: Sequence[int]) -> str:
 
 def _origin(model: Model, schedule: Schedule, command: str) -> dict[str, str]:
     """Return what the checkpoint records of the original model and the export."""
-    facts = ("model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture")
+    facts = ["model", "made_from", "revision", "weights_sha256", "config_sha256", "architecture"]
+    facts += ["maps_sha256"] if any(map(maps_of, schedule)) else []
     return {
         **{name: model.identity[name] for name in facts if model.identity.get(name)},
         "dtype": model.identity["dtype"],
@@ -211,10 +217,11 @@ def _check(model: Model, schedule: Schedule, directory: Path) -> None:
     compare(model, schedule, net.eval().to(model.device))
 
 
-def _card(name: str, origin: dict[str, str], tokenizer: Any) -> str:
+def _card(name: str, origin: dict[str, str], tokenizer: Any, *, folded: bool) -> str:
     """Return the text of the checkpoint's card."""
     rows = "\n".join(f"| {key} | `{value}` |" for key, value in origin.items())
     source = f"`{origin['model']}` ({origin['architecture']}, {origin['layers']} blocks)"
+    changed = ", but for output matrices that scales or maps are folded into" if folded else ""
     classes, use, path = "AutoModelForCausalLM", "", json.dumps(name)
     if tokenizer is not None:
         classes += ", AutoTokenizer"
@@ -227,7 +234,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))
     return f"""# {name}
 
 {source} with its blocks in the order `{origin["schedule"]}`, written by stages-of-inference.
-Nothing was trained: the weights are those of `{origin["model"]}`, under its licence.
+Nothing was trained: the weights are those of `{origin["model"]}`, under its licence{changed}.
 
 ```python
 from transformers import {classes}

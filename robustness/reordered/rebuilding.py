@@ -15,7 +15,10 @@ from torch.nn import Module
 
 from robustness.errors import Refusal, first_line
 from robustness.models.model import Model
-from robustness.schedules import Schedule, check, to_text
+from robustness.models.sublayer_calls import check_schedules
+from robustness.reordered.folding import fold, places
+from robustness.schedules import Schedule, StreamScale, check, to_text
+from robustness.schedules.steps import is_block
 from robustness.sweeps.rewiring import rewire
 
 INDICES = ("moe_layers", "mlp_only_layers")
@@ -27,6 +30,14 @@ NOT_OF_LAYERS = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id"
 
 WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 """Names in configurations of the number of tokens that some blocks attend to."""
+
+ROUNDED, FOLDED = 4, 16
+"""Largest difference of logits from those of the rewired model, in units of the last digit of the
+largest: of a model with the original's weights, and of one with weights that were rounded anew."""
+
+SCALED = 1e-4
+"""Largest difference besides, as a share of the largest logit, where a scale of the stream was
+folded: norms add a small number to the mean square, which is not scaled."""
 
 LONGEST = 1024
 """Longest window that the text of a comparison of two models exceeds."""
@@ -40,13 +51,13 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
     model : Model
         An opened model with its weights in memory.
     schedule : tuple of int, or str
-        Whole blocks.
+        Whole blocks, and what can be folded into their output matrices; see `reordered.folding`.
 
     Returns
     -------
     Module
-        Module of the model's class, in evaluation mode. Its tensors are those of the model, so that
-        it takes no further memory.
+        Module of the model's class, in evaluation mode. Its tensors are those of the model, but for
+        matrices that something was folded into, so that it takes little further memory.
 
     Raises
     ------
@@ -55,7 +66,6 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
         configuration of this class executes the schedule.
     """
     schedule = check(schedule, model.layers)
-    blocks = whole_blocks(schedule)
     module = model.traced._module
     if model.request:
         raise Refusal(f"the weights of {model.name} are on a server: open it on this machine")
@@ -64,7 +74,12 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
     if len({tensor.device for tensor in module.parameters()}) > 1:
         raise Refusal(f"weights of {model.name} are on several devices: open it on one")
     try:
+        # Before its parts are looked for, since maps may be missing.
+        check_schedules(model, [schedule])
+        found = places(model, schedule)
+        blocks = tuple(place.block for place in found)
         net = _build(model, blocks, f"{model.name} has no checkpoint of {to_text(schedule)}")
+        fold(model, found, net)
         compare(model, schedule, net)
     except Refusal:
         raise
@@ -73,18 +88,6 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
             f"{model.name} ({type(module).__name__}) cannot be rebuilt: {first_line(error)}"
         ) from error
     return net
-
-
-def whole_blocks(schedule: Schedule) -> tuple[int, ...]:
-    """Return a schedule of whole blocks, and refuse one with other steps."""
-    blocks = []
-    for step in schedule:
-        if not isinstance(step, int):
-            raise Refusal(
-                f"{to_text((step,))} is no whole block: a checkpoint is made of whole blocks alone"
-            )
-        blocks.append(step)
-    return tuple(blocks)
 
 
 def reorder(config: Any, schedule: tuple[int, ...]) -> Any:
@@ -125,7 +128,11 @@ def compare(model: Model, schedule: Schedule, net: Any) -> None:
     with model.computing():
         own = net(input_ids=tokens, use_cache=False).logits
     largest = float(logits.abs().max())
-    tolerance = 4 * torch.finfo(own.dtype).eps * max(1.0, largest)
+    digits = FOLDED if not all(map(is_block, schedule)) else ROUNDED
+    share = digits * torch.finfo(own.dtype).eps
+    if any(isinstance(step, StreamScale) for step in schedule):
+        share += SCALED
+    tolerance = share * max(1.0, largest)
     difference = float((own - logits).abs().max())
     # Asked this way round, so that NaN is refused too.
     if not difference <= tolerance:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import Module
 
-from robustness.schedules import Attention, Mlp, Parallel, Step
+from robustness.schedules import Attention, Mlp, Parallel, Scaled, Step, StreamScale
 
 ATTENTIONS = ("attn", "attention", "self_attn", "self_attention")
 MLPS = ("mlp", "fc2", "ffn")
@@ -27,6 +27,11 @@ def unfold(step: Step) -> list[Place]:
     Steps on one input take a position each, so that each gets the mask of its own block: all hand
     on what they were given, and the last the weighted sum of what all have made of it.
     """
+    if isinstance(step, Scaled):
+        ((at, make),) = unfold(step.step)
+        return [(at, lambda block: Changed(make(block), 1 - step.factor, step.factor))]
+    if isinstance(step, StreamScale):
+        return [(0, lambda block: Changed(block, step.factor, 0.0))]
     if isinstance(step, (Attention, Mlp)):
         return [(step.block, lambda block: silenced(block, type(step)))]
     if not isinstance(step, Parallel):
@@ -65,6 +70,22 @@ def nothing(out: Any, stream: torch.Tensor | None) -> Any:
     first, *rest = out if isinstance(out, tuple) else (out,)
     first = torch.zeros_like(first) if stream is None else stream
     return (first, *rest) if isinstance(out, tuple) else first
+
+
+class Changed(Module):
+    """A block whose output is a sum of what enters and what leaves it, each with a factor."""
+
+    def __init__(self, block: Module, entering: float, leaving: float) -> None:
+        super().__init__()
+        self.block, self.factors = block, (entering, leaving)
+        self.attention_type = getattr(block, "attention_type", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        out = self.block(*args, **kwargs)
+        first, *rest = out if isinstance(out, tuple) else (out,)
+        first = self.factors[0] * hidden + self.factors[1] * first
+        return (first, *rest) if isinstance(out, tuple) else first
 
 
 class Member(Module):
