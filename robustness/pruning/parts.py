@@ -90,7 +90,9 @@ def _searched(corpus: Corpus, holdout: float) -> int:
     # Where documents follow each other, a document begins where another sequence's ended.
     starts = [0, *(np.flatnonzero(np.diff(documents)) + 1).tolist()]
     count, sequences = len(starts), len(documents)
-    needed = FEWEST if not holdout else ceil(FEWEST / min(holdout, 1 - holdout))
+    # 1 - 0.9 is a little less than 0.1.
+    share = round(min(holdout, 1 - holdout), 9)
+    needed = FEWEST if not holdout else ceil(FEWEST / share)
     if count < needed:
         part = "its held-out part" if holdout else "a search"
         raise Refusal(
