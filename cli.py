@@ -47,6 +47,7 @@ COMMANDS = {
     "merge": ("merge:merge", "Merge the shards of a sweep."),
     "generate": ("generate:generate", "Write text with blocks in another order."),
     "export": ("export:export", "Write a checkpoint with blocks in another order (pruning)."),
+    "heal": ("heal:heal", "Train a pruned model towards the one it was made of (distillation)."),
     "models": ("models:models", "List the built-in models, and the paper's sixteen."),
     "pretrain": ("pretrain:pretrain", "Train a small model from scratch."),
 }

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Qwen3Config
 
 from recipes.training import text
-from recipes.training.loop import held_out_loss
+from recipes.training.loss import held_out_loss
 from recipes.training.settings import Pretraining
 from recipes.training.untrained import build_optimizer
 from robustness.models import checkpoint

@@ -267,7 +267,7 @@ def test_a_full_disk_keeps_what_there_is_and_the_same_call_goes_on(tmp_path, sto
 def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(tmp_path, stories):
     checkpoint = cut(tmp_path / "out", stories, last=2)
     calls: list[int] = []
-    loss = loop._loss
+    loss = pretraining.next_token_loss
 
     def diverging(model, tokens, bfloat16):
         calls.append(1)
@@ -275,7 +275,7 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_is_kept(tmp_path, 
 
     before = checkpoint.read_bytes()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "_loss", diverging)
+        patched.setattr(pretraining, "next_token_loss", diverging)
         with pytest.raises(
             Refusal,
             match="no number at step 4 of 6; the checkpoint of step 2 stays: lower `learning_rate`",

@@ -1,29 +1,27 @@
 """Training of a small decoder from scratch, as the built-in models were trained."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
+from torch import Tensor
 
 from recipes.training.card import card, prose
 from recipes.training.log import to_dataset
-from recipes.training.loop import train
+from recipes.training.loop import Trainee, milder, train
+from recipes.training.loss import held_out_loss, next_token_loss
+from recipes.training.place import Place
 from recipes.training.settings import Pretraining, TrainingOptions
-from recipes.training.state import CHECKPOINT, read_made_of
+from recipes.training.state import Course
 from recipes.training.text import Source, Texts, encode, read, share
 from recipes.training.tokenizer import check, hash_of, train_tokenizer
-from recipes.training.untrained import check_memory
+from recipes.training.untrained import build_model, build_optimizer, check_memory
 from robustness.errors import Refusal
-from robustness.files import manifest
-from robustness.files.atomic import remove_leftovers
-from robustness.files.directory import WRITING, check_name, unwritable, write_into
-from robustness.files.directory import clear as clear_directory
 from robustness.files.lock import Lock
-from robustness.files.manifest import Manifest
 from robustness.files.netcdf import load, save
 
 KIND, LOG = "pretraining", "pretraining.nc"
@@ -74,12 +72,9 @@ def pretrain(
     """
     settings, options = settings or Pretraining(), options or TrainingOptions()
     shares = share(weights, len(sources))
-    directory = directory.expanduser()
-    check_name(directory)
-    if directory.exists() and not directory.is_dir():
-        raise Refusal(f"{directory} is a file: choose another place")
-    with Lock(directory / CHECKPOINT) as lock:
-        earlier = _claim(directory, clear=lock.held)
+    place = Place(directory.expanduser(), KIND)
+    with Lock(place.checkpoint) as lock:
+        earlier = place.claim(alone=lock.held)
         texts = [read(source, seed=settings.seed, held_out=settings.held_out) for source in sources]
         given = tokenizer is not None
         tokenizer = tokenizer if given else _train_tokenizer(texts, settings)
@@ -89,10 +84,14 @@ def pretrain(
         # Cut now: a tokenizer that cannot encode it would otherwise fail after hours of training.
         corpus = prose(tokenizer, settings.context)
         made_of = _describe(settings, data, texts, tokenizer)
-        if earlier is not None and _is_finished(directory, earlier, made_of):
-            options.tell(f"{directory} holds this model already: nothing is trained")
-            return load(directory / LOG)
-        model, log = train(directory / CHECKPOINT, data, settings, tokenizer, made_of, options)
+        if earlier is not None and place.is_finished(earlier, made_of):
+            options.tell(f"{place.directory} holds this model already: nothing is trained")
+            return load(place.directory / LOG)
+        trainee = _trainee(settings, data, tokenizer)
+        course = Course(place.checkpoint, KIND, made_of)
+        log = train(course, trainee, data, settings, options)
+        model = trainee.model
+        _halve(model, settings)
         dataset = to_dataset(log, data, settings, given)
 
         def write(where: Path) -> None:
@@ -101,22 +100,38 @@ def pretrain(
             save(dataset, where / LOG)
             (where / "README.md").write_text(card(where, dataset, corpus), encoding="utf-8")
 
-        write_into(directory, write, kind=KIND, made_of=made_of)
-        # Last of all: while it is there, an interrupted call is known to be unfinished.
-        with unwritable(directory):
-            (directory / CHECKPOINT).unlink()
+        place.finish(write, made_of)
         return dataset
 
 
-def _claim(directory: Path, *, clear: bool) -> Manifest | None:
-    """Make the directory of a training, or refuse it; return its manifest if there is one."""
-    with unwritable(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        earlier = _find(directory)
-        if clear:
-            remove_leftovers(directory / CHECKPOINT)
-            clear_directory(directory)
-    return earlier
+def _trainee(settings: Pretraining, data: Texts, tokenizer: Any) -> Trainee:
+    """Return an untrained model with its losses."""
+    model = build_model(settings, tokenizer)
+    # The model itself is kept: the names of a compiled one's parameters have a prefix.
+    compiled = torch.compile(model) if settings.compile else model
+
+    def learn(tokens: Tensor) -> Tensor:
+        loss = next_token_loss(compiled, tokens, settings.bfloat16)
+        loss.backward()
+        return loss
+
+    return Trainee(
+        model,
+        build_optimizer(model, settings),
+        learn,
+        lambda: {"held_out_loss": held_out_loss(model, data, settings)},
+        smaller="lower `batch`, `context`, `layers` or `width`",
+    )
+
+
+def _halve(model: Any, settings: Pretraining) -> None:
+    """Convert a model to float16, the type of its file."""
+    model.half()
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise Refusal(
+            "the model has weights beyond the range of float16, in which it would be written: "
+            f"{milder(settings)}"
+        )
 
 
 def _train_tokenizer(texts: Sequence[Source], settings: Pretraining) -> Any:
@@ -135,45 +150,3 @@ def _describe(
         made_of[f"sha256 of text {number} ({text.name})"] = text.sha256
     made_of["sha256 of the tokenizer"] = hash_of(tokenizer)
     return made_of
-
-
-def _find(directory: Path) -> Manifest | None:
-    """Return the manifest of a directory, and refuse a directory with other things."""
-    earlier = manifest.read(directory)
-    if earlier is not None and earlier.kind != KIND:
-        raise Refusal(f"{directory} holds a {earlier.kind}: choose another directory")
-    if os.path.lexists(directory / CHECKPOINT):
-        read_made_of(directory / CHECKPOINT)
-    elif earlier is None:
-        # Files that an interrupted call was writing are no reason to refuse its directory.
-        ours = (f".{CHECKPOINT}.", WRITING)
-        for path in sorted(directory.iterdir()):
-            if not path.name.startswith(ours):
-                raise Refusal(
-                    f"{directory} holds {path.name}, and no training of stages: choose another "
-                    "directory"
-                )
-    return earlier
-
-
-def _is_finished(directory: Path, earlier: Manifest, made_of: dict[str, str]) -> bool:
-    """Whether a directory holds all files of the model; another model is refused.
-
-    While there is a checkpoint, files of the model may be missing.
-    """
-    checkpoint = directory / CHECKPOINT
-    wrong = [*earlier.missing(directory), *earlier.changed(directory)]
-    if checkpoint.exists() and wrong:
-        return False
-    different = manifest.difference(earlier.made_of, made_of)
-    if different:
-        raise Refusal(
-            f"{directory} holds a model that was trained {different}: choose another directory"
-        )
-    if wrong:
-        raise Refusal(
-            f"{directory} holds this model, but {wrong[0]} is not what was written: choose another "
-            "directory"
-        )
-    checkpoint.unlink(missing_ok=True)
-    return True

@@ -104,11 +104,16 @@ class Pretraining:
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        # A cosine from 1 to 0.1.
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
+        return cosine(step, self.steps, self.warmup, self.learning_rate)
+
+
+def cosine(step: int, steps: int, warmup: int, highest: float) -> float:
+    """Return the learning rate at a step of a cosine from its highest value to a tenth of that."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    # A cosine from 1 to 0.1.
+    return highest * (0.55 + 0.45 * math.cos(math.pi * min(1.0, done)))
 
 
 @dataclass(frozen=True)

@@ -47,31 +47,38 @@ class Texts:
     """Token ids of each source that are not."""
     weights: NDArray[np.float64]
     """Probabilities with which sources are drawn."""
-    bos: int
-    """Token id that each sequence begins with."""
+    bos: int | None
+    """Token id that each sequence begins with, if any."""
     vocabulary: int
     """Number of tokens that the model needs."""
 
     def batch(self, step: int, *, seed: int, size: int, context: int) -> Tensor:
-        """Return the sequences of a step, int64 of shape (sequence, token), BOS first.
+        """Return the sequences of a step, int64 of shape (sequence, token), BOS first if any.
 
         They depend on the seed and the step alone, so that a resumed run draws the same sequences.
         """
         random = np.random.default_rng((seed, step))
-        width = context - 1
+        first = self._first
+        width = context - len(first)
         rows = []
         for source in random.choice(len(self.train), size=size, p=self.weights):
             ids = self.train[source]
             start = random.integers(0, len(ids) - width + 1)
-            rows.append(np.concatenate([[self.bos], ids[start : start + width]]))
+            rows.append(np.concatenate([first, ids[start : start + width]]))
         return torch.from_numpy(np.stack(rows))
 
     def windows(self, source: int, context: int) -> Tensor:
-        """Return held-out sequences of a source, int64 of shape (sequence, token), BOS first."""
-        width = context - 1
+        """Return held-out sequences of a source, int64 of shape (sequence, token)."""
+        width = context - len(self._first)
         ids = self.held_out[source]
         rows = ids[: len(ids) // width * width].reshape(-1, width)
-        return torch.from_numpy(np.concatenate([np.full((len(rows), 1), self.bos), rows], axis=1))
+        first = np.tile(self._first, (len(rows), 1))
+        return torch.from_numpy(np.concatenate([first, rows], axis=1))
+
+    @property
+    def _first(self) -> Ids:
+        """Token ids that each sequence begins with."""
+        return np.array([] if self.bos is None else [self.bos], dtype=np.int64)
 
 
 def read(source: str | Path, *, seed: int, held_out: float, field: str = "text") -> Source:
@@ -134,7 +141,7 @@ def encode(
         train=tuple(train),
         held_out=tuple(held_out),
         weights=shares,
-        bos=int(tokenizer.bos_token_id),
+        bos=tokenizer.bos_token_id,
         vocabulary=size,
     )
 

@@ -6,6 +6,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
+from recipes.training.distillation_settings import Distillation
 from recipes.training.settings import Pretraining
 from recipes.training.tokenizer import size_of
 from robustness.errors import Refusal
@@ -56,11 +57,13 @@ def build_model(settings: Pretraining, tokenizer: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).train()
 
 
-def build_optimizer(model: Any, settings: Pretraining) -> torch.optim.AdamW:
-    """Return AdamW, with weight decay on matrices alone."""
+def build_optimizer(model: Any, settings: Pretraining | Distillation) -> torch.optim.AdamW:
+    """Return AdamW of what is trained of a model, with weight decay on matrices alone."""
     matrices: dict[str, Any] = {"params": [], "weight_decay": settings.weight_decay}
     others: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         group = matrices if parameter.ndim >= 2 else others
         group["params"].append(parameter)
     groups = [matrices, others]

@@ -32,7 +32,7 @@ class Manifest:
     """Files that stages wrote into a directory, and what they were made of."""
 
     kind: str
-    """Kind of command that wrote them: `export` or `pretraining`."""
+    """Kind of command that wrote them: `export`, `pretraining` or `distillation`."""
     made_of: Mapping[str, str]
     """Model, text and settings that the files follow from: equal where the files would be."""
     files: Mapping[str, str]

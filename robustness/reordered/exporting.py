@@ -81,7 +81,7 @@ def export(
     """
     schedule, place = check(schedule, model.layers), Path(directory)
     net: Any = rebuild(model, schedule)
-    _refuse_code(model, net)
+    refuse_code(model, net)
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
@@ -101,7 +101,7 @@ def export(
         for name in copies:
             # Files hold no tensor under two names, unless it is tied.
             weights[name] = weights[name].clone()
-        _save(model, net, where, state_dict=weights)
+        save_checkpoint(model, net, where, state_dict=weights)
         del weights
         folded = not all(map(is_block, schedule))
         card = _card(place.name, origin, model.tokenizer, folded=folded)
@@ -118,7 +118,7 @@ def export(
     return place
 
 
-def _save(model: Model, net: Any, where: Path, **weights: Any) -> None:
+def save_checkpoint(model: Model, net: Any, where: Path, **weights: Any) -> None:
     """Write a checkpoint, or, without weights, its files besides weights and configuration."""
     try:
         if weights:
@@ -145,13 +145,13 @@ def _hash_besides(model: Model, net: Any) -> str:
     with tempfile.TemporaryDirectory() as name:
         where = Path(name)
         with unwritable(where):
-            _save(model, net, where)
+            save_checkpoint(model, net, where)
         for path in sorted(filter(Path.is_file, where.rglob("*"))):
             digest.update(f"{path.relative_to(where)} {file_digest(path)}".encode())
     return digest.hexdigest()
 
 
-def _refuse_code(model: Model, net: Any) -> None:
+def refuse_code(model: Model, net: Any) -> None:
     """Refuse a model whose module, configuration or tokenizer is code of its own."""
     for part in (net, net.config, model.tokenizer):
         if getattr(part, "_auto_class", None) is not None:

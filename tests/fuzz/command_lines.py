@@ -85,6 +85,7 @@ POOLS: dict[str, Sequence[str]] = {
 SMALL = {
     "pretrain": "--data stories.jsonl --layers 2 --width 16 --heads 2 --context 24 --batch 4 "
     "--vocabulary 300 --tokens 960",
+    "heal": "--teacher builtin --data stories.jsonl --steps 2 --context 24 --batch 2",
     "sweep": "--data stories.jsonl --tokens 700 --context 32",
     "observe": "--data stories.jsonl --tokens 700 --context 32",
     "probe": "--data stories.jsonl --items 40",
@@ -94,10 +95,13 @@ SMALL = {
 }
 """Words that keep a command short where nothing later on the line replaces them."""
 
-LONG = {"pretrain": {"tokens", "layers", "width", "context", "batch", "vocabulary", "compile"}}
+LONG = {
+    "pretrain": {"tokens", "layers", "width", "context", "batch", "vocabulary", "compile"},
+    "heal": {"steps", "batch", "context", "lora"},
+}
 """Parameters by command that get no huge numbers, since the work they ask for is real."""
 
-RARE = {"demo": 40, "reproduce": 4, "pretrain": 2, "compare": 2}
+RARE = {"demo": 40, "reproduce": 4, "pretrain": 2, "heal": 2, "compare": 2}
 """How many times rarer than the others the commands are that take long."""
 
 
