@@ -106,9 +106,10 @@ KNOWN = {
     ("robustness.sweeps.token_parts", "unlink"),  # a part, in a directory that is checked
     ("recipes.report.svg", "savefig"),  # into memory
     ("recipes.report.page", "write_text"),
-    ("recipes.training.pretraining", "mkdir"),
+    ("recipes.training.distilling", "write_text"),
+    ("recipes.training.place", "mkdir"),
+    ("recipes.training.place", "unlink"),  # the checkpoint of a training that is finished
     ("recipes.training.pretraining", "save_pretrained"),
-    ("recipes.training.pretraining", "unlink"),  # its checkpoint, and the text that it is made of
     ("recipes.training.pretraining", "write_text"),
     ("recipes.training.sampling", "write_bytes"),
     ("recipes.training.state", "save_file"),
