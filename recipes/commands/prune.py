@@ -263,7 +263,7 @@ def _present(out: Path, found: "xr.Dataset") -> None:
 
     with viewing(out, found):
         figure = save_figure(draw(found), out.with_suffix(".png"))
-        say_table(found, {"file": out, "figure": figure})
+    say_table(out, found, {"file": out, "figure": figure})
 
 
 def _evaluate(
@@ -278,7 +278,7 @@ def _evaluate(
     with progress(None, "text") as show:
         options = replace(run, out=path, progress=show)
         dataset = evaluate_tasks(opened, tasks.settings(chosen[-1]), options)
-    say_table(dataset, {"file": path})
+    say_table(path, dataset, {"file": path})
 
 
 def _advise(out: Path, model: "ModelSettings", found: "xr.Dataset") -> None:

@@ -138,5 +138,5 @@ def compare(directories: tuple[Path, ...], out: Path, figures: Path | None) -> N
             command=command_line(),
             progress=show,
         )
-    say_table(dataset, {"numbers": out, "report": page})
+    say_table(out, dataset, {"numbers": out, "report": page})
     advise_reading(page)

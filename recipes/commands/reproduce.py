@@ -143,7 +143,7 @@ def demo(out: Path) -> None:
     page = _reproduce(settings, run)
     dataset = load(path)
     save_figure(draw(dataset), figure)
-    say_table(dataset, {"numbers": path, "figure": figure, "report": page})
+    say_table(path, dataset, {"numbers": path, "figure": figure, "report": page})
     advise(f"show {quoted(directory)}")
 
 

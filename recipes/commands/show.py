@@ -62,8 +62,7 @@ def show(file: Path, minus: str | None, bootstrap: bool) -> None:
         return
     with reading(str(file), REMEDY):
         dataset = _read(file, minus)
-    with viewing(file, dataset):
-        say_table(dataset, by_bootstrap=bootstrap)
+    say_table(file, dataset, by_bootstrap=bootstrap)
     # Verdicts and comparisons have no figure of their own, but a page beside them.
     page = PAGES.get(str(dataset.attrs.get("measurement")))
     if page is None:
@@ -115,12 +114,19 @@ def viewing(file: Path, dataset: "xr.Dataset") -> AbstractContextManager[None]:
 
 
 def say_table(
-    dataset: "xr.Dataset", places: Mapping[str, Path] | None = None, *, by_bootstrap: bool = False
+    file: Path,
+    dataset: "xr.Dataset",
+    places: Mapping[str, Path] | None = None,
+    *,
+    by_bootstrap: bool = False,
 ) -> None:
-    """Print a dataset as a table, and below it the paths of the files about it."""
+    """Print the dataset of a file as a table, and below it the paths of the files about it."""
     from recipes.views import table
 
-    say_tables(table(dataset, by_bootstrap=by_bootstrap))
+    # A reader that has had enough of the table is no fault of the view.
+    with viewing(file, dataset):
+        tables = table(dataset, by_bootstrap=by_bootstrap)
+    say_tables(tables)
     # Programs that read JSON or CSV get the table alone.
     if places and chosen_form() is None:
         width = max(map(len, places)) + 1
