@@ -135,6 +135,7 @@ def test_all_spans_are_healed_and_what_is_impossible_has_a_reason(model, family)
     folded = "a0-m0~1-a2-m2~3" if family in SEQUENTIAL else "0~1-2~3"
     assert to_text(healed.schedules["fold"]) == folded and not healed.impossible
     rewire(model.with_maps(healed.maps), healed.schedules["fold"])
+    assert set(healed.maps.attributes["fitted"].split(", ")) >= {"~1 behind 0"}
     healed = heal(model, "1-2-3", text)
     assert set(healed.schedules) == {"scale", "map"}
     assert healed.impossible == {
@@ -198,13 +199,15 @@ def test_maps_that_a_model_has_not_are_refused_with_what_it_has(gpt2):
         rewire(carrying, "0~1-2-3")
     with pytest.raises(Refusal, match="maps what block 0 adds"):
         fit(gpt2, text, ["m2~1"])
+    with pytest.raises(Refusal, match="a0~1 is followed by an MLP"):
+        fit(gpt2, text, ["a0~1"])
     with pytest.raises(Refusal, match="is no map"):
         fit(gpt2, text, ["0..2"])
     with pytest.raises(Refusal, match="2 sequences at least"):
         fit(gpt2, text.take(1), ["~1"])
     with pytest.raises(Refusal, match="no healing 'maps'"):
         heal(gpt2, "0-2-3", text, ["maps"])
-    with pytest.raises(Refusal, match=r"fitted to GPT2LMHeadModel, whose .* are not those of"):
+    with pytest.raises(Refusal, match=r"fitted to GPT2LMHeadModel, whose configuration GPTNeoX"):
         open_model(tiny("gpt_neox")).with_maps(carrying.maps)
     assert carrying.identity["maps_sha256"] == carrying.maps.sha256()
     assert set(HEALINGS) == {"scale", "map", "fold"}

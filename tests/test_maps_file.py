@@ -108,12 +108,14 @@ def test_what_is_no_file_of_maps_is_refused(tmp_path, maps):
 
 def test_maps_of_another_model_or_width_are_refused(maps, tmp_path):
     path = save_maps(maps, tmp_path / "maps.safetensors")
-    with pytest.raises(Refusal, match="fitted to GPT2LMHeadModel, whose configuration are not"):
+    with pytest.raises(
+        Refusal, match="fitted to GPT2LMHeadModel, whose configuration LlamaForCausalLM"
+    ):
         open_model(tiny("llama"), maps=path)
     changed = tiny("gpt2")
     with torch.no_grad():
         changed.transformer.h[0].mlp.c_proj.weight += 1e-3
-    with pytest.raises(Refusal, match="whose weights are not"):
+    with pytest.raises(Refusal, match="whose weights GPT2LMHeadModel does not"):
         open_model(changed, maps=path)
     save_file({"~1": square(8)}, path, metadata={"stages": KIND, "ridges": json.dumps({})})
     with pytest.raises(Refusal, match="the map ~1 is of width 8, and GPT2LMHeadModel of width 32"):

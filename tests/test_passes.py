@@ -130,6 +130,15 @@ def test_prefixes_pairs_and_free_schedules_run_as_passes(gpt2):
     np.testing.assert_allclose(found.kl, expected.kl, atol=1e-11)
 
 
+def test_factors_run_as_calls_in_a_sandbox(gpt2):
+    backend = Sandbox(gpt2.traced)
+    there = replace(gpt2, request={"backend": backend}, sandboxed=True, facts=Facts())
+    schedules = ["0-*1.5-2-3", "0-1*0.5-2-3", "0-a1*2-m1-3"]
+    found = sweep(there, corpus(), schedules=schedules)
+    expected = sweep(gpt2, corpus(), schedules=schedules)
+    np.testing.assert_allclose(found.kl, expected.kl, atol=1e-12)
+
+
 def test_a_model_that_loses_something_between_its_blocks_is_called():
     """Its last block takes a number from the first, and misses it where that is skipped."""
     plain = tiny("llama")

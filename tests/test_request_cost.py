@@ -17,7 +17,7 @@ from robustness.ndif.room import Room
 from robustness.runs import request_cost
 from robustness.runs.request_cost import Text, alive_states, of_generation, of_plan
 from robustness.runs.settings import RunOptions
-from robustness.schedules import clean, drop
+from robustness.schedules import clean, drop, from_text
 from robustness.schedules.plan import compile_plan
 from robustness.sweeps import rewire
 from robustness.sweeps.live_bytes import LiveBytes
@@ -156,3 +156,13 @@ def test_a_call_is_divided_where_matrices_are_over_all_cards():
     model = there(tiny("llama"), room=Room(10**9, cards=4, sharded=True))
     alone = there(tiny("llama"), room=Room(10**9))
     assert request_cost.block_bytes(model, 96, 12) == request_cost.block_bytes(alone, 96, 12) // 4
+
+
+def test_a_scale_is_on_the_card_of_its_state():
+    """On four cards with a block each, the last one has the two states before and behind it."""
+    plan = compile_plan([from_text("0..2-*2-3", 4)], clean(4))
+    assert plan.clean_states == (3,) and plan.block_calls == 1
+    # State 3 lies where block 3 is; the final state of the clean run counts besides.
+    assert alive_states(plan, 4, cards=4) == 3
+    whole = compile_plan([from_text("*2-1..3", 4)], clean(4))
+    assert alive_states(whole, 4, cards=4) == 3

@@ -77,7 +77,9 @@ def place_of(step: Fitted, before: Schedule) -> Place:
     if isinstance(step, StreamMap):
         return Place(before or clean(step.first), None, step.last + 1)
     leaf = step.step
-    block = leaf.block if isinstance(leaf, (Attention, Mlp)) else leaf
+    if isinstance(leaf, Attention):
+        raise Refusal(f"{step} is followed by an MLP: fit a map of that, or of the whole block")
+    block = leaf.block if isinstance(leaf, Mlp) else leaf
     if block != step.first - 1:
         raise Refusal(f"{step} maps what block {step.first - 1} adds, the last before its span")
     if not before:
@@ -151,11 +153,12 @@ def fit_scale(
 
 def join(first: Maps, second: Maps) -> Maps:
     """Return the maps of both; of maps with the same name, those of the second."""
+    fitted = [maps.attributes["fitted"] for maps in (first, second) if maps.attributes]
     return Maps(
         {**first.matrices, **second.matrices},
         {**first.offsets, **second.offsets},
         {**first.ridges, **second.ridges},
-        {**first.attributes, **second.attributes},
+        {**first.attributes, **second.attributes, "fitted": ", ".join(fitted)},
     )
 
 

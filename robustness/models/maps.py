@@ -54,13 +54,17 @@ def check_owner(maps: Maps, identity: Mapping[str, str], width: int) -> None:
     width : int
         Number of features of its residual stream.
     """
-    for key, what in (("config_sha256", "configuration"), ("weights_sha256", "weights")):
+    facts = {"config_sha256": "configuration", "weights_sha256": "weights"}
+    if "weights_sha256" not in identity:
+        # A model from the hub is known by its commit.
+        facts["revision"] = "revision"
+    for key, what in facts.items():
         fitted, own = maps.attributes.get(key), identity.get(key)
         if fitted and own and fitted != own:
             source = maps.attributes.get("model", "another model")
             raise Refusal(
-                f"the maps were fitted to {source}, whose {what} are not those of "
-                f"{identity['model']}: fit them to this model"
+                f"the maps were fitted to {source}, whose {what} {identity['model']} does not "
+                "have: fit maps to this model"
             )
     for step, matrix in maps.matrices.items():
         if tuple(matrix.shape) != (width, width):
