@@ -10,14 +10,13 @@ from pathlib import Path
 
 import click
 import pytest
-import xarray as xr
 from commands import COMMANDS
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import planted_search
 
 from recipes.commands.parameters import Finite, Place
 from recipes.terminal import Forgiving, printable
-from robustness.files.provenance import file_attributes
 from robustness.reordered.settings import COLDEST
 
 ROOT = Path(__file__).parents[1]
@@ -78,9 +77,7 @@ def test_a_reader_that_went_away_ends_a_command_quietly():
 
 @pytest.mark.slow
 def test_a_reader_that_went_away_is_no_fault_of_a_file(tmp_path):
-    xr.Dataset({"kl": ("layer", [1.0])}, {"layer": [0]}, file_attributes({})).to_netcdf(
-        tmp_path / "a.nc"
-    )
+    planted_search().to_netcdf(tmp_path / "a.nc")
     reading, writing = os.pipe()
     os.close(reading)
     process = start("show", str(tmp_path / "a.nc"), stdout=writing, stderr=subprocess.PIPE)
