@@ -14,7 +14,7 @@ from robustness.pruning.preparation import Search
 from robustness.pruning.racing import Round
 from robustness.pruning.record import Record
 from robustness.pruning.sizes import size_of
-from robustness.pruning.units import names
+from robustness.pruning.units import lacking, names
 from robustness.schedules import Schedule, to_text
 
 STEP = ("strategy", "step")
@@ -47,7 +47,7 @@ def complete(
     model = search.model if healings is None else healings.model
     steps = max(map(len, rounds.values()))
     dataset = record.dataset().assign_coords(strategy=list(rounds), step=np.arange(1, steps + 1))
-    dataset = dataset.assign_coords(_removed(record, search, rounds))
+    dataset = dataset.assign_coords(_removed(record, search))
     dataset = dataset.assign(_sizes(record, search, model))
     dataset = dataset.assign(_of_steps(record, search, rounds, steps))
     if predicted:
@@ -66,16 +66,10 @@ def complete(
     return dataset
 
 
-def _removed(
-    record: Record, search: Search, rounds: Mapping[str, Sequence[Round]]
-) -> dict[str, tuple[str, NDArray[np.generic]]]:
+def _removed(record: Record, search: Search) -> dict[str, tuple[str, NDArray[np.generic]]]:
     """Return what every candidate lacks, and how many units that is."""
-    cuts = {}
-    for of_method in rounds.values():
-        for found in of_method:
-            for cut in found.candidates:
-                cuts[search.schedule(cut)] = cut
-    removed = [cuts.get(candidate, frozenset()) for candidate in record.candidates]
+    layers = search.model.layers
+    removed = [lacking(candidate, search.units, layers) for candidate in record.candidates]
     texts = np.array([names(cut) for cut in removed], dtype=object)
     return {
         "removed": ("candidate", texts),

@@ -59,6 +59,9 @@ def prepare(
 ) -> Search:
     """Check that a search is possible, and return what it is to do; see `prune`."""
     layers = range(model.layers) if settings.layers is None else sorted(set(settings.layers))
+    for layer in layers:
+        if not 0 <= layer < model.layers:
+            raise Refusal(f"{model.name} has no layer {layer}: it has 0 to {model.layers - 1}")
     units = units_of(settings.units, layers)
     sublayer_calls.check_schedules(model, [without(model.layers, {unit}) for unit in units[:1]])
     last = _last(model, settings, units)
@@ -117,6 +120,10 @@ def _last(model: Model, settings: PruningSettings, units: Sequence[Unit]) -> int
     # A schedule executes at least one block or sublayer.
     whole = model.layers * (1 if settings.units in ("block", "attention", "mlp") else 2)
     most = count - (count == whole and settings.units in ("block", "sublayer"))
+    if not most:
+        raise Refusal(
+            f"of {count} {_kind(settings)} none can be removed, since a model keeps at least one"
+        )
     wanted = settings.remove
     if settings.keep is not None:
         wanted = count - settings.keep

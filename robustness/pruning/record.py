@@ -169,11 +169,14 @@ class Record:
         schedules = []
         for text in earlier["candidate"].values:
             schedules.append(check(str(text), self._layers))
+        measured = earlier["measured"].transpose("candidate", "batch").values == 1
+        if measured.shape != (len(set(schedules)), len(self.batches)):
+            raise ValueError("candidates or batches are not those of this search")
         values = {}
         for metric in READ:
             values[metric.name] = earlier[metric.name].transpose("candidate", "sequence").values
         self.take(schedules, range(len(self.batches)), values)
-        self._measured = earlier["measured"].transpose("candidate", "batch").values == 1
+        self._measured = measured
 
     def _empty(self, count: int) -> NDArray[np.floating]:
         shape = (count, self.blank.sizes["sequence"])

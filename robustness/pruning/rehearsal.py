@@ -61,7 +61,6 @@ class Rehearsal:
         self, candidates: Sequence[Cut], *, keep: int = 1, share: float | None = None
     ) -> Round:
         search = self.search
-        candidates = [cut for cut in candidates if search.schedule(cut)]
         schedules = [search.schedule(cut) for cut in candidates]
         self.first = self.first or tuple(schedules)
         self.schedules |= dict.fromkeys(schedules)

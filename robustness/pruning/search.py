@@ -168,11 +168,14 @@ class _Running:
     def __post_init__(self) -> None:
         """Go on with the portions to which memory has forced an earlier call."""
         self._at = 0
+        # What a method has measured, by batch: its rounds may weigh a candidate again.
+        self._counted = set[tuple[int, Cut]]()
         self.search.measurer.begin(changes.lowered(self.record.attrs), self._note_lost)
 
     def follow(self, name: str) -> list[Round]:
         """Run a method until the target is reached, and return its rounds."""
         search, settings = self.search, self.search.settings
+        self._counted.clear()
         observe = cache(self._observe)
         problem = Problem(
             search.units, settings, search.last, self.weigh, observe, self._note_predictions
@@ -183,7 +186,7 @@ class _Running:
             if settings.until_kl is not None and not found.means[0] <= settings.until_kl:
                 break
             rounds.append(found)
-            if self._is_small_enough(found.best):
+            if len(found.best) == search.last or self._is_small_enough(found.best):
                 break
         if not rounds:
             raise Refusal(
@@ -218,7 +221,6 @@ class _Running:
     ) -> Round:
         """Race candidates, or measure all of them on a share; see `methods.Weigh`."""
         search = self.search
-        candidates = [cut for cut in candidates if search.schedule(cut)]
         batches = (
             search.searched if share is None else sketched(search.parts, search.batches, share)
         )
@@ -236,18 +238,22 @@ class _Running:
         self.done = done + len(candidates) * batches
         standing = dict(zip(finish.ranking, finish.standing, strict=True))
         lengths, tokens, applications = search.parts.corpus.lengths, 0, 0
+        added = sum((0, cut) not in self._counted for cut in candidates)
         for batch, alive in enumerate(finish.measured):
             rows = search.batches[batch]
-            tokens += len(alive) * int(lengths[rows].sum())
-            schedules = [search.schedule(cut) for cut in alive]
-            applications += search.measurer.applications(schedules, rows)
+            counted = [cut for cut in alive if (batch, cut) not in self._counted]
+            self._counted |= {(batch, cut) for cut in counted}
+            tokens += len(counted) * int(lengths[rows].sum())
+            if counted:
+                schedules = [search.schedule(cut) for cut in counted]
+                applications += search.measurer.applications(schedules, rows)
         return Round(
             tuple(candidates),
             tuple(standing.get(cut, DROPPED) for cut in candidates),
             tuple(finish.ranking),
             tuple(finish.means),
             tokens,
-            len(candidates) * int(lengths[: search.parts.searched].sum()),
+            added * int(lengths[: search.parts.searched].sum()),
             applications,
         )
 
@@ -265,10 +271,10 @@ class _Running:
     def _is_small_enough(self, cut: Cut) -> bool:
         """Whether the target is reached without some units."""
         search = self.search
-        if search.settings.to_params is not None:
-            count = parameters_of(search.model, search.schedule(cut))
-            return count <= target_parameters(search.model, search.settings)
-        return len(cut) == search.last
+        if search.settings.to_params is None:
+            return False
+        count = parameters_of(search.model, search.schedule(cut))
+        return count <= target_parameters(search.model, search.settings)
 
     def _observe(self) -> xr.Dataset:
         """Measure how little blocks turn the residual stream, on the searched part."""

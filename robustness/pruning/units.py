@@ -51,6 +51,20 @@ def without(layers: int, removed: Collection[Unit]) -> Schedule:
     return tuple(steps)
 
 
+def lacking(schedule: Schedule, units: Sequence[Unit], layers: int) -> frozenset[Unit]:
+    """Return the units that a schedule lacks, or none if it is more than a model without them.
+
+    >>> sorted(lacking((0, 3), range(4), 4)), lacking((0, 3, 2), range(4), 4)
+    ([1, 2], frozenset())
+    """
+    executed = set[Step](schedule)
+    for block in range(layers):
+        if block in executed:
+            executed |= {Attention(block), Mlp(block)}
+    removed = frozenset(unit for unit in units if unit not in executed)
+    return removed if without(layers, removed) == schedule else frozenset()
+
+
 def names(removed: Collection[Unit]) -> str:
     """Return the names of units in the order of execution, separated by spaces.
 

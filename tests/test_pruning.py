@@ -1,0 +1,282 @@
+"""Searches from end to end: they go on where they were stopped, take what is known, and refuse."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from families import tiny
+from test_pruning_methods import opened, text
+
+from robustness.errors import Refusal
+from robustness.files import netcdf, output
+from robustness.files.kinds.searches import CHOSEN, NOT_WEIGHED
+from robustness.models.opening import open_model
+from robustness.pruning import measuring
+from robustness.pruning.search import prune
+from robustness.pruning.settings import METHODS, PruningSettings
+from robustness.runs.settings import RunOptions
+from robustness.schedules import clean, drop, from_text
+from robustness.sweeps import sweep
+from robustness.text.corpus import Corpus
+
+SETTINGS = {"remove": 2, "methods": ("greedy", "pairwise"), "finalists": 3, "level": 0.3}
+
+
+def many() -> Corpus:
+    """Documents enough for races."""
+    return text(sequences=28, documents=28)
+
+
+def search(corpus=None, out=None, fresh=False, tell=lambda line: None, **settings):
+    settings = PruningSettings(**{**SETTINGS, **settings})
+    options = RunOptions(out=out, fresh=fresh, batch_tokens=40, tell=tell)
+    corpora = corpus if isinstance(corpus, list) else [corpus or many()]
+    return prune(opened("gpt2"), corpora, settings, options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return search()
+
+
+def assert_same_search(found, expected) -> None:
+    xr.testing.assert_equal(found, expected)
+    for name, variable in expected.variables.items():
+        if variable.dtype.kind in "fi":
+            assert found[name].values.tobytes() == variable.values.tobytes(), name
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping_after(requests: int):
+    """Return the measuring of batches that fails when it has measured some."""
+    measure, left = measuring.measure_in_portions, [requests]
+
+    def counting(*arguments):
+        if not left[0]:
+            raise Stop
+        left[0] -= 1
+        return measure(*arguments)
+
+    return counting
+
+
+@pytest.mark.slow
+def test_stopped_at_any_request_a_search_ends_with_the_same_numbers(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
+    path, calls = tmp_path / "search.nc", 0
+    while not path.exists():
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, "measure_in_portions", stopping_after(1))
+            try:
+                search(out=path)
+            except Stop:
+                calls += 1
+    assert calls >= 8
+    assert_same_search(netcdf.load(path), whole)
+    assert [file.name for file in tmp_path.iterdir()] == ["search.nc"]
+
+
+@pytest.mark.slow
+def test_races_read_less_and_choose_among_what_they_read(whole):
+    for method in ("greedy", "pairwise"):
+        of_method = whole.sel(strategy=method)
+        assert (of_method.tokens_read < of_method.tokens_in_full).all()
+        for step in (1, 2):
+            at = of_method.sel(step=step)
+            standing = at.standing.values
+            (chosen,) = np.flatnonzero(standing == CHOSEN)
+            assert str(at.candidate.values[chosen]) == str(at.chosen.values)
+            weighed = standing > NOT_WEIGHED
+            assert (at["size"].values[weighed] <= step).all() and weighed.sum() >= 3
+    measured = np.isfinite(whole.kl.values)
+    rows = [slice(start, start + 4) for start in range(0, 28, 4)]
+    for batch, sequences in enumerate(rows[:5]):
+        counted = whole.measured.values[:, batch] == 1
+        assert (measured[:, sequences].all(1) == counted).all()
+
+
+@pytest.mark.slow
+def test_tokens_are_those_that_a_method_alone_would_read(whole):
+    alone = search(methods=("pairwise",))
+    searched = (alone.part == "search").sum().item()
+    in_search = np.isfinite(alone.kl.values[:, :searched]).sum() * 10
+    assert alone.tokens_read.sum().item() == in_search
+    distinct = alone.sizes["candidate"]
+    assert alone.tokens_in_full.sum().item() == distinct * searched * 10
+    for name in ("tokens_read", "tokens_in_full", "applications"):
+        np.testing.assert_array_equal(alone[name].values[0], whole[name].sel(strategy="pairwise"))
+
+
+@pytest.mark.slow
+def test_what_a_sweep_has_measured_is_not_measured_again(whole, tmp_path, monkeypatch):
+    file, asked = tmp_path / "sweep.nc", []
+    layers = opened("gpt2").layers
+    singles = [drop(clean(layers), layer) for layer in range(layers)]
+    sweep(opened("gpt2"), many(), ("drop", "swap"), batch_tokens=40, out=file)
+    measure = measuring.Measurer.measure
+    monkeypatch.setattr(
+        measuring.Measurer,
+        "measure",
+        lambda self, schedules, rows: asked.extend(schedules) or measure(self, schedules, rows),
+    )
+    found = search(measured=(file,))
+    assert not set(asked) & set(singles) and asked
+    np.testing.assert_array_equal(found.chosen, whole.chosen)
+    by_name = dict(zip(found.candidate.values, found.removed.values, strict=True))
+    assert by_name["1..5"] == "0" and by_name["1-0-2..5"] == ""
+    again = tmp_path / "search.nc"
+    search(out=again)
+    del asked[:]
+    search(measured=(again,))
+    assert not asked
+
+
+@pytest.mark.slow
+def test_files_of_other_texts_models_and_kinds_are_refused(tmp_path):
+    file = tmp_path / "sweep.nc"
+    sweep(opened("gpt2"), text(28, 28, seed=1), ("drop",), batch_tokens=40, out=file)
+    with pytest.raises(Refusal, match="is of another text than this search"):
+        search(measured=(file,))
+    sweep(opened("gpt_neox"), many(), ("drop",), batch_tokens=40, out=file, fresh=True)
+    with pytest.raises(Refusal, match="is of another model than this search"):
+        search(measured=(file,))
+    sweep(opened("gpt2"), many(), ("drop",), batch_tokens=40, out=file, fresh=True, readouts=["kl"])
+    with pytest.raises(Refusal, match="lacks agreement: leave it out"):
+        search(measured=(file,))
+    file.write_bytes(b"text")
+    with pytest.raises(Refusal):
+        search(measured=(file,))
+    with pytest.raises(Refusal):
+        search(measured=(tmp_path / "none.nc",))
+
+
+@pytest.mark.slow
+def test_a_file_of_another_search_stays_as_it_is(tmp_path):
+    path = tmp_path / "search.nc"
+    search(out=path, methods=("influence",), remove=1)
+    before = path.read_bytes()
+    for change in ({"remove": 2}, {"objective": "loss"}, {"corpus": text(28, 28, seed=1)}):
+        with pytest.raises(Refusal, match="choose another `out`"):
+            search(out=path, **{"methods": ("influence",), "remove": 1, **change})
+        assert path.read_bytes() == before
+    said: list[str] = []
+    search(out=path, methods=("influence",), remove=1, tell=said.append)
+    assert path.read_bytes() == before and not said
+    path.write_bytes(before[:1000])
+    with pytest.raises(Refusal):
+        search(out=path, methods=("influence",), remove=1)
+    assert path.read_bytes() == before[:1000]
+
+
+@pytest.mark.slow
+def test_a_damaged_unfinished_search_is_refused_and_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
+    path, partial_path = tmp_path / "search.nc", tmp_path / "search.partial.nc"
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure_in_portions", stopping_after(3))
+        with pytest.raises(Stop):
+            search(out=path)
+    unfinished = netcdf.load(partial_path)
+    names = unfinished.candidate.values.copy()
+    names[1] = names[0]
+    short = unfinished.isel(batch=slice(0, 2))
+    for damaged in (
+        unfinished.assign_coords(candidate=names),
+        unfinished.assign_coords(candidate=["0..99", *names[1:]]),
+        unfinished.assign_coords(candidate=["5-x", *names[1:]]),
+        unfinished.drop_vars("measured"),
+        unfinished.assign_attrs(requests_done="many"),
+        short,
+    ):
+        partial_path.unlink()
+        netcdf.save(damaged, partial_path)
+        before = partial_path.read_bytes()
+        with pytest.raises(Refusal) as refusal:
+            search(out=path)
+        assert "\n" not in str(refusal.value)
+        assert partial_path.read_bytes() == before and not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"remove": 6}, "6 blocks cannot be removed: 5 of the model's 6 can"),
+        ({"remove": 3, "layers": (1, 2)}, "3 blocks cannot be removed: `layers` has 2 that can"),
+        ({"remove": 12, "units": "sublayer", "methods": ("greedy",)}, "11 of the model's 12 can"),
+        ({"remove": 7, "units": "attention", "methods": ("greedy",)}, "6 of the model's 6 can"),
+        ({"remove": 1, "layers": (7,)}, "has no layer 7"),
+        ({"remove": None, "keep": 6}, "keep 5 or fewer"),
+        ({"remove": None, "keep": 0}, "6 blocks cannot be removed"),
+        ({"remove": None, "to_params": 0.01}, "parameters cannot be reached"),
+        ({"remove": None, "to_params": 1e9}, "parameters cannot be reached"),
+        ({"remove": None, "until_kl": 1e-9}, "ask for more than `until_kl`"),
+        ({"remove": None}, "none was given"),
+        ({"keep": 3}, "`remove` and `keep` were given"),
+        ({"remove": 2, "layers": (0, 2), "methods": ("span",)}, "no 2 of the `layers` follow"),
+        ({"remove": 1, "holdout": 0.05}, "takes 40 or more"),
+    ],
+)
+def test_a_target_that_cannot_be_reached_is_refused(settings, message):
+    with pytest.raises(Refusal, match=message):
+        search(**{"methods": (), **settings})
+
+
+@pytest.mark.slow
+def test_each_target_ends_a_search_where_it_says():
+    assert search(remove=None, keep=4).sizes["step"] == 2
+    steps = search(remove=None, to_params=0.6, methods=("one-shot",))
+    parameters = steps.parameters.sel(candidate=steps.chosen.values[0])
+    wanted = 0.6 * steps.attrs["clean_parameters"]
+    assert (parameters[:-1] > wanted).all() and parameters[-1] <= wanted
+    bound = 1.0
+    found = search(remove=None, until_kl=bound, methods=("greedy",), level=0.05)
+    scores = found.kl.sel(candidate=found.chosen.values[0]).isel(sequence=slice(0, 21))
+    assert (scores.mean("sequence", skipna=True) <= bound).all()
+    most = search(remove=None, until_kl=1e9, methods=("influence",))
+    assert most.sizes["step"] == opened("gpt2").layers - 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("units", ["attention", "mlp", "sublayer"])
+def test_all_units_but_what_a_schedule_needs_can_be_removed(units):
+    count = {"attention": 6, "mlp": 6, "sublayer": 11}[units]
+    found = search(remove=count, units=units, methods=("one-shot",))
+    assert found["size"].max() == count
+    last = from_text(str(found.chosen.values[0, -1]), opened("gpt2").layers)
+    assert len(last) == (1 if units == "sublayer" else 6)
+
+
+def test_a_model_of_one_block_loses_none():
+    net = tiny("gpt2")
+    net.transformer.h = net.transformer.h[:1]
+    net.config.n_layer = 1
+    model = open_model(net)
+    for settings in ({"remove": 1}, {"until_kl": 1.0}, {"to_params": 0.9}):
+        with pytest.raises(Refusal, match=r"removed|reached"):
+            prune(model, [many()], PruningSettings(**settings))
+
+
+def test_units_that_cannot_run_alone_are_refused():
+    model = open_model(tiny("mamba"))
+    with pytest.raises(Refusal, match="cannot be executed alone"):
+        prune(model, [many()], PruningSettings(remove=1, units="mlp"))
+
+
+@pytest.mark.slow
+def test_several_texts_are_searched_together(tmp_path):
+    corpora = [many(), replace(text(28, 28, seed=1), name="other")]
+    found = search(corpora, remove=2, methods=("exhaustive",))
+    assert set(found.source.values) == {"random", "other"}
+    assert found.rank_correlation.sizes == {"step": 2, "text": 2, "text_to": 2}
+    with pytest.raises(Refusal, match="two texts are called random"):
+        search([many(), many()])
+
+
+def test_every_method_has_a_name_in_the_settings():
+    from robustness.pruning.methods import BY_NAME
+
+    assert set(BY_NAME) == set(METHODS)
