@@ -1,12 +1,14 @@
 """The command that writes a checkpoint whose blocks are in another order."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from recipes.commands.command_line import command_line
-from recipes.commands.gathering import gather
+from recipes.commands.errors import REMEDY
+from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import announce, open_model
 from recipes.commands.options import (
     dtype_option,
@@ -18,20 +20,99 @@ from recipes.commands.options import (
 from recipes.commands.parameters import Place
 from recipes.commands.progress import advise, quiet_option, quoted, tell
 from recipes.terminal import say
+from robustness.errors import Refusal, reading
 
 if TYPE_CHECKING:
+    import xarray as xr
+
+    from robustness.models.model import Model
     from robustness.models.settings import ModelSettings
+    from robustness.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of blocks: written out, or the choice of a search."""
+
+    text: str | None
+    search: Path | None
+    remove: int | None
+    method: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse an order that is given twice, or not at all."""
+        if (self.text is None) == (self.search is None):
+            raise Refusal("the order is given by --schedule or by --from: one of the two")
+        if self.search is None and (self.remove is not None or self.method is not None):
+            raise Refusal("`remove` and `method` say which choice of --from is taken")
+
+    def read(self) -> "xr.Dataset | None":
+        """Read the file of the search, which takes less time than opening a model."""
+        from robustness.files.netcdf import load
+
+        if self.search is None:
+            return None
+        with reading(str(self.search), REMEDY):
+            return load(self.search)
+
+    def schedule(self, model: "Model", dataset: "xr.Dataset | None") -> "Schedule":
+        """Return the schedule of an opened model."""
+        from robustness.pruning.choice import schedule_of
+        from robustness.schedules import from_text, to_text
+
+        if dataset is None:
+            return from_text(str(self.text), model.layers)
+        with reading(str(self.search), REMEDY):
+            chosen = schedule_of(dataset, model, remove=self.remove, method=self.method)
+        tell(f"the search chose {to_text(chosen)}")
+        return chosen
+
+
+def _order(values: Values) -> Order:
+    return Order(**values)
+
+
+def _tools(_: object, __: object, text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @click.command()
 @model_argument()
 @click.argument("directory", type=Place())
+@gather(
+    "order",
+    _order,
+    click.option(
+        "--schedule",
+        "text",
+        metavar="TEXT",
+        help='Order in which the blocks run, as in "0..3-5-4-6..".',
+    ),
+    click.option(
+        "--from",
+        "search",
+        type=Place(),
+        metavar="FILE",
+        help="File of a search by prune, whose choice is the order.",
+    ),
+    click.option(
+        "--remove",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Take the choice without N blocks.  [default: the most in FILE]",
+    ),
+    click.option(
+        "--method",
+        metavar="NAME",
+        help="Take the choice of this method.  [default: the first in FILE]",
+    ),
+)
 @click.option(
-    "--schedule",
-    "text",
-    required=True,
-    metavar="TEXT",
-    help='Order in which the blocks run, as in "0..3-5-4-6..".',
+    "--also",
+    default="",
+    callback=_tools,
+    metavar="TOOLS",
+    help="Tools to write the order for as well, separated by commas: mergekit, peft, llama.cpp.",
 )
 @gather(
     "model",
@@ -47,30 +128,35 @@ if TYPE_CHECKING:
 @maps_option
 @click.option("--fresh", is_flag=True, help="Replace an earlier export in DIRECTORY.")
 @quiet_option
-def export(model: "ModelSettings", directory: Path, text: str, fresh: bool) -> None:
+def export(
+    model: "ModelSettings", directory: Path, order: Order, also: list[str], fresh: bool
+) -> None:
     """Write MODEL with its blocks in another order to DIRECTORY, as a checkpoint for transformers.
 
-    Leaving blocks out prunes the model (layer pruning); blocks that run twice are written twice. In
+    The order is given by --schedule, or by --from: what a search by prune chose. Leaving blocks out
+    prunes the model (layer pruning); blocks that run twice are written twice. In
     "0..2-a3-m3~4..7-8..", a map that --maps has is folded into the output matrix of an MLP, and
-    factors such as m3*0.5 and *1.05 are folded likewise.
+    factors such as m3*0.5 and *1.05 are folded likewise. Blocks are counted from 0.
     The configuration says the order where it can. Before the checkpoint is put in its place, plain
     transformers loads it and its logits are compared with those of the rewired model. The command
     prints the directory, which all commands take as a MODEL.
 
     \b
     stages export builtin --schedule "0..5-7..9-11" outputs/pruned
+    stages export builtin --from outputs/builtin/search.nc --remove 2 outputs/without-2
     stages sweep outputs/pruned
     """
+    dataset = order.read()
     announce(model)
     from robustness.reordered.exporting import export as run
-    from robustness.schedules import from_text
 
     # Without --remote: the weights of a model on a server cannot be written here.
     opened = open_model(model)
     written = run(
         opened,
-        from_text(text, opened.layers),
+        order.schedule(opened, dataset),
         directory,
+        also=also,
         fresh=fresh,
         command=command_line(),
         notify=tell,

@@ -68,7 +68,6 @@ def chosen_of(dataset: xr.Dataset, method: str) -> xr.Dataset:
 
     The dimension `candidate` becomes `step`: the number of units that are removed.
     """
-    # By a mapping, since xarray takes a keyword `method` for its own.
     texts = dataset["chosen"].sel({"strategy": method})
     known = np.isin(texts.values.astype(str), dataset["candidate"].values.astype(str))
     return _of_candidates(dataset, texts[known])

@@ -20,6 +20,7 @@ from robustness.models.contract import REMEDY
 from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
 from robustness.reordered.folding import places
+from robustness.reordered.other_tools import describe
 from robustness.reordered.rebuilding import compare, rebuild
 from robustness.schedules import Schedule, check, to_text
 from robustness.schedules.steps import is_block
@@ -35,11 +36,12 @@ BESIDES = 2**24
 """Maximum number of bytes of a checkpoint besides its weights, mostly of the tokenizer."""
 
 
-def export(
+def export(  # noqa: PLR0913 - its keywords are the settings
     model: Model,
     schedule: Schedule | str,
     directory: str | Path,
     *,
+    also: Sequence[str] = (),
     fresh: bool = False,
     command: str = "",
     notify: Callable[[str], object] = lambda text: None,
@@ -59,12 +61,15 @@ def export(
     directory : str or path
         Path of the directory to write, which must not exist or be empty. A directory that holds
         this very export already stays as it is.
+    also : sequence of str
+        Tools of `other_tools.TOOLS` for which the order is written into the directory too.
     fresh : bool
         Whether to replace a directory that holds an earlier export and nothing else.
     command : str
         Command line that is recorded in the checkpoint.
     notify : callable, optional
-        Callback for messages: which blocks are written more than once, and whether nothing is.
+        Callback for messages: which blocks are written more than once, which tools cannot make
+        the model, and whether nothing is written.
 
     Returns
     -------
@@ -80,6 +85,7 @@ def export(
         written.
     """
     schedule, place = check(schedule, model.layers), Path(directory)
+    others = describe(model, schedule, also, notify)
     net: Any = rebuild(model, schedule)
     refuse_code(model, net)
     origin = _origin(model, schedule, command)
@@ -105,11 +111,14 @@ def export(
         del weights
         folded = not all(map(is_block, schedule))
         card = _card(place.name, origin, model.tokenizer, folded=folded)
-        (where / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **others}.items():
+            (where / name).write_text(text, encoding="utf-8")
         _check(model, schedule, where)
 
     made_of = {key: value for key, value in origin.items() if key not in VOLATILE}
     made_of["besides_sha256"] = _hash_besides(model, net)
+    if others:
+        made_of["also"] = ", ".join(others)
     written = write_directory(
         place, write, kind="export", made_of=made_of, size=size + BESIDES, fresh=fresh
     )
