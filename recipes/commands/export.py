@@ -99,12 +99,12 @@ def _tools(_: object, __: object, text: str) -> list[str]:
         "--remove",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Take the choice without N blocks.  [default: the most in FILE]",
+        help="Take the choice without N blocks.  [default: the most searched]",
     ),
     click.option(
         "--method",
         metavar="NAME",
-        help="Take the choice of this method.  [default: the first in FILE]",
+        help="Take the choice of this method.  [default: the first searched]",
     ),
 )
 @click.option(
