@@ -105,7 +105,8 @@ def restore(course: Course, model: Any, optimizer: torch.optim.AdamW, log: Log, 
         state = {}
         for name, parameter in _trained(model):
             step, *moments = (tensors[f"{key}.{name}"] for key in OPTIMISER)
-            state[parameter] = dict(zip(OPTIMISER, (step, *moments), strict=True))
+            kept = [tensor.to(parameter.device) for tensor in (step, *moments)]
+            state[parameter] = dict(zip(OPTIMISER, kept, strict=True))
             _check_like(parameter, tensors[f"weight.{name}"], *moments)
             if float(step) != done:
                 raise ValueError(f"the optimiser is not at step {done}")

@@ -11,6 +11,9 @@ from robustness.runs.portions import Piece, Work
 from robustness.tasks.preparation import PreparedTasks
 from robustness.tasks.prompts import Prompt
 
+WRITERS = 64
+"""Maximum number of models in other orders that are kept for the next batch."""
+
 
 def writing(prepared: PreparedTasks, begin: int) -> Work[dict[str, NDArray[Any]]]:
     """Return how a batch of prompts is continued.
@@ -23,8 +26,8 @@ def writing(prepared: PreparedTasks, begin: int) -> Work[dict[str, NDArray[Any]]
         Number that the run gives to the first prompt, after the continuations that it scores.
     """
 
-    # One at a time: a model in another order has modules of its own, though no tensors.
-    @lru_cache(maxsize=1)
+    # A model in another order has modules of its own, though no tensors.
+    @lru_cache(maxsize=WRITERS)
     def writer(number: int) -> Writer:
         return Writer(prepared.model, prepared.schedules[number])
 
