@@ -89,10 +89,21 @@ def test_a_candidate_that_a_method_did_not_weigh_cannot_win_there():
     dataset["chosen"].loc["greedy", 1] = ""
     assert float(at(probability(dataset), "pairwise", 1, unit="3")) == 1
     assert np.isnan(at(probability(dataset), "greedy", 1)).all()
-    second = dataset["candidate"].values[dataset["removed"].values == "2"].item()
+    second, third = (
+        dataset["candidate"].values[dataset["removed"].values == unit].item() for unit in "24"
+    )
     dataset["chosen"].loc["greedy", 1] = second
-    dataset["standing"].loc["greedy", 1, second] = CHOSEN
+    dataset["standing"].loc["greedy", 1, :] = NOT_WEIGHED
+    dataset["standing"].loc["greedy", 1, [second, third]] = TIED
     assert float(at(probability(dataset), "greedy", 1, unit="2")) == 1
+
+
+def test_a_method_that_weighs_one_set_alone_has_no_probability():
+    dataset = planted_search(noise=0.01)
+    others = (dataset["candidate"] != at(dataset["chosen"], "greedy", 2)).values
+    dataset["standing"].values[1, 1, others] = NOT_WEIGHED
+    assert np.isnan(at(probability(dataset), "greedy", 2)).all()
+    assert at(probability(dataset), "greedy", 3).sum() == 3
 
 
 def test_held_out_documents_are_not_drawn():

@@ -68,7 +68,7 @@ def chosen_of(dataset: xr.Dataset, method: str) -> xr.Dataset:
 
     The dimension `candidate` becomes `step`: the number of units that are removed.
     """
-    texts = dataset["chosen"].sel({"strategy": method})
+    texts = dataset["chosen"].sel(strategy=method)
     known = np.isin(texts.values.astype(str), dataset["candidate"].values.astype(str))
     return _of_candidates(dataset, texts[known])
 
@@ -124,7 +124,7 @@ def _of_objective(path: xr.Dataset, judged: dict[str, xr.DataArray]) -> xr.DataA
 
 def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return how many candidates each step weighed, and which tied with the chosen one."""
-    standing = dataset["standing"].sel({"strategy": method, "step": path["step"]})
+    standing = dataset["standing"].sel(strategy=method, step=path["step"])
     standing = standing.transpose("step", "candidate")
     tied = standing.values == TIED
     removed = dataset["removed"].values
@@ -138,7 +138,7 @@ def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.Da
 
 
 def _costs(dataset: xr.Dataset, method: str) -> Section:
-    of_method = dataset.sel({"strategy": method})
+    of_method = dataset.sel(strategy=method)
     columns = {heading: of_method[name] for heading, name in COSTS.items() if name in of_method}
     full = of_method["tokens_in_full"]
     columns["saved"] = (1 - of_method["tokens_read"] / full.where(full > 0)).drop_vars("strategy")
@@ -155,11 +155,13 @@ def _healing(dataset: xr.Dataset) -> Section:
 def _stability(dataset: xr.Dataset) -> Iterator[Section]:
     """Yield how often each unit is in the best set of the last step."""
     shares = dataset["probability"].isel(step=-1, drop=True)
+    # A method that weighs one set alone has none.
+    shares = shares.dropna("strategy", how="all")
     shares = shares.isel(unit=((shares > 0).any("strategy")).values)
-    if not shares.sizes["unit"]:
+    if not shares.size:
         return
     columns = {
-        str(name): shares.sel({"strategy": name}, drop=True) for name in dataset["strategy"].values
+        str(name): shares.sel(strategy=name, drop=True) for name in shares["strategy"].values
     }
     size = int(dataset["step"].values[-1])
     yield Section(f"share of resampled documents with the unit in the best {size}", "unit", columns)
@@ -228,7 +230,7 @@ def _draw_stability(part: Any, shares: xr.DataArray, methods: list[str]) -> None
     panels = part.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     image = None
     for axis, name in zip(panels, methods, strict=True):
-        of_method = shares.sel({"strategy": name}, drop=True)
+        of_method = shares.sel(strategy=name, drop=True)
         image = style.heat_map(axis, of_method, "unit", "step", (0, 1))
         _name_cells(axis, of_method)
         axis.set_title(f"{name}: stability")

@@ -38,7 +38,7 @@ def probability(dataset: xr.Dataset, *, draws: int = DRAWS, seed: int = 0) -> xr
         Share of the samples in which the best of some candidates lacks a unit, (strategy, step,
         unit): of those that the method weighed, that lack as many units as the step says, and that
         were measured on all sequences of the search that the chosen one was. NaN where a method
-        chose nothing at a step, or by fewer than two documents.
+        chose nothing at a step, weighed one set alone, or read fewer than two documents.
     """
     values = searched(scores(dataset)).transpose("candidate", "sequence")
     known = np.isfinite(values.values)
@@ -55,7 +55,8 @@ def probability(dataset: xr.Dataset, *, draws: int = DRAWS, seed: int = 0) -> xr
         # Rounds that prepare a step weigh smaller sets too.
         alike = weighed[method, step] & (size == dataset["step"].values[step])
         rivals = np.flatnonzero(alike & known[:, rows].all(1))
-        if rows.any() and rivals.size:
+        # A method that weighs one set alone has no choice that other documents could change.
+        if rows.any() and rivals.size and alike.sum() > 1:
             means = bootstrap_means(values[rivals, rows], draws=draws, seed=seed)
             # Draw 0 is the documents themselves.
             drawn = means.transpose("draw", "candidate").values[1:]
