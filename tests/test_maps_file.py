@@ -76,6 +76,7 @@ def square(width=32, dtype=torch.float64, fill=0.5):
         ({"~1": square(fill=float("nan"))}, {"stages": KIND}, "not finite"),
         ({"weight": square()}, {"stages": KIND}, "character 1"),
         ({"0-~1": square()}, {"stages": KIND}, "no fitted maps"),
+        ({"~1-0": square()}, {"stages": KIND}, "no fitted maps"),
         ({"5*2": square()}, {"stages": KIND}, "no fitted maps"),
         ({"~01": square()}, {"stages": KIND}, "no fitted maps"),
         ({"~1": square()}, {"stages": KIND, "ridges": "{"}, "is damaged"),

@@ -159,10 +159,10 @@ def test_a_call_is_divided_where_matrices_are_over_all_cards():
 
 
 def test_a_scale_is_on_the_card_of_its_state():
-    """On four cards with a block each, the last one has the two states before and behind it."""
-    plan = compile_plan([from_text("0..2-*2-3", 4)], clean(4))
-    assert plan.clean_states == (3,) and plan.block_calls == 1
-    # State 3 lies where block 3 is; the final state of the clean run counts besides.
-    assert alive_states(plan, 4, cards=4) == 3
-    whole = compile_plan([from_text("*2-1..3", 4)], clean(4))
-    assert alive_states(whole, 4, cards=4) == 3
+    """Four cards with a block each: what is scaled on the last one takes no room on the first."""
+    first = [from_text(f"*{factor}-0-2", 4) for factor in (2, 3, 4, 5)]
+    last = [from_text(f"0..2-*{factor}-3", 4) for factor in (2, 3)]
+    # Block 0 has four states before it and four behind it, while two wait for block 3. The final
+    # state of the clean run counts besides.
+    for schedules in (first, first + last):
+        assert alive_states(compile_plan(schedules, clean(4)), 4, cards=4) == 4 + 4 + 1

@@ -27,6 +27,7 @@ from robustness.schedules.interventions import schedules as sweep_schedules
 from robustness.schedules.plan import compile_plan
 from robustness.statistics.paired import difference
 from robustness.sweeps import residuals, rewire, sweep
+from robustness.trace import changes
 
 SEQUENTIAL = {"gpt2", "llama", "qwen2"}
 FACTORS = "0*0.5-*1.3-a1*2-m1*-0.75-(2*1.5+*2+m3*0.5)-*0.8-3"
@@ -169,18 +170,19 @@ def test_a_factor_of_1_is_the_step_and_of_0_nothing_and_scales_undo_each_other(m
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_factors_of_half_precision_are_rounded_once(dtype):
-    opened, tokens = open_model(tiny("llama", dtype)), random_tokens(2, 9)
-    entering, left = residuals(opened, tokens, "0-1").values[1:]
-    for text, sums in (
-        ("0-1*0.3", entering.astype(float) + 0.3 * (left.astype(float) - entering)),
-        ("0-*1.3", 1.3 * entering.astype(float)),
+@pytest.mark.parametrize("factor", [0.3, -0.7, 1.3])
+def test_factors_of_half_precision_are_rounded_once(dtype, factor):
+    torch.manual_seed(0)
+    hidden, other = torch.randn(2, 1000).to(dtype)
+    h, o = hidden.double(), other.double()
+    for made, exact in (
+        (changes.times(hidden, factor), factor * h),
+        (changes.part_way(hidden, other, factor), h + factor * (o - h)),
+        (changes.plus_times(hidden, other, factor), h + factor * o),
     ):
-        made = torch.from_numpy(residuals(opened, tokens, text).values[-1])
-        exact = torch.from_numpy(sums)
-        # Rounded from float32, a number halfway between two may go either way.
-        off = (made.double() - exact).abs() / exact.abs().clamp(min=1e-3)
-        assert off.max() < 0.51 * torch.finfo(dtype).eps
+        digit = torch.finfo(dtype).eps * 2.0 ** exact.abs().clamp(min=1e-3).log2().floor()
+        assert made.dtype == dtype
+        assert ((made.double() - exact).abs() / digit).max() < 0.51
 
 
 def test_factors_and_maps_are_counted(gpt2):

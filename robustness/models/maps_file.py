@@ -90,8 +90,7 @@ def _assembled(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, st
 
 def _step(path: Path, name: str) -> Fitted:
     """Return the map of a name, which is the text of its step."""
-    steps = from_text(name, LAYERS)
-    step = steps[0]
-    if len(steps) != 1 or not isinstance(step, (StreamMap, Mapped)) or str(step) != name:
+    step = from_text(name, LAYERS)[0]
+    if not isinstance(step, (StreamMap, Mapped)) or str(step) != name:
         raise Refusal(f"{path} holds tensors that are no fitted maps: {REMEDY}")
     return step

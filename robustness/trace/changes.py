@@ -1,6 +1,7 @@
 """Changes of the residual stream, and of what a step adds to it, by factors and fitted maps.
 
-All is computed in float32, or in the type of the stream if that is wider, and rounded once.
+All is computed in float32, or in the type of the stream if that is wider, and rounded once; torch
+itself does so in `lerp` and in products with a number.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def times(hidden: Tensor, factor: float) -> Tensor:
     """Return a stream times a factor."""
-    return (numerics.precise(hidden) * factor).to(hidden.dtype)
+    return hidden * factor
 
 
 def through(hidden: Tensor, fitted: FittedMap) -> Tensor:
@@ -34,12 +35,12 @@ def through(hidden: Tensor, fitted: FittedMap) -> Tensor:
 
 def part_way(hidden: Tensor, leaving: Tensor, factor: float) -> Tensor:
     """Return h + factor · (leaving − h): exactly h for 0, and exactly what leaves for 1."""
-    entering = numerics.precise(hidden.to(leaving.device))
-    return torch.lerp(entering, numerics.precise(leaving), factor).to(leaving.dtype)
+    return torch.lerp(hidden.to(leaving.device), leaving, factor)
 
 
 def plus_times(hidden: Tensor, added: Tensor, factor: float) -> Tensor:
     """Return h + factor · added."""
+    # `torch.add` would round the factor to half precision.
     entering = numerics.precise(hidden.to(added.device))
     return (entering + factor * numerics.precise(added)).to(hidden.dtype)
 
