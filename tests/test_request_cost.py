@@ -161,7 +161,7 @@ def test_a_call_is_divided_where_matrices_are_over_all_cards():
 def test_a_scale_is_on_the_card_of_its_state():
     """Four cards with a block each: what is scaled on the last one takes no room on the first."""
     first = [from_text(f"*{factor}-0-2", 4) for factor in (2, 3, 4, 5)]
-    last = [from_text(f"0..2-*{factor}-3", 4) for factor in (2, 3)]
+    last = [from_text(f"0..2-*{factor}-3", 4) for factor in (6, 7)]
     # Block 0 has four states before it and four behind it, while two wait for block 3. The final
     # state of the clean run counts besides.
     for schedules in (first, first + last):
