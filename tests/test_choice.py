@@ -1,6 +1,7 @@
 """A checkpoint of what a search chose."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from searches import planted_search, unfinished
 from transformers import AutoModelForCausalLM
 
 from robustness.errors import Refusal
+from robustness.files import netcdf
 from robustness.files.netcdf import save
 from robustness.models.opening import open_model
 from robustness.pruning.choice import schedule_of
@@ -29,6 +31,11 @@ def search(model):
     return planted_search(DAMAGE, sizes=(1, 2), noise=0.01, identity=identity)
 
 
+def with_healing(data):
+    healed = np.array(["0-3", "0-a1-m1~2-3"], dtype=object)
+    return data.assign_coords(healing=["cut", "fold"]).assign(healed=("healing", healed))
+
+
 def test_the_choice_is_the_largest_of_the_first_method_or_what_is_asked_for(model, search):
     assert schedule_of(search, model) == (0, 3)
     assert schedule_of(search, model, remove=1) == (0, 2, 3)
@@ -44,6 +51,8 @@ def test_the_choice_is_the_largest_of_the_first_method_or_what_is_asked_for(mode
     ("change", "options", "says"),
     [
         (lambda data: data, {"remove": 3}, "no choice without 3 by pairwise: .* without 1, 2"),
+        (with_healing, {"healed": "glue"}, "no healing glue: it has cut, fold"),
+        (lambda data: data, {"healed": "fold"}, "no healing fold: search with `heal`"),
         (lambda data: data, {"method": "beam"}, "no method beam: it has pairwise, greedy"),
         (lambda data: data.assign_attrs(weights_sha256="0" * 64), {}, "of other weights, not of"),
         (
@@ -116,10 +125,25 @@ def test_a_choice_that_is_not_there_leaves_nothing(run, tmp_path, llama, search)
     code, _, err = run("export", llama, tmp_path / "out")
     assert code == 2 and "by --schedule or by --from" in err
     code, _, err = run("export", llama, tmp_path / "out", "--schedule", "0", "--remove", 1)
-    assert code == 2 and "--remove and --method say which choice" in err
+    assert code == 2 and "--remove, --method and --healed say which" in err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_planted_choice_is_a_schedule_of_the_model(search):
     for text in np.ravel(search["chosen"].values):
         assert len(from_text(str(text), 4)) < 4
+
+
+@pytest.mark.slow
+def test_a_healed_choice_is_exported_with_the_maps_beside_the_search(run, llama, stories):
+    words = ("--data", stories, "--pack", "--context", 24, "--tokens", 480, "--holdout", 0.4)
+    code, _, err = run("prune", llama, "--remove", 1, "--layers", "1..2", "--heal", *words)
+    assert code == 0, err
+    (search,) = Path("outputs").glob("*/search.nc")
+    code, _, err = run("export", llama, "--from", search, "--healed", "fold", "healed")
+    assert code == 0 and "m" in err.partition("the search chose ")[2], err
+    text = str(netcdf.load(search)["healed"].sel(healing="fold").item())
+    healed = open_model("healed").identity["made_from"]
+    assert text in healed
+    code, _, err = run("export", llama, "--schedule", "0", "--healed", "fold", "other")
+    assert code == 2 and "--healed" in err

@@ -1,6 +1,6 @@
 """The command that writes a checkpoint whose blocks are in another order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +38,17 @@ class Order:
     search: Path | None
     remove: int | None
     method: str | None
+    healed: str | None
 
     def __post_init__(self) -> None:
         """Refuse an order that is given twice, or not at all."""
         if (self.text is None) == (self.search is None):
             raise Refusal("the order is given by --schedule or by --from: one of the two")
-        if self.search is None and (self.remove is not None or self.method is not None):
-            raise Refusal("`remove` and `method` say which choice of --from is taken")
+        chosen = self.remove is not None or self.method is not None
+        if self.search is None and (chosen or self.healed is not None):
+            raise Refusal("`remove`, `method` and `healed` say which choice of --from is taken")
+        if chosen and self.healed is not None:
+            raise Refusal("what is `healed` is the last choice: leave out `remove` and `method`")
 
     def read(self) -> "xr.Dataset | None":
         """Read the file of the search, which takes less time than opening a model."""
@@ -55,6 +59,15 @@ class Order:
         with reading(str(self.search), REMEDY):
             return load(self.search)
 
+    def with_maps(self, model: "ModelSettings") -> "ModelSettings":
+        """Return the settings of the model, with the fitted maps of the search if it heals."""
+        from robustness.pruning.choice import maps_path
+
+        if self.search is None or self.healed is None or model.maps is not None:
+            return model
+        path = maps_path(self.search)
+        return replace(model, maps=path) if path.exists() else model
+
     def schedule(self, model: "Model", dataset: "xr.Dataset | None") -> "Schedule":
         """Return the schedule of an opened model."""
         from robustness.pruning.choice import schedule_of
@@ -63,7 +76,9 @@ class Order:
         if dataset is None:
             return from_text(str(self.text), model.layers)
         with reading(str(self.search), REMEDY):
-            chosen = schedule_of(dataset, model, remove=self.remove, method=self.method)
+            chosen = schedule_of(
+                dataset, model, remove=self.remove, method=self.method, healed=self.healed
+            )
         tell(f"the search chose {to_text(chosen)}")
         return chosen
 
@@ -72,8 +87,11 @@ def _order(values: Values) -> Order:
     return Order(**values)
 
 
-def _tools(_: object, __: object, text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _tools(_: object, __: object, texts: tuple[str, ...]) -> list[str]:
+    names: dict[str, None] = {}
+    for text in texts:
+        names |= dict.fromkeys(filter(None, map(str.strip, text.split(","))))
+    return list(names)
 
 
 @click.command()
@@ -106,10 +124,15 @@ def _tools(_: object, __: object, text: str) -> list[str]:
         metavar="NAME",
         help="Take the choice of this method.  [default: the first searched]",
     ),
+    click.option(
+        "--healed",
+        metavar="KIND",
+        help="Take the last choice, healed: scale or fold, of a search with --heal.",
+    ),
 )
 @click.option(
     "--also",
-    default="",
+    multiple=True,
     callback=_tools,
     metavar="TOOLS",
     help="Tools to write the order for as well, separated by commas: mergekit, peft, llama.cpp.",
@@ -144,6 +167,7 @@ def export(
     \b
     stages export builtin --schedule "0..5-7..9-11" outputs/pruned
     stages export builtin --from outputs/builtin/search.nc --remove 2 outputs/without-2
+    stages export builtin --from outputs/builtin/search.nc --healed fold outputs/healed
     stages sweep outputs/pruned
     """
     dataset = order.read()
@@ -151,7 +175,7 @@ def export(
     from robustness.reordered.exporting import export as run
 
     # Without --remote: the weights of a model on a server cannot be written here.
-    opened = open_model(model)
+    opened = open_model(order.with_maps(model))
     written = run(
         opened,
         order.schedule(opened, dataset),

@@ -1,5 +1,7 @@
 """The choice of a search: which schedule it found for a number of removed units."""
 
+from pathlib import Path
+
 import numpy as np
 import xarray as xr
 
@@ -19,8 +21,9 @@ def schedule_of(
     *,
     remove: int | None = None,
     method: str | None = None,
+    healed: str | None = None,
 ) -> Schedule:
-    """Return the schedule of whole blocks that a search chose for a model.
+    """Return the schedule that a search chose for a model: whole blocks, or healed ones.
 
     Parameters
     ----------
@@ -32,6 +35,8 @@ def schedule_of(
         Number of removed blocks; by default the largest that the search came to.
     method : str, optional
         Method whose choice it is; by default the first of the search.
+    healed : str, optional
+        Kind of healing of the last choice of the first method, as in `robustness.healing`.
 
     Raises
     ------
@@ -40,6 +45,8 @@ def schedule_of(
         such method or number; or the schedule leaves out sublayers.
     """
     _check_file(dataset, model)
+    if healed is not None:
+        return _healed(dataset, model, healed)
     methods = list(map(str, dataset["strategy"].values))
     method = methods[0] if method is None else method
     if method not in methods:
@@ -63,6 +70,20 @@ def schedule_of(
             "checkpoint is made: search with `units` block, or run it by `schedule` as it is"
         )
     return schedule
+
+
+def _healed(dataset: xr.Dataset, model: Model, kind: str) -> Schedule:
+    """Return the schedule of a kind of healing."""
+    kinds = list(map(str, dataset["healing"].values)) if "healed" in dataset else []
+    if kind not in kinds:
+        has = f"it has {', '.join(kinds)}" if kinds else "search with `heal`"
+        raise Refusal(f"the search has no healing {kind}: {has}")
+    return check(str(dataset["healed"].sel(healing=kind).item()), model.layers)
+
+
+def maps_path(search: Path) -> Path:
+    """Return the path of the fitted maps of a search, beside its file."""
+    return search.with_name(f"{search.stem}.maps.safetensors")
 
 
 def _check_file(dataset: xr.Dataset, model: Model) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -18,6 +17,7 @@ from robustness.files.precision_floor import FLOOR
 from robustness.healing import save_maps
 from robustness.models.model import Model
 from robustness.pruning import methods, outcome, speed
+from robustness.pruning.choice import maps_path
 from robustness.pruning.clean_pass import measure_redundancy
 from robustness.pruning.healed import measure_healed
 from robustness.pruning.known import take_known
@@ -128,11 +128,6 @@ def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.
     place.complete(dataset)
     place.forget()
     return dataset
-
-
-def maps_path(out: Path) -> Path:
-    """Return the path of the fitted maps of a search, beside its file."""
-    return out.with_name(f"{out.stem}.maps.safetensors")
 
 
 def _speed(
