@@ -7,10 +7,11 @@ from families import LAYERS, config, random_tokens, tiny
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from robustness.errors import Refusal
+from robustness.models.maps import Maps
 from robustness.models.opening import open_model
 from robustness.pruning.sizes import size_of
 from robustness.pruning.units import without
-from robustness.schedules import Attention, Mlp
+from robustness.schedules import Attention, Mlp, StreamMap
 
 CACHED = ("falcon", "gemma2", "llama", "qwen3")
 """Families with one head of keys, windows in some blocks, two heads, and heads of width 128."""
@@ -125,3 +126,13 @@ def test_a_schedule_that_a_model_cannot_run_has_no_size(gpt2):
         size_of(gpt2, (0, 4), 8)
     with pytest.raises(Refusal, match="cannot be executed alone"):
         size_of(opened("mamba"), (0, Mlp(1)), 8)
+
+
+def test_a_map_of_the_stream_counts_as_a_matrix_and_an_offset(gpt2):
+    matrix, offset = torch.eye(32, dtype=torch.float64), torch.zeros(32, dtype=torch.float64)
+    mapped = gpt2.with_maps(Maps({StreamMap(1, 2): matrix}, {StreamMap(1, 2): offset}))
+    cut, healed = size_of(gpt2, "0-3", 8), size_of(mapped, "0-~1..2-3", 8)
+    assert healed.parameters == cut.parameters + 32 * 32 + 32
+    block = 2 * 12 * 32 * 32 + 4 * 8 * 32
+    assert healed.flops_share == pytest.approx((2 * block + 2 * 32 * 32) / (4 * block))
+    assert healed.kv_bytes == cut.kv_bytes

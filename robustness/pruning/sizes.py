@@ -34,8 +34,8 @@ class Size:
     tied embeddings, and a block that is executed twice. (An exported checkpoint holds such a block
     twice.) A fitted map of the stream counts too."""
     flops_share: float
-    """Operations of the blocks for a token, divided by those of the clean model. Head and
-    embeddings are left out."""
+    """Operations of the blocks for a token, and of maps of the stream, divided by those of the
+    clean model's blocks. Head and embeddings are left out."""
     kv_bytes: int | None
     """Bytes that a cache of keys and values keeps for each token, in the dtype of the weights. A
     block that is executed twice has two caches. In blocks with a sliding window, this is until the
@@ -63,15 +63,17 @@ def size_of(model: Model, schedule: Schedule | str, context: int) -> Size:
     schedule = check(schedule, model.layers)
     sublayer_calls.check_schedules(model, [schedule])
     executed, whole = Counter[Leaf](), Counter[Leaf](range(model.layers))
-    mapped = set[StreamMap | Mapped]()
+    mapped = Counter[StreamMap | Mapped]()
     for step in schedule:
         executed.update(leaves(step))
         mapped.update(maps(step))
     # What is added by a step and then mapped is folded into matrices that are there.
-    added = sum(isinstance(step, StreamMap) for step in mapped)
+    of_stream = [count for step, count in mapped.items() if isinstance(step, StreamMap)]
+    flops = _flops(model, executed, context) + sum(of_stream) * 2 * context * model.width**2
+    parameters = _parameters(model, set(executed))
     return Size(
-        parameters=_parameters(model, set(executed)) + added * model.width * (model.width + 1),
-        flops_share=_flops(model, executed, context) / max(1, _flops(model, whole, context)),
+        parameters=parameters + len(of_stream) * model.width * (model.width + 1),
+        flops_share=flops / max(1, _flops(model, whole, context)),
         kv_bytes=_kv_bytes(model, executed),
     )
 
