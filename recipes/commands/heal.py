@@ -10,7 +10,7 @@ from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import announce, silence_libraries
 from recipes.commands.options import SEEDS
 from recipes.commands.parameters import Finite, Named, Place
-from recipes.commands.progress import advise, progress, quiet_option, quoted, tell
+from recipes.commands.progress import advise, progress, quiet_option, quoted, show_steps, tell
 from recipes.terminal import say
 
 if TYPE_CHECKING:
@@ -144,17 +144,13 @@ def heal(
     silence_libraries()
     place = directory.with_name(f"{directory.name}-healed") if out is None else out
     with progress(settings.steps, "step") as meter:
-
-        def show(step: int, steps: int, loss: float, speed: float) -> None:
-            meter(step, steps, f"loss {loss:.3f}, {speed:.0f} tokens/s")
-
         log = distill(
             directory,
             teacher,
             texts.sources,
             place,
             settings,
-            TrainingOptions(checkpoint_every=50, progress=show, tell=tell),
+            TrainingOptions(checkpoint_every=50, progress=show_steps(meter), tell=tell),
             weights=texts.weights,
             device=device,
         )

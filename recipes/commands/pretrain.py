@@ -9,7 +9,7 @@ from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import silence_libraries
 from recipes.commands.options import SEEDS
 from recipes.commands.parameters import Finite, Named, Place
-from recipes.commands.progress import advise, progress, quiet_option, quoted, tell
+from recipes.commands.progress import advise, progress, quiet_option, quoted, show_steps, tell
 from recipes.terminal import say
 
 if TYPE_CHECKING:
@@ -139,15 +139,11 @@ def pretrain(
 
     silence_libraries()
     with progress(settings.steps, "step") as meter:
-
-        def show(step: int, steps: int, loss: float, speed: float) -> None:
-            meter(step, steps, f"loss {loss:.3f}, {speed:.0f} tokens/s")
-
         run(
             directory,
             sources,
             settings,
-            TrainingOptions(progress=show, tell=tell),
+            TrainingOptions(progress=show_steps(meter), tell=tell),
             weights=weights,
             tokenizer=None if tokenizer is None else open_tokenizer(tokenizer),
         )

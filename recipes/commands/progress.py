@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -100,12 +100,13 @@ class Meter:
         self._bar = bar
         self._unit = unit
         self._last_line: float | None = None
-        self._is_begun = False
+        self.is_begun = False
+        """Whether it was called."""
 
     def __call__(self, done: int, whole: int, detail: str = "") -> None:
         """Show that `done` of `whole` units are done, and a detail beside it."""
         self._bar.total = whole
-        if not self._is_begun:
+        if not self.is_begun:
             # What an earlier run did says nothing about the speed of this one.
             self._bar.initial = done
         if detail:
@@ -113,12 +114,24 @@ class Meter:
         self._bar.update(done - self._bar.n)
         if self._bar.disable and not is_quiet():
             self._write_line(done, whole, detail)
-        self._is_begun = True
+        self.is_begun = True
 
     def _write_line(self, done: int, whole: int, detail: str) -> None:
         now = monotonic()
         if self._last_line is not None and now - self._last_line < LINE_EVERY:
             return
         self._last_line = now
-        resumed = "going on from " if done and not self._is_begun else ""
+        resumed = "going on from " if done and not self.is_begun else ""
         note(f"stages: {resumed}{done} of {whole} {self._unit}s{detail and f' ({detail})'}")
+
+
+def show_steps(meter: Meter) -> Callable[[int, int, float, float], None]:
+    """Return a callback for the steps of a training, which are told when they are taken."""
+
+    def show(step: int, steps: int, loss: float, speed: float) -> None:
+        if not meter.is_begun:
+            # The step before the first is where this call began.
+            meter(step - 1, steps)
+        meter(step, steps, f"loss {loss:.3f}, {speed:.0f} tokens/s")
+
+    return show

@@ -136,7 +136,7 @@ def _open(student: str | Path, teacher: str | Path, device: str) -> tuple[Model,
     """Open the model to train, in float32, and the one it learns from."""
     path = Path(student).expanduser()
     if not path.is_dir():
-        raise Refusal(f"there is no directory {student}: give a checkpoint, as `export` writes one")
+        raise Refusal(f"there is no directory {student}: give a checkpoint, such as an export")
     # Where a GPU computes in bfloat16, a teacher in float32 would only take more memory.
     usual = "bfloat16" if torch.device(device).type == "cuda" else "float32"
     learner = open_model(path, dtype="float32", device=device)
