@@ -47,6 +47,13 @@ def assert_same_search(found, expected) -> None:
             assert found[name].values.tobytes() == variable.values.tobytes(), name
 
 
+def test_as_many_states_go_together_when_a_search_goes_on():
+    first = measuring.Measurer(opened("gpt2"), many(), RunOptions())
+    goes_on = RunOptions(batch_tokens=first.batch_tokens)
+    assert first.batch_tokens == 280 // measuring.LOOKS
+    assert measuring.Measurer(opened("gpt2"), many(), goes_on).state_cap == first.state_cap
+
+
 class Stop(Exception):
     pass
 

@@ -47,6 +47,10 @@ class Measurer:
         self._options = replace(options, out=None)
         self._prepared = prepare(model, corpus, settings, self._options)
         self.batch_tokens = self._batch_tokens(options)
+        if options.batch_tokens is None:
+            # How many states go together follows from a batch, as it will when the run goes on.
+            self._options = replace(self._options, batch_tokens=self.batch_tokens)
+            self._prepared = prepare(model, corpus, settings, self._options)
         self._portions = Portions()
         self._work = work_of(self._prepared, lambda rows, plan: {})
 
