@@ -128,7 +128,9 @@ def test_the_scale_is_the_mean_ratio_of_mean_sizes(gpt2):
 
 def test_all_spans_are_healed_and_what_is_impossible_has_a_reason(model, family):
     text = corpus(sequences=6, length=9)
-    healed = heal(model, "0-2", text)
+    told = []
+    healed = heal(model, "0-2", text, batch_tokens=27, progress=lambda *done: told.append(done))
+    assert told == [(3, 12), (6, 12), (9, 12), (12, 12)], "two passes over six sequences"
     first, second = healed.schedules["scale"][1], healed.schedules["scale"][3]
     assert to_text(healed.schedules["scale"]) == f"0-{first}-2-{second}"
     assert to_text(healed.schedules["map"]) == "0-~1-2-~3"

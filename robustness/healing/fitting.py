@@ -1,6 +1,8 @@
 """Fitting: scales and maps that stand in the place of removed blocks, from one pass over a text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -22,6 +24,15 @@ DIGITS = 5
 
 OWNER = ("model", "revision", "weights_sha256", "config_sha256", "architecture")
 """Entries of a model's identity that its maps keep."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Settings of a pass in which something is fitted; see `fit`."""
+
+    ridges: Sequence[float] = RIDGES
+    batch_tokens: int | None = None
+    progress: Callable[[int, int], object] | None = None
 
 
 def fit(
@@ -69,7 +80,9 @@ def fit(
     """
     steps = [_as_map(step, model.layers) for step in maps]
     places = [place_of(step, ()) for step in steps]
-    return fit_at(model, corpus, dict(zip(steps, places)), ridges, batch_tokens, progress)
+    settings = Fitting(ridges, batch_tokens, progress)
+    fitted, _ = fit_at(model, corpus, dict(zip(steps, places)), settings)
+    return fitted
 
 
 def place_of(step: Fitted, before: Schedule) -> Place:
@@ -92,68 +105,60 @@ def place_of(step: Fitted, before: Schedule) -> Place:
 def fit_at(
     model: Model,
     corpus: Corpus,
-    places: dict[Fitted, Place],
-    ridges: Sequence[float] = RIDGES,
-    batch_tokens: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> Maps:
-    """Fit maps at some places of schedules; the other arguments are those of `fit`."""
+    places: Mapping[Fitted, Place],
+    settings: Fitting,
+    scale: Place | None = None,
+) -> tuple[Maps, float]:
+    """Fit maps at some places of schedules, and a scale at another one, in one pass over a text.
+
+    The scale is the factor by which the stream behind removed blocks exceeds the one before them.
+    In every sequence, the mean absolute value over tokens of every feature is divided by the same
+    of the stream that enters the place; the factor is the mean of these ratios over sequences and
+    features (Prune&Comp, arXiv 2507.18212), rounded to five digits.
+
+    Returns
+    -------
+    tuple
+        Maps, and the scale, which is 1 without a place.
+    """
     if len(corpus.tokens) < 2:
         raise Refusal("maps are fitted to 2 sequences at least: read more `tokens`")
     sums = [(Sums.empty(model.width), Sums.empty(model.width)) for _ in places]
-    chooses = capture.held_out(corpus)
-    at = list(places.values())
-    for sequence, captured in capture.states(model, corpus, at, batch_tokens, progress):
-        for pair, states in zip(sums, captured, strict=True):
+    chooses, ratios = capture.held_out(corpus), []
+    at = [*places.values(), *([] if scale is None else [scale])]
+    size, progress = settings.batch_tokens, settings.progress
+    for sequence, captured in capture.states(model, corpus, at, size, progress):
+        for pair, states in zip(sums, captured):
             # What reads a stream begins with a norm, so that errors count by the stream's size.
             # A first token, which some models make hundreds of times larger, would decide alone.
             weights = 1 / states.target.square().sum(1).clamp(min=SMALLEST)
             pair[chooses[sequence]].add(*_inputs_and_outputs(states), weights)
+        if scale is not None:
+            ratios.append(_ratio(captured[-1]))
     matrices, offsets, kept = {}, {}, {}
     one = torch.eye(model.width).double()
     for step, (fitted, held_out) in zip(places, sums, strict=True):
         whole = isinstance(step, StreamMap)
-        kept[step], change, offset = choose_ridge(fitted, held_out, ridges, offset=whole)
+        ridge, change, offset = choose_ridge(fitted, held_out, settings.ridges, offset=whole)
         # Least squares predict what is missing, so that a ridge draws towards the cut alone.
-        matrices[step] = one + change
+        matrices[step], kept[step] = one + change, ridge
         if whole:
             offsets[step] = offset
-    return Maps(matrices, offsets, kept, _attributes(model, corpus, places))
+    factor = float(f"{fmean(ratios):.{DIGITS}g}") if ratios else 1.0
+    return Maps(matrices, offsets, kept, _attributes(model, corpus, places)), factor
 
 
-def fit_scale(
-    model: Model,
-    corpus: Corpus,
-    place: Place,
-    batch_tokens: int | None = None,
-    progress: Callable[[int, int], object] | None = None,
-) -> float:
-    """Return the factor by which the stream behind removed blocks exceeds the one before them.
-
-    In every sequence, the mean absolute value over tokens of every feature is divided by the same
-    of the stream that enters the place; the factor is the mean of these ratios over sequences and
-    features (Prune&Comp, arXiv 2507.18212). It is rounded to five digits.
-
-    Parameters
-    ----------
-    model, corpus, batch_tokens, progress
-        As for `fit`.
-    place : Place
-        The place, without an inner step.
-    """
-    total, count = 0.0, 0
-    for _, (states,) in capture.states(model, corpus, [place], batch_tokens, progress):
-        before, behind = states.entering.abs().mean(0), states.target.abs().mean(0)
-        # A feature that is always 0 has no ratio.
-        alive = before > 0
-        total += float((behind[alive] / before[alive]).mean())
-        count += 1
-    return float(f"{total / count:.{DIGITS}g}")
+def _ratio(states: Captured) -> float:
+    """Return the mean over features of the ratio of mean absolute values behind and before."""
+    before, behind = states.entering.abs().mean(0), states.target.abs().mean(0)
+    # A feature that is always 0 has no ratio.
+    alive = before > 0
+    return float((behind[alive] / before[alive]).mean())
 
 
 def join(first: Maps, second: Maps) -> Maps:
     """Return the maps of both; of maps with the same name, those of the second."""
-    fitted = [maps.attributes["fitted"] for maps in (first, second) if maps.attributes]
+    fitted = [maps.attributes["fitted"] for maps in (first, second) if maps.matrices]
     return Maps(
         {**first.matrices, **second.matrices},
         {**first.offsets, **second.offsets},
@@ -177,7 +182,7 @@ def _inputs_and_outputs(states: Captured) -> tuple[torch.Tensor, torch.Tensor]:
     return states.added, states.target - states.entering - states.added
 
 
-def _attributes(model: Model, corpus: Corpus, places: dict[Fitted, Place]) -> dict[str, str]:
+def _attributes(model: Model, corpus: Corpus, places: Mapping[Fitted, Place]) -> dict[str, str]:
     """Return where maps come from, as their file keeps it."""
     behind = [f"{step} behind {to_text(place.before)}" for step, place in places.items()]
     return {

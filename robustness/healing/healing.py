@@ -1,12 +1,12 @@
 """Healing: schedules in which every removed span has a fitted scale or map in its place."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robustness.errors import Refusal
 from robustness.healing.capture import Place
 from robustness.healing.cuts import cuts
-from robustness.healing.fitting import fit_at, fit_scale, join, place_of
+from robustness.healing.fitting import Fitting, fit_at, join, place_of
 from robustness.healing.least_squares import RIDGES
 from robustness.models import block_structure
 from robustness.models.maps import Fitted, Maps
@@ -53,7 +53,7 @@ def heal(  # noqa: PLR0913 - its keywords are the settings
 
     Each span is fitted on the stream that really enters it, behind what was put in the place of
     the spans before it, and towards the clean model's stream behind the span. It takes a pass over
-    the text for every span and kind of healing.
+    the text for every span.
 
     Parameters
     ----------
@@ -87,58 +87,41 @@ def heal(  # noqa: PLR0913 - its keywords are the settings
         raise Refusal(f"no healing {unknown[0]!r}; there are: {', '.join(HEALINGS)}")
     impossible = {name: _impossible(model, name, spans) for name in healings}
     possible = [name for name in healings if not impossible[name]]
-    fitting = _Fitting(model, corpus, ridges, batch_tokens, len(possible) * len(spans), progress)
-    schedules = {name: fitting.schedule(name, spans) for name in possible}
+    settings = Fitting(ridges, batch_tokens)
+    schedules: dict[str, Schedule] = dict.fromkeys(possible, ())
+    maps, following = Maps({}), 0
+    for number, (first, last) in enumerate(spans if possible else ()):
+        befores: dict[str, Schedule] = {}
+        steps: dict[str, Fitted] = {}
+        for name in possible:
+            befores[name] = schedules[name] + tuple(range(following, first))
+            if name != "scale":
+                befores[name], steps[name] = _map_for(model, name, befores[name], (first, last))
+        following = last + 1
+        places = {step: place_of(step, befores[name]) for name, step in steps.items()}
+        scale = Place(befores["scale"], None, following) if "scale" in possible else None
+        told = replace(settings, progress=_part(progress, number, len(spans)))
+        carrying = model.with_maps(maps) if maps.matrices else model
+        fitted, factor = fit_at(carrying, corpus, places, told, scale)
+        maps = join(maps, fitted)
+        for name, before in befores.items():
+            schedules[name] = (*before, steps.get(name, StreamScale(factor)))
+    for name in possible:
+        schedules[name] += tuple(range(following, model.layers))
     reasons = {name: reason for name, reason in impossible.items() if reason}
-    return Healed(schedules, reasons, fitting.maps)
+    return Healed(schedules, reasons, maps)
 
 
-class _Fitting:
-    """Fits of several spans, one after the other, and the maps so far."""
+def _part(
+    progress: Callable[[int, int], object] | None, number: int, passes: int
+) -> Callable[[int, int], object]:
+    """Return a callback for the progress of one of several passes."""
 
-    def __init__(
-        self,
-        model: Model,
-        corpus: Corpus,
-        ridges: Sequence[float],
-        batch_tokens: int | None,
-        passes: int,
-        progress: Callable[[int, int], object] | None,
-    ) -> None:
-        self._model, self._corpus, self._ridges = model, corpus, ridges
-        self._batch_tokens, self._passes, self._progress = batch_tokens, passes, progress
-        self._done = 0
-        self.maps = Maps({})
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(number * total + done, passes * total)
 
-    def schedule(self, name: str, spans: Sequence[tuple[int, int]]) -> Schedule:
-        """Return the schedule in which every span is healed in one way."""
-        steps: Schedule = ()
-        following = 0
-        for first, last in spans:
-            steps += tuple(range(following, first))
-            following = last + 1
-            if name == "scale":
-                place = Place(steps, None, following)
-                factor = fit_scale(self._model, self._corpus, place, self._batch_tokens, self._tell)
-                steps += (StreamScale(factor),)
-            else:
-                before, step = _map_for(self._model, name, steps, (first, last))
-                self._fit(step, before)
-                steps = (*before, step)
-            self._done += 1
-        return steps + tuple(range(following, self._model.layers))
-
-    def _fit(self, step: Fitted, before: Schedule) -> None:
-        """Fit a map behind other steps, which may take maps that were fitted before."""
-        model = self._model.with_maps(self.maps) if self.maps.matrices else self._model
-        places = {step: place_of(step, before)}
-        fitted = fit_at(model, self._corpus, places, self._ridges, self._batch_tokens, self._tell)
-        self.maps = join(self.maps, fitted)
-
-    def _tell(self, done: int, total: int) -> None:
-        """Report the progress of one pass as that of all."""
-        if self._progress is not None:
-            self._progress(self._done * total + done, self._passes * total)
+    return tell
 
 
 def _map_for(
