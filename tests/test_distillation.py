@@ -251,6 +251,19 @@ def test_what_cannot_be_trained_is_refused(place, tmp_path, case):
     assert not list((tmp_path / "out").glob("model*"))
 
 
+@pytest.mark.parametrize("last", ["learn", "evaluate"])
+def test_memory_that_runs_out_is_told_in_one_line(place, tmp_path, last):
+    trainee, data, *_ = opened(place, SMALL)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    course = Course(tmp_path / CHECKPOINT, "distillation", {})
+    with pytest.raises(Refusal, match="memory ran out: lower `batch` or `context`, or train adap"):
+        train(course, replace(trainee, **{last: fail}), data, SMALL, TrainingOptions())
+    assert not list(tmp_path.iterdir())
+
+
 def copy_of(directory, target):
     target.mkdir()
     for path in directory.iterdir():

@@ -100,8 +100,7 @@ def train(
         log[name] = []
     start = restore(course, trainee.model, trainee.optimizer, log, settings.steps)
     if trainee.begins_evaluated and not start:
-        with refusing_failures(trainee.smaller):
-            _evaluate(trainee, log, 0, settings)
+        _evaluate(trainee, log, 0, settings)
     for step in range(start, settings.steps):
         began = time.perf_counter()
         for group in trainee.optimizer.param_groups:
@@ -125,7 +124,8 @@ def train(
 
 def _evaluate(trainee: Trainee, log: Log, step: int, settings: Settings) -> None:
     """Add the numbers on held-out text after a step to the log."""
-    found = trainee.evaluate()
+    with refusing_failures(trainee.smaller):
+        found = trainee.evaluate()
     for name, numbers in found.items():
         _check_loss(sum(numbers), log, step, settings)
         log[name].append(numbers)

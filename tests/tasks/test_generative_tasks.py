@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from tokenizers_for_tests import byte_tokenizer
 
@@ -189,6 +190,24 @@ def test_a_run_goes_on_between_prompts(model, data, written_data, tmp_path):
     for name in ("clean_correct", "correct", "value"):
         np.testing.assert_array_equal(found[name], whole[name])
     assert sorted(path.name for path in tmp_path.glob("*.nc")) == ["tasks.nc"]
+
+
+@pytest.mark.slow
+def test_texts_are_the_same_where_memory_runs_out(model, written_data, monkeypatch):
+    settings = TaskSettings(("triviaqa",), schedules=("0-2",), data=written_data)
+    whole = evaluate_tasks(model, settings)
+    write, told = many.Writer._write, []
+
+    def failing(writer, prompts, *rest):
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return write(writer, prompts, *rest)
+
+    monkeypatch.setattr(many.Writer, "_write", failing)
+    found = evaluate_tasks(model, settings, RunOptions(tell=told.append))
+    np.testing.assert_array_equal(found.correct, whole.correct)
+    assert told == ["out of memory: from here on 2 sequence(s) at once"]
+    assert found.attrs["out_of_memory"].startswith("from sequence 0 on 2 sequence(s)")
 
 
 @pytest.mark.slow
