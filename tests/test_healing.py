@@ -215,6 +215,19 @@ def test_maps_that_a_model_has_not_are_refused_with_what_it_has(gpt2):
     assert set(HEALINGS) == {"scale", "map", "fold"}
 
 
+@pytest.mark.slow
+def test_a_stream_may_be_of_another_type_than_the_weights():
+    """Mamba keeps its stream in float32, and has no attention before whose MLP a map could be."""
+    opened = open_model(tiny("mamba"))
+    healed = heal(opened, "0-3", corpus(sequences=24))
+    assert set(healed.schedules) == {"scale", "map"} and "fold" in healed.impossible
+    data = sweep(
+        opened.with_maps(healed.maps), corpus(sequences=24), schedules=["0-3", "0-~1..2-3"]
+    )
+    cut, mapped = data.kl.mean("sequence").values
+    assert mapped < cut
+
+
 def test_a_server_is_not_sent_maps(gpt2, strict_model):
     with pytest.raises(Refusal, match="~1 is a fitted map, and maps are not sent to servers"):
         sweep(strict_model, corpus(), schedules=["0-~1-2-3"])

@@ -1,7 +1,7 @@
 """Changes of the residual stream, and of what a step adds to it, by factors and fitted maps.
 
-All is computed in float32, or in the type of the stream if that is wider, and rounded once; torch
-itself does so in `lerp` and in products with a number.
+All is computed in float32, or in the type of the stream or of the map if that is wider, and rounded
+once; torch itself does so in `lerp` and in products with a number.
 
 Trace bodies reach this module, so it keeps to plain functions of tensors: it travels as source.
 """
@@ -27,7 +27,8 @@ def times(hidden: Tensor, factor: float) -> Tensor:
 def through(hidden: Tensor, fitted: FittedMap) -> Tensor:
     """Return a stream h as h A + b."""
     matrix, offset = fitted
-    out = numerics.precise(hidden) @ matrix.to(hidden.device)
+    # A stream may be of another type than the weights, as Mamba's is.
+    out = hidden.to(matrix.dtype) @ matrix.to(hidden.device)
     if offset is not None:
         out = out + offset.to(hidden.device)
     return out.to(hidden.dtype)
@@ -48,8 +49,8 @@ def plus_times(hidden: Tensor, added: Tensor, factor: float) -> Tensor:
 def plus_through(hidden: Tensor, added: Tensor, fitted: FittedMap) -> Tensor:
     """Return h + added T."""
     matrix, _ = fitted
-    entering = numerics.precise(hidden.to(added.device))
-    return (entering + numerics.precise(added) @ matrix.to(added.device)).to(hidden.dtype)
+    change = added.to(matrix.dtype) @ matrix.to(added.device)
+    return (hidden.to(added.device).to(matrix.dtype) + change).to(hidden.dtype)
 
 
 def difference(hidden: Tensor, leaving: Tensor) -> Tensor:
