@@ -100,6 +100,16 @@ def test_without_a_held_out_part_the_searched_text_is_named():
     assert row["optimism"] == pytest.approx(0, abs=1e-6)
 
 
+def test_without_a_held_out_part_all_sizes_are_compared_on_the_same_sequences():
+    dataset = planted_search(held=0)
+    first = dataset["chosen"].values[0, 0]
+    dataset["kl"].loc[first, 10:] = np.nan
+    rows = tables(dataset)["pairwise, on the searched text"]
+    last = chosen_rows(dataset, "kl", 0, 2, "search")
+    assert rows[2]["KL"] == pytest.approx(last[:10].mean(), abs=1e-6)
+    assert rows[2]["search score"] == pytest.approx(last.mean(), abs=1e-6)
+
+
 def test_sequences_that_a_race_did_not_need_have_no_part():
     dataset = planted_search()
     rest = np.arange(12, 24)

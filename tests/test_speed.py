@@ -37,6 +37,13 @@ def test_decode_reads_one_token_at_a_time_and_the_two_take_turns(gpt2, called):
     assert called == after + before + before + after + after + before + before + after
 
 
+def test_the_first_round_is_not_counted(gpt2, called, monkeypatch):
+    # 18 calls of blocks, each of which takes ten seconds more than those that follow.
+    monkeypatch.setattr(speed, "perf_counter", lambda: len(called) + 10.0 * min(len(called), 18))
+    times = speed.measure(gpt2, (0, 3), prompt=8, written=3, repetitions=1)
+    assert times.sel(phase="decode").values.tolist() == [[4000], [2000]]
+
+
 def test_prompt_and_text_fit_the_context(gpt2, called):
     times = speed.measure(gpt2, (0,), prompt=100, written=100, repetitions=1)
     assert gpt2.context == 32 and called.count(16) == 2 * 5
