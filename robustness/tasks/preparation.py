@@ -134,7 +134,7 @@ class PreparedTasks:
 
 
 def prepare_tasks(model: Model, settings: TaskSettings, options: RunOptions) -> PreparedTasks:
-    """Check that tasks can be run, and return the continuations to score.
+    """Check that tasks can be run, and return what is to be scored and written.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class TaskSettings:
     """
 
     tasks: Sequence[str] = TASKS
-    """Names of lm-eval tasks that score continuations."""
+    """Names of lm-eval tasks that score continuations or generate text."""
     interventions: Sequence[str] | None = None
     """Names as in `robustness.schedules.built_in.FORMS`; by default drop and swap, unless
     schedules are given."""
