@@ -98,6 +98,6 @@ def check_fitted(name: str, fitted: Maps | None, steps: Schedule, *, remote: boo
             if fitted is None or needed not in fitted.matrices:
                 there = f"has the maps {fitted.names()}" if fitted else "has no fitted maps"
                 raise Refusal(
-                    f"{name} {there}, not {needed}: fit it with `robustness.healing`, and give "
+                    f"{name} {there}, not {needed}: fit it with robustness.healing.fit, and give "
                     "the file as `maps`"
                 )
