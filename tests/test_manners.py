@@ -129,7 +129,7 @@ def test_every_command_can_be_quiet_and_tables_have_forms():
         assert ("json" in names) == ("csv" in names)
     tabular = {"show", "models", "compare", "demo", "reproduce", "generate"}
     # Of these, a dry run is a table.
-    tabular |= {"sweep", "observe", "probe", "tasks"}
+    tabular |= {"sweep", "observe", "probe", "tasks", "prune"}
     assert tabular == {
         name for name, command in COMMANDS.items() if any(p.name == "json" for p in command.params)
     }
