@@ -1,29 +1,24 @@
-"""Leave out the blocks that matter least, write the model, and load it with transformers alone.
+"""Find the blocks that cost least, write the smaller models, and load them with transformers alone.
 
-Run after `make demo`, from where `outputs/` is.
+The losses are of documents that nothing was chosen on.
 """
-
-from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from robustness.files.netcdf import load
 from robustness.models import open_model
+from robustness.pruning import PruningSettings, prune
 from robustness.reordered.exporting import export
-from robustness.schedules import clean, to_text
 from robustness.text.corpus import cut
 
-kl = load(Path("outputs/builtin/sweep.nc")).kl.sel(intervention="drop").mean("sequence")
-order = kl.argsort().values.tolist()
-
 model = open_model("builtin", dtype="auto")
-corpus = cut("builtin", model.tokenizer, context=64, tokens=2048)
-tokens = torch.from_numpy(corpus.tokens)
-for count in (0, 1, 2, 4):
-    schedule = tuple(block for block in clean(model.layers) if block not in order[:count])
+corpus = cut("builtin", model.tokenizer, context=256, tokens=5120)
+found = prune(model, [corpus], PruningSettings(remove=3))
+held_out = torch.from_numpy(corpus.tokens[found.part == "held-out"])
+for step in found.step.values:
+    schedule = found.chosen.sel(strategy="pairwise", step=step).item()
     path = export(model, schedule, "outputs/example-pruned", fresh=True)
     pruned = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     with torch.no_grad():
-        loss = pruned(tokens, labels=tokens).loss
-    print(f"{to_text(schedule):20} {pruned.num_parameters():9,} weights, loss {loss:.2f} nats")
+        loss = pruned(held_out, labels=held_out).loss
+    print(f"{schedule:20} {pruned.num_parameters():9,} weights, loss {loss:.2f} nats")
