@@ -13,6 +13,7 @@ from robustness.files import netcdf, output
 from robustness.files.kinds.searches import CHOSEN, NOT_WEIGHED
 from robustness.models.opening import open_model
 from robustness.pruning import measuring
+from robustness.pruning.record import CLEAN_LOSS, Record
 from robustness.pruning.search import prune
 from robustness.pruning.settings import METHODS, PruningSettings
 from robustness.runs.settings import RunOptions
@@ -116,6 +117,18 @@ def test_tokens_are_those_that_a_method_alone_would_read(whole):
     assert alone.tokens_in_full.sum().item() == distinct * searched * 10
     for name in ("tokens_read", "tokens_in_full", "applications"):
         np.testing.assert_array_equal(alone[name].values[0], whole[name].sel(strategy="pairwise"))
+
+
+def test_scores_are_kl_or_rises_of_the_loss_and_infinite_without_a_number():
+    blank = xr.Dataset({CLEAN_LOSS: ("sequence", np.array([1.0, 2.0, 3.0]))})
+    record = Record(blank, [slice(0, 2), slice(2, 3)], output.Output(None, "search"), 4)
+    values = {"kl": [[0.5, np.nan]], "loss": [[1.5, np.inf]], "agreement": [[1.0, 1.0]]}
+    known = {name: np.array(each) for name, each in values.items()}
+    record.add([(0, 2)], 0, {**known, CLEAN_LOSS: np.array([1.0, 2.0])})
+    assert record.scores([(0, 2)], slice(0, 2), "kl").tolist() == [[0.5, np.inf]]
+    assert record.scores([(0, 2)], slice(0, 2), "loss").tolist() == [[0.5, np.inf]]
+    assert record.missing([(0, 2), (1, 2)], 0) == [(1, 2)]
+    assert record.missing([(0, 2)], 1) == [(0, 2)]
 
 
 @pytest.mark.slow

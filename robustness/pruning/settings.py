@@ -63,7 +63,8 @@ class PruningSettings:
     measured: Sequence[Path] = ()
     """Files of sweeps or searches of the same model on the same text, whose numbers are taken."""
     level: float = 0.05
-    """Probability with which a race drops the best candidate, if its scores were normal."""
+    """Probability with which a look of a race drops the best of candidates that are all alike, if
+    scores were normal; a race of twelve looks at them drops it three times as often."""
 
     def __post_init__(self) -> None:
         """Refuse settings that are unknown, or out of their range."""
