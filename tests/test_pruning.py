@@ -18,7 +18,7 @@ from robustness.pruning.search import prune
 from robustness.pruning.settings import METHODS, PruningSettings
 from robustness.runs.settings import RunOptions
 from robustness.schedules import clean, drop, from_text
-from robustness.sweeps import sweep
+from robustness.sweeps import Shard, sweep
 from robustness.text.corpus import Corpus
 
 SETTINGS = {"remove": 2, "methods": ("greedy", "pairwise"), "finalists": 3, "level": 0.3}
@@ -153,6 +153,23 @@ def test_what_a_sweep_has_measured_is_not_measured_again(whole, tmp_path, monkey
     del asked[:]
     search(measured=(again,))
     assert not asked
+
+
+@pytest.mark.slow
+def test_what_files_have_of_some_sequences_is_taken_for_those(whole, tmp_path):
+    shard, early = tmp_path / "shard.nc", tmp_path / "early.nc"
+    second = {"shard": Shard(2, 2), "batch_tokens": 40, "out": shard}
+    sweep(opened("gpt2"), many(), ("drop",), **second)
+    # It ends long before the searched part does, and goes on in the held-out one.
+    reached = search(out=early, methods=("influence",), remove=1)
+    assert 0 < np.isfinite(reached.clean_loss).sum() < 28
+    found = search(measured=(shard, early))
+    np.testing.assert_array_equal(found.chosen, whole.chosen)
+    np.testing.assert_allclose(found.clean_loss, whole.clean_loss, atol=1e-12)
+    ours, theirs = (each.kl.sel(candidate=whole.candidate) for each in (found, whole))
+    both = np.isfinite(ours.values) & np.isfinite(theirs.values)
+    assert both.sum() == np.isfinite(theirs.values).sum()
+    np.testing.assert_allclose(ours.values[both], theirs.values[both], atol=1e-12)
 
 
 @pytest.mark.slow

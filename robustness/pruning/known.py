@@ -76,7 +76,8 @@ def take_known(record: Record, files: Sequence[Path], layers: int) -> int:
         dataset = netcdf.load(file)
         _check(file, dataset, record)
         with reading(str(file), REMEDY):
-            for schedule, values in _schedules(measured_sequences(dataset), layers):
+            sequences = record.blank.sizes["sequence"]
+            for schedule, values in _schedules(measured_sequences(dataset), layers, sequences):
                 batches = [
                     number
                     for number, rows in enumerate(record.batches)
@@ -109,7 +110,7 @@ def _check(file: Path, dataset: xr.Dataset, record: Record) -> None:
 
 
 def _schedules(
-    dataset: xr.Dataset, layers: int
+    dataset: xr.Dataset, layers: int, sequences: int
 ) -> Iterator[tuple[Schedule, dict[str, NDArray[np.floating]]]]:
     """Yield every schedule of a file, and its readouts by sequence, NaN where it has none."""
     label = LABELS[str(dataset.attrs["measurement"])]
@@ -119,9 +120,16 @@ def _schedules(
         if not text:
             continue
         where = dict(zip(map(str, places.dims), at, strict=True))
-        values = {name: dataset[name].isel(where).values for name in READ_NAMES}
-        values[CLEAN_LOSS] = dataset[CLEAN_LOSS].values
+        values = {name: _spread(dataset[name].isel(where), sequences) for name in READ_NAMES}
+        values[CLEAN_LOSS] = _spread(dataset[CLEAN_LOSS], sequences)
         yield check(text, layers), values
+
+
+def _spread(values: xr.DataArray, sequences: int) -> NDArray[np.floating]:
+    """Return values of all sequences of the text: shards and unfinished runs have some of them."""
+    spread = np.full(sequences, np.nan, values.dtype)
+    spread[values["sequence"].values] = values.values
+    return spread
 
 
 def _indices(rows: slice) -> NDArray[np.int64]:
