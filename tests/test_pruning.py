@@ -317,3 +317,15 @@ def test_every_method_has_a_name_in_the_settings():
     from robustness.pruning.methods import BY_NAME
 
     assert set(BY_NAME) == set(METHODS)
+
+
+@pytest.mark.slow
+def test_a_method_that_finds_nothing_cheap_enough_leaves_the_others_alone():
+    singles = search(remove=1, methods=("influence", "greedy"), holdout=0)
+    score = singles.kl.mean("sequence", skipna=True)
+    worse, best = (float(score.sel(candidate=name)) for name in singles.chosen.values[:, 0])
+    assert worse > best
+    bound = (worse + best) / 2
+    found = search(remove=None, until_kl=bound, methods=("influence", "greedy"), holdout=0)
+    chosen = found.chosen.values
+    assert set(chosen[0]) == {""} and chosen[1, 0] == singles.chosen.values[1, 0]

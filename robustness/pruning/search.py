@@ -142,8 +142,8 @@ def _speed(
 
 
 def _chosen(search: Search, rounds: dict[str, list[Round]]) -> Schedule:
-    """Return what the first method has chosen in the end."""
-    return search.schedule(rounds[search.methods[0]][-1].best)
+    """Return what the first method that chose anything has chosen in the end."""
+    return search.schedule(next(filter(None, rounds.values()))[-1].best)
 
 
 @dataclass(eq=False)
@@ -165,6 +165,7 @@ class _Running:
         self._at = 0
         # What a method has measured, by batch: its rounds may weigh a candidate again.
         self._counted = set[tuple[int, Cut]]()
+        self._found = False
         self.search.measurer.begin(changes.lowered(self.record.attrs), self._note_lost)
 
     def follow(self, name: str) -> list[Round]:
@@ -183,11 +184,13 @@ class _Running:
             rounds.append(found)
             if len(found.best) == search.last or self._is_small_enough(found.best):
                 break
-        if not rounds:
+        # Another method may find something that costs less.
+        if not rounds and name == search.methods[-1] and not self._found:
             raise Refusal(
                 f"removing {names(found.best)}, which costs least by {name}, already has a score "
                 f"of {found.means[0]:.3g}: ask for more than `until_kl` {settings.until_kl:g}"
             )
+        self._found |= bool(rounds)
         return rounds
 
     def judge(self, rounds: dict[str, list[Round]]) -> None:
