@@ -1,6 +1,5 @@
 """The command that trains a pruned model towards the one it was made of."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import click
 
 from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import announce, silence_libraries
-from recipes.commands.options import SEEDS
+from recipes.commands.options import SEEDS, Corpora, corpora_options
 from recipes.commands.parameters import Finite, Named, Place
 from recipes.commands.progress import advise, progress, quiet_option, quoted, show_steps, tell
 from recipes.terminal import say
@@ -26,14 +25,6 @@ def distillation(values: Values) -> "Distillation":
     return Distillation(highest_rate=values.pop("learning_rate"), **values)
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Corpora to train on."""
-
-    sources: tuple[str, ...]
-    weights: tuple[float, ...]
-
-
 @click.command()
 @click.argument("directory", type=Place())
 @click.option(
@@ -42,25 +33,7 @@ class Texts:
     required=True,
     help="Model whose predictions are learned: the one that DIRECTORY was made of.",
 )
-@gather(
-    "texts",
-    lambda values: Texts(**values),
-    click.option(
-        "--data",
-        "sources",
-        type=Named(),
-        multiple=True,
-        required=True,
-        help="Corpus to train on, as for sweep; may be given several times.",
-    ),
-    click.option(
-        "--weight",
-        "weights",
-        type=Finite(),
-        multiple=True,
-        help="Weight with which each --data is drawn, in the same order.  [default: equal]",
-    ),
-)
+@corpora_options
 @click.option("--out", type=Place(), help="Directory to write.  [default: DIRECTORY-healed]")
 @gather(
     "settings",
@@ -120,7 +93,7 @@ class Texts:
 def heal(
     directory: Path,
     teacher: str,
-    texts: Texts,
+    corpora: Corpora,
     out: Path | None,
     settings: "Distillation",
     device: str | None,
@@ -147,11 +120,11 @@ def heal(
         log = distill(
             directory,
             teacher,
-            texts.sources,
+            corpora.sources,
             place,
             settings,
             TrainingOptions(checkpoint_every=50, progress=show_steps(meter), tell=tell),
-            weights=texts.weights,
+            weights=corpora.weights,
             device=device,
         )
     for name, what in (("held_out_loss", "loss"), ("held_out_kl", "KL from the teacher")):

@@ -1,6 +1,6 @@
 """Options that several commands share, and the settings that they give."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -216,6 +216,40 @@ text_options = gather("text", text_settings, _data_option(multiple=False), *CUTT
 texts_options = gather("texts", texts_settings, _data_option(multiple=True), *CUTTING)
 """The same options for several texts; they give a tuple of TextSettings."""
 
+
+@dataclass(frozen=True)
+class Corpora:
+    """Corpora to train on."""
+
+    sources: tuple[str, ...]
+    weights: tuple[float, ...]
+    """Relative frequencies with which they are drawn; equal without any."""
+
+
+def _corpora(values: Values) -> Corpora:
+    return Corpora(**values)
+
+
+corpora_options = gather(
+    "corpora",
+    _corpora,
+    click.option(
+        "--data",
+        "sources",
+        type=Named(),
+        multiple=True,
+        required=True,
+        help="Corpus to train on, as for sweep; may be given several times.",
+    ),
+    click.option(
+        "--weight",
+        "weights",
+        type=Finite(),
+        multiple=True,
+        help="Weight with which each --data is drawn, in the same order.  [default: equal]",
+    ),
+)
+"""The options that say which texts are trained on; they give Corpora."""
 
 task_data_option = click.option(
     "--task-data",

@@ -7,8 +7,8 @@ import click
 
 from recipes.commands.gathering import Values, gather
 from recipes.commands.opening import silence_libraries
-from recipes.commands.options import SEEDS
-from recipes.commands.parameters import Finite, Named, Place
+from recipes.commands.options import SEEDS, Corpora, corpora_options
+from recipes.commands.parameters import Finite, Place
 from recipes.commands.progress import advise, progress, quiet_option, quoted, show_steps, tell
 from recipes.terminal import say
 
@@ -27,21 +27,7 @@ def pretraining(values: Values) -> "Pretraining":
 
 @click.command()
 @click.argument("directory", type=Place())
-@click.option(
-    "--data",
-    "sources",
-    type=Named(),
-    multiple=True,
-    required=True,
-    help="Corpus to train on, as for sweep; may be given several times.",
-)
-@click.option(
-    "--weight",
-    "weights",
-    type=Finite(),
-    multiple=True,
-    help="Weight with which each --data is drawn, in the same order.  [default: equal]",
-)
+@corpora_options
 @gather(
     "settings",
     pretraining,
@@ -119,8 +105,7 @@ def pretraining(values: Values) -> "Pretraining":
 @quiet_option
 def pretrain(
     directory: Path,
-    sources: tuple[str, ...],
-    weights: tuple[float, ...],
+    corpora: Corpora,
     settings: "Pretraining",
     tokenizer: Path | None,
 ) -> None:
@@ -141,10 +126,10 @@ def pretrain(
     with progress(settings.steps, "step") as meter:
         run(
             directory,
-            sources,
+            corpora.sources,
             settings,
             TrainingOptions(progress=show_steps(meter), tell=tell),
-            weights=weights,
+            weights=corpora.weights,
             tokenizer=None if tokenizer is None else open_tokenizer(tokenizer),
         )
     say(directory)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import xarray as xr
 
 from recipes.training.distillation_settings import Distillation
+from recipes.training.log import coordinates
 from recipes.training.state import Log
 from recipes.training.text import Texts
 from robustness.files.provenance import file_attributes
@@ -53,12 +54,6 @@ def to_dataset(
                 {**nats, "long_name": "held-out KL(teacher || model) per token"},
             ),
         },
-        coords={
-            "evaluation": list(map(int, log["evaluated"])),
-            "source": list(data.names),
-            "weight": ("source", data.weights),
-            "train_tokens": ("source", list(map(len, data.train))),
-            "held_out_tokens": ("source", list(map(len, data.held_out))),
-        },
+        coords=coordinates(log, data),
         attrs=file_attributes(attributes | chosen | models | {"teacher": original.name}),
     )

@@ -62,19 +62,24 @@ def to_dataset(log: Log, data: Texts, settings: Pretraining, given: bool) -> xr.
                 {**nats, "long_name": "held-out loss per token, interpolated trigram model"},
             ),
         },
-        coords={
-            # Steps come as floats from a checkpoint, which keeps numbers of one type.
-            "evaluation": list(map(int, log["evaluated"])),
-            "source": list(data.names),
-            "weight": ("source", data.weights),
-            "train_tokens": ("source", list(map(len, data.train))),
-            "held_out_tokens": ("source", list(map(len, data.held_out))),
-        },
+        coords=coordinates(log, data),
         attrs=file_attributes(
             _attributes(settings)
             | {"vocabulary": size, "tokenizer": "given" if given else "trained"}
         ),
     )
+
+
+def coordinates(log: Log, data: Texts) -> dict[str, Any]:
+    """Return the coordinates of a log: evaluations, and the texts with their sizes."""
+    return {
+        # Steps come as floats from a checkpoint, which keeps numbers of one type.
+        "evaluation": list(map(int, log["evaluated"])),
+        "source": list(data.names),
+        "weight": ("source", data.weights),
+        "train_tokens": ("source", list(map(len, data.train))),
+        "held_out_tokens": ("source", list(map(len, data.held_out))),
+    }
 
 
 def _attributes(settings: Pretraining) -> dict[str, Any]:
