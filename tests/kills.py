@@ -51,7 +51,7 @@ SECONDS = 120
 VOLATILE = {"created", "shards_created", "sources", "seconds", "tokens_per_second"}
 """Attributes of NetCDF files that tell when they, or those that they are made of, were made."""
 
-VOLATILE_VARIABLES = {"seconds", "tokens_per_second", "time"}
+VOLATILE_VARIABLES = {"seconds", "tokens_per_second", "time", "milliseconds"}
 
 MOMENT = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(\.\d+)?(\+00:00|Z)?")
 

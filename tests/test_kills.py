@@ -62,6 +62,8 @@ COMMANDS = {
     "probe": ("probe", "MODEL", "wic", "--data", "pairs", "--quiet", "--out", "wic.nc"),
     "tasks": ("tasks", "MODEL", "arc_easy", "--drop", "--task-data", "tasks", "--quiet",
         "--out", "tasks.nc"),
+    "prune": ("prune", "MODEL", "--remove", 1, "--layers", "1..2", "--pack", "--holdout", 0.5,
+        "--heal", *TEXT, "--out", "a.nc"),
 }  # fmt: skip
 """What is measured, and gone on with."""
 
@@ -69,10 +71,11 @@ COMMANDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_is_measured_comes_to_the_same_end_wherever_it_is_killed(
-    llama, prepared, tmp_path, name
+    llama, prepared, undrawn, tmp_path, name
 ):
     words = [llama if word == "MODEL" else word for word in COMMANDS[name]]
-    assert kills.survives(words, prepared, tmp_path)
+    # A finished search draws its figure again.
+    assert kills.survives(words, prepared, tmp_path, repeats=name != "prune")
 
 
 REPLACED = [
