@@ -156,6 +156,13 @@ def method_names() -> tuple[str, ...]:
         help="Share of the text that nothing is chosen on.",
     ),
     click.option(
+        "--level",
+        type=Finite(0, 0.5, min_open=True, max_open=True),
+        default=0.05,
+        show_default=True,
+        help="Probability with which a race drops a candidate as good as the leader, at one look.",
+    ),
+    click.option(
         "--heal",
         is_flag=True,
         help="Fit a scale and linear maps in the place of what is removed, and measure them.",

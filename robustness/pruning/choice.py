@@ -90,7 +90,7 @@ def _check_file(dataset: xr.Dataset, model: Model) -> None:
     """Refuse a dataset that is no finished search of a model."""
     kind = dataset.attrs.get("measurement")
     if kind != KIND:
-        raise Refusal(f"the file holds {kind!s:.40}, not a search: give one that `prune` wrote")
+        raise Refusal(f"the file holds {kind!s:.40}, not a search: give one that prune wrote")
     if "chosen" not in dataset:
         raise Refusal("the search is unfinished: run its command again, and then this one")
     known = [name for name in SAME if name in dataset.attrs and name in model.identity]

@@ -108,7 +108,7 @@ def _check_kind(name: str, task: Any, items: Items | None) -> None:
     """Refuse a task that asks a model for something else than is computed here."""
     if task.OUTPUT_TYPE not in {"multiple_choice", "loglikelihood", GENERATES}:
         raise Refusal(
-            f"{name} scores whole texts, not answers to them: choose another task, or `sweep` for "
+            f"{name} scores whole texts, not answers to them: choose another task, or sweep for "
             "the loss of a text"
         )
     _check_code(name, getattr(task, "UNSAFE_CODE", False))
