@@ -1,5 +1,6 @@
 """Searches from end to end: they go on where they were stopped, take what is known, and refuse."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -309,8 +310,10 @@ def test_several_texts_are_searched_together(tmp_path):
     found = search(corpora, remove=2, methods=("exhaustive",))
     assert set(found.source.values) == {"random", "other"}
     assert found.rank_correlation.sizes == {"step": 2, "text": 2, "text_to": 2}
-    with pytest.raises(Refusal, match="two texts are called random"):
+    with pytest.raises(Refusal, match="the text random was given twice"):
         search([many(), many()])
+    namesakes = search([many(), text(28, 28, seed=1)], remove=1, methods=("one-shot",))
+    assert set(namesakes.source.values) == {"random", "random (2)"}
 
 
 def test_every_method_has_a_name_in_the_settings():
@@ -329,3 +332,76 @@ def test_a_method_that_finds_nothing_cheap_enough_leaves_the_others_alone():
     found = search(remove=None, until_kl=bound, methods=("influence", "greedy"), holdout=0)
     chosen = found.chosen.values
     assert set(chosen[0]) == {""} and chosen[1, 0] == singles.chosen.values[1, 0]
+
+
+@pytest.mark.slow
+def test_an_unfinished_search_goes_on_whatever_is_looked_for(whole, tmp_path, monkeypatch):
+    """What is measured of a candidate does not depend on the target."""
+    monkeypatch.setattr(output, "SAVING_SHARE", float("inf"))
+    path = tmp_path / "search.nc"
+    with pytest.raises(Refusal, match="ask for more than `until_kl`"):
+        search(out=path, remove=None, until_kl=1e-6, methods=("pairwise",))
+    asked = []
+    measure = measuring.measure_in_portions
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure_in_portions", lambda *a: asked.append(a) or measure(*a))
+        found = search(out=path, methods=("pairwise",))
+        # All single units were measured on the first batches.
+        assert all(len(prepared.schedules[0]) < 5 or rows.start for prepared, rows, *_ in asked)
+    assert str(found.chosen.values[0, 0]) == str(
+        whole.chosen.sel(strategy="pairwise", step=1).item()
+    )
+    with pytest.raises(Refusal, match="`measured` takes its numbers over"):
+        search(out=path, remove=1)
+
+
+def test_a_layer_gap_ends_spans_or_is_refused_before_anything_is_measured(monkeypatch):
+    wanted = {"layers": (0, 1, 3, 4), "methods": ("span",), "holdout": 0}
+    found = search(remove=None, until_kl=1e9, **wanted)
+    assert found.sizes["step"] == 2
+    monkeypatch.setattr(measuring, "measure_in_portions", None)
+    with pytest.raises(Refusal, match="no 3 of the `layers` follow each other"):
+        search(remove=3, **wanted)
+
+
+@pytest.mark.slow
+def test_what_costs_more_on_held_out_text_than_was_asked_for_is_told():
+    for seed in range(6):
+        corpus = text(sequences=28, documents=28, seed=seed)
+        found = search(corpus, remove=1, methods=("one-shot",))
+        kl = found.kl.sel(candidate=found.chosen.values[0, 0]).groupby("part").mean()
+        searched, held_out = float(kl.sel(part="search")), float(kl.sel(part="held-out"))
+        told: list[str] = []
+        bound = max(searched * 1.0001, (searched + held_out) / 2)
+        search(corpus, remove=None, until_kl=bound, methods=("one-shot",), tell=told.append)
+        beyond = any("on the held-out text, above `until_kl`" in line for line in told)
+        assert beyond == (held_out > bound)
+        if beyond:
+            return
+    pytest.fail("no text was costlier where it was held out")
+
+
+@pytest.mark.slow
+def test_tasks_are_refused_before_the_search_and_compared_after_it(run, llama, stories, tmp_path):
+    (tmp_path / "items").mkdir()
+    line = '{"query": "The cat", "choices": ["sat.", "flew."], "gold": 0}\n'
+    (tmp_path / "items/arc_easy.jsonl").write_text(line * 6)
+    text = ("--data", stories, "--pack", "--context", 24, "--tokens", 480, "--holdout", 0.4)
+    words = ("prune", llama, "--remove", 1, "--layers", "1..2", *text)
+    code, _, err = run(*words, "--eval", "nosuch")
+    assert code == 1 and "nosuch" in err and "score" not in err
+    evaluated = ("--eval", "arc_easy", "--task-data", tmp_path / "items")
+    code, out, err = run(*words, *evaluated, "--json")
+    assert code == 0, err
+    titles = [table["title"] for table in json.loads(out)["tables"]]
+    assert any("held-out" in title for title in titles)
+    assert any("arc_easy" in title and "minus clean" in title for title in titles)
+    code, _, err = run(*words, "--limit", 2)
+    assert code == 2 and "--eval" in err
+
+
+def test_a_place_that_is_no_file_name_is_refused_in_one_line(run, llama, stories):
+    for place in (".", "/"):
+        code, _, err = run("prune", llama, "--remove", 1, "--data", stories, "--pack",
+            "--context", 24, "--tokens", 480, "--out", place)  # fmt: skip
+        assert code == 1 and "fault of stages" not in err and place in err

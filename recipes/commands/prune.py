@@ -22,7 +22,7 @@ from recipes.commands.options import (
 )
 from recipes.commands.parameters import Finite, LazyChoice, Place
 from recipes.commands.progress import advise, progress, quoted
-from recipes.commands.tables import chosen_form, say_rows, table_options
+from recipes.commands.tables import chosen_form, say_rows, say_tables, table_options
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -235,6 +235,11 @@ def prune(
         settings = search.settings()
     opened = open_model(replace(model, compile=model.compile and not dry_run))
     settings = replace(settings, layers=search.chosen_layers(opened.layers))
+    if tasks.names:
+        from robustness.tasks.preparation import prepare_tasks
+
+        # Tasks that cannot be run are refused before the search, not after it.
+        prepare_tasks(opened, tasks.settings(".."), run)
     corpora = [read_text(text, opened) for text in texts]
     if dry_run:
         say_rows(("what", "cost"), _costs(prepare(opened, corpora, settings, run)))
@@ -249,9 +254,7 @@ def prune(
             replace(run, out=out, progress=show),
             timed=not opened.request,
         )
-    _present(Path(out), found)
-    if tasks.names:
-        _evaluate(opened, tasks, Path(out), found, run)
+    _present(opened, Path(out), found, tasks, run)
     _advise(Path(out), model, found)
 
 
@@ -262,38 +265,55 @@ def _costs(search: "Search") -> list[tuple[str, str]]:
     return describe(search)
 
 
-def _present(out: Path, found: "xr.Dataset") -> None:
-    """Print the table of a search, draw its figure beside the file, and print both paths."""
-    from recipes.commands.show import say_table, viewing
-    from recipes.views import draw
+def _present(
+    opened: "Model", out: Path, found: "xr.Dataset", tasks: TaskOptions, run: "RunOptions"
+) -> None:
+    """Draw the figure of a search beside its file, print its table, and run the tasks."""
+    from recipes.commands.show import say_places, viewing
+    from recipes.views import Tables, draw, table
     from robustness.files.figures import save_figure
 
     with viewing(out, found):
         figure = save_figure(draw(found), out.with_suffix(".png"))
-    say_table(out, found, {"file": out, "figure": figure})
+        tables = table(found)
+    places = {"file": out, "figure": figure}
+    # A program that reads JSON or CSV gets one table of all.
+    if chosen_form() is None:
+        say_tables(tables)
+        say_places(places)
+        tables, places = Tables([]), {}
+    if tasks.names:
+        path = out.with_name(f"{out.stem}.tasks.nc")
+        evaluated = _evaluate(opened, tasks, path, found, run)
+        with viewing(path, evaluated):
+            of_tasks = table(evaluated)
+        notes = [*tables.notes, *of_tasks.notes]
+        tables, places = Tables([*tables.tables, *of_tasks.tables], notes), {"file": path}
+    if tables.tables:
+        say_tables(tables)
+        say_places(places)
 
 
 def _evaluate(
-    opened: "Model", tasks: TaskOptions, out: Path, found: "xr.Dataset", run: "RunOptions"
-) -> None:
-    """Run tasks on the model before and after, and print what each loses."""
-    from recipes.commands.show import say_table
+    opened: "Model", tasks: TaskOptions, path: Path, found: "xr.Dataset", run: "RunOptions"
+) -> "xr.Dataset":
+    """Run tasks on the model as it is, and without what the first method chose in the end."""
     from robustness.tasks.evaluation import evaluate_tasks
 
     chosen = [str(text) for text in found["chosen"].values[0] if str(text)]
-    path = out.with_name(f"{out.stem}.tasks.nc")
     with progress(None, "text") as show:
         options = replace(run, out=path, progress=show)
-        dataset = evaluate_tasks(opened, tasks.settings(chosen[-1]), options)
-    say_table(path, dataset, {"file": path})
+        return evaluate_tasks(opened, tasks.settings(chosen[-1]), options)
 
 
 def _advise(out: Path, model: "ModelSettings", found: "xr.Dataset") -> None:
     """Print the command that exports what was found."""
-    if chosen_form() is None and found.attrs["units"] == "block":
-        advise(f"export {quoted(str(model.source))} --from {quoted(out)} {quoted(_name(out))}")
-
-
-def _name(out: Path) -> str:
-    """Return the directory that an export is proposed for."""
-    return str(out.with_name("pruned"))
+    if chosen_form() is not None or found.attrs["units"] != "block":
+        return
+    chosen = [str(text) for text in found["chosen"].values[0] if str(text)]
+    if chosen:
+        removed = int(found["step"].values[len(chosen) - 1])
+        source = quoted(str(model.source))
+        revision = "" if model.revision is None else f" --revision {quoted(model.revision)}"
+        place = quoted(out.with_name(f"without-{removed}"))
+        advise(f"export {source}{revision} --from {quoted(out)} {place}")

@@ -127,7 +127,11 @@ def say_table(
     with viewing(file, dataset):
         tables = table(dataset, by_bootstrap=by_bootstrap)
     say_tables(tables)
-    # Programs that read JSON or CSV get the table alone.
+    say_places(places or {})
+
+
+def say_places(places: Mapping[str, Path]) -> None:
+    """Print the paths of files below a table; programs that read JSON or CSV get that alone."""
     if places and chosen_form() is None:
         width = max(map(len, places)) + 1
         say("")

@@ -6,10 +6,9 @@ import numpy as np
 import xarray as xr
 
 from robustness.errors import Refusal
+from robustness.files.kinds.searches import SEARCH
 from robustness.models.model import Model
 from robustness.schedules import Schedule, check, to_text
-
-KIND = "search"
 
 SAME = ("weights_sha256", "revision")
 """Attributes by either of which two runs are of the same weights."""
@@ -89,7 +88,7 @@ def maps_path(search: Path) -> Path:
 def _check_file(dataset: xr.Dataset, model: Model) -> None:
     """Refuse a dataset that is no finished search of a model."""
     kind = dataset.attrs.get("measurement")
-    if kind != KIND:
+    if kind != SEARCH:
         raise Refusal(f"the file holds {kind!s:.40}, not a search: give one that prune wrote")
     if "chosen" not in dataset:
         raise Refusal("the search is unfinished: run its command again, and then this one")

@@ -135,7 +135,9 @@ def angular(problem: Problem) -> Iterator[Round]:
     """
     distances = problem.observe()["angular_distance"].mean("sequence", dtype="float64")
     for size in range(1, problem.last + 1):
-        spans = _spans(problem, size)
+        spans = _spans(problem.units, size)
+        if not spans:
+            return
         firsts = [min(span) for span in spans]  # type: ignore[type-var]
         of_spans = distances.sel(span=size).sel(layer=firsts).values
         yield problem.sketch([spans[int(np.argmin(of_spans))]])
@@ -144,18 +146,17 @@ def angular(problem: Problem) -> Iterator[Round]:
 def span(problem: Problem) -> Iterator[Round]:
     """Remove the contiguous span of blocks that costs least when it is removed."""
     for size in range(1, problem.last + 1):
-        yield problem.weigh(_spans(problem, size))
+        spans = _spans(problem.units, size)
+        if not spans:
+            return
+        yield problem.weigh(spans)
 
 
 def exhaustive(problem: Problem) -> Iterator[Round]:
     """Measure every set of each size."""
     for size in range(1, problem.last + 1):
-        count = comb(len(problem.units), size)
-        if count > MOST_SETS:
-            raise Refusal(
-                f"there are {count:,} sets of {size} units, and exhaustive measures {MOST_SETS:,} "
-                "at most: take pairwise, or fewer `layers`"
-            )
+        if comb(len(problem.units), size) > MOST_SETS:
+            return
         yield problem.weigh([frozenset(cut) for cut in combinations(problem.units, size)])
 
 
@@ -189,22 +190,21 @@ def _final(problem: Problem, sketched: Round, last: bool) -> Round:
 def _finalists(problem: Problem, last: bool) -> int:
     """Return how many sets are raced at a step."""
     most = problem.settings.finalists
-    return most if last else max(1, most // 2)
+    # Where the target is no number of units, any step may turn out to be the last.
+    return most if last or not problem.settings.is_counted else max(1, most // 2)
 
 
 def _singles(problem: Problem) -> list[Cut]:
     return [frozenset([unit]) for unit in problem.units]
 
 
-def _spans(problem: Problem, size: int) -> list[Cut]:
+def _spans(units: Sequence[Unit], size: int) -> list[Cut]:
     """Return all sets of blocks that follow each other in the model."""
     found: list[Cut] = []
-    for first in range(len(problem.units) - size + 1):
-        blocks = problem.units[first : first + size]
+    for first in range(len(units) - size + 1):
+        blocks = units[first : first + size]
         if blocks[-1] - blocks[0] == size - 1:  # type: ignore[operator]
             found.append(frozenset(blocks))
-    if not found:
-        raise Refusal(f"no {size} of the `layers` follow each other: name more of them")
     return found
 
 
@@ -225,6 +225,27 @@ BY_NAME: dict[str, Method] = {
     "exhaustive": exhaustive,
 }
 """Methods by name."""
+
+
+def check_sets(names: Sequence[str], units: Sequence[Unit], last: int) -> None:
+    """Refuse methods that have no sets of a size, or too many.
+
+    Raises
+    ------
+    Refusal
+        If no so many blocks follow each other, or there are too many sets to measure all of them.
+    """
+    if {"span", "angular"} & set(names) and not _spans(units, last):
+        raise Refusal(f"no {last} of the `layers` follow each other: name more of them")
+    if "exhaustive" not in names:
+        return
+    for size in range(1, last + 1):
+        count = comb(len(units), size)
+        if count > MOST_SETS:
+            raise Refusal(
+                f"there are {count:,} sets of {size} units, and exhaustive measures {MOST_SETS:,} "
+                "at most: take pairwise, or fewer `layers`"
+            )
 
 
 def chosen(settings: PruningSettings, units: int) -> tuple[str, ...]:

@@ -34,6 +34,11 @@ class Parts:
         return np.array([SEARCHED] * self.searched + [HELD_OUT] * held_out)
 
     @property
+    def held_out(self) -> slice:
+        """Sequences that nothing is chosen on."""
+        return slice(self.searched, len(self.source))
+
+    @property
     def texts(self) -> list[str]:
         """Names of the texts, in the order in which they were given."""
         return list(dict.fromkeys(self.source.tolist()))
@@ -64,12 +69,15 @@ def divide(corpora: Sequence[Corpus], holdout: float) -> Parts:
     Raises
     ------
     Refusal
-        If a text has too few documents, or two texts have one name.
+        If a text has too few documents, or one is given twice.
     """
+    hashes = [corpus.sha256() for corpus in corpora]
     names = [corpus.name for corpus in corpora]
-    for name in names:
-        if names.count(name) > 1:
-            raise Refusal(f"two texts are called {name}: give them different names")
+    for number, name in enumerate(names):
+        if hashes.index(hashes[number]) < number:
+            raise Refusal(f"the text {name} was given twice: leave one out")
+        if names.index(name) < number:
+            names[number] = f"{name} ({number + 1})"
     # Of each sequence: whether it is held out, how far on in its text it is, its text, its row.
     order: list[tuple[bool, float, int, int]] = []
     for number, corpus in enumerate(corpora):
@@ -79,7 +87,7 @@ def divide(corpora: Sequence[Corpus], holdout: float) -> Parts:
             begin, end = (searched, len(corpus.tokens)) if held_out else (0, searched)
             order.append((held_out, (row - begin) / (end - begin), number, row))
     order.sort()
-    joined = _join(corpora, [(number, row) for *_, number, row in order])
+    joined = _join(corpora, names, [(number, row) for *_, number, row in order])
     source = np.array([names[number] for *_, number, _ in order])
     return Parts(joined, source, sum(not held_out for held_out, *_ in order))
 
@@ -107,7 +115,9 @@ def _searched(corpus: Corpus, holdout: float) -> int:
     return min(inner, key=lambda start: abs(start - wanted))
 
 
-def _join(corpora: Sequence[Corpus], order: Sequence[tuple[int, int]]) -> Corpus:
+def _join(
+    corpora: Sequence[Corpus], names: Sequence[str], order: Sequence[tuple[int, int]]
+) -> Corpus:
     """Return some sequences of several texts in an order, as one corpus."""
     if len(corpora) == 1:
         return corpora[0]
@@ -128,6 +138,6 @@ def _join(corpora: Sequence[Corpus], order: Sequence[tuple[int, int]]) -> Corpus
         tokens=np.array(rows),
         lengths=np.array(lengths),
         document=np.array(documents),
-        name=", ".join(corpus.name for corpus in corpora),
+        name=", ".join(names),
         source_sha256=hashlib.sha256(digests.encode()).hexdigest(),
     )

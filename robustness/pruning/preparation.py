@@ -7,13 +7,15 @@ import numpy as np
 import xarray as xr
 
 from robustness.errors import Refusal
-from robustness.files import changes, output
+from robustness.files import changes, output, ownership
+from robustness.files.kinds.searches import SEARCH
 from robustness.files.labels import blank_dataset
 from robustness.files.metrics import CLEAN_READOUTS
 from robustness.files.provenance import file_attributes
 from robustness.models import sublayer_calls
 from robustness.models.model import Model
 from robustness.pruning import methods
+from robustness.pruning.choice import maps_path
 from robustness.pruning.known import digests
 from robustness.pruning.measuring import Measurer
 from robustness.pruning.parts import Parts, divide
@@ -25,9 +27,6 @@ from robustness.pruning.units import Unit, units_of, without
 from robustness.runs.settings import RunOptions
 from robustness.schedules import Schedule, clean
 from robustness.text.corpus import Corpus
-
-KIND = "search"
-"""Attribute `measurement` of the file of a search."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +48,15 @@ class Search:
     blank: xr.Dataset
     """The dataset without candidates."""
 
+    def is_reached(self, cut: Cut) -> bool:
+        """Whether the target is reached without some units."""
+        if len(cut) == self.last:
+            return True
+        if self.settings.to_params is None:
+            return False
+        count = parameters_of(self.model, self.schedule(cut))
+        return count <= target_parameters(self.model, self.settings)
+
     def schedule(self, cut: Cut) -> Schedule:
         """Return the schedule without some units."""
         return without(self.model.layers, cut)
@@ -66,6 +74,10 @@ def prepare(
     sublayer_calls.check_schedules(model, [without(model.layers, {unit}) for unit in units[:1]])
     last = _last(model, settings, units)
     parts = divide(corpora, settings.holdout)
+    if options.out is not None:
+        ownership.check(options.out, SEARCH)
+        if settings.heal:
+            ownership.check(maps_path(options.out), ownership.MAPS)
     if options.out is not None and not options.fresh:
         # Batches stay those that the search began with, whatever memory is free now.
         began = changes.began_with(output.resumed_attributes(options.out))
@@ -73,9 +85,11 @@ def prepare(
     measurer = Measurer(model, parts.corpus, options)
     searched, held_out = parts.batches(measurer.batch_tokens)
     chosen = methods.chosen(settings, len(units))
+    if settings.is_counted:
+        methods.check_sets(chosen, units, last)
     whole = size_of(model, clean(model.layers), parts.corpus.context)
     attributes = {
-        "measurement": KIND,
+        "measurement": SEARCH,
         **model.identity,
         **model.execution,
         **parts.corpus.settings(),

@@ -1,12 +1,13 @@
 """Record of what a search has measured: candidates by sequences, in memory and on the disk."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.errors import reading
+from robustness.errors import OtherSettings, reading
 from robustness.files import changes, netcdf
 from robustness.files.damage import REMEDY
 from robustness.files.kinds.searches import READ
@@ -16,6 +17,20 @@ from robustness.files.precision_floor import floor_attributes
 from robustness.schedules import Schedule, check, to_text
 
 CLEAN_LOSS = "clean_loss"
+
+SOUGHT = (
+    "units",
+    "target",
+    "objective",
+    "methods",
+    "layers",
+    "level",
+    "beam",
+    "finalists",
+    "heal",
+    "measured_from",
+)
+"""Names of attributes that say what a search looks for, and how."""
 
 
 class Record:
@@ -154,7 +169,14 @@ class Record:
         finished = file == self.output.path
         with reading(str(file), REPLACED):
             earlier = netcdf.load(file)
-            check_beginning(file, earlier, self.blank, finished=finished, further=False)
+            if not finished:
+                # What is measured does not depend on what is looked for.
+                sought = {name: self.blank.attrs.get(name) for name in SOUGHT}
+                earlier.attrs = _given({**earlier.attrs, **sought})
+            try:
+                check_beginning(file, earlier, self.blank, finished=finished, further=False)
+            except OtherSettings as error:
+                raise OtherSettings(f"{error}; `measured` takes its numbers over") from error
         if finished:
             return earlier
         with reading(str(file), REMEDY):
@@ -192,3 +214,8 @@ class Record:
             self.values[name] = np.concatenate([values, self._empty(more)])
         added = np.zeros((more, len(self.batches)), bool)
         self._measured = np.concatenate([self._measured, added])
+
+
+def _given(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes that have a value."""
+    return {name: value for name, value in attrs.items() if value is not None}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from robustness.files.kinds.searches import CHOSEN, DROPPED
 from robustness.pruning import methods
 from robustness.pruning.methods import Problem, sketched
-from robustness.pruning.preparation import Search, parameters_of, target_parameters
+from robustness.pruning.preparation import Search
 from robustness.pruning.racing import Cut, Round
 from robustness.runs import operations
 from robustness.runs.foresight import Foresight, describe_traces, duration
@@ -46,16 +46,8 @@ class Rehearsal:
                 lambda cuts, predicted: None,
             )
             for found in methods.BY_NAME[name](problem):
-                if self._is_small_enough(found.best):
+                if search.is_reached(found.best):
                     break
-                if len(found.best) == search.last:
-                    break
-
-    def _is_small_enough(self, cut: Cut) -> bool:
-        if self.search.settings.to_params is None:
-            return False
-        count = parameters_of(self.search.model, self.search.schedule(cut))
-        return count <= target_parameters(self.search.model, self.search.settings)
 
     def _weigh(
         self, candidates: Sequence[Cut], *, keep: int = 1, share: float | None = None

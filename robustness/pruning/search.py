@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustness.errors import Refusal
 from robustness.files import changes, output
-from robustness.files.kinds.searches import DROPPED, TIED
+from robustness.files.kinds.searches import DROPPED, SEARCH, TIED
 from robustness.files.output import Output
 from robustness.files.precision_floor import FLOOR
 from robustness.healing import save_maps
@@ -23,11 +24,8 @@ from robustness.pruning.healed import measure_healed
 from robustness.pruning.known import take_known
 from robustness.pruning.methods import Problem, sketched
 from robustness.pruning.preparation import (
-    KIND,
     Search,
-    parameters_of,
     prepare,
-    target_parameters,
 )
 from robustness.pruning.racing import Cut, Round, race
 from robustness.pruning.record import Record
@@ -38,7 +36,7 @@ from robustness.runs.announcement import announce
 from robustness.runs.attempts import Lacking
 from robustness.runs.heap import kept_heap
 from robustness.runs.settings import RunOptions
-from robustness.schedules import Schedule
+from robustness.schedules import Schedule, to_text
 from robustness.sweeps.execution import LESS_TRAFFIC
 from robustness.sweeps.precision_floor import measure_floor
 from robustness.text.corpus import Corpus
@@ -84,7 +82,7 @@ def prune(
     options = options or RunOptions()
     search = prepare(model, corpora, settings, options)
     with ExitStack() as stack:
-        place = Output(options.out, KIND)
+        place = Output(options.out, SEARCH)
         stack.callback(place.release)
         return _run(search, place, options, timed)
 
@@ -95,16 +93,17 @@ def _run(search: Search, place: Output, options: RunOptions, timed: bool) -> xr.
     finished = None if options.fresh else record.resume()
     if finished is not None:
         place.forget()
+        if search.settings.heal and not maps_path(place.path or Path()).exists():
+            options.tell("the fitted maps beside the file are gone: `fresh` fits them again")
         return finished
     if not record.candidates:
         place.try_out(search.blank)
-        known = take_known(record, search.settings.measured, search.model.layers)
-        if known:
-            options.tell(f"{known:,} schedules are measured already")
+    known = take_known(record, search.settings.measured, search.model.layers)
+    if known:
+        options.tell(f"{known:,} schedules are measured already")
     if search.model.request or options.foresee is not None:
         announce(foresee_first(search), options, LESS_TRAFFIC)
     running = _Running(search, record, options)
-    options.show(0, 1)
     try:
         with kept_heap(search.model.device):
             if FLOOR not in record.attrs:
@@ -182,7 +181,7 @@ class _Running:
             if settings.until_kl is not None and not found.means[0] <= settings.until_kl:
                 break
             rounds.append(found)
-            if len(found.best) == search.last or self._is_small_enough(found.best):
+            if search.is_reached(found.best):
                 break
         # Another method may find something that costs less.
         if not rounds and name == search.methods[-1] and not self._found:
@@ -203,6 +202,20 @@ class _Running:
         self.begun += len(chosen) * len(batches)
         for batch in batches:
             self.measure(list(chosen), batch)
+        self._warn_beyond(list(chosen))
+
+    def _warn_beyond(self, chosen: Sequence[Schedule]) -> None:
+        """Tell what costs more on the held-out part than was asked for."""
+        bound, held_out = self.search.settings.until_kl, self.search.parts.held_out
+        if bound is None or held_out.start == held_out.stop:
+            return
+        scores = self.record.scores(chosen, held_out, self.search.settings.objective).mean(1)
+        for schedule, score in zip(chosen, scores.tolist(), strict=True):
+            if score > bound:
+                self.options.tell(
+                    f"{to_text(schedule)} has a score of {score:.4g} on the held-out text, above "
+                    f"`until_kl` {bound:g}"
+                )
 
     def measure(self, schedules: Sequence[Schedule], batch: int) -> None:
         """Measure those of some candidates on a batch that are not measured on it yet."""
@@ -224,6 +237,7 @@ class _Running:
         )
         done = self.done
         self.begun += len(candidates) * batches
+        self.options.show(self.done, self.begun)
         finish = race(
             candidates,
             batches,
@@ -265,14 +279,6 @@ class _Running:
     def _documents(self, batch: int) -> NDArray[np.int64]:
         """Return the documents of all sequences up to a batch."""
         return self.search.parts.corpus.document[: self.search.batches[batch].stop]
-
-    def _is_small_enough(self, cut: Cut) -> bool:
-        """Whether the target is reached without some units."""
-        search = self.search
-        if search.settings.to_params is None:
-            return False
-        count = parameters_of(search.model, search.schedule(cut))
-        return count <= target_parameters(search.model, search.settings)
 
     def _observe(self) -> xr.Dataset:
         """Measure how little blocks turn the residual stream, on the searched part."""

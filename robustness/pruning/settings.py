@@ -54,7 +54,8 @@ class PruningSettings:
     beam: int = 4
     """Number of sets that the method beam follows."""
     finalists: int = 8
-    """Number of sets that the quadratic model proposes at the last step, and that are measured."""
+    """Number of sets that the quadratic model proposes, and that are measured: at the last step, if
+    the target is a number of units; half as many at those before it."""
     holdout: float = 0.25
     """Share of the documents that nothing is chosen on."""
     heal: bool = False
@@ -87,8 +88,10 @@ class PruningSettings:
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value > 0):
                 raise Refusal(f"`{name}` must be a number above 0, not {value:g}")
-        if self.heal and (self.units != "block" or not self.holdout):
-            raise Refusal("`heal` goes with whole blocks and a held-out part: leave it out")
+        if self.heal and self.units != "block":
+            raise Refusal(f"`heal` goes with whole blocks, not with `units` {self.units}")
+        if self.heal and not self.holdout:
+            raise Refusal("`heal` is judged on a held-out part: `holdout` must be above 0")
         if not 0 <= self.holdout <= 0.9:
             raise Refusal(f"`holdout` must be a share from 0 to 0.9, not {self.holdout:g}")
         if not 0 < self.level < 0.5:
@@ -104,6 +107,11 @@ class PruningSettings:
                 raise Refusal(f"the method {name} was asked for twice")
             if name in OF_BLOCKS and self.units != "block":
                 raise Refusal(f"the method {name} removes whole blocks: leave out `units`")
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the target is a number of units."""
+        return self.remove is not None or self.keep is not None
 
     @property
     def target(self) -> str:

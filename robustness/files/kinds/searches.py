@@ -20,6 +20,9 @@ from robustness.files.schema import (
     whole_from,
 )
 
+SEARCH = "search"
+"""Attribute `measurement` of the file of a search."""
+
 READ = tuple(metric for metric in READOUTS if metric.name in ("kl", "agreement", "loss"))
 """Readouts of every candidate."""
 
@@ -39,7 +42,7 @@ def _read(metric: TokenMetric) -> Variable:
 
 
 SEARCHES = {
-    "search": Kind(
+    SEARCH: Kind(
         {
             **{metric.name: _read(metric) for metric in READ},
             "clean_loss": Variable(("sequence",), "f"),
