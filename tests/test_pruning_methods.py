@@ -9,7 +9,7 @@ from families import config, random_tokens
 from oracles import pruning as oracles
 from transformers import AutoModelForCausalLM
 
-from robustness.files.kinds.searches import NOT_WEIGHED
+from robustness.files.kinds.searches import NOT_RACED, NOT_WEIGHED
 from robustness.models.opening import open_model
 from robustness.pruning.search import prune
 from robustness.pruning.settings import PruningSettings
@@ -107,8 +107,11 @@ def test_every_method_removes_what_a_plain_implementation_of_it_removes(family, 
         expected = [names(cut) for cut in oracle(plain, LAST)]
         assert removed(found, method) == expected, method
         chosen.add(tuple(expected))
-    weighed = (found["standing"].sel(strategy="pairwise") > NOT_WEIGHED).sum("candidate")
-    assert weighed.values.tolist() == [6, 15, 2, 4], "as many are raced at each step"
+    standing = found["standing"].sel(strategy="pairwise")
+    weighed = (standing > NOT_WEIGHED).sum("candidate")
+    assert weighed.values.tolist() == [6, 15, 2, 4], "as many are measured at each step"
+    apart = (standing == NOT_RACED).sum("candidate")
+    assert (weighed - apart).values.tolist() == [2, 2, 2, 4], "as many are raced at each step"
     assert len(chosen) >= 5, "most methods remove the same, so that they are not told apart"
 
 

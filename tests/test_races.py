@@ -8,7 +8,7 @@ import pytest
 from families import random_tokens
 
 from robustness.errors import Refusal
-from robustness.files.kinds.searches import CHOSEN, DROPPED, TIED
+from robustness.files.kinds.searches import CHOSEN, NOT_RACED, TIED
 from robustness.pruning import quadratic
 from robustness.pruning.parts import divide
 from robustness.pruning.quadratic import QuadraticModel, pairs_of
@@ -126,7 +126,8 @@ def test_costs_of_rounds_that_prepared_another_are_added():
     one, two = frozenset([1]), frozenset([2])
     earlier = Round((one, two), (TIED, CHOSEN), (two, one), (1.0, 2.0), 10, 20, 30)
     later = Round((two,), (CHOSEN,), (two,), (1.0,), 1, 2, 3).after(earlier)
-    assert dict(zip(later.candidates, later.standing, strict=True)) == {one: DROPPED, two: CHOSEN}
+    standing = dict(zip(later.candidates, later.standing, strict=True))
+    assert standing == {one: NOT_RACED, two: CHOSEN} and later.raced == 1
     assert (later.tokens_read, later.tokens_in_full, later.applications) == (11, 22, 33)
 
 

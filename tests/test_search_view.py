@@ -9,6 +9,7 @@ import xarray as xr
 from searches import finished, planted_search, unfinished
 
 from recipes.views import as_text, draw, table
+from robustness.files.kinds.searches import NOT_RACED
 from robustness.files.netcdf import save
 
 
@@ -70,6 +71,9 @@ def test_ties_and_what_the_search_took_are_named(search):
         assert row["tied"] == tied.sum() and row["tied with"] == "; ".join(expected)
         assert row["candidates"] == (6, 15, 20)[step]
     assert any(row["tied"] for row in rows)
+    apart = search.copy(deep=True)
+    apart["standing"].values[0, 1, np.flatnonzero(apart["size"] == 2)[-5:]] = NOT_RACED
+    assert tables(apart)["pairwise, on the held-out text"][1]["candidates"] == 10
     took = tables(search)["greedy, what the search took"][0]
     assert (took["tokens read"], took["tokens in full"]) == (4000, 12000)
     assert took["saved"] == pytest.approx(2 / 3)

@@ -12,7 +12,7 @@ import xarray as xr
 from recipes.views import style
 from recipes.views.sections import Section
 from robustness.errors import Refusal
-from robustness.files.kinds.searches import NOT_WEIGHED, TIED
+from robustness.files.kinds.searches import NOT_RACED, NOT_WEIGHED, TIED
 from robustness.pruning.scores import held_out, rises, scores, searched
 from robustness.pruning.stability import chosen_by_text
 
@@ -123,7 +123,7 @@ def _of_objective(path: xr.Dataset, judged: dict[str, xr.DataArray]) -> xr.DataA
 
 
 def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Return how many candidates each step weighed, and which tied with the chosen one."""
+    """Return how many candidates each step raced, and which tied with the chosen one."""
     standing = dataset["standing"].sel(strategy=method, step=path["step"])
     standing = standing.transpose("step", "candidate")
     tied = standing.values == TIED
@@ -131,7 +131,7 @@ def _ties(dataset: xr.Dataset, method: str, path: xr.Dataset) -> dict[str, xr.Da
     texts = ["; ".join(map(str, removed[row])) for row in tied]
     by_step = {"step": path["step"]}
     return {
-        "candidates": (standing > NOT_WEIGHED).sum("candidate"),
+        "candidates": (~standing.isin((NOT_WEIGHED, NOT_RACED))).sum("candidate"),
         "tied": xr.DataArray(tied.sum(1), by_step, "step"),
         "tied with": xr.DataArray(np.array(texts, dtype=object), by_step, "step"),
     }

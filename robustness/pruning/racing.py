@@ -17,7 +17,7 @@ import scipy  # its parts are loaded when they are used
 import xarray as xr
 from numpy.typing import NDArray
 
-from robustness.files.kinds.searches import CHOSEN, DROPPED, TIED
+from robustness.files.kinds.searches import CHOSEN, DROPPED, NOT_RACED, TIED
 from robustness.pruning.units import Unit
 from robustness.statistics.uncertainty import effective_documents, standard_error
 
@@ -34,7 +34,8 @@ class Round:
 
     candidates: tuple[Cut, ...]
     standing: tuple[int, ...]
-    """How each candidate came out: `DROPPED`, `TIED` with the best, or `CHOSEN`, the best."""
+    """How each candidate came out: `DROPPED`, `TIED` with the best, `CHOSEN`, the best, or
+    `NOT_RACED`."""
     ranking: tuple[Cut, ...]
     """Candidates that were not dropped, the best first."""
     means: tuple[float, ...]
@@ -51,6 +52,11 @@ class Round:
         """The best candidate."""
         return self.ranking[0]
 
+    @property
+    def raced(self) -> int:
+        """Number of candidates that competed."""
+        return sum(standing != NOT_RACED for standing in self.standing)
+
     def mean_of(self, candidates: Sequence[Cut]) -> NDArray[np.float64]:
         """Return the mean scores of candidates that were not dropped."""
         by_cut = dict(zip(self.ranking, self.means, strict=True))
@@ -61,7 +67,7 @@ class Round:
         standing = dict(zip(self.candidates, self.standing, strict=True))
         for other in earlier:
             for candidate in other.candidates:
-                standing.setdefault(candidate, DROPPED)
+                standing.setdefault(candidate, NOT_RACED)
         return replace(
             self,
             candidates=tuple(standing),

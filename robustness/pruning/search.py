@@ -298,7 +298,7 @@ class _Running:
     def _tell(self, name: str, found: Round) -> None:
         """Tell what a method removes at a step."""
         tied = sum(value == TIED for value in found.standing)
-        among = f", tied with {tied} of {len(found.candidates)}" if tied else ""
+        among = f", tied with {tied} of {found.raced}" if tied else ""
         self.options.tell(
             f"{name}: without {names(found.best)}, score {found.means[0]:.4g} nat{among}"
         )

@@ -30,10 +30,11 @@ SEARCHED, HELD_OUT = "search", "held-out"
 """Labels of the two parts of the text: the one that candidates are chosen on, and the one that the
 chosen are judged on."""
 
-NOT_WEIGHED, DROPPED, TIED, CHOSEN = range(4)
-"""Values of `standing`: how a candidate came out of a step of a method."""
+NOT_WEIGHED, DROPPED, TIED, CHOSEN, NOT_RACED = range(5)
+"""Values of `standing`: how a candidate came out of a step of a method. One that was not raced was
+measured on a share of the text to find those that were, and did not compete."""
 
-STANDINGS = ("not weighed", "dropped", "tied", "chosen")
+STANDINGS = ("not weighed", "dropped", "tied", "chosen", "not raced")
 """Names of these values."""
 
 
@@ -52,7 +53,7 @@ SEARCHES = {
             "flops_share": Variable(("candidate",), "f", 0),
             "kv_bytes": Variable(("candidate",), "i", 0),
             "chosen": Variable(("strategy", "step"), "U"),
-            "standing": Variable(("strategy", "step", "candidate"), "i", NOT_WEIGHED, CHOSEN),
+            "standing": Variable(("strategy", "step", "candidate"), "i", NOT_WEIGHED, NOT_RACED),
             "tokens_read": Variable(("strategy", "step"), "i", 0),
             "tokens_in_full": Variable(("strategy", "step"), "i", 0),
             "applications": Variable(("strategy", "step"), "i", 0),
