@@ -4,18 +4,23 @@ import json
 import random
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import kills
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from tokenizers_for_tests import byte_tokenizer
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from recipes import training
+from recipes.commands.heal import heal as command
 from recipes.training import Distillation, TrainingOptions, distill, distilling
+from recipes.training.adapters import count
 from recipes.training.divergence import divergence
 from recipes.training.loop import train
 from recipes.training.state import CHECKPOINT, Course
@@ -262,6 +267,76 @@ def test_memory_that_runs_out_is_told_in_one_line(place, tmp_path, last):
     with pytest.raises(Refusal, match="memory ran out: lower `batch` or `context`, or train adap"):
         train(course, replace(trainee, **{last: fail}), data, SMALL, TrainingOptions())
     assert not list(tmp_path.iterdir())
+
+
+def test_adapters_that_are_too_large_are_refused_before_they_are_made(place, monkeypatch):
+    _, _, learner, _ = opened(place, SMALL)
+    # Of the narrowest matrices, 16 × 16.
+    with pytest.raises(Refusal, match=r"rank of 16 at most, .*not `lora` 100000"):
+        distilling._check_memory(replace(SMALL, lora=100000), learner)
+    # In each of two blocks 16 × 48, 16 × 16, 16 × 64 and 64 × 16; weight, gradient, two moments.
+    needed = 16 * 16 * 2 * (64 + 32 + 80 + 80)
+    for free in (needed, needed - 1):
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(distilling.psutil, "virtual_memory", lambda now=memory: now)
+        if free == needed:
+            distilling._check_memory(replace(SMALL, lora=16), learner)
+    with pytest.raises(Refusal, match=r"adapters of rank 16 take .* are free: lower `lora`"):
+        distilling._check_memory(replace(SMALL, lora=16), learner)
+
+
+@pytest.mark.slow
+def test_adapters_have_as_many_weights_as_were_counted(place):
+    pytest.importorskip("peft")
+    trainee, _, learner, _ = opened(place, SMALL)
+    counted = count(learner, 3)
+    trainee, *_ = opened(place, replace(SMALL, lora=3))
+    trained = [part for part in trainee.model.parameters() if part.requires_grad]
+    assert sum(part.numel() for part in trained) == counted
+
+
+@pytest.mark.slow
+def test_a_teacher_that_a_student_was_not_made_of_is_told_of(place, tmp_path):
+    told = []
+    settings = replace(SMALL, steps=1)
+    heal(place, tmp_path / "one", settings, tell=told.append)
+    # The same weights at another path are the same model.
+    copy_of(place / "teacher", tmp_path / "moved")
+    text = [place / "text.jsonl"]
+    options = TrainingOptions(tell=told.append)
+    distill(place / "student", tmp_path / "moved", text, tmp_path / "two", settings, options)
+    assert not told
+    net = AutoModelForCausalLM.from_pretrained(place / "teacher")
+    net.transformer.wte.weight.data[0] += 1
+    for where in (tmp_path / "other", tmp_path / "elsewhere" / "teacher"):
+        net.save_pretrained(where)
+        byte_tokenizer().save_pretrained(where)
+        out = tmp_path / f"out-{where.parent.name}"
+        log = distill(place / "student", where, text, out, settings, options)
+        assert log.sizes["step"] == 1
+    others = {"other": "teacher", "teacher": "teacher with other weights"}
+    assert told == [
+        f"student was made of {made_of}, and is trained towards {name}"
+        for name, made_of in others.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "beside"),
+    [(".", "../ex-healed"), ("sub/..", "../ex-healed"), ("sub", "sub-healed"), ("/", None)],
+)
+def test_a_healed_model_is_written_beside_the_pruned_one(tmp_path, monkeypatch, given, beside):
+    (tmp_path / "ex" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "ex")
+    written = []
+    monkeypatch.setattr(training, "distill", lambda *given, **_: written.append(given[3]) or 1 / 0)
+    made = CliRunner().invoke(command, [given, "--teacher", "builtin", "--data", "builtin"])
+    if beside is None:
+        assert isinstance(made.exception, Refusal) and not written
+        assert str(made.exception) == "nothing can be written beside /: say where with `out`"
+    else:
+        assert isinstance(made.exception, ZeroDivisionError)
+        assert [path.resolve() for path in written] == [(tmp_path / "ex" / beside).resolve()]
 
 
 def copy_of(directory, target):

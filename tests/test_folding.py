@@ -81,7 +81,7 @@ def test_generated_text_of_a_folded_model_is_that_of_the_rewired(gpt2, monkeypat
     schedule = from_text("0-a1*0.5-m1-*1.5-3", 4)
     prompt = random_tokens(1, 5)[0].tolist()
     (folded,) = generate(gpt2, prompt, [schedule], Sampling(tokens=6))
-    monkeypatch.setattr(rebuilding, "places", lambda *_: 1 / 0)
+    monkeypatch.setattr(rebuilding, "folded_blocks", lambda *_: 1 / 0)
 
     def refused(*_):
         raise Refusal("not rebuilt")

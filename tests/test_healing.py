@@ -9,10 +9,11 @@ from families import BLOCKS, LAYERS, random_tokens, tiny
 from test_execution import corpus
 
 from robustness.errors import Refusal
-from robustness.healing import HEALINGS, fit, heal
-from robustness.healing.capture import held_out
+from robustness.healing import HEALINGS, fit, heal, size_ratios
+from robustness.healing.capture import Captured, held_out
 from robustness.healing.cuts import cuts
 from robustness.healing.least_squares import Sums, choose_ridge
+from robustness.healing.scales import Products
 from robustness.models.maps import Maps
 from robustness.models.opening import open_model
 from robustness.schedules import Mapped, Mlp, StreamMap, StreamScale, from_text, to_text
@@ -118,12 +119,38 @@ def test_a_block_that_is_linear_is_replaced_exactly():
     assert data.kl[0].max() < 1e-12 < 1e-4 < data.kl[1].max()
 
 
-def test_the_scale_is_the_mean_ratio_of_mean_sizes(gpt2):
+def test_the_scale_is_the_weighted_least_squares_solution(model, plain, family):
+    text = corpus(sequences=6, length=9)
+    states = plain_states(plain, BLOCKS[family], torch.from_numpy(text.tokens))
+    entering, behind = rows_of(states[1]), rows_of(states[3])
+    root = 1 / np.linalg.norm(behind, axis=1, keepdims=True)
+    column, target = (entering * root).reshape(-1, 1), (behind * root).reshape(-1)
+    (found,) = np.linalg.lstsq(column, target, rcond=None)[0]
+    healed = heal(model, "0-3", text, ["scale"])
+    assert healed.schedules["scale"] == (0, StreamScale(float(f"{found:.5g}")), 3)
+
+
+def test_a_stream_that_grows_at_right_angles_to_itself_keeps_its_scale_and_not_its_size():
+    """Behind a span is f h + g, where g is orthogonal to h: least squares find f alone."""
+    before = torch.zeros(5, 8).double()
+    before[:, :4] = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double()
+    behind = 0.85 * before + before.roll(4, dims=1)
+    products, weights = Products(), torch.linspace(1, 2, 5).double()
+    for rows in (slice(0, 2), slice(2, 5)):
+        products.add(Captured(before[rows], None, behind[rows]), weights[rows])
+    assert products.scale == 0.85 and float(behind.norm() / before.norm()) > 1.3
+
+
+def test_the_size_ratio_is_the_mean_ratio_of_mean_sizes(gpt2):
     text = corpus(sequences=6, length=9)
     states = plain_states(tiny("gpt2"), BLOCKS["gpt2"], torch.from_numpy(text.tokens))
-    ratio = np.abs(states[3]).mean(1) / np.abs(states[1]).mean(1)
-    healed = heal(gpt2, "0-3", text, ["scale"])
-    assert healed.schedules["scale"] == (0, StreamScale(float(f"{ratio.mean():.5g}")), 3)
+    ratio = np.abs(states[2]).mean(1) / np.abs(states[1]).mean(1)
+    first, second = size_ratios(gpt2, "0-2", text, batch_tokens=27)[1:4:2]
+    assert first == StreamScale(float(f"{ratio.mean():.5g}"))
+    # The second span's is that of the stream which the first leaves.
+    entering = residuals(gpt2, text.tokens, (0, first, 2)).values[-1]
+    ratio = np.abs(states[4]).mean(1) / np.abs(entering).mean(1)
+    assert second == StreamScale(float(f"{ratio.mean():.5g}"))
 
 
 def test_all_spans_are_healed_and_what_is_impossible_has_a_reason(model, family):

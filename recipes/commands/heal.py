@@ -11,6 +11,7 @@ from recipes.commands.options import SEEDS, Corpora, corpora_options
 from recipes.commands.parameters import Finite, Named, Place
 from recipes.commands.progress import advise, progress, quiet_option, quoted, show_steps, tell
 from recipes.terminal import say
+from robustness.errors import Refusal
 
 if TYPE_CHECKING:
     from recipes.training import Distillation
@@ -113,9 +114,9 @@ def heal(
     from recipes.training import TrainingOptions, distill
     from robustness.models.settings import ModelSettings
 
+    place = _neighbour(directory) if out is None else out
     announce(ModelSettings(teacher))
     silence_libraries()
-    place = directory.with_name(f"{directory.name}-healed") if out is None else out
     with progress(settings.steps, "step") as meter:
         log = distill(
             directory,
@@ -132,3 +133,12 @@ def heal(
         tell(f"held-out {what}: {before:.3f} before, {after:.3f} after, nats a token")
     say(place)
     advise(f"sweep {quoted(place)}")
+
+
+def _neighbour(directory: Path) -> Path:
+    """Return the directory beside another one that the trained model is written to."""
+    # A path such as `.` or `models/..` does not end in the name of its directory.
+    named = directory.resolve() if directory.name in ("", "..") else directory
+    if not named.name:
+        raise Refusal(f"nothing can be written beside {named}: say where with `out`")
+    return named.with_name(f"{named.name}-healed")

@@ -24,6 +24,26 @@ def check_installed() -> None:
         ) from error
 
 
+def count(model: Model, rank: int) -> int:
+    """Return the number of weights of the adapters of a rank.
+
+    Raises
+    ------
+    Refusal
+        If a matrix has fewer rows or columns than the rank, beyond which nothing is gained, or no
+        block has linear layers.
+    """
+    # Linear and Conv1D have their rows and columns in opposite orders.
+    shapes = [part.weight.shape for part in _adapted(model).values()]
+    largest = min(map(min, shapes))
+    if rank > largest:
+        raise Refusal(
+            f"adapters of {model.name} have a rank of {largest} at most, as its smallest matrix "
+            f"has, not `lora` {rank}"
+        )
+    return rank * sum(map(sum, shapes))
+
+
 def with_adapters(model: Model, rank: int) -> Any:
     """Put adapters on the linear layers of all blocks, and train these alone.
 
@@ -48,20 +68,28 @@ def with_adapters(model: Model, rank: int) -> Any:
     import peft
 
     module = model.traced._module
-    blocks = module.get_submodule(model.paths.block_list)
-    names = []
-    # By their types, since every architecture has other names for attention and MLP.
-    for name, part in blocks.named_modules():
-        if isinstance(part, nn.Linear | Conv1D):
-            names.append(f"{model.paths.block_list}.{name}")
-    if not names:
-        raise Refusal(
-            f"the blocks of {model.name} have no linear layers for adapters: leave out `lora`"
-        )
     config = peft.LoraConfig(
-        r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=names
+        r=rank,
+        lora_alpha=SCALE * rank,
+        lora_dropout=0.0,
+        target_modules=list(_adapted(model)),
     )
     with warnings.catch_warnings():
         # It sets for each layer which way round its matrix is, and says so.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
         return peft.get_peft_model(module, config)
+
+
+def _adapted(model: Model) -> dict[str, nn.Linear | Conv1D]:
+    """Return the linear layers of all blocks by their names."""
+    blocks = model.traced._module.get_submodule(model.paths.block_list)
+    found = {}
+    # By their types, since every architecture has other names for attention and MLP.
+    for name, part in blocks.named_modules():
+        if isinstance(part, nn.Linear | Conv1D):
+            found[f"{model.paths.block_list}.{name}"] = part
+    if not found:
+        raise Refusal(
+            f"the blocks of {model.name} have no linear layers for adapters: leave out `lora`"
+        )
+    return found

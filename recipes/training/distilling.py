@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from recipes.training.adapters import check_installed, with_adapters
+from recipes.training.adapters import check_installed, count, with_adapters
 from recipes.training.distillation_card import card
 from recipes.training.distillation_log import to_dataset
 from recipes.training.distillation_settings import Distillation
@@ -31,6 +31,7 @@ from robustness.models.model import Model
 from robustness.models.opening import open_model
 from robustness.models.placement import choose_device
 from robustness.reordered.exporting import refuse_code, save_checkpoint
+from robustness.runs.settings import Tell
 
 KIND, LOG = "distillation", "distillation.nc"
 """Kind of a directory with a distilled model, as its manifest has it, and file name of its log."""
@@ -116,6 +117,7 @@ def distill(  # noqa: PLR0913 - two models, a text, a place, and how
             options.tell(f"{place.directory} holds this model already: nothing is trained")
             return load(place.directory / LOG)
         _check_memory(settings, learner)
+        _tell_of_another_teacher(learner, original, options.tell)
         trainee = _trainee(settings, data, learner, original)
         log = train(Course(place.checkpoint, KIND, made_of), trainee, data, settings, options)
         dataset = to_dataset(log, data, settings, learner, original)
@@ -222,17 +224,39 @@ def _precision(learner: Model) -> str:
 
 
 def _check_memory(settings: Distillation, learner: Model) -> None:
-    """Refuse a training that does not fit into the memory of this machine."""
-    if learner.device.type != "cpu" or settings.lora is not None:
-        return
-    weights = sum(part.numel() for part in learner.traced._module.parameters())
-    # In float32: gradients and two moments, besides the weights that are there already.
-    needed, free = 12 * weights, psutil.virtual_memory().available
-    if needed > free:
+    """Refuse a training that does not fit into this machine's memory, and ranks without use."""
+    if settings.lora is None:
+        weights = sum(part.numel() for part in learner.traced._module.parameters())
+        # In float32: gradients and two moments, besides the weights that are there already.
+        needed, what = 12 * weights, "training all weights takes"
+        remedy = "train adapters with `lora` 16"
+    else:
+        # Weights of adapters are not there yet.
+        needed = 16 * count(learner, settings.lora)
+        what, remedy = f"adapters of rank {settings.lora} take", "lower `lora`"
+    free = psutil.virtual_memory().available
+    if learner.device.type == "cpu" and needed > free:
         raise Refusal(
-            f"training all weights takes {needed / 1e9:,.0f} GB more, and {free / 1e9:,.0f} GB are "
-            "free: train adapters with `lora` 16"
+            f"{what} {needed / 1e9:,.0f} GB more, and {free / 1e9:,.0f} GB are free: {remedy}"
         )
+
+
+def _tell_of_another_teacher(learner: Model, original: Model, tell: Tell) -> None:
+    """Tell that a student was made of another model than its teacher, as far as it says so."""
+    origin = getattr(learner.traced._module.config, ORIGIN, None)
+    if not isinstance(origin, dict):
+        return
+    # A directory that was moved has another name, and a model of the hub has no hash.
+    for fact in ("weights_sha256", "model"):
+        made_of, teacher = origin.get(fact), original.identity.get(fact)
+        if made_of and teacher:
+            if made_of != teacher:
+                other = " with other weights" if origin.get("model") == original.name else ""
+                made_of = f"{origin.get('model')}{other}"
+                tell(
+                    f"{learner.name} was made of {made_of}, and is trained towards {original.name}"
+                )
+            return
 
 
 def _trainee(settings: Distillation, data: Texts, learner: Model, original: Model) -> Trainee:

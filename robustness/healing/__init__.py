@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from robustness.healing.fitting import fit
     from robustness.healing.healing import HEALINGS, Healed, heal
     from robustness.healing.maps_file import save_maps
+    from robustness.healing.scales import size_ratios
 
-__all__ = ["HEALINGS", "Healed", "fit", "heal", "save_maps"]
+__all__ = ["HEALINGS", "Healed", "fit", "heal", "save_maps", "size_ratios"]
 
 # Torch takes seconds to load.
 __getattr__ = lazy_face(
@@ -20,5 +21,6 @@ __getattr__ = lazy_face(
         "fit": "fitting",
         "heal": "healing",
         "save_maps": "maps_file",
+        "size_ratios": "scales",
     },
 )

@@ -22,7 +22,7 @@ HELD_OUT = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPlace:
     """A place in a schedule at which something is fitted."""
 
     before: Schedule
@@ -48,7 +48,7 @@ class Captured:
 def states(
     model: Model,
     corpus: Corpus,
-    places: Sequence[Place],
+    places: Sequence[StreamPlace],
     batch_tokens: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[tuple[int, list[Captured]]]:
@@ -60,7 +60,7 @@ def states(
         An opened model with its weights on this machine.
     corpus : Corpus
         Token sequences.
-    places : sequence of Place
+    places : sequence of StreamPlace
         Places in schedules.
     batch_tokens : int, optional
         Tokens of text in one trace; by default what suits the device.
@@ -105,12 +105,12 @@ def held_out(corpus: Corpus) -> list[bool]:
     return [bool(at % every == every - 1) for at in number]
 
 
-def _inner(place: Place) -> Schedule:
+def _inner(place: StreamPlace) -> Schedule:
     return () if place.inner is None else (place.inner,)
 
 
 def _capture(
-    model: Model, tokens: Tensor, places: Sequence[Place]
+    model: Model, tokens: Tensor, places: Sequence[StreamPlace]
 ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """Run a batch, and return the entering, leaving and clean states of every place."""
     rows = [_plain_place(place, model.layers) for place in places]
@@ -136,7 +136,7 @@ def _capture(
     return made
 
 
-def _plain_place(place: Place, layers: int) -> tuple[int, list[Any], list[Any], int]:
+def _plain_place(place: StreamPlace, layers: int) -> tuple[int, list[Any], list[Any], int]:
     """Return the clean depth from which a place is reached, and its steps as they travel."""
     depth = 0
     while depth < min(len(place.before), layers) and place.before[depth] == depth:

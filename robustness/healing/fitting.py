@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 
 from robustness.errors import Refusal
 from robustness.files.provenance import project_version
 from robustness.healing import capture
-from robustness.healing.capture import Captured, Place
+from robustness.healing.capture import Captured, StreamPlace
 from robustness.healing.least_squares import RIDGES, Sums, choose_ridge
+from robustness.healing.scales import Products
 from robustness.models.maps import Fitted, Maps
 from robustness.models.model import Model
 from robustness.schedules import Attention, Mapped, Mlp, Schedule, StreamMap, check, clean, to_text
@@ -18,9 +18,6 @@ from robustness.text.corpus import Corpus
 
 SMALLEST = 1e-30
 """Smallest square of a stream's norm that a token is weighted by."""
-
-DIGITS = 5
-"""Significant digits of a fitted scale, which stands in the text of a schedule."""
 
 OWNER = ("model", "revision", "weights_sha256", "config_sha256", "architecture")
 """Entries of a model's identity that its maps keep."""
@@ -85,10 +82,10 @@ def fit(
     return fitted
 
 
-def place_of(step: Fitted, before: Schedule) -> Place:
+def place_of(step: Fitted, before: Schedule) -> StreamPlace:
     """Return the place of a map behind other steps, by default those of the clean model."""
     if isinstance(step, StreamMap):
-        return Place(before or clean(step.first), None, step.last + 1)
+        return StreamPlace(before or clean(step.first), None, step.last + 1)
     leaf = step.step
     if isinstance(leaf, Attention):
         raise Refusal(f"{step} is followed by an MLP: fit a map of that, or of the whole block")
@@ -99,22 +96,21 @@ def place_of(step: Fitted, before: Schedule) -> Place:
         before = clean(block)
         # The MLP of a sequential block reads what its attention has written.
         before += (Attention(block),) if isinstance(leaf, Mlp) else ()
-    return Place(before, leaf, step.last + 1)
+    return StreamPlace(before, leaf, step.last + 1)
 
 
 def fit_at(
     model: Model,
     corpus: Corpus,
-    places: Mapping[Fitted, Place],
+    places: Mapping[Fitted, StreamPlace],
     settings: Fitting,
-    scale: Place | None = None,
+    scale: StreamPlace | None = None,
 ) -> tuple[Maps, float]:
     """Fit maps at some places of schedules, and a scale at another one, in one pass over a text.
 
-    The scale is the factor by which the stream behind removed blocks exceeds the one before them.
-    In every sequence, the mean absolute value over tokens of every feature is divided by the same
-    of the stream that enters the place; the factor is the mean of these ratios over sequences and
-    features (Prune&Comp, arXiv 2507.18212), rounded to five digits.
+    The scale is the factor of least squares: f h predicts the stream behind removed blocks from
+    the stream h before them, and minimised is the same sum as for maps, without a ridge. It is
+    rounded to five digits.
 
     Returns
     -------
@@ -124,17 +120,14 @@ def fit_at(
     if len(corpus.tokens) < 2:
         raise Refusal("maps are fitted to 2 sequences at least: read more `tokens`")
     sums = [(Sums.empty(model.width), Sums.empty(model.width)) for _ in places]
-    chooses, ratios = capture.held_out(corpus), []
+    chooses, products = capture.held_out(corpus), Products()
     at = [*places.values(), *([] if scale is None else [scale])]
     size, progress = settings.batch_tokens, settings.progress
     for sequence, captured in capture.states(model, corpus, at, size, progress):
         for pair, states in zip(sums, captured):
-            # What reads a stream begins with a norm, so that errors count by the stream's size.
-            # A first token, which some models make hundreds of times larger, would decide alone.
-            weights = 1 / states.target.square().sum(1).clamp(min=SMALLEST)
-            pair[chooses[sequence]].add(*_inputs_and_outputs(states), weights)
+            pair[chooses[sequence]].add(*_inputs_and_outputs(states), _weights(states))
         if scale is not None:
-            ratios.append(_ratio(captured[-1]))
+            products.add(captured[-1], _weights(captured[-1]))
     matrices, offsets, kept = {}, {}, {}
     one = torch.eye(model.width).double()
     for step, (fitted, held_out) in zip(places, sums, strict=True):
@@ -144,16 +137,15 @@ def fit_at(
         matrices[step], kept[step] = one + change, ridge
         if whole:
             offsets[step] = offset
-    factor = float(f"{fmean(ratios):.{DIGITS}g}") if ratios else 1.0
+    factor = 1.0 if scale is None else products.scale
     return Maps(matrices, offsets, kept, _attributes(model, corpus, places)), factor
 
 
-def _ratio(states: Captured) -> float:
-    """Return the mean over features of the ratio of mean absolute values behind and before."""
-    before, behind = states.entering.abs().mean(0), states.target.abs().mean(0)
-    # A feature that is always 0 has no ratio.
-    alive = before > 0
-    return float((behind[alive] / before[alive]).mean())
+def _weights(states: Captured) -> torch.Tensor:
+    """Return the weights of tokens: one over the squared norm of the stream to predict."""
+    # What reads a stream begins with a norm, so that errors count by the stream's size. A first
+    # token, which some models make hundreds of times larger, would decide alone.
+    return 1 / states.target.square().sum(1).clamp(min=SMALLEST)
 
 
 def join(first: Maps, second: Maps) -> Maps:
@@ -182,7 +174,9 @@ def _inputs_and_outputs(states: Captured) -> tuple[torch.Tensor, torch.Tensor]:
     return states.added, states.target - states.entering - states.added
 
 
-def _attributes(model: Model, corpus: Corpus, places: Mapping[Fitted, Place]) -> dict[str, str]:
+def _attributes(
+    model: Model, corpus: Corpus, places: Mapping[Fitted, StreamPlace]
+) -> dict[str, str]:
     """Return where maps come from, as their file keeps it."""
     behind = [f"{step} behind {to_text(place.before)}" for step, place in places.items()]
     return {

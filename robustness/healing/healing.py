@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from robustness.errors import Refusal
-from robustness.healing.capture import Place
+from robustness.healing.capture import StreamPlace
 from robustness.healing.cuts import cuts
 from robustness.healing.fitting import Fitting, fit_at, join, place_of
 from robustness.healing.least_squares import RIDGES
@@ -99,7 +99,7 @@ def heal(  # noqa: PLR0913 - its keywords are the settings
                 befores[name], steps[name] = _map_for(model, name, befores[name], (first, last))
         following = last + 1
         places = {step: place_of(step, befores[name]) for name, step in steps.items()}
-        scale = Place(befores["scale"], None, following) if "scale" in possible else None
+        scale = StreamPlace(befores["scale"], None, following) if "scale" in possible else None
         told = replace(settings, progress=_part(progress, number, len(spans)))
         carrying = model.with_maps(maps) if maps.matrices else model
         fitted, factor = fit_at(carrying, corpus, places, told, scale)

@@ -19,7 +19,7 @@ from robustness.models.checkpoint import LOADING_ERRORS
 from robustness.models.contract import REMEDY
 from robustness.models.hashes import ORIGIN
 from robustness.models.model import Model
-from robustness.reordered.folding import places
+from robustness.reordered.folding import folded_blocks
 from robustness.reordered.other_tools import describe
 from robustness.reordered.rebuilding import compare, rebuild
 from robustness.schedules import Schedule, check, to_text
@@ -91,7 +91,7 @@ def export(  # noqa: PLR0913 - its keywords are the settings
     origin = _origin(model, schedule, command)
     setattr(net.config, ORIGIN, origin)
     size = sum(part.nbytes for part in net.parameters())
-    blocks = tuple(place.block for place in places(model, schedule))
+    blocks = tuple(one.block for one in folded_blocks(model, schedule))
     copies = _copies(model, net, blocks)
     if copies:
         more = sum(net.state_dict()[name].nbytes for name in copies)
@@ -174,8 +174,8 @@ def _copies(model: Model, net: Any, schedule: tuple[int, ...]) -> list[str]:
     """Return the names of the tensors of blocks that a schedule has executed before."""
     executed = set[int]()
     copies: list[str] = []
-    for place, step in enumerate(schedule):
-        path = f"{model.paths.block_list}.{place}"
+    for number, step in enumerate(schedule):
+        path = f"{model.paths.block_list}.{number}"
         if step in executed:
             copies += [f"{path}.{name}" for name in net.get_submodule(path).state_dict()]
         executed.add(step)

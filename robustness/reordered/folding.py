@@ -40,7 +40,7 @@ from robustness.schedules.steps import Leaf, is_block
 
 
 @dataclass(frozen=True)
-class Place:
+class FoldedBlock:
     """One block of a plain model, and what is made of its output matrices."""
 
     block: int
@@ -57,7 +57,7 @@ class Place:
         return self.attention is not None or self.mlp is not None or self.scale != 1.0
 
 
-def places(model: Model, schedule: Schedule) -> tuple[Place, ...]:
+def folded_blocks(model: Model, schedule: Schedule) -> tuple[FoldedBlock, ...]:
     """Return the blocks of a plain model that executes a schedule.
 
     Parameters
@@ -73,7 +73,7 @@ def places(model: Model, schedule: Schedule) -> tuple[Place, ...]:
     Refusal
         If a step is nothing of these.
     """
-    found: list[Place] = []
+    found: list[FoldedBlock] = []
     at, scale = 0, 1.0
     while at < len(schedule):
         step = schedule[at]
@@ -82,7 +82,7 @@ def places(model: Model, schedule: Schedule) -> tuple[Place, ...]:
             at += 1
             continue
         block, attention, mlp = _block(model, schedule[at : at + 2])
-        found.append(Place(block, attention, mlp, scale))
+        found.append(FoldedBlock(block, attention, mlp, scale))
         at += 1 if is_block(step) or _is_whole(step) else 2
     if not found:
         raise Refusal(f"{to_text(schedule)} has no block: a checkpoint takes at least one")
@@ -91,26 +91,26 @@ def places(model: Model, schedule: Schedule) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def fold(model: Model, found: tuple[Place, ...], net: Any) -> None:
-    """Change the output matrices of a plain model whose blocks are at these places.
+def fold(model: Model, written: tuple[FoldedBlock, ...], net: Any) -> None:
+    """Change the output matrices of a plain model that has these blocks.
 
     Its other tensors may be those of the model, which stay as they are.
     """
-    if not any(place.changes for place in found):
+    if not any(one.changes for one in written):
         return
     matrices, blocks = output_matrices(model), model.paths.block_list
-    for number, place in enumerate(found):
-        for which, step in enumerate((place.attention, place.mlp)):
-            if step is None and place.scale == 1.0:
+    for number, one in enumerate(written):
+        for which, step in enumerate((one.attention, one.mlp)):
+            if step is None and one.scale == 1.0:
                 continue
-            _, _, after, _ = model.paths.sublayers[place.block][which]
+            _, _, after, _ = model.paths.sublayers[one.block][which]
             if after:
                 raise Refusal(
-                    f"{model.name} has a norm between the output matrices of block {place.block} "
+                    f"{model.name} has a norm between the output matrices of block {one.block} "
                     "and the residual stream: no factor or map can be folded into them"
                 )
-            path = matrices[place.block][which].removeprefix(f"{blocks}.{place.block}.")
-            _change(model, net.get_submodule(f"{blocks}.{number}.{path}"), step, place.scale)
+            path = matrices[one.block][which].removeprefix(f"{blocks}.{one.block}.")
+            _change(model, net.get_submodule(f"{blocks}.{number}.{path}"), step, one.scale)
 
 
 def _block(model: Model, steps: Schedule) -> tuple[int, Step | None, Step | None]:

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from robustness.errors import Refusal
 from robustness.models.model import Model
-from robustness.reordered.folding import Place, places
+from robustness.reordered.folding import FoldedBlock, folded_blocks
 from robustness.reordered.rebuilding import INDICES, NOT_OF_LAYERS
 from robustness.schedules import Schedule
 
@@ -77,9 +77,9 @@ def describe(
             raise Refusal(f"no tool {name!r} is known to `also`; there are: {', '.join(TOOLS)}")
     if not tools:
         return {}
-    of_blocks, files = places(model, schedule), {}
-    blocks = tuple(place.block for place in of_blocks)
-    reason_for_all = _explain_unlike(model, of_blocks)
+    written, files = folded_blocks(model, schedule), {}
+    blocks = tuple(one.block for one in written)
+    reason_for_all = _explain_unlike(model, written)
     for name in dict.fromkeys(tools):
         tool = TOOLS[name]
         reason = reason_for_all or tool.lacks(model, blocks)
@@ -118,9 +118,9 @@ def _settings_by_block(model: Model) -> Mapping[str, Sequence[object]]:
     return found
 
 
-def _explain_unlike(model: Model, of_blocks: Sequence[Place]) -> str:
+def _explain_unlike(model: Model, written: Sequence[FoldedBlock]) -> str:
     """Return why no order of the original's blocks is the model, or an empty text."""
-    if any(place.changes for place in of_blocks):
+    if any(one.changes for one in written):
         return "factors and maps are in no weight of the original"
     for name, values in _settings_by_block(model).items():
         if any(value != values[0] for value in values):

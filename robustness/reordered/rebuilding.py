@@ -16,7 +16,7 @@ from torch.nn import Module
 from robustness.errors import Refusal, first_line
 from robustness.models.model import Model
 from robustness.models.sublayer_calls import check_schedules
-from robustness.reordered.folding import fold, places
+from robustness.reordered.folding import fold, folded_blocks
 from robustness.schedules import Schedule, StreamScale, check, to_text
 from robustness.schedules.steps import is_block
 from robustness.sweeps.rewiring import rewire
@@ -76,10 +76,10 @@ def rebuild(model: Model, schedule: Schedule | str) -> Module:
     try:
         # Before its parts are looked for, since maps may be missing.
         check_schedules(model, [schedule])
-        found = places(model, schedule)
-        blocks = tuple(place.block for place in found)
+        written = folded_blocks(model, schedule)
+        blocks = tuple(one.block for one in written)
         net = _build(model, blocks, f"{model.name} has no checkpoint of {to_text(schedule)}")
-        fold(model, found, net)
+        fold(model, written, net)
         compare(model, schedule, net)
     except Refusal:
         raise
