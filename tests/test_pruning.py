@@ -18,7 +18,7 @@ from robustness.pruning.record import CLEAN_LOSS, Record
 from robustness.pruning.search import prune
 from robustness.pruning.settings import METHODS, PruningSettings
 from robustness.runs.settings import RunOptions
-from robustness.schedules import clean, drop, from_text
+from robustness.schedules import clean, drop, from_text, to_text
 from robustness.sweeps import Shard, sweep
 from robustness.text.corpus import Corpus
 
@@ -153,6 +153,28 @@ def test_what_a_sweep_has_measured_is_not_measured_again(whole, tmp_path, monkey
     search(out=again)
     del asked[:]
     search(measured=(again,))
+    assert not asked
+
+
+@pytest.mark.slow
+def test_healings_of_another_size_are_fitted_anew_to_numbers_that_are_known(tmp_path, monkeypatch):
+    file, asked = tmp_path / "search.nc", []
+    search(out=file, heal=True)
+    measure = measuring.Measurer.measure
+    monkeypatch.setattr(
+        measuring.Measurer,
+        "measure",
+        lambda self, schedules, rows: asked.extend(schedules) or measure(self, schedules, rows),
+    )
+    found = search(measured=(file,), remove=1, heal=True)
+    texts = found.healed.values.tolist()
+    assert {to_text(schedule) for schedule in asked} == set(texts[1:])
+    cut = from_text(texts[0], found.sizes["unit"])
+    assert len(cut) == found.sizes["unit"] - 1
+    # Maps of the first search, whose names may be those of other maps here, are left out.
+    assert all("~" not in name or name in texts for name in found.candidate.values)
+    del asked[:]
+    search(measured=(file,))
     assert not asked
 
 

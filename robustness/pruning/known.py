@@ -15,6 +15,7 @@ from robustness.files.sequences import measured_sequences
 from robustness.pruning.measuring import READ_NAMES
 from robustness.pruning.record import CLEAN_LOSS, Record
 from robustness.schedules import Schedule, check
+from robustness.schedules.steps import maps as maps_of
 
 EQUAL = (
     "weights_sha256",
@@ -117,12 +118,14 @@ def _schedules(
     places = dataset[label]
     for at in np.ndindex(places.shape):
         text = str(places.values[at])
-        if not text:
+        schedule = check(text, layers) if text else ()
+        # Maps of the same name may have been fitted to something else.
+        if not schedule or any(map(maps_of, schedule)):
             continue
         where = dict(zip(map(str, places.dims), at, strict=True))
         values = {name: _spread(dataset[name].isel(where), sequences) for name in READ_NAMES}
         values[CLEAN_LOSS] = _spread(dataset[CLEAN_LOSS], sequences)
-        yield check(text, layers), values
+        yield schedule, values
 
 
 def _spread(values: xr.DataArray, sequences: int) -> NDArray[np.floating]:
