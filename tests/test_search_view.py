@@ -85,9 +85,14 @@ def test_healing_stability_texts_and_speed_have_a_table_each(search):
     best = shown["pairwise, on the held-out text"][-1]
     assert [row["healing"] for row in healed] == ["cut", "scalar"]
     assert healed[0]["KL low"] == best["KL low"]
-    stable = shown["share of resampled documents with the unit in the best 3"]
-    assert sum(row["pairwise"] for row in stable) == pytest.approx(3)
-    assert all(row["pairwise"] + row["greedy"] > 0 for row in stable)
+    title = "share of resampled documents with the unit in the best set"
+    for method, heading in enumerate((f"pairwise, {title}", f"greedy, {title}, lower bounds")):
+        for step in (1, 2, 3):
+            expected = search["probability"].values[method, step - 1]
+            found = {row["unit"]: row[f"of {step}"] for row in shown[heading]}
+            for unit, share in zip(search["unit"].values, expected, strict=True):
+                assert found.get(unit, 0) == share
+        assert all(max(row["of 1"], row["of 2"], row["of 3"]) > 0 for row in shown[heading])
     texts = shown["rank correlation of texts, and what each removes"]
     between = search["rank_correlation"].sel(step=2, text="stories", text_to="news").item()
     assert texts[1]["stories and news"] == between
@@ -101,7 +106,21 @@ def test_without_a_held_out_part_the_searched_text_is_named():
     dataset = planted_search(held=0)
     row = tables(dataset)["pairwise, on the searched text"][0]
     assert row["KL"] == pytest.approx(row["search score"], abs=1e-6)
-    assert row["optimism"] == pytest.approx(0, abs=1e-6)
+    notes = "\n".join(table(dataset).notes)
+    assert "optimism" not in row and "optimism" not in notes
+    assert "nothing is held out: means and intervals are of the text that sets were" in notes
+    held = table(planted_search())
+    assert "optimism: held-out" in "\n".join(held.notes) and "nothing is" not in str(held.notes)
+
+
+@pytest.mark.parametrize(("documents", "held", "warned"), [
+    (40, 4, True), (40, 9, True), (40, 10, False), (9, 0, True), (10, 0, False),
+])  # fmt: skip
+def test_intervals_are_doubted_by_the_documents_that_they_are_of(documents, held, warned):
+    notes = table(planted_search(sizes=(1,), documents=documents, held=held)).notes
+    doubts = [note for note in notes if "unreliable" in note]
+    assert bool(doubts) == warned
+    assert all(("10 held-out documents" in note) == bool(held) for note in doubts)
 
 
 def test_without_a_held_out_part_all_sizes_are_compared_on_the_same_sequences():
@@ -163,6 +182,8 @@ def test_a_frontier_has_the_means_of_the_table_and_the_parameters(search):
     )
     shares = search["probability"].values[1].T
     np.testing.assert_allclose(heats[1].images[0].get_array(), shares)
+    titles = [axis.get_title() for axis in heats]
+    assert titles == ["pairwise: stability", "greedy: stability, lower bounds"]
     assert [text.get_text() for text in kl.get_legend().get_texts()] == [
         "pairwise", "greedy", "clean model",
     ]  # fmt: skip

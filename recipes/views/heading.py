@@ -84,29 +84,36 @@ def _notes_on_sequences(dataset: xr.Dataset, planned: int, *, by_bootstrap: bool
     yield f"mean {spread}; KL, loss and entropy in nats"
     if is_uneven(dataset):
         yield "a mean weighs every document the same; a mean by token weighs every token the same"
+    judged, of = documents, "documents"
+    # The numbers of what a search has chosen are of the held-out documents alone.
+    if searches and "chosen" in dataset and _documents(dataset, HELD_OUT):
+        judged, of = _documents(dataset, HELD_OUT), "held-out documents"
     # A single document has no standard error at all.
-    if 1 < documents < FEW_DOCUMENTS:
-        limit = f"with fewer than {FEW_DOCUMENTS} documents"
+    if 1 < judged < FEW_DOCUMENTS:
+        limit = f"with fewer than {FEW_DOCUMENTS} {of}"
         yield f"{limit}, standard errors and intervals are unreliable"
 
 
 def _notes_on_search(dataset: xr.Dataset) -> Iterator[str]:
     """Yield what a search looked for, on which text, and how its table is to be read."""
-    attrs, documents = dataset.attrs, []
-    for part in (SEARCHED, HELD_OUT):
-        rows = dataset["part"].values == part
-        documents.append(np.unique(dataset["document"].values[rows]).size)
+    attrs, held = dataset.attrs, _documents(dataset, HELD_OUT)
     yield (
         f"{attrs.get('target', 'search')}, units {attrs['units']}, scored by {attrs['objective']}: "
-        f"chosen on {counted(documents[0], 'document')}, {documents[1]} held out"
+        f"chosen on {counted(_documents(dataset, SEARCHED), 'document')}, {held} held out"
     )
     if "chosen" not in dataset and not is_difference(dataset):
         yield "unfinished: the same command goes on from here"
     elif "chosen" in dataset:
-        yield (
-            "optimism: held-out mean less search score; tied: not told apart from the best one "
-            "when the race ended"
-        )
+        tied = "tied: not told apart from the best one when the race ended"
+        yield f"optimism: held-out mean less search score; {tied}" if held else tied
+        if not held:
+            text = "the text that sets were chosen on"
+            yield f"nothing is held out: means and intervals are of {text}, hence optimistic"
+
+
+def _documents(dataset: xr.Dataset, part: str) -> int:
+    """Return the number of documents of a part of a search's text."""
+    return np.unique(dataset["document"].values[dataset["part"].values == part]).size
 
 
 def _notes_on_clean(dataset: xr.Dataset, *, by_bootstrap: bool) -> Iterator[str]:

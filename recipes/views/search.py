@@ -12,9 +12,9 @@ import xarray as xr
 from recipes.views import style
 from recipes.views.sections import Section
 from robustness.errors import Refusal
-from robustness.files.kinds.searches import NOT_RACED, NOT_WEIGHED, TIED
+from robustness.files.kinds.searches import HELD_OUT, NOT_RACED, NOT_WEIGHED, TIED
 from robustness.pruning.scores import held_out, rises, scores, searched
-from robustness.pruning.stability import chosen_by_text
+from robustness.pruning.stability import FOLLOWING, chosen_by_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,11 +85,12 @@ def _of_candidates(dataset: xr.Dataset, texts: xr.DataArray) -> xr.Dataset:
 def _path(dataset: xr.Dataset, method: str) -> Section:
     path = chosen_of(dataset, method)
     judged, part, score = _judged(path)
-    columns = {
-        "removed": path["removed"],
-        **judged,
-        "search score": score,
-        "optimism": _of_objective(path, judged).mean("sequence", skipna=False) - score,
+    columns = {"removed": path["removed"], **judged, "search score": score}
+    # Without other documents, the text differs only by what a race did not need.
+    if part == HELD_OUT:
+        mean = _of_objective(path, judged).mean("sequence", skipna=False)
+        columns["optimism"] = mean - score
+    columns |= {
         "parameters": path["parameters"],
         "of all": path["parameters"] / dataset.attrs.get("clean_parameters", np.nan),
         "of FLOPs": path["flops_share"],
@@ -108,7 +109,7 @@ def _judged(path: xr.Dataset) -> tuple[dict[str, xr.DataArray], str, xr.DataArra
     """
     own = scores(path)
     score = searched(own).mean("sequence", skipna=True).assign_attrs(units="nat")
-    part, name = held_out, "held-out"
+    part, name = held_out, HELD_OUT
     if not held_out(own).sizes["sequence"]:
         part, name = searched, "searched"
         # What a race did not need has no numbers.
@@ -153,18 +154,18 @@ def _healing(dataset: xr.Dataset) -> Section:
 
 
 def _stability(dataset: xr.Dataset) -> Iterator[Section]:
-    """Yield how often each unit is in the best set of the last step."""
-    shares = dataset["probability"].isel(step=-1, drop=True)
-    # A method that weighs one set alone has none.
-    shares = shares.dropna("strategy", how="all")
-    shares = shares.isel(unit=((shares > 0).any("strategy")).values)
-    if not shares.size:
-        return
-    columns = {
-        str(name): shares.sel(strategy=name, drop=True) for name in shares["strategy"].values
-    }
-    size = int(dataset["step"].values[-1])
-    yield Section(f"share of resampled documents with the unit in the best {size}", "unit", columns)
+    """Yield how often each unit is in the best set of each size, a table for each method."""
+    for name in map(str, dataset["strategy"].values):
+        shares = dataset["probability"].sel(strategy=name, drop=True)
+        # A method that weighs one set alone has none.
+        shares = shares.dropna("step", how="all")
+        shares = shares.isel(unit=((shares > 0).any("step")).values)
+        if not shares.size:
+            continue
+        columns = {f"of {step}": shares.sel(step=step, drop=True) for step in shares["step"].values}
+        bound = ", lower bounds" if name in FOLLOWING else ""
+        title = f"{name}, share of resampled documents with the unit in the best set{bound}"
+        yield Section(title, "unit", columns)
 
 
 def _texts(dataset: xr.Dataset) -> Section:
@@ -233,7 +234,7 @@ def _draw_stability(part: Any, shares: xr.DataArray, methods: list[str]) -> None
         of_method = shares.sel(strategy=name, drop=True)
         image = style.heat_map(axis, of_method, "unit", "step", (0, 1))
         _name_cells(axis, of_method)
-        axis.set_title(f"{name}: stability")
+        axis.set_title(f"{name}: stability{', lower bounds' if name in FOLLOWING else ''}")
     part.colorbar(image, ax=list(panels), label="share of resampled documents")
 
 
