@@ -14,6 +14,7 @@ from robustness.files import netcdf, output
 from robustness.files.kinds.searches import CHOSEN, NOT_WEIGHED
 from robustness.models.opening import open_model
 from robustness.pruning import measuring
+from robustness.pruning import search as searching
 from robustness.pruning.record import CLEAN_LOSS, Record
 from robustness.pruning.search import prune
 from robustness.pruning.settings import METHODS, PruningSettings
@@ -375,6 +376,27 @@ def test_an_unfinished_search_goes_on_whatever_is_looked_for(whole, tmp_path, mo
     )
     with pytest.raises(Refusal, match="`measured` takes its numbers over"):
         search(out=path, remove=1)
+
+
+@pytest.mark.slow
+def test_a_search_that_stopped_behind_its_healings_goes_on_to_another_target(tmp_path, monkeypatch):
+    path, settings = tmp_path / "search.nc", {"methods": ("pairwise",), "heal": True}
+    whole, heal = search(remove=1, **settings), searching.measure_healed
+
+    def stop(*arguments):
+        heal(*arguments)
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(searching, "measure_healed", stop)
+        with pytest.raises(Stop):
+            search(out=path, **settings)
+    partial = netcdf.load(tmp_path / "search.partial.nc")
+    assert any("~" in name for name in partial.candidate.values)
+    found = search(out=path, remove=1, **settings)
+    xr.testing.assert_equal(found.healed, whole.healed)
+    names = found.healed.values
+    xr.testing.assert_equal(found.kl.sel(candidate=names), whole.kl.sel(candidate=names))
 
 
 def test_a_layer_gap_ends_spans_or_is_refused_before_anything_is_measured(monkeypatch):

@@ -15,6 +15,7 @@ from robustness.files.matching import REPLACED, check_beginning
 from robustness.files.output import Output
 from robustness.files.precision_floor import floor_attributes
 from robustness.schedules import Schedule, check, to_text
+from robustness.schedules.steps import maps as maps_of
 
 CLEAN_LOSS = "clean_loss"
 
@@ -188,9 +189,14 @@ class Record:
         carried = changes.carried(earlier.attrs, self.attrs, 0)
         self.attrs |= carried | floor_attributes(earlier.attrs)
         self.clean_loss = earlier[CLEAN_LOSS].values.astype(self.clean_loss.dtype)
-        schedules = []
-        for text in earlier["candidate"].values:
-            schedules.append(check(str(text), self._layers))
+        schedules, kept = [], []
+        for index, text in enumerate(earlier["candidate"].values):
+            schedule = check(str(text), self._layers)
+            # Maps are fitted again, perhaps in the place of other blocks.
+            if not any(map(maps_of, schedule)):
+                schedules.append(schedule)
+                kept.append(index)
+        earlier = earlier.isel(candidate=kept)
         measured = earlier["measured"].transpose("candidate", "batch").values == 1
         if measured.shape != (len(set(schedules)), len(self.batches)):
             raise ValueError("candidates or batches are not those of this search")
