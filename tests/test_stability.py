@@ -114,6 +114,28 @@ def test_samples_that_leave_the_measured_sets_count_only_what_they_had_decided(m
     assert (whole / draws - found.values).max() > 0.1, "something is left out"
 
 
+def test_the_steps_of_a_path_draw_the_same_documents():
+    dataset, _ = additive("greedy")
+    difference = np.random.default_rng(1).normal(size=24)
+    difference = np.repeat(0.15 + difference - difference.mean(), 2)
+    kl = dict(zip(dataset["removed"].values, np.full((41, 48), 9.0), strict=True))
+    # Wherever 0 is better than 1, so is to remove 1 next than to remove 2.
+    kl |= {"0": 1 - difference / 2, "1": 1 + difference / 2}
+    kl |= {"0 1": 3 - difference / 2, "0 2": 3 + difference / 2}
+    dataset["kl"].values[:] = [kl[text] for text in dataset["removed"].values]
+    # The second race ended before the last document.
+    dataset["kl"][dataset["size"].values == 2, 46:] = np.nan
+    dataset["standing"].values[1] = np.where(
+        dataset["step"].values[:, None] == dataset["size"].values, TIED, NOT_WEIGHED
+    )
+    for step, text in ((1, "0"), (2, "0 1")):
+        (place,) = np.flatnonzero(dataset["removed"] == text)
+        dataset["chosen"].loc["greedy", step] = dataset["candidate"].values[place]
+    found = probability(dataset).sel(strategy="greedy")
+    assert 0.6 < found.sel(step=1, unit="0") < 0.95
+    assert found.sel(step=2, unit="1") > 0.9, "0.85 if draws differed"
+
+
 def test_a_unit_that_greedy_removed_keeps_the_share_of_its_step():
     found = probability(additive("greedy")[0]).sel(strategy="greedy")
     first = int(found.values[0].argmax())
