@@ -161,3 +161,12 @@ def test_a_place_that_is_no_file_name_is_refused_in_one_line(run, llama, stories
         code, _, err = run("prune", llama, "--remove", 1, "--data", stories, "--pack",
             "--context", 24, "--tokens", 480, "--out", place)  # fmt: skip
         assert code == 1 and "fault of stages" not in err and place in err
+
+
+def test_a_foreign_figure_is_found_before_the_search_and_stays(run, llama, stories, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"not of this project")
+    code, _, err = run("prune", llama, "--remove", 1, "--data", stories, "--pack",
+        "--context", 24, "--tokens", 480, "--out", tmp_path / "a.nc")  # fmt: skip
+    assert code == 1 and "a.png" in err and "score" not in err
+    assert [path.name for path in tmp_path.glob("a.*")] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"not of this project"

@@ -226,6 +226,8 @@ def prune(
     stages prune builtin --remove 4 --dry-run
     """
     announce(model)
+    from robustness.files import ownership
+    from robustness.files.kinds.searches import SEARCH
     from robustness.pruning.preparation import prepare
     from robustness.pruning.search import prune as find
     from robustness.text.corpus import read_text
@@ -245,7 +247,10 @@ def prune(
         say_rows(("what", "cost"), _costs(prepare(opened, corpora, settings, run)))
         say_nothing_was_run()
         return
-    out = run.out or directory_of(opened.name) / "search.nc"
+    out = Path(run.out or directory_of(opened.name) / "search.nc")
+    # What stands in the place of the figure is found before the search, not after it.
+    ownership.check(out, SEARCH)
+    ownership.check(out.with_suffix(".png"), ownership.FIGURE)
     with progress(None, "measurement") as show:
         found = find(
             opened,
@@ -254,8 +259,8 @@ def prune(
             replace(run, out=out, progress=show),
             timed=not opened.request,
         )
-    _present(opened, Path(out), found, tasks, run)
-    _advise(Path(out), model, found)
+    _present(opened, out, found, tasks, run)
+    _advise(out, model, found)
 
 
 def _costs(search: "Search") -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import xarray as xr
 from device_cases import on
 from test_devices import corpus
